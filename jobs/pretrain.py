@@ -1,0 +1,26 @@
+"""Pretrain a GPT.
+
+    python jobs/pretrain.py [config.yaml ...] [key=value ...]
+    ray job submit -- python jobs/pretrain.py jobs/configs/shakespeare.yaml
+
+Prepares the data first if it is missing. The same command again goes on where a run stopped.
+"""
+
+import sys
+from pathlib import Path
+
+# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
+# hide the package of that name, which lm-eval imports.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from manta.job import run_job
+from manta.train.pretrain import PretrainConfig, pretrain, summary
+
+
+def main(config: PretrainConfig) -> None:
+    done = pretrain(config)
+    print("\n" + summary(config, done))
+
+
+if __name__ == "__main__":
+    run_job(main, PretrainConfig)

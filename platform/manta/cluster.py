@@ -1,0 +1,212 @@
+"""The connection to Ray: start or join a cluster, ship this code to it, ask what it has.
+
+`python -m manta.cluster up` starts a head node on this machine when none runs (token auth, loopback
+only) and checks that its job server lets us in.
+"""
+
+import logging
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import manta
+from manta.errors import ClusterError, MantaError
+
+AUTH_HINT = (
+    "Ray's cluster asks for a token: run `export RAY_AUTH_MODE=token` in this shell (and copy the "
+    "cluster's ~/.ray/auth_token here when it runs on another machine), then try again"
+)
+TOKEN_FILE = Path("~/.ray/auth_token")
+LOCAL_OBJECT_STORE_BYTES = 512 << 20
+DASHBOARD = "http://127.0.0.1:8265"
+
+
+def connect(**local: Any) -> None:
+    """Joins the cluster that RAY_ADDRESS or this machine names, else starts a local one.
+
+    The code that runs here is sent along, so that workers never run another version of it. `local`
+    goes to `ray.init` when a local cluster is started.
+
+    Raises:
+        ClusterError: the cluster refuses us, or does not answer.
+    """
+    import ray
+
+    _protect_token()
+    # A worker's folder is its own affair: every path of Manta's is absolute.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if ray.is_initialized():
+        return
+    package = Path(manta.__file__).parent
+    common: dict[str, Any] = {
+        "runtime_env": {"py_modules": [str(package)]},
+        "log_to_driver": os.environ.get("MANTA_WORKER_LOGS") == "1",
+        "logging_level": logging.WARNING,
+        "configure_logging": True,
+    }
+    try:
+        try:
+            ray.init(address="auto", **common)
+            print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
+        except ConnectionError:
+            if "RAY_ADDRESS" in os.environ:
+                raise
+            store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
+            ray.init(address="local", **common, **(store | local))
+            print("started a local Ray for this job", flush=True)
+    except ConnectionError as e:
+        raise ClusterError(
+            f"no Ray cluster answers ({' '.join(str(e).split())[:160]}); start one with "
+            "`ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+        ) from None
+    except Exception as e:
+        if is_refusal(e):
+            raise ClusterError(AUTH_HINT) from None
+        raise
+
+
+def disconnect() -> None:
+    """Leaves the cluster, if this process is in one."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error of Ray's means that our token is missing or wrong."""
+    text = f"{type(error).__name__} {error}".lower()
+    return any(word in text for word in ("unauthorized", "unauthenticated", "auth_token", "401"))
+
+
+def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:
+    """Checks, at once, that the cluster can hold these workers (each `cpus` CPUs and `gpus` GPUs).
+
+    With `wait_seconds`, asks an autoscaling cluster for them and waits so long for it to grow.
+
+    Raises:
+        ClusterError: it cannot.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    bundle = {name: float(n) for name, n in (("CPU", cpus), ("GPU", gpus)) if n}
+    deadline = time.monotonic() + wait_seconds
+    if wait_seconds and _capacity(bundle) < num_workers:
+        request_resources(bundles=[bundle] * num_workers)
+    while (fits := _capacity(bundle)) < num_workers:
+        if time.monotonic() >= deadline:
+            has = ray.cluster_resources()
+            each = " and ".join(f"{n:g} {name}" for name, n in bundle.items())
+            raise ClusterError(
+                f"num_workers={num_workers} workers of {each} each do not fit: the cluster has "
+                f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, room for {fits}. "
+                f"Set num_workers={max(fits, 1)}, or add nodes"
+                + ("" if wait_seconds else " (an autoscaling cluster: set wait_seconds=600)")
+            )
+        time.sleep(1.0)
+
+
+def _capacity(bundle: dict[str, float]) -> int:
+    """How many such bundles the cluster's nodes hold, each bundle on one node."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(name, 0) / n) for name, n in bundle.items()) for node in alive)
+
+
+def _protect_token() -> None:
+    """Ray can write its token's file with mode 0644, for every user of the machine to read.
+
+    Raises:
+        ClusterError: the mode is wrong and cannot be mended.
+    """
+    file = TOKEN_FILE.expanduser()
+    if not file.is_file() or not stat.S_IMODE(file.stat().st_mode) & 0o077:
+        return
+    try:
+        file.chmod(0o600)
+    except OSError:
+        raise ClusterError(
+            f"others can read {file}, the token that lets them run code as you; run "
+            f"`chmod 600 {file}`"
+        ) from None
+
+
+def up() -> None:
+    """Starts a head node here unless one runs, and checks that its job server lets us in.
+
+    Raises:
+        ClusterError: Ray does not start, or refuses us.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    ray_command = str(Path(sys.executable).parent / "ray")
+    token = subprocess.run(
+        [ray_command, "get-auth-token", "--generate"], capture_output=True, text=True, check=False
+    )
+    if token.returncode:
+        raise ClusterError(f"Ray's token cannot be made: {token.stderr.strip()[-300:]}")
+    _protect_token()
+    try:
+        version = _job_server()
+        print(f"Ray {version} is running: {DASHBOARD}")
+        return
+    except ConnectionError:
+        pass
+    started = subprocess.run(
+        [
+            ray_command,
+            "start",
+            "--head",
+            "--dashboard-host=127.0.0.1",
+            f"--object-store-memory={LOCAL_OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if started.returncode:
+        raise ClusterError(f"`ray start --head` failed: {started.stderr.strip()[-400:]}")
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            version = _job_server()
+            break
+        except ConnectionError:
+            if time.monotonic() > deadline:
+                raise ClusterError(f"Ray started, but its job server at {DASHBOARD} does not answer "
+                                   "within 60 s; see /tmp/ray/session_latest/logs/dashboard.log"
+                                   ) from None
+            time.sleep(0.5)
+    print(f"started Ray {version}: {DASHBOARD} (`ray stop` ends it)")
+
+
+def _job_server() -> str:
+    """The job server's Ray version. Raises ConnectionError when none answers."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD))
+        client.list_jobs()
+        return client.get_version()
+    except Exception as e:
+        if is_refusal(e):
+            raise ClusterError(AUTH_HINT) from None
+        if isinstance(e, ConnectionError):
+            raise
+        raise ConnectionError(str(e)) from e
+
+
+if __name__ == "__main__":
+    try:
+        if sys.argv[1:] != ["up"]:
+            raise ClusterError("usage: python -m manta.cluster up")
+        up()
+    except MantaError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)

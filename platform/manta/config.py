@@ -1,0 +1,224 @@
+"""Configs: frozen dataclasses, filled from a YAML file and `key=value` arguments.
+
+A config class lives beside the code that it configures and is composed upward:
+
+    @config
+    class OptimizerConfig:
+        lr: PositiveFloat = 1e-3
+        '''Peak learning rate.'''
+
+`load` reads YAML and arguments (OmegaConf), converts and checks types (pydantic), then asks every
+config for problems that span keys (`problems()`), and reports all of them at once.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, dataclass_transform
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from manta.errors import ConfigError
+
+C = TypeVar("C")
+
+
+@dataclass_transform(frozen_default=True)
+def config(cls: type[C]) -> type[C]:
+    """Makes `cls` a frozen, checked config whose field docstrings become its help."""
+    options = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, strict=False
+    )
+    return pydantic_dataclass(frozen=True, config=options)(cls)
+
+
+def _no_bool(value: Any) -> Any:
+    """Python counts `true` as 1; a person who wrote `steps=true` meant something else."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
+OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
+# 256 bytes and the end-of-text token are the least that can spell every text.
+VocabSize = Annotated[int, BeforeValidator(_no_bool), Field(ge=257, le=1 << 20)]
+
+
+def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
+    """`[config.yaml ...] [key=value ...]`, later ones over earlier ones, as a `cls`.
+
+    Raises:
+        ConfigError: with every problem found, one to a line.
+    """
+    tree = OmegaConf.create()
+    for argument in arguments:
+        tree = OmegaConf.merge(tree, _read(argument))
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"the config cannot be resolved: {_first_line(e)}") from None
+    if not isinstance(plain, dict):
+        raise ConfigError("a config is a mapping of keys to values, not a list")
+    return from_dict(cls, plain)
+
+
+def _read(argument: str) -> Any:
+    key, equals, _ = argument.partition("=")
+    try:
+        if equals and not Path(argument).is_file():
+            if not key.strip():
+                raise ConfigError(f"'{argument}': a key is missing before '='")
+            return OmegaConf.from_dotlist([argument])
+        if not Path(argument).is_file():
+            raise ConfigError(
+                f"'{argument}': no such config file (arguments are a YAML file or key=value)"
+            )
+        loaded = OmegaConf.load(argument)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{argument}: a config is a mapping of keys to values")
+        return loaded
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"'{argument}' cannot be read: {_first_line(e)}") from None
+
+
+def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
+    """A `cls` from a plain tree, with the presets that the tree names filled in beneath it.
+
+    Raises:
+        ConfigError: with every problem found, one to a line.
+    """
+    problems: list[str] = []
+    expanded = _expand(cls, dict(tree), "", problems)
+    try:
+        made = TypeAdapter(cls).validate_python(expanded)
+    except ValidationError as e:
+        problems += [_describe(cls, dict(error)) for error in e.errors()]
+        made = None
+    if made is not None and not problems:
+        problems += find_problems(made)
+    if problems:
+        head = "" if len(problems) == 1 else f"{len(problems)} problems in the config:\n  "
+        raise ConfigError(head + "\n  ".join(problems))
+    assert made is not None
+    return made
+
+
+def find_problems(made: Any, prefix: str = "") -> list[str]:
+    """What `problems()` says of a config and of the configs in it; keys with their full path."""
+    found = [prefix + text for text in getattr(made, "problems", lambda: [])()]
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        if dataclasses.is_dataclass(value):
+            found += find_problems(value, f"{prefix}{field.name}.")
+    return found
+
+
+def to_dict(made: Any) -> dict[str, Any]:
+    """A config as plain values (tuples as lists), which `from_dict` reads back equal."""
+    return TypeAdapter(type(made)).dump_python(made, mode="json")
+
+
+def to_yaml(made: Any) -> str:
+    return yaml.safe_dump(to_dict(made), sort_keys=False, allow_unicode=True)
+
+
+def help_text(cls: type) -> str:
+    """Every key with its type, default and meaning, one paragraph each."""
+    lines = []
+    for key, kind, default, description in _fields(cls, ""):
+        lines.append(f"  {key}: {kind} = {default}")
+        lines += [f"      {line.strip()}" for line in description.splitlines() if line.strip()]
+    return "\n".join(lines)
+
+
+def _fields(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    described = cls.__pydantic_fields__  # type: ignore[attr-defined]
+    for name, hint in typing.get_type_hints(cls).items():
+        if name not in described:
+            continue
+        default = described[name].get_default(call_default_factory=True)
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _fields(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name, _type_name(hint), _plain(default), described[name].description or ""
+
+
+def _plain(value: Any) -> str:
+    dumped = yaml.safe_dump(TypeAdapter(Any).dump_python(value, mode="json"))
+    return dumped.strip().removesuffix("...").strip().replace("\n- ", ", ").removeprefix("- ")
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(_type_name(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) in (tuple, list):
+        return "[" + ", ".join(_type_name(a) for a in typing.get_args(hint) if a is not ...) + "]"
+    return {type(None): "null"}.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+    """Puts the preset that `tree` names beneath its own keys, here and in every group."""
+    presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
+    name = tree.get("preset")
+    if name in presets:
+        tree = {**presets[name], **tree}
+    elif name is not None and presets:
+        problems.append(f"{prefix}preset={name}: unknown preset{_nearest(str(name), presets)}")
+    for key, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint) and isinstance(tree.get(key), dict):
+            assert isinstance(hint, type)
+            tree[key] = _expand(hint, tree[key], f"{prefix}{key}.", problems)
+    return tree
+
+
+def _describe(cls: type, error: dict[str, Any]) -> str:
+    path = [str(part) for part in error["loc"]]
+    if error["type"] == "unexpected_keyword_argument":
+        owner = cls
+        for part in path[:-1]:
+            owner = typing.get_type_hints(owner)[part]
+        own = [f.name for f in dataclasses.fields(owner)]  # type: ignore[arg-type]
+        prefix = "".join(f"{part}." for part in path[:-1])
+        near = _nearest(path[-1], own, prefix)
+        return f"{'.'.join(path)}: unknown key{near or _elsewhere(cls, path[-1])}"
+    # For a union, pydantic appends the branch it tried; a person wants the key alone.
+    known = {key for key, *_ in _fields(cls, "")}
+    while len(path) > 1 and ".".join(path) not in known:
+        path.pop()
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{'.'.join(path)}={error['input']!r}: {message}"
+
+
+def _nearest(name: str, valid: Any, prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {prefix}{near[0]}?"
+    return "" if prefix or len(valid) > 12 else f"; valid: {', '.join(valid)}"
+
+
+def _elsewhere(cls: type, name: str) -> str:
+    """The key of that name, or nearly, in another group: `lr` for `optimizer.lr`."""
+    leaves = {key.rpartition(".")[2]: key for key, *_ in _fields(cls, "")}
+    near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.6)
+    return f"; did you mean {leaves[near[0]]}?" if near else "; see --help for all keys"
+
+
+def _first_line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:200]
+
+

@@ -1,0 +1,1 @@
+"""Data: documents become tokenized shards, and shards become an exact stream of batches."""

@@ -1,0 +1,46 @@
+"""Named model shapes, as data: each says what differs from ModelConfig's defaults.
+
+The vocabulary comes from the dataset's tokenizer; parameter counts are with r50k_base (50,257).
+"""
+
+from typing import Any
+
+GPT2: dict[str, Any] = {
+    "family": "gpt2",
+    "context_length": 1024,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # 4.2M with the default vocabulary of 4,096: what ModelConfig's defaults are.
+    "quickstart": {},
+    # GPT-2 small, 124,439,808 parameters (Radford et al. 2019).
+    "gpt2-124m": GPT2,
+    # The same with an untied head and no bias on query, key and value: 163,009,536, the model of
+    # "Build a Large Language Model (from Scratch)".
+    "gpt2-163m": {**GPT2, "tie_embeddings": False, "qkv_bias": False},
+    # GPT-2 medium, 354,823,168.
+    "gpt2-350m": {**GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+    # LF_LLM-269M, 269,600,768.
+    "lf-269m": {
+        "family": "modern",
+        "context_length": 2048,
+        "n_layer": 16,
+        "n_head": 16,
+        "n_embd": 1024,
+        "mlp_hidden": 3072,
+    },
+    # 350,357,504. RoPE and a context of 2,048 are given; the MLP's width is chosen for the size.
+    "casa-350m": {
+        "family": "modern",
+        "context_length": 2048,
+        "n_layer": 24,
+        "n_head": 16,
+        "n_embd": 1024,
+        "mlp_hidden": 2688,
+    },
+    # GPT-2 XL, 1,557,611,200.
+    "gpt2-1.5b": {**GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
+}

@@ -1,0 +1,1 @@
+"""Text: where documents come from, and how they become tokens."""

@@ -1,0 +1,180 @@
+"""Tokenizers: tiktoken's named encodings, and byte-pair encodings trained on the corpus.
+
+Hugging Face `tokenizers` trains and tiktoken encodes, so that both kinds are one class with one
+file format, saved with every dataset and every checkpoint.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from tiktoken.load import read_file_cached
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from manta import storage
+from manta.errors import DataError
+
+FILE_NAME = "encoding.json"
+END_OF_TEXT = "<|endoftext|>"
+R50K = "r50k_base"
+# sha256 of r50k_base.tiktoken, as tiktoken 0.14 checks it (tiktoken_ext/openai_public.py).
+R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+
+
+class Tokenizer:
+    """Text to token ids and back. Text that spells a special token is only text."""
+
+    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], eot: int):
+        self.name = name
+        self.eot = eot
+        """Id of the end-of-text token, which follows every document."""
+        self._pattern = pattern
+        self._ranks = ranks
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot}
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the end-of-text token's included."""
+        return self._encoding.n_vocab
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some ids; bytes that are not UTF-8 come out as U+FFFD."""
+        return self._encoding.decode(list(tokens))
+
+    def token_bytes(self) -> np.ndarray:
+        """(V,) int32: the number of bytes of text each id stands for; 0 for end-of-text."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        for token, rank in self._ranks.items():
+            lengths[rank] = len(token)
+        return lengths
+
+    @functools.cached_property
+    def serialized(self) -> bytes:
+        """The tokenizer as a JSON file: name, pattern, end-of-text id, tokens in order of rank."""
+        ordered = sorted(self._ranks, key=self._ranks.__getitem__)
+        content = {
+            "format": "manta-bpe-1",
+            "name": self.name,
+            "pattern": self._pattern,
+            "eot": self.eot,
+            "tokens": [base64.b64encode(token).decode() for token in ordered],
+        }
+        return json.dumps(content, indent=0).encode()
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.serialized).hexdigest()
+
+
+def load(path: str) -> Tokenizer:
+    """The tokenizer saved at `path`. Raises DataError when it is missing or damaged."""
+    data = storage.read_bytes(path)
+    try:
+        return from_bytes(data)
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataError(f"{path}: not a tokenizer of Manta's ({e!r}); restore the file") from None
+
+
+def from_bytes(data: bytes) -> Tokenizer:
+    """The way back from `Tokenizer.serialized`."""
+    content = json.loads(data)
+    ranks = {base64.b64decode(token): rank for rank, token in enumerate(content["tokens"])}
+    return Tokenizer(content["name"], content["pattern"], ranks, content["eot"])
+
+
+def named(name: str, file: str | None = None) -> Tokenizer:
+    """r50k_base, GPT-2's encoding: from tiktoken's own cache or download, or from a file.
+
+    Raises:
+        DataError: the file is missing or another one, or the download failed.
+    """
+    assert name == R50K, name
+    if file is not None:
+        data = _read_encoding_file(file)
+    else:
+        address = _r50k_address()
+        try:
+            data = read_file_cached(address, R50K_SHA256)
+        except Exception as e:  # requests' and the operating system's errors alike
+            raise DataError(
+                f"{name} is downloaded on first use, and that failed ({type(e).__name__}); "
+                f"get the file {name}.tiktoken on a machine with network and give it with "
+                f"data.tokenizer_file=PATH/{name}.tiktoken"
+            ) from None
+    ranks = {}
+    for line in data.splitlines():
+        token, _, rank = line.partition(b" ")
+        ranks[base64.b64decode(token)] = int(rank)
+    return Tokenizer(name, r50k_pat_str, ranks, eot=len(ranks))
+
+
+def _read_encoding_file(file: str) -> bytes:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise DataError(f"data.tokenizer_file={file}: no such file")
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != R50K_SHA256:
+        raise DataError(
+            f"data.tokenizer_file={file}: not r50k_base.tiktoken (its sha256 is {found[:16]}..., "
+            f"expected {R50K_SHA256[:16]}...)"
+        )
+    return data
+
+
+def _r50k_address() -> str:
+    """Where tiktoken gets the file, read from tiktoken itself so that both share one cache."""
+    from tiktoken_ext import openai_public
+
+    constants = openai_public.r50k_base.__code__.co_consts
+    return next(c for c in constants if isinstance(c, str) and c.endswith(f"{R50K}.tiktoken"))
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with at most `vocab_size` ids (end-of-text included), fewer where the text
+    has not enough pairs to merge.
+
+    Splits text as r50k_base does. Bytes are the first 256 ids, merges follow in the order learned,
+    so that rank order is merge order and tiktoken encodes as the trainer would.
+    """
+    from tokenizers import Regex, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Trainee
+
+    trainee = Trainee(models.BPE())
+    trainee.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r50k_pat_str), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trainee.train_from_iterator(texts, trainer)
+    byte_of = _byte_of_character()
+    ranks = {
+        bytes(byte_of[character] for character in token): rank
+        for token, rank in trainee.get_vocab().items()
+    }
+    return Tokenizer(f"bpe-{len(ranks) + 1}", r50k_pat_str, ranks, eot=len(ranks))
+
+
+def _byte_of_character() -> dict[str, int]:
+    """ByteLevel shows each byte as one printable character: itself where Latin-1 prints it, else
+    the next free one from U+0100 (GPT-2's bytes_to_unicode). This is the way back."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    shown = {chr(byte): byte for byte in printable}
+    return shown | {chr(0x100 + i): byte for i, byte in enumerate(others)}

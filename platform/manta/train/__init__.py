@@ -1,0 +1,1 @@
+"""Training: schedule, optimizer, engine, checkpoints, the loop, and the loop inside Ray Train."""

@@ -1,0 +1,77 @@
+"""What this machine computes with: device, threads, the dtype it is fast in, its peak."""
+
+import dataclasses
+import functools
+import os
+import time
+from typing import Literal
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BF16_SPEEDUP = 1.5  # bf16 costs precision: it has to bring at least this much
+
+# Dense bf16 matrix peaks without sparsity, FLOP/s, from NVIDIA's data sheets and architecture white
+# papers (GeForce: with fp32 accumulation).
+GPU_PEAKS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "L40S": 362e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165.2e12,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Where a worker trains. peak: FLOP/s of dense matrix products in `dtype`."""
+
+    torch_device: torch.device
+    dtype: Literal["fp32", "bf16"]
+    peak: float
+    description: str
+
+
+def find_device(dtype: str, use_gpu: bool, threads: int) -> Device:
+    """Sets the thread count and finds device, dtype (for "auto", by a probe) and peak."""
+    torch.set_num_threads(threads)
+    if use_gpu:
+        device = torch.device("cuda", torch.cuda.current_device())
+        name = torch.cuda.get_device_name(device)
+        peak = next((GPU_PEAKS[key] for key in GPU_PEAKS if key in name), None)
+        chosen = ("bf16" if torch.cuda.is_bf16_supported() else "fp32") if dtype == "auto" else dtype
+        if peak is None or chosen == "fp32":
+            peak = matmul_flops(chosen, device, 8192)
+        return Device(device, chosen, peak, name)  # type: ignore[arg-type]
+    device = torch.device("cpu")
+    if dtype == "auto":
+        dtype = "bf16" if cpu_is_fast_in_bf16() else "fp32"
+    return Device(device, dtype, cpu_peak(dtype), f"CPU, {threads} threads")  # type: ignore[arg-type]
+
+
+def cpu_is_fast_in_bf16() -> bool:
+    """Measured, not looked up: a processor may have the instructions and not the speed."""
+    return cpu_peak("bf16") > BF16_SPEEDUP * cpu_peak("fp32")
+
+
+@functools.cache
+def cpu_peak(dtype: str) -> float:
+    return matmul_flops(dtype, torch.device("cpu"), 1024)
+
+
+def matmul_flops(dtype: str, device: torch.device, size: int) -> float:
+    """FLOP/s of a square matrix product, the best of several."""
+    a = torch.randn(size, size, device=device).to(DTYPES[dtype])
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()  # .item() waits for a GPU
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def available_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,115 @@
+"""The DeepSpeed engine: one module between plain keys and DeepSpeed's config."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from manta.train.device import Device
+from manta.train.optimizer import OptimizerConfig, make_optimizer
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+# DeepSpeed's import and start-up talk; what matters of it reaches a person as an error.
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="deepspeed")
+import deepspeed  # noqa: E402
+from deepspeed.ops import __compatible_ops__  # noqa: E402
+
+# Used for inference only, and compiled for 40 s at the first start otherwise.
+__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def make_engine(
+    model: nn.Module,
+    optimizer: OptimizerConfig,
+    device: Device,
+    *,
+    zero_stage: int,
+    micro_batch_size: int,
+    grad_accum_steps: int,
+) -> Any:
+    """A DeepSpeed engine over `model`, in the process group that is already there.
+
+    bf16 is torch's autocast over fp32 weights: the weights, their gradients and the optimizer's
+    state are fp32 at every stage, so that all stages train alike and checkpoints are exact.
+    """
+    settings = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": grad_accum_steps,
+        "gradient_clipping": optimizer.grad_clip,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {
+            "enabled": device.dtype == "bf16",
+            "dtype": "bfloat16",
+            # Whose gradients are reduced in bf16: none.
+            "lower_precision_safe_modules": [],
+        },
+        "steps_per_print": 1 << 40,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=model.to(device.torch_device),
+        optimizer=make_optimizer(model, optimizer),
+        config=settings,
+        dist_init_required=False,
+    )
+    return engine
+
+
+def set_lr(engine: Any, lr: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def grad_norm(engine: Any) -> float:
+    """Global 2-norm of the last step's gradients, before clipping; 0 when clipping is off, where
+    DeepSpeed does not compute it at every stage."""
+    norm = engine.get_global_grad_norm()
+    return float(norm) if norm is not None else 0.0
+
+
+@contextmanager
+def evaluating(engine: Any) -> Iterator[nn.Module]:
+    """The model in eval mode, without gradients, in the engine's dtype; calls go through it on
+    every rank alike (at stage 3 each call gathers the weights)."""
+    engine.eval()
+    try:
+        with torch.no_grad():
+            yield engine
+    finally:
+        engine.train()
+
+
+def full_weights(engine: Any) -> dict[str, Tensor]:
+    """Every weight by its name, whole, on the CPU, on rank 0; {} on the others. A tied weight
+    appears once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, parameter in engine.module.named_parameters():
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        # One at a time, so that no rank holds the whole model beside its shards.
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if dist.get_rank() == 0:
+                found[name] = parameter.detach().to("cpu", copy=True)
+    return found
+
+
+def save_state(engine: Any, folder: str) -> None:
+    """Writes this rank's share of the resume state under `folder`/engine (a collective call)."""
+    engine.save_checkpoint(folder, tag="engine", save_latest=False)
+
+
+def load_state(engine: Any, folder: str) -> None:
+    """Reads back what `save_state` wrote, on as many ranks (a collective call)."""
+    path, _ = engine.load_checkpoint(folder, tag="engine")
+    assert path is not None, f"{folder}/engine holds no state"

@@ -1,0 +1,161 @@
+"""A run's records: metrics.jsonl, samples.jsonl, TensorBoard, the curve, and one line to read."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from manta import storage
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+CURVE = "loss.png"
+TENSORBOARD = "tensorboard"
+
+
+class Logbook:
+    """Writes a run's records, on rank 0.
+
+    In a local run folder they grow in place; for an object store, which cannot append, they grow
+    in a local folder and are sent at each `sync`.
+    """
+
+    def __init__(self, run: str, say: Callable[[str], None], resumed_step: int):
+        self.say = say
+        self._run = run
+        self._is_local = storage.is_local(run)
+        if self._is_local:
+            self._folder = Path(storage.filesystem(run)[1])
+            self._folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self._folder = Path(tempfile.mkdtemp(prefix="manta-logbook-"))
+            for name in (METRICS, SAMPLES):
+                if storage.exists(storage.join(run, name)):
+                    storage.download(storage.join(run, name), self._folder / name)
+        # What was logged after the checkpoint that we go on from will be logged again.
+        for name in (METRICS, SAMPLES):
+            _keep_until(self._folder / name, resumed_step)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(
+            str(self._folder / TENSORBOARD), purge_step=resumed_step + 1 if resumed_step else None
+        )
+
+    def metrics(self, records: Iterable[dict[str, Any]]) -> None:
+        """One line of metrics.jsonl a record; each has its `step`."""
+        with (self._folder / METRICS).open("a") as f:
+            for record in records:
+                f.write(json.dumps(_plain(record)) + "\n")
+                for key, value in record.items():
+                    if key != "step" and isinstance(value, int | float):
+                        self._board.add_scalar(key, value, record["step"])
+
+    def sample(self, step: int, prompt: str, completion: str) -> None:
+        with (self._folder / SAMPLES).open("a") as f:
+            row = {"step": step, "prompt": prompt, "completion": completion}
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._board.add_text("samples", f"**{prompt}**{completion}", step)
+
+    def sync(self, *, curve: str | None = None) -> None:
+        """Makes what was logged visible; with `curve`, a title, draws the loss curve too."""
+        self._board.flush()
+        if curve is not None:
+            draw_curve(read_metrics(str(self._folder / METRICS)), self._folder / CURVE, curve)
+        if not self._is_local:
+            for file in sorted(p for p in self._folder.rglob("*") if p.is_file()):
+                storage.upload(file, storage.join(self._run, str(file.relative_to(self._folder))))
+
+    def close(self) -> None:
+        self._board.close()
+        if not self._is_local:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def read_metrics(path: str) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that was cut short is left out."""
+    if storage.info(path).type == pafs.FileType.NotFound:
+        return []
+    records = []
+    for line in storage.read_bytes(path).decode(errors="replace").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def draw_curve(records: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Training loss (thin: each step; thick: smoothed) and val loss against tokens, as a PNG."""
+    from matplotlib.figure import Figure
+
+    train = [(r["tokens"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]
+    val = [(r["tokens"], r["val_loss"]) for r in records if isinstance(r.get("val_loss"), float)]
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    largest = max([tokens for tokens, _ in train + val], default=0)
+    unit, name = (1e9, "billion ") if largest >= 1e9 else (1e6, "million ")
+    if train:
+        x = [tokens / unit for tokens, _ in train]
+        axes.plot(x, [loss for _, loss in train], color="#9ecae1", linewidth=0.8, label="train")
+        axes.plot(x, _smooth([loss for _, loss in train]), color="#2171b5", label="train, smoothed")
+    if val:
+        last = val[-1]
+        axes.plot(
+            [tokens / unit for tokens, _ in val],
+            [loss for _, loss in val],
+            color="#d94801",
+            marker="o",
+            markersize=4,
+            label="val",
+        )
+        axes.annotate(
+            f"{last[1]:.3f}", (last[0] / unit, last[1]), (6, 6), textcoords="offset points"
+        )
+    axes.set(title=title, xlabel=f"{name}tokens", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def _smooth(values: list[float], decay: float = 0.95) -> list[float]:
+    """Exponential mean, with the bias of its start removed."""
+    mean, weight, smoothed = 0.0, 0.0, []
+    for value in values:
+        mean = decay * mean + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        smoothed.append(mean / weight)
+    return smoothed
+
+
+def _keep_until(file: Path, step: int) -> None:
+    if not file.exists():
+        return
+    kept = [json.dumps(r, ensure_ascii=False) for r in read_metrics(str(file)) if r["step"] <= step]
+    storage.write_bytes(str(file.absolute()), "".join(line + "\n" for line in kept).encode())
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a value that is not finite is written as its name."""
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42s, 3m05s, 2h10m."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+

@@ -1,0 +1,421 @@
+"""The loop inside Ray Train: what the driver checks, what each worker sets up, the summary."""
+
+import contextlib
+import dataclasses
+import os
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import Empty
+from typing import Any, Literal
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+
+from manta import cluster, storage
+from manta import config as configs
+from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, config
+from manta.data import manifest as manifests
+from manta.data import prepare, stream
+from manta.data.manifest import Manifest
+from manta.data.prepare import DataConfig
+from manta.errors import CheckpointError, ClusterError, ConfigError, MantaError
+from manta.model.gpt import GPT, ModelConfig, num_parameters
+from manta.text.tokenizer import Tokenizer
+from manta.train import checkpoint
+from manta.train.checkpoint import TrainState
+from manta.train.device import available_cpus, find_device
+from manta.train.engine import make_engine
+from manta.train.logbook import Logbook, duration, read_metrics
+from manta.train.loop import Run, TrainConfig, train
+
+# glibc gives large blocks back to the system and takes them anew, page by page, at every step;
+# keeping them made CPU steps here up to a quarter faster. Read when a process starts.
+KEEP_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
+}
+
+
+@config
+class PretrainConfig(TrainConfig):
+    name: str = "quickstart"
+    """Name of the run, a folder under HOME/runs."""
+    home: str | None = None
+    """Folder or URI (s3://...) for data and runs; null: $MANTA_HOME, or ~/manta."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the run's newest whole checkpoint; never: refuse a run that exists."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray reserves for a worker."""
+    gpus_per_worker: Literal[0, 1] = 0
+    """1: train on GPUs, one a worker; 0: on CPUs."""
+    threads_per_worker: Count | None = None
+    """Compute threads of a worker; null: its node's CPUs, shared by the workers on it."""
+    wait_seconds: NonNegativeFloat = 0.0
+    """How long to wait for an autoscaling cluster to grow to what is asked for."""
+    max_failures: Natural = 0
+    """How often a failed worker is started anew, from the newest checkpoint."""
+    data: DataConfig = DataConfig()
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.name or self.name.strip(".") == "" or not set(self.name) <= NAME_CHARACTERS:
+            found.append(f"name={self.name}: letters, digits, '.', '_', '-' and '/' are valid")
+        return found
+
+    @property
+    def home_folder(self) -> str:
+        return storage.home(self.home)
+
+    @property
+    def run_folder(self) -> str:
+        return storage.join(self.home_folder, "runs", self.name)
+
+
+NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `finished_before`: it had already, and nothing was done."""
+
+    folder: str
+    checkpoint: str
+    state: TrainState
+    metrics: list[dict[str, Any]]
+    finished_before: bool = False
+
+    @property
+    def last_eval(self) -> dict[str, Any]:
+        return next((m for m in reversed(self.metrics) if "val_loss" in m), {})
+
+
+def pretrain(
+    c: PretrainConfig,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
+    callbacks: Callable[[], list[Any]] = list,
+) -> Outcome:
+    """Trains a model (or goes on training it) as the config says.
+
+    Args:
+        say: gets each line meant for a person.
+        callbacks: makes Ray Train callbacks, in the process that runs this.
+
+    Raises:
+        MantaError: before anything has started, if it cannot work; nothing is half-written.
+    """
+    cluster.connect()
+    cluster.require(c.num_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    done = finished(c)
+    if done is not None:
+        return done
+    manifest = ready_data(c, say)
+    stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
+    tokenizer = manifest.load_tokenizer()
+    model = with_vocabulary(c.model, tokenizer)
+    check_resumable(c, model, manifest)
+    storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
+    say(
+        f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
+        f"{c.tokens_per_batch:,} tokens, {c.num_workers} worker(s), ZeRO stage {c.zero_stage}"
+    )
+    fit(worker, {"config": configs.to_dict(c), "manifest": manifest}, c, say, callbacks())
+    return outcome(c)
+
+
+def finished(c: PretrainConfig) -> Outcome | None:
+    """The outcome of a run that has already ended, else None."""
+    path = checkpoint.latest(c.run_folder)
+    if path is None:
+        return None
+    if c.resume == "never":
+        raise ConfigError(
+            f"resume=never, but the run {c.name} exists ({c.run_folder}): give another name=, "
+            "delete the folder, or set resume=auto to go on with it"
+        )
+    state = checkpoint.load_state(path)
+    is_over = state.stopped_early and c.eval.patience is not None
+    if state.step < c.total_steps and not is_over:
+        return None
+    return dataclasses.replace(outcome(c), finished_before=True)
+
+
+def ready_data(c: PretrainConfig, say: Callable[[str], None]) -> Manifest:
+    """The dataset, prepared if it is missing, verified if it is there."""
+    manifest = prepare.find(c.data, c.home_folder)
+    if manifest is not None:
+        manifests.verify(manifest, hashes=c.data.verify == "full")
+    else:
+        say(f"preparing the dataset {c.data.dataset_name} from {c.data.source}")
+        manifest = prepare.prepare(c.data, c.home_folder)
+    say(
+        f"dataset {manifest.path}: {manifest.tokens('train'):,} train and "
+        f"{manifest.tokens('val'):,} val tokens ({manifest.tokenizer})"
+    )
+    return manifest
+
+
+def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model for this tokenizer. Raises ConfigError when its own vocabulary is too small."""
+    if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={model.vocab_size} is less than the tokenizer's "
+            f"{tokenizer.vocab_size} ids ({tokenizer.name}): omit it, or raise it"
+        )
+    return dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer.vocab_size)
+
+
+def order_of(c: PretrainConfig, manifest: Manifest) -> dict[str, Any]:
+    """What decides which tokens a step reads; a run keeps it from its first step to its last."""
+    digests = [shard.sha256 for shard in manifest.split("train")]
+    return {
+        "seed": c.seed,
+        "seq_len": c.sequence_length,
+        "tokens_per_batch": c.tokens_per_batch,
+        "tokenizer": manifest.tokenizer_sha256,
+        "shards": storage.sha256_of("".join(digests).encode()),
+    }
+
+
+def check_resumable(c: PretrainConfig, model: ModelConfig, manifest: Manifest) -> None:
+    """Raises CheckpointError when the run's checkpoint is not of this model, tokenizer, data order
+    or worker count."""
+    path = checkpoint.latest(c.run_folder)
+    if path is None:
+        return
+    remedy = "use the run's own value, or give another name="
+    saved, wanted = (configs.to_dict(m) for m in (checkpoint.load_model_config(path), model))
+    for key in saved:
+        if key != "preset" and saved[key] != wanted[key]:
+            raise CheckpointError(
+                f"{path} is of another model: its model.{key} is {saved[key]}, the config says "
+                f"{wanted[key]}; {remedy}"
+            )
+    state = checkpoint.load_state(path)
+    for key, value in order_of(c, manifest).items():
+        if state.data.get(key) != value:
+            raise CheckpointError(
+                f"{path} was trained with another {key} ({state.data.get(key)}, the config and the "
+                f"dataset {manifest.path} give {value}): its place in the data would be lost; {remedy}"
+            )
+    if (state.world_size, state.zero_stage) != (c.num_workers, c.zero_stage):
+        raise CheckpointError(
+            f"{path} holds the optimizer state of {state.world_size} workers at ZeRO stage "
+            f"{state.zero_stage}: set num_workers={state.world_size} "
+            f"zero_stage={state.zero_stage}, or give another name="
+        )
+
+
+def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
+    """One rank: sets up and runs the loop. Runs in Ray Train's worker process."""
+    c = configs.from_dict(PretrainConfig, arguments["config"])
+    manifest: Manifest = arguments["manifest"]
+    tokenizer = manifest.load_tokenizer()
+    model = with_vocabulary(c.model, tokenizer)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    path, state = _where_to_start(c, manifest)
+    run = setup(c, manifest, tokenizer, model, state, rank, world_size, say)
+    if path is not None:
+        checkpoint.load_engine(path, run.engine)
+    run.report = lambda metrics: ray.train.report(dict(metrics))
+    if rank == 0:
+        started = f"resuming at step {state.step} from {path}" if path else "starting"
+        say(f"{started} on {run.device.description}, {run.device.dtype}")
+    train(run)
+    if run.logbook is not None:
+        run.logbook.close()
+
+
+def setup(
+    c: PretrainConfig,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    state: TrainState,
+    rank: int,
+    world_size: int,
+    say: Callable[[str], None],
+) -> Run:
+    """Everything that the loop works on, for this rank, at the state's step."""
+    threads = c.threads_per_worker or _share_of_cpus()
+    dtype = state.dtype or _agreed(find_device(c.dtype, bool(c.gpus_per_worker), threads).dtype)
+    device = find_device(dtype, bool(c.gpus_per_worker), threads)
+    state.dtype, state.world_size, state.zero_stage = dtype, world_size, c.zero_stage
+    state.data = order_of(c, manifest)
+    torch.manual_seed(c.seed)
+    engine = make_engine(
+        GPT(model),
+        c.optimizer,
+        device,
+        zero_stage=c.zero_stage,
+        micro_batch_size=c.micro_batch,
+        grad_accum_steps=c.grad_accum_steps,
+    )
+    order = stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
+    share = {"micro_batch_size": c.micro_batch, "rank": rank, "world_size": world_size}
+    batches = stream.train_batches(
+        manifest, order, start=state.step, stop=c.total_steps, **share
+    )
+    val = stream.val_batches(manifest, tokens=c.eval.tokens, seq_len=c.sequence_length, **share)
+    logbook = Logbook(c.run_folder, say, state.step) if rank == 0 else None
+    return Run(
+        c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook
+    )
+
+
+def _where_to_start(c: PretrainConfig, manifest: Manifest) -> tuple[str | None, TrainState]:
+    """The newest whole checkpoint, as rank 0 sees it: all ranks start from the same."""
+    path = _agreed(checkpoint.latest(c.run_folder) if dist.get_rank() == 0 else None)
+    return path, checkpoint.load_state(path) if path else TrainState()
+
+
+def _agreed(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _share_of_cpus() -> int:
+    return max(1, available_cpus() // ray.train.get_context().get_local_world_size())
+
+
+def fit(
+    function: Callable[[dict[str, Any], Callable[[str], None]], None],
+    arguments: dict[str, Any],
+    c: PretrainConfig,
+    say: Callable[[str], None],
+    callbacks: list[Any],
+) -> None:
+    """Runs `function(arguments, say)` on c.num_workers Ray Train workers; what rank 0 says arrives
+    here, as it is said.
+
+    Raises:
+        MantaError: the workers' own, if that is what ended them.
+    """
+    use_gpu = bool(c.gpus_per_worker)
+    resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    with _listener(say) as queue:
+        trainer = TorchTrainer(
+            _Worker(function, queue),
+            train_loop_config=arguments,
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=c.num_workers, use_gpu=use_gpu, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                # Ray Train's own records; the run's are in its folder and do not depend on them.
+                name=f"{c.name.replace('/', '-')}-{os.getpid()}-{time.time_ns()}",
+                storage_path=_ray_storage(c.home_folder),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=c.max_failures, controller_failure_limit=3
+                ),
+                worker_runtime_env={} if use_gpu else {"env_vars": KEEP_MEMORY},
+                callbacks=callbacks,
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as e:
+            raise _cause(e) from None
+
+
+class _Worker:
+    """What Ray Train calls on each worker."""
+
+    def __init__(self, function: Callable[..., None], queue: Queue):
+        self.function, self.queue = function, queue
+
+    def __call__(self, arguments: dict[str, Any]) -> None:
+        is_first = ray.train.get_context().get_world_rank() == 0
+        self.function(arguments, self.queue.put if is_first else lambda line: None)
+
+
+@contextlib.contextmanager
+def _listener(say: Callable[[str], None]) -> Iterator[Queue]:
+    """A queue whose lines are said here until the block ends. Ray's own forwarding of output puts
+    a process's name before each line, and forwards every library's chatter with it."""
+    queue = Queue(actor_options={"num_cpus": 0})
+    stop = threading.Event()
+
+    def listen() -> None:
+        while True:
+            try:
+                say(queue.get(timeout=0.5))
+            except Empty:
+                if stop.is_set():
+                    return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        queue.shutdown(force=True)
+
+
+def _ray_storage(home: str) -> str:
+    """Ray Train wants a folder for its records that all nodes see."""
+    inside = storage.filesystem(home)[1] if storage.is_local(home) else home
+    return storage.join(inside, "ray")
+
+
+def _cause(error: BaseException) -> Exception:
+    """The MantaError in a failure of Ray Train's, or the worker's own error, else the failure."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        cause: BaseException | None = getattr(failure, "_base_exc", failure)
+        while cause is not None:
+            if isinstance(cause, MantaError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    controller = getattr(error, "controller_failure", None)
+    if controller is not None:
+        return ClusterError(f"Ray Train could not start or keep the workers: {controller}")
+    # The first worker's whole traceback: Ray's own message cuts it off.
+    return RuntimeError("\n".join([str(failure) for failure in failures.values()][:1]) or str(error))
+
+
+def outcome(c: PretrainConfig) -> Outcome:
+    path = checkpoint.latest(c.run_folder)
+    assert path is not None, "a run that ends has saved"
+    metrics = read_metrics(storage.join(c.run_folder, "metrics.jsonl"))
+    return Outcome(c.run_folder, path, checkpoint.load_state(path), metrics)
+
+
+def summary(c: PretrainConfig, done: Outcome) -> str:
+    """What a person reads at the end."""
+    state, last = done.state, done.last_eval
+    tokens = state.step * c.tokens_per_batch
+    lines = []
+    if done.finished_before:
+        why = "stopped early" if state.stopped_early else "is finished"
+        lines.append(f"run {c.name} {why}, at step {state.step}; nothing was done")
+    lines += [
+        f"run          {done.folder}",
+        f"checkpoint   {done.checkpoint}",
+        f"trained      {state.step} steps, {tokens:,} tokens, {duration(state.train_seconds)}",
+        f"val loss     {last.get('val_loss', float('nan')):.4f}   "
+        f"bits per byte {last.get('val_bpb', float('nan')):.4f}",
+        f"curve        {storage.join(done.folder, 'loss.png')}",
+        f"tensorboard  tensorboard --logdir {storage.join(done.folder, 'tensorboard')}",
+    ]
+    own = "" if c.name == "quickstart" else f" name={c.name}"
+    extend = f"total_tokens={2 * max(tokens, c.total_tokens)}"
+    if state.stopped_early:
+        extend += " eval.patience=null"
+    lines += [
+        f"next         python jobs/evaluate.py checkpoint={c.name}",
+        f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
+        f"extend       python jobs/pretrain.py{own} {extend}",
+        "start anew   python jobs/pretrain.py name=another-name",
+    ]
+    return "\n".join(lines)
