@@ -7,6 +7,8 @@ split coordinator and no epoch boundary; the position in the stream is the globa
 import dataclasses
 import functools
 import logging
+import queue
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,6 +93,30 @@ def train_batches(
     share = order.sequences_per_batch // world_size
     for _, batch in zip(range((stop - start) * share // micro_batch_size), rows, strict=False):
         yield batch["tokens"]
+
+
+def ahead(batches: Iterator[np.ndarray], depth: int = 4) -> Iterator[np.ndarray]:
+    """The same batches, drawn in a thread that starts now: a stream's first batch takes seconds,
+    in which the worker can build its model. At most `depth` wait at a time."""
+    waiting: queue.Queue[np.ndarray | BaseException | None] = queue.Queue(depth)
+
+    def draw() -> None:
+        try:
+            for batch in batches:
+                waiting.put(batch)
+            waiting.put(None)
+        except BaseException as e:
+            waiting.put(e)
+
+    threading.Thread(target=draw, daemon=True).start()
+
+    def drawn() -> Iterator[np.ndarray]:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    return drawn()
 
 
 def val_batches(

@@ -83,6 +83,8 @@ def save(run: str, engine: Any, state: TrainState, model: ModelConfig, tokenizer
         written = {}
         for file in sorted(p for p in staging.rglob("*") if p.is_file()):
             name = str(file.relative_to(staging))
+            if file.suffix == ".py":
+                continue  # DeepSpeed adds scripts; the weights are in model.safetensors
             written[name] = {
                 "size": file.stat().st_size,
                 "sha256": storage.sha256(str(file)),

@@ -65,7 +65,7 @@ def matmul_flops(dtype: str, device: torch.device, size: int) -> float:
     """FLOP/s of a square matrix product, the best of several."""
     a = torch.randn(size, size, device=device).to(DTYPES[dtype])
     best = float("inf")
-    for _ in range(8):
+    for _ in range(30):
         started = time.perf_counter()
         (a @ a)[0, 0].item()  # .item() waits for a GPU
         best = min(best, time.perf_counter() - started)

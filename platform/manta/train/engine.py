@@ -1,5 +1,6 @@
 """The DeepSpeed engine: one module between plain keys and DeepSpeed's config."""
 
+import functools
 import logging
 import os
 import warnings
@@ -14,17 +15,22 @@ from torch import Tensor, nn
 from manta.train.device import Device
 from manta.train.optimizer import OptimizerConfig, make_optimizer
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-# DeepSpeed's import and start-up talk; what matters of it reaches a person as an error.
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="deepspeed")
-import deepspeed  # noqa: E402
-from deepspeed.ops import __compatible_ops__  # noqa: E402
+@functools.cache
+def _deepspeed() -> Any:
+    """DeepSpeed, imported where it is first needed: its import takes seconds, and the processes
+    that only direct the training workers can do without."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Its import and start-up talk; what matters of it reaches a person as an error.
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="deepspeed")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
 
-# Used for inference only, and compiled for 40 s at the first start otherwise.
-__compatible_ops__["deepspeed_shm_comm"] = False
+    # Used for inference only, and compiled for 40 s at the first start otherwise.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def make_engine(
@@ -55,7 +61,7 @@ def make_engine(
         },
         "steps_per_print": 1 << 40,
     }
-    engine, *_ = deepspeed.initialize(
+    engine, *_ = _deepspeed().initialize(
         model=model.to(device.torch_device),
         optimizer=make_optimizer(model, optimizer),
         config=settings,
@@ -98,7 +104,8 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
             continue
         seen.add(id(parameter))
         # One at a time, so that no rank holds the whole model beside its shards.
-        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+        is_sharded = hasattr(parameter, "ds_id")
+        with _deepspeed().zero.GatheredParameters([parameter], enabled=is_sharded):
             if dist.get_rank() == 0:
                 found[name] = parameter.detach().to("cpu", copy=True)
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
+from tensorboardX import SummaryWriter
 
 from manta import storage
 
@@ -40,8 +41,6 @@ class Logbook:
         # What was logged after the checkpoint that we go on from will be logged again.
         for name in (METRICS, SAMPLES):
             _keep_until(self._folder / name, resumed_step)
-        from torch.utils.tensorboard import SummaryWriter
-
         self._board = SummaryWriter(
             str(self._folder / TENSORBOARD), purge_step=resumed_step + 1 if resumed_step else None
         )

@@ -34,13 +34,6 @@ from manta.train.engine import make_engine
 from manta.train.logbook import Logbook, duration, read_metrics
 from manta.train.loop import Run, TrainConfig, train
 
-# glibc gives large blocks back to the system and takes them anew, page by page, at every step;
-# keeping them made CPU steps here up to a quarter faster. Read when a process starts.
-KEEP_MEMORY = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
-    "glibc.malloc.trim_threshold=4294967296:glibc.malloc.top_pad=67108864"
-}
-
 
 @config
 class PretrainConfig(TrainConfig):
@@ -109,6 +102,7 @@ def pretrain(
     Raises:
         MantaError: before anything has started, if it cannot work; nothing is half-written.
     """
+    c = dataclasses.replace(c, home=c.home_folder)  # the workers' environment may differ from ours
     cluster.connect()
     cluster.require(c.num_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     done = finished(c)
@@ -244,6 +238,11 @@ def setup(
 ) -> Run:
     """Everything that the loop works on, for this rank, at the state's step."""
     threads = c.threads_per_worker or _share_of_cpus()
+    order = stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
+    share = {"micro_batch_size": c.micro_batch, "rank": rank, "world_size": world_size}
+    batches = stream.ahead(
+        stream.train_batches(manifest, order, start=state.step, stop=c.total_steps, **share)
+    )
     dtype = state.dtype or _agreed(find_device(c.dtype, bool(c.gpus_per_worker), threads).dtype)
     device = find_device(dtype, bool(c.gpus_per_worker), threads)
     state.dtype, state.world_size, state.zero_stage = dtype, world_size, c.zero_stage
@@ -256,11 +255,6 @@ def setup(
         zero_stage=c.zero_stage,
         micro_batch_size=c.micro_batch,
         grad_accum_steps=c.grad_accum_steps,
-    )
-    order = stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
-    share = {"micro_batch_size": c.micro_batch, "rank": rank, "world_size": world_size}
-    batches = stream.train_batches(
-        manifest, order, start=state.step, stop=c.total_steps, **share
     )
     val = stream.val_batches(manifest, tokens=c.eval.tokens, seq_len=c.sequence_length, **share)
     logbook = Logbook(c.run_folder, say, state.step) if rank == 0 else None
@@ -316,7 +310,6 @@ def fit(
                 failure_config=ray.train.FailureConfig(
                     max_failures=c.max_failures, controller_failure_limit=3
                 ),
-                worker_runtime_env={} if use_gpu else {"env_vars": KEEP_MEMORY},
                 callbacks=callbacks,
             ),
         )
