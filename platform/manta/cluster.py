@@ -4,12 +4,15 @@
 only) and checks that its job server lets us in.
 """
 
+import contextlib
 import logging
 import os
 import stat
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,52 @@ def is_refusal(error: BaseException) -> bool:
     return any(word in text for word in ("unauthorized", "unauthenticated", "auth_token", "401"))
 
 
+@contextlib.contextmanager
+def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
+    """A queue; what workers put into it is handled here, in order, until the block ends.
+
+    Ray's own forwarding of output puts a process's name before each line, and forwards every
+    library's chatter with it.
+    """
+    from ray.util.queue import Empty, Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    stop = threading.Event()
+
+    def listen() -> None:
+        while True:
+            try:
+                handle(queue.get(timeout=0.5))
+            except Empty:
+                if stop.is_set():
+                    return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        queue.shutdown(force=True)
+
+
+def cause_of(error: BaseException) -> Exception:
+    """The MantaError inside a failure of Ray's, if there is one; else the failure, as one error."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures or [error]:
+        cause: BaseException | None = getattr(failure, "_base_exc", failure)
+        while cause is not None:
+            if isinstance(cause, MantaError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    controller = getattr(error, "controller_failure", None)
+    if controller is not None:
+        return ClusterError(f"Ray Train could not start or keep the workers: {controller}")
+    # The first worker's whole traceback: Ray's own message cuts it off.
+    return RuntimeError("\n".join([str(failure) for failure in failures][:1]) or str(error))
+
+
 def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:
     """Checks, at once, that the cluster can hold these workers (each `cpus` CPUs and `gpus` GPUs).
 
@@ -94,11 +143,11 @@ def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> 
     import ray
     from ray.autoscaler.sdk import request_resources
 
-    bundle = {name: float(n) for name, n in (("CPU", cpus), ("GPU", gpus)) if n}
+    bundle = _bundle(cpus, gpus)
     deadline = time.monotonic() + wait_seconds
-    if wait_seconds and _capacity(bundle) < num_workers:
+    if wait_seconds and capacity(cpus, gpus) < num_workers:
         request_resources(bundles=[bundle] * num_workers)
-    while (fits := _capacity(bundle)) < num_workers:
+    while (fits := capacity(cpus, gpus)) < num_workers:
         if time.monotonic() >= deadline:
             has = ray.cluster_resources()
             each = " and ".join(f"{n:g} {name}" for name, n in bundle.items())
@@ -111,12 +160,17 @@ def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> 
         time.sleep(1.0)
 
 
-def _capacity(bundle: dict[str, float]) -> int:
-    """How many such bundles the cluster's nodes hold, each bundle on one node."""
+def capacity(cpus: float, gpus: float) -> int:
+    """How many workers of `cpus` CPUs and `gpus` GPUs the nodes hold, each worker on one node."""
     import ray
 
+    bundle = _bundle(cpus, gpus)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(node.get(name, 0) / n) for name, n in bundle.items()) for node in alive)
+
+
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    return {name: float(n) for name, n in (("CPU", cpus), ("GPU", gpus)) if n}
 
 
 def _protect_token() -> None:
@@ -179,9 +233,10 @@ def up() -> None:
             break
         except ConnectionError:
             if time.monotonic() > deadline:
-                raise ClusterError(f"Ray started, but its job server at {DASHBOARD} does not answer "
-                                   "within 60 s; see /tmp/ray/session_latest/logs/dashboard.log"
-                                   ) from None
+                raise ClusterError(
+                    f"Ray started, but its job server at {DASHBOARD} does not answer "
+                    "within 60 s; see /tmp/ray/session_latest/logs/dashboard.log"
+                ) from None
             time.sleep(0.5)
     print(f"started Ray {version}: {DASHBOARD} (`ray stop` ends it)")
 

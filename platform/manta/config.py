@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform
 
@@ -36,7 +36,7 @@ def config(cls: type[C]) -> type[C]:
     options = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, strict=False
     )
-    return pydantic_dataclass(frozen=True, config=options)(cls)
+    return pydantic_dataclass(frozen=True, config=options)(cls)  # type: ignore[return-value]
 
 
 def _no_bool(value: Any) -> Any:
@@ -62,7 +62,7 @@ def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
     Raises:
         ConfigError: with every problem found, one to a line.
     """
-    tree = OmegaConf.create()
+    tree: Any = OmegaConf.create()
     for argument in arguments:
         tree = OmegaConf.merge(tree, _read(argument))
     try:
@@ -71,7 +71,7 @@ def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
         raise ConfigError(f"the config cannot be resolved: {_first_line(e)}") from None
     if not isinstance(plain, dict):
         raise ConfigError("a config is a mapping of keys to values, not a list")
-    return from_dict(cls, plain)
+    return from_dict(cls, {str(key): value for key, value in plain.items()})
 
 
 def _read(argument: str) -> Any:
@@ -117,7 +117,7 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
 
 def find_problems(made: Any, prefix: str = "") -> list[str]:
     """What `problems()` says of a config and of the configs in it; keys with their full path."""
-    found = [prefix + text for text in getattr(made, "problems", lambda: [])()]
+    found = [prefix + text for text in getattr(made, "problems", list)()]
     for field in dataclasses.fields(made):
         value = getattr(made, field.name)
         if dataclasses.is_dataclass(value):
@@ -132,6 +132,23 @@ def to_dict(made: Any) -> dict[str, Any]:
 
 def to_yaml(made: Any) -> str:
     return yaml.safe_dump(to_dict(made), sort_keys=False, allow_unicode=True)
+
+
+def differences(made: Any) -> dict[str, Any]:
+    """What of a config differs from its defaults, as a tree that `from_dict` reads back equal."""
+
+    def differing(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in tree.items():
+            if isinstance(value, dict) and isinstance(default.get(key), dict):
+                value = differing(value, default[key])
+                if value:
+                    found[key] = value
+            elif value != default.get(key):
+                found[key] = value
+        return found
+
+    return differing(to_dict(made), to_dict(type(made)()))
 
 
 def help_text(cls: type) -> str:
@@ -153,7 +170,12 @@ def _fields(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
             assert isinstance(hint, type)
             yield from _fields(hint, f"{prefix}{name}.")
         else:
-            yield prefix + name, _type_name(hint), _plain(default), described[name].description or ""
+            yield (
+                prefix + name,
+                _type_name(hint),
+                _plain(default),
+                described[name].description or "",
+            )
 
 
 def _plain(value: Any) -> str:
@@ -175,7 +197,7 @@ def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -
     """Puts the preset that `tree` names beneath its own keys, here and in every group."""
     presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
     name = tree.get("preset")
-    if name in presets:
+    if isinstance(name, str) and name in presets:
         tree = {**presets[name], **tree}
     elif name is not None and presets:
         problems.append(f"{prefix}preset={name}: unknown preset{_nearest(str(name), presets)}")
@@ -192,7 +214,7 @@ def _describe(cls: type, error: dict[str, Any]) -> str:
         owner = cls
         for part in path[:-1]:
             owner = typing.get_type_hints(owner)[part]
-        own = [f.name for f in dataclasses.fields(owner)]  # type: ignore[arg-type]
+        own = [f.name for f in dataclasses.fields(owner)]
         prefix = "".join(f"{part}." for part in path[:-1])
         near = _nearest(path[-1], own, prefix)
         return f"{'.'.join(path)}: unknown key{near or _elsewhere(cls, path[-1])}"
@@ -220,5 +242,3 @@ def _elsewhere(cls: type, name: str) -> str:
 
 def _first_line(e: BaseException) -> str:
     return " ".join(str(e).split())[:200]
-
-

@@ -1,4 +1,4 @@
-"""`run_job`: what every job shares — arguments, `--help`, `--dry-run`, one-line errors, exit codes."""
+"""`run_job`, what every job shares: arguments, --help, --dry-run, one-line errors, exit codes."""
 
 import inspect
 import os

@@ -183,8 +183,6 @@ def check_file(path: str, size: int, digest: str | None, error: type[Exception])
         raise error(f"{path}: its sha256 differs from its manifest's: the file is damaged")
 
 
-
-
 class HashingWriter(io.RawIOBase):
     """A file being written whose size and sha256 are known when it is closed."""
 

@@ -1,9 +1,9 @@
 """A dataset's table of contents: what its shards hold, and how to know that they are whole.
 
-    data/<name>/train-00000.parquet ...   one row a document: its tokens, end-of-text included
-    data/<name>/val-00000.parquet ...
-    data/<name>/encoding.json             the tokenizer
-    data/<name>/MANIFEST.json             written last: without it there is no dataset
+data/<name>/train-00000.parquet ...   one row a document: its tokens, end-of-text included
+data/<name>/val-00000.parquet ...
+data/<name>/encoding.json             the tokenizer
+data/<name>/MANIFEST.json             written last: without it there is no dataset
 """
 
 import dataclasses

@@ -69,7 +69,9 @@ class DataConfig:
                 f"dataset's {tokenizer.FILE_NAME}"
             )
         if self.vocab_size is not None and self.tokenizer != "bpe":
-            found.append(f"vocab_size is for tokenizer=bpe; {self.tokenizer} brings its own: omit it")
+            found.append(
+                f"vocab_size is for tokenizer=bpe; {self.tokenizer} brings its own: omit it"
+            )
         if self.tokenizer_file is not None and self.tokenizer != tokenizer.R50K:
             found.append(f"tokenizer_file is for tokenizer={tokenizer.R50K}: omit it")
         if self.subset is not None and not self.source.startswith(sources.HUGGING_FACE):
@@ -86,9 +88,7 @@ class DataConfig:
         location = self.source
         if location != sources.PYTHON and not location.startswith(sources.HUGGING_FACE):
             location = storage.absolute(location)
-        return sources.Source(
-            location, self.subset, self.split, self.text_key, self.errors, cut
-        )
+        return sources.Source(location, self.subset, self.split, self.text_key, self.errors, cut)
 
     @property
     def dataset_name(self) -> str:
@@ -290,7 +290,11 @@ def _refuse_empty(manifest: Manifest, data: DataConfig) -> None:
     for split in ("train", "val"):
         if not manifest.split(split):
             count = sum(shard.rows for shard in manifest.shards)
-            what = "the corpus holds no text" if not count else f"none of its {count} documents fell into the {split} split"
+            what = (
+                "the corpus holds no text"
+                if not count
+                else f"none of its {count} documents fell into the {split} split"
+            )
             raise DataError(
                 f"data.source={data.source}: {what}; give more text, another "
                 f"data.val_fraction (now {data.val_fraction}) or, for plain text, a smaller "

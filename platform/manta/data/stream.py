@@ -48,9 +48,7 @@ class Reader:
         return rows[self.order.sequences(window, first_batch, self.rank, self.world_size)]
 
 
-def train_order(
-    manifest: Manifest, seed: int, seq_len: int, sequences_per_batch: int
-) -> Order:
+def train_order(manifest: Manifest, seed: int, seq_len: int, sequences_per_batch: int) -> Order:
     """The order of a dataset's train split."""
     groups = tuple(n for shard in manifest.split("train") for n in shard.row_groups)
     return Order(groups, seed, seq_len, sequences_per_batch)

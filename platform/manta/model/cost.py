@@ -1,7 +1,5 @@
 """What a model costs to train: parameters and floating-point operations."""
 
-
-
 from manta.model.gpt import ModelConfig, num_parameters
 
 
@@ -20,5 +18,3 @@ def flops_per_token(c: ModelConfig, seq_len: int) -> float:
         looked_up += c.vocab_size * c.n_embd
     n = num_parameters(c) - looked_up
     return 6.0 * n + 12.0 * c.n_layer * c.n_embd * seq_len
-
-

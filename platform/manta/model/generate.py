@@ -5,7 +5,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from manta.config import Count, Natural, NonNegativeFloat, config
 from manta.model.gpt import GPT, KVCache
+
+
+@config
+class GenerateConfig:
+    checkpoint: str = "quickstart"
+    """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
+    prompt: str = "def main("
+    """Text to complete."""
+    max_tokens: Count = 128
+    """Tokens to add at most; the model may end its text before."""
+    temperature: NonNegativeFloat = 0.8
+    """Sampling temperature; 0: always the likeliest token."""
+    top_k: Count | None = 50
+    """Sample among so many likeliest tokens; null: all."""
+    num_samples: Count = 1
+    """Completions to write."""
+    seed: Natural = 0
+    """Of the sampling: the same seed gives the same text."""
+    home: str | None = None
+    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
 
 def generate(

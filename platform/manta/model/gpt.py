@@ -128,7 +128,9 @@ class Attention(nn.Module):
             self.q_norm = nn.RMSNorm(c.head_size, eps=c.norm_eps)
             self.k_norm = nn.RMSNorm(c.head_size, eps=c.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None
+    ) -> Tensor:
         c, (B, T, C) = self.c, x.shape
         # (B, T, (H + 2K) D) -> (B, T, H + 2K, D) -> heads before time: (B, H or K, T, D)
         heads = self.qkv(x).view(B, T, -1, c.head_size).transpose(1, 2)
@@ -187,7 +189,9 @@ class Block(nn.Module):
         self.mlp = GeluMLP(c) if c.family == "gpt2" else SwiGLU(c)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None
+    ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rope, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 

@@ -225,7 +225,7 @@ def _text_of(row: dict[str, object], source: Source, where: str) -> str:
                 f"{where}: not valid Unicode at character {e.start}; mend it or set "
                 "data.errors=replace"
             ) from None
-        text = text.encode(errors="replace").decode()
+        text = text.encode(errors="surrogatepass").decode(errors="replace")
     return text
 
 
@@ -234,7 +234,7 @@ def _lines(name: str, errors: str) -> Iterator[str]:
     fs, inside = storage.filesystem(name)
     offset = 0
     with fs.open_input_stream(inside, compression="detect") as stream:
-        for raw in io.BufferedReader(stream, 1 << 20):  # type: ignore[type-var]
+        for raw in io.BufferedReader(stream, 1 << 20):
             try:
                 yield raw.decode(errors=errors)
             except UnicodeDecodeError as e:
@@ -251,9 +251,7 @@ def _hugging_face(source: Source):  # type: ignore[no-untyped-def]
 
     name = source.location.removeprefix(HUGGING_FACE)
     try:
-        return datasets.load_dataset(
-            name, name=source.subset, split=source.split, streaming=True
-        )
+        return datasets.load_dataset(name, name=source.subset, split=source.split, streaming=True)
     except Exception as e:  # the hub's client raises many kinds, none of them documented
         reason = " ".join(str(e).split())[:200]
         raise DataError(

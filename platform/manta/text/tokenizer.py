@@ -5,10 +5,11 @@ file format, saved with every dataset and every checkpoint.
 """
 
 import base64
+import codecs
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some ids; bytes that are not UTF-8 come out as U+FFFD."""
         return self._encoding.decode(list(tokens))
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text of ids as they come, whole characters only."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token in tokens:
+            yield decoder.decode(self._encoding.decode_single_token_bytes(token))
+        yield decoder.decode(b"", final=True)
 
     def token_bytes(self) -> np.ndarray:
         """(V,) int32: the number of bytes of text each id stands for; 0 for end-of-text."""

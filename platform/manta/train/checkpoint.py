@@ -1,11 +1,11 @@
 """Checkpoints: whole or absent.
 
-    checkpoints/step-00001000/model.safetensors    weights, fp32, readable without Manta
-                              config.json          the model's config
-                              encoding.json        the tokenizer
-                              state.json           where training was (TrainState)
-                              engine/              optimizer state, private to the run
-                              MANIFEST.json        every file's size and sha256, written LAST
+checkpoints/step-00001000/model.safetensors    weights, fp32, readable without Manta
+                          config.json          the model's config
+                          encoding.json        the tokenizer
+                          state.json           where training was (TrainState)
+                          engine/              optimizer state, private to the run
+                          MANIFEST.json        every file's size and sha256, written LAST
 """
 
 import dataclasses
@@ -53,6 +53,8 @@ class TrainState:
     zero_stage: int = 0
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What decides the order of the data: it must be the same to go on."""
+    dataset: str = ""
+    """Where the dataset was."""
 
 
 def path_of(run: str, step: int) -> str:
@@ -183,16 +185,15 @@ def resolve(checkpoint: str, home: str) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    by_name = storage.join(home, "runs", checkpoint)
-    for folder in [by_name] if "/" not in checkpoint else [storage.absolute(checkpoint)]:
+    runs = storage.join(home, "runs")
+    for folder in (storage.join(runs, checkpoint), storage.absolute(checkpoint)):
         if storage.exists(storage.join(folder, MANIFEST)):
             return folder
         found = latest(folder)
         if found is not None:
             return found
-    runs = storage.join(home, "runs")
-    names = [i.base_name for i in storage.list_files(runs, recursive=False) if find(
-        storage.join(runs, i.base_name))]
+    names = [item.base_name for item in storage.list_files(runs, recursive=False)]
+    names = [name for name in names if find(storage.join(runs, name))]
     there = f"runs with one: {', '.join(names)}" if names else f"no run under {runs} has one yet"
     raise CheckpointError(
         f"checkpoint={checkpoint}: no checkpoint there; give a run's name or a folder ({there})"

@@ -41,7 +41,9 @@ def find_device(dtype: str, use_gpu: bool, threads: int) -> Device:
         device = torch.device("cuda", torch.cuda.current_device())
         name = torch.cuda.get_device_name(device)
         peak = next((GPU_PEAKS[key] for key in GPU_PEAKS if key in name), None)
-        chosen = ("bf16" if torch.cuda.is_bf16_supported() else "fp32") if dtype == "auto" else dtype
+        chosen = (
+            ("bf16" if torch.cuda.is_bf16_supported() else "fp32") if dtype == "auto" else dtype
+        )
         if peak is None or chosen == "fp32":
             peak = matmul_flops(chosen, device, 8192)
         return Device(device, chosen, peak, name)  # type: ignore[arg-type]

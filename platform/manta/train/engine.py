@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from manta.train.device import Device
 from manta.train.optimizer import OptimizerConfig, make_optimizer
 
+
 @functools.cache
 def _deepspeed() -> Any:
     """DeepSpeed, imported where it is first needed: its import takes seconds, and the processes

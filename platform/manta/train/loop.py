@@ -67,9 +67,9 @@ class TrainConfig:
 
     seed: Natural = 1337
     """Of the weights, the order of the data, dropout and samples."""
-    total_tokens: Count = 1_638_400
+    total_tokens: Count = 1_024_000
     """Length of the run, in tokens; rounded up to whole batches."""
-    tokens_per_batch: Count = 4096
+    tokens_per_batch: Count = 2048
     """Tokens of one optimizer step, over all workers."""
     seq_len: Count | None = None
     """Tokens in a training sequence; null: the model's context_length."""
@@ -312,7 +312,9 @@ def evaluate(run: Run) -> dict[str, float]:
     state.stopped_early = c.eval.patience is not None and state.evals_since_best >= c.eval.patience
     if run.logbook is not None:
         run.logbook.metrics([metrics])
-        run.logbook.say(f"step {state.step}/{c.total_steps} | val loss {loss:.4f} | val bpb {bpb:.4f}")
+        run.logbook.say(
+            f"step {state.step}/{c.total_steps} | val loss {loss:.4f} | val bpb {bpb:.4f}"
+        )
         if state.stopped_early:
             run.logbook.say(
                 f"stopping early: val loss has not improved on {state.best_val_loss:.4f} for "

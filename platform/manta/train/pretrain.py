@@ -1,13 +1,10 @@
 """The loop inside Ray Train: what the driver checks, what each worker sets up, the summary."""
 
-import contextlib
 import dataclasses
 import os
-
-import threading
+import re
 import time
-from collections.abc import Callable, Iterator
-from queue import Empty
+from collections.abc import Callable
 from typing import Any, Literal
 
 import ray
@@ -15,7 +12,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Queue
 
 from manta import cluster, storage
 from manta import config as configs
@@ -24,7 +20,7 @@ from manta.data import manifest as manifests
 from manta.data import prepare, stream
 from manta.data.manifest import Manifest
 from manta.data.prepare import DataConfig
-from manta.errors import CheckpointError, ClusterError, ConfigError, MantaError
+from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import GPT, ModelConfig, num_parameters
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint
@@ -33,6 +29,8 @@ from manta.train.device import available_cpus, find_device
 from manta.train.engine import make_engine
 from manta.train.logbook import Logbook, duration, read_metrics
 from manta.train.loop import Run, TrainConfig, train
+
+NAME = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
 
 
 @config
@@ -57,8 +55,11 @@ class PretrainConfig(TrainConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if not self.name or self.name.strip(".") == "" or not set(self.name) <= NAME_CHARACTERS:
-            found.append(f"name={self.name}: letters, digits, '.', '_', '-' and '/' are valid")
+        if not re.fullmatch(NAME, self.name):
+            found.append(
+                f"name={self.name}: letters, digits, '.', '_' and '-' are valid, in parts joined "
+                "by '/', none of them starting with '.'"
+            )
         return found
 
     @property
@@ -68,9 +69,6 @@ class PretrainConfig(TrainConfig):
     @property
     def run_folder(self) -> str:
         return storage.join(self.home_folder, "runs", self.name)
-
-
-NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +192,9 @@ def check_resumable(c: PretrainConfig, model: ModelConfig, manifest: Manifest) -
     for key, value in order_of(c, manifest).items():
         if state.data.get(key) != value:
             raise CheckpointError(
-                f"{path} was trained with another {key} ({state.data.get(key)}, the config and the "
-                f"dataset {manifest.path} give {value}): its place in the data would be lost; {remedy}"
+                f"{path} was trained with another {key} ({state.data.get(key)}; the config and the "
+                f"dataset {manifest.path} give {value}): its place in the data would be lost; "
+                + remedy
             )
     if (state.world_size, state.zero_stage) != (c.num_workers, c.zero_stage):
         raise CheckpointError(
@@ -246,7 +245,7 @@ def setup(
     dtype = state.dtype or _agreed(find_device(c.dtype, bool(c.gpus_per_worker), threads).dtype)
     device = find_device(dtype, bool(c.gpus_per_worker), threads)
     state.dtype, state.world_size, state.zero_stage = dtype, world_size, c.zero_stage
-    state.data = order_of(c, manifest)
+    state.data, state.dataset = order_of(c, manifest), manifest.path
     torch.manual_seed(c.seed)
     engine = make_engine(
         GPT(model),
@@ -258,9 +257,7 @@ def setup(
     )
     val = stream.val_batches(manifest, tokens=c.eval.tokens, seq_len=c.sequence_length, **share)
     logbook = Logbook(c.run_folder, say, state.step) if rank == 0 else None
-    return Run(
-        c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook
-    )
+    return Run(c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook)
 
 
 def _where_to_start(c: PretrainConfig, manifest: Manifest) -> tuple[str | None, TrainState]:
@@ -295,7 +292,7 @@ def fit(
     """
     use_gpu = bool(c.gpus_per_worker)
     resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
-    with _listener(say) as queue:
+    with cluster.listening(say) as queue:
         trainer = TorchTrainer(
             _Worker(function, queue),
             train_loop_config=arguments,
@@ -308,7 +305,8 @@ def fit(
                 name=f"{c.name.replace('/', '-')}-{os.getpid()}-{time.time_ns()}",
                 storage_path=_ray_storage(c.home_folder),
                 failure_config=ray.train.FailureConfig(
-                    max_failures=c.max_failures, controller_failure_limit=3
+                    max_failures=c.max_failures,
+                    controller_failure_limit=3,  # type: ignore[call-arg]  # Train V2's
                 ),
                 callbacks=callbacks,
             ),
@@ -316,13 +314,13 @@ def fit(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as e:
-            raise _cause(e) from None
+            raise cluster.cause_of(e) from None
 
 
 class _Worker:
     """What Ray Train calls on each worker."""
 
-    def __init__(self, function: Callable[..., None], queue: Queue):
+    def __init__(self, function: Callable[..., None], queue: Any):
         self.function, self.queue = function, queue
 
     def __call__(self, arguments: dict[str, Any]) -> None:
@@ -330,51 +328,10 @@ class _Worker:
         self.function(arguments, self.queue.put if is_first else lambda line: None)
 
 
-@contextlib.contextmanager
-def _listener(say: Callable[[str], None]) -> Iterator[Queue]:
-    """A queue whose lines are said here until the block ends. Ray's own forwarding of output puts
-    a process's name before each line, and forwards every library's chatter with it."""
-    queue = Queue(actor_options={"num_cpus": 0})
-    stop = threading.Event()
-
-    def listen() -> None:
-        while True:
-            try:
-                say(queue.get(timeout=0.5))
-            except Empty:
-                if stop.is_set():
-                    return
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield queue
-    finally:
-        stop.set()
-        thread.join(timeout=10)
-        queue.shutdown(force=True)
-
-
 def _ray_storage(home: str) -> str:
     """Ray Train wants a folder for its records that all nodes see."""
     inside = storage.filesystem(home)[1] if storage.is_local(home) else home
     return storage.join(inside, "ray")
-
-
-def _cause(error: BaseException) -> Exception:
-    """The MantaError in a failure of Ray Train's, or the worker's own error, else the failure."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause: BaseException | None = getattr(failure, "_base_exc", failure)
-        while cause is not None:
-            if isinstance(cause, MantaError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    controller = getattr(error, "controller_failure", None)
-    if controller is not None:
-        return ClusterError(f"Ray Train could not start or keep the workers: {controller}")
-    # The first worker's whole traceback: Ray's own message cuts it off.
-    return RuntimeError("\n".join([str(failure) for failure in failures.values()][:1]) or str(error))
 
 
 def outcome(c: PretrainConfig) -> Outcome:

@@ -1,0 +1,25 @@
+"""Evaluate a checkpoint with lm-eval.
+
+python jobs/evaluate.py [config.yaml ...] [key=value ...]
+python jobs/evaluate.py checkpoint=quickstart suite=perplexity
+python jobs/evaluate.py checkpoint=my-run suite=hellaswag evals.hellaswag_path=val.jsonl
+"""
+
+import sys
+from pathlib import Path
+
+# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
+# hide the package of that name, which lm-eval imports.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from manta.evaluate.run import EvaluateConfig, evaluate
+from manta.job import run_job
+
+
+def main(config: EvaluateConfig) -> None:
+    evaluate(config)
+    print(f'next  python jobs/generate.py checkpoint={config.checkpoint} prompt="..."')
+
+
+if __name__ == "__main__":
+    run_job(main, EvaluateConfig)

@@ -1,0 +1,27 @@
+"""Sweep learning rate x batch size with Ray Tune; each trial is a real training run.
+
+    python jobs/sweep.py [config.yaml ...] [key=value ...]
+    python jobs/sweep.py sweep.lr=[1e-3,2e-3] sweep.tokens_per_batch=[2048,4096]
+
+Takes the keys of jobs/pretrain.py too; what the sweep does not vary is the same in all trials.
+"""
+
+import sys
+from pathlib import Path
+
+# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
+# hide the package of that name, which lm-eval imports.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from manta.job import run_job
+from manta.sweep.run import SweepConfig, sweep
+
+
+def main(config: SweepConfig) -> None:
+    ranking = sweep(config)
+    print("\n" + ranking.table())
+    print(f"next  python jobs/pretrain.py {ranking.best_config}")
+
+
+if __name__ == "__main__":
+    run_job(main, SweepConfig)

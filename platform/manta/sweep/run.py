@@ -1,0 +1,204 @@
+"""Learning rate x batch size, by Ray Tune: each trial is a run of `pretrain`, in its own folder."""
+
+import dataclasses
+import itertools
+import math
+import os
+from typing import Any
+
+import yaml
+from ray import tune
+
+from manta import cluster, storage
+from manta import config as configs
+from manta.config import Count, PositiveFloat, config
+from manta.data import stream
+from manta.errors import ClusterError
+from manta.train.pretrain import PretrainConfig, pretrain, ready_data
+
+METRIC = "val_loss"
+
+
+@config
+class SearchConfig:
+    lr: tuple[PositiveFloat, ...] = (1e-3, 2e-3, 4e-3)
+    """Peak learning rates to try."""
+    tokens_per_batch: tuple[Count, ...] = (2048, 4096)
+    """Batch sizes to try, in tokens; every trial trains on total_tokens."""
+    max_concurrent: Count | None = None
+    """Trials at once; null: as many as the cluster holds."""
+    stop_bad_trials: bool = False
+    """End a trial whose val loss is in the worse half at a rung (ASHA), to save time."""
+
+
+@config
+class SweepConfig(PretrainConfig):
+    name: str = "sweep"
+    """Name of the sweep; its runs are in HOME/runs/NAME/."""
+    total_tokens: Count = 409_600
+    """Length of each trial, in tokens; rounded up to whole batches."""
+    sweep: SearchConfig = SearchConfig()
+
+    def problems(self) -> list[str]:
+        own = super().problems()
+        if not self.sweep.lr or not self.sweep.tokens_per_batch:
+            return [*own, "sweep.lr and sweep.tokens_per_batch each need a value"]
+        found = [p for p in own if not p.startswith("tokens_per_batch=")]
+        for tokens in self.sweep.tokens_per_batch:
+            trial = dataclasses.replace(self, tokens_per_batch=tokens)
+            found += [
+                f"sweep.{problem}"
+                for problem in super(SweepConfig, trial).problems()
+                if problem.startswith("tokens_per_batch=")
+            ]
+        return found
+
+    def trials(self) -> list[PretrainConfig]:
+        """The training run of every trial."""
+        base = configs.to_dict(self)
+        del base["sweep"]
+        made = []
+        for lr, tokens in itertools.product(self.sweep.lr, self.sweep.tokens_per_batch):
+            name = f"{self.name}/lr{lr:g}-batch{tokens}"
+            tree = {**base, "name": name, "tokens_per_batch": tokens}
+            tree["optimizer"] = {**base["optimizer"], "lr": lr}
+            made.append(configs.from_dict(PretrainConfig, tree))
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Trials, best first, and the best one as a config file for jobs/pretrain.py."""
+
+    rows: list[dict[str, Any]]
+    best_config: str
+
+    def table(self) -> str:
+        lines = ["rank  lr        tokens/batch  val loss  val bpb      tokens  run"]
+        for rank, row in enumerate(self.rows, 1):
+            lines.append(
+                f"{rank:>4}  {row['lr']:<8g}  {row['tokens_per_batch']:>12}  "
+                f"{row['val_loss']:>8.4f}  {row['val_bpb']:>7.4f}  {row['tokens']:>10,}  "
+                + row["run"]
+            )
+        return "\n".join(lines)
+
+
+def sweep(c: SweepConfig) -> Ranking:
+    """Runs every trial, ranks them by their last val loss, writes the best one's config.
+
+    Trials that an earlier sweep of this name has finished are not run again.
+
+    Raises:
+        MantaError: before any trial starts, if the first could not.
+    """
+    c = dataclasses.replace(c, home=c.home_folder)
+    cluster.connect()
+    cluster.require(c.num_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    manifest = ready_data(c, lambda line: print(line, flush=True))
+    trials = c.trials()
+    for trial in trials:
+        stream.train_order(manifest, c.seed, trial.sequence_length, trial.sequences_per_batch)
+    at_once = c.sweep.max_concurrent or max(
+        1, cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) // c.num_workers
+    )
+    print(
+        f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True
+    )
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    tuner = tune.Tuner(
+        # The trial itself only waits; its training workers ask for what they need.
+        tune.with_resources(_run_trial, {"CPU": 0}),
+        param_space={"trial": tune.grid_search([configs.to_dict(trial) for trial in trials])},
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="min",
+            max_concurrent_trials=at_once,
+            scheduler=tune.schedulers.ASHAScheduler(
+                time_attr="tokens",
+                max_t=c.total_tokens + max(c.sweep.tokens_per_batch),
+                grace_period=max(1, c.total_tokens // 4),
+                reduction_factor=2,
+            )
+            if c.sweep.stop_bad_trials
+            else None,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{c.name.replace('/', '-')}-{os.getpid()}",
+            storage_path=storage.join(c.home_folder, "ray"),
+            verbose=0,
+            callbacks=[_Lines(len(trials))],
+        ),
+    )
+    results = tuner.fit()
+    return rank(c, trials, results)
+
+
+def _run_trial(arguments: dict[str, Any]) -> None:
+    """One trial, in Tune's process: a run of `pretrain` that reports to Tune as it evaluates."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    trial = configs.from_dict(PretrainConfig, arguments["trial"])
+    done = pretrain(trial, say=lambda line: None, callbacks=lambda: [TuneReportCallback()])
+    if done.finished_before:
+        tune.report({key: done.last_eval[key] for key in (METRIC, "val_bpb", "tokens", "step")})
+
+
+class _Lines(tune.Callback):
+    """One line per evaluation of a trial."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._ended = 0
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if METRIC in result:
+            print(
+                f"{_name(trial)} | step {result.get('step', 0):.0f} | "
+                f"val loss {result[METRIC]:.4f} | val bpb {result.get('val_bpb', math.nan):.4f}",
+                flush=True,
+            )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended += 1
+        print(f"{_name(trial)} done ({self._ended}/{self._total})", flush=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended += 1
+        print(f"{_name(trial)} FAILED ({self._ended}/{self._total})", flush=True)
+
+
+def _name(trial: Any) -> str:
+    return trial.config["trial"]["name"]
+
+
+def rank(c: SweepConfig, trials: list[PretrainConfig], results: Any) -> Ranking:
+    """Raises ClusterError when no trial ended well."""
+    rows = []
+    for result in results:
+        if result.error is not None or METRIC not in (result.metrics or {}):
+            continue
+        trial = configs.from_dict(PretrainConfig, result.config["trial"])
+        rows.append(
+            {
+                "lr": trial.optimizer.lr,
+                "tokens_per_batch": trial.tokens_per_batch,
+                "run": trial.name,
+                **{key: result.metrics[key] for key in (METRIC, "val_bpb")},
+                "tokens": int(result.metrics["tokens"]),
+            }
+        )
+    if not rows:
+        errors = [str(cluster.cause_of(error)) for error in results.errors]
+        raise ClusterError(f"no trial of sweep {c.name} ended well: {(errors or ['?'])[0][-2000:]}")
+    # A loss that is not a number is the worst, wherever it stood.
+    rows.sort(key=lambda row: (math.isnan(row[METRIC]), row[METRIC]))
+    best = next(trial for trial in trials if trial.name == rows[0]["run"])
+    best = dataclasses.replace(best, name=f"{c.name}-best", home=None)
+    folder = storage.join(c.home_folder, "runs", c.name)
+    path = storage.join(folder, "best.yaml")
+    storage.write_bytes(path, yaml.safe_dump(configs.differences(best), sort_keys=False).encode())
+    storage.write_json(storage.join(folder, "ranking.json"), rows)
+    return Ranking(rows, path)
