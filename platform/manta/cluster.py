@@ -28,11 +28,11 @@ LOCAL_OBJECT_STORE_BYTES = 512 << 20
 DASHBOARD = "http://127.0.0.1:8265"
 
 
-def connect(**local: Any) -> None:
+def connect(own: bool = False, **local: Any) -> None:
     """Joins the cluster that RAY_ADDRESS or this machine names, else starts a local one.
 
-    The code that runs here is sent along, so that workers never run another version of it. `local`
-    goes to `ray.init` when a local cluster is started.
+    The code that runs here is sent along, so that workers never run another version of it. With
+    `own`, a local one is started in any case; `local` goes to `ray.init` when that happens.
 
     Raises:
         ClusterError: the cluster refuses us, or does not answer.
@@ -55,10 +55,12 @@ def connect(**local: Any) -> None:
     }
     try:
         try:
+            if own:
+                raise ConnectionError("a cluster of our own was asked for")
             ray.init(address="auto", **common)
             print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
         except ConnectionError:
-            if "RAY_ADDRESS" in os.environ:
+            if "RAY_ADDRESS" in os.environ and not own:
                 raise
             store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
             ray.init(address="local", **common, **(store | local))
@@ -122,9 +124,11 @@ def cause_of(error: BaseException) -> Exception:
     for failure in failures or [error]:
         cause: BaseException | None = getattr(failure, "_base_exc", failure)
         while cause is not None:
-            if isinstance(cause, MantaError):
+            inner = getattr(cause, "cause", None) or cause.__cause__
+            # Ray's wrapper is of its cause's class too, with the whole traceback as its text.
+            if isinstance(cause, MantaError) and not isinstance(inner, MantaError):
                 return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
+            cause = inner
     controller = getattr(error, "controller_failure", None)
     if controller is not None:
         return ClusterError(f"Ray Train could not start or keep the workers: {controller}")

@@ -131,7 +131,9 @@ def to_dict(made: Any) -> dict[str, Any]:
 
 
 def to_yaml(made: Any) -> str:
-    return yaml.safe_dump(to_dict(made), sort_keys=False, allow_unicode=True)
+    """A config, or a plain tree, as a file that `load` reads."""
+    tree = to_dict(made) if dataclasses.is_dataclass(made) else made
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def differences(made: Any) -> dict[str, Any]:

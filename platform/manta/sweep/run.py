@@ -6,7 +6,6 @@ import math
 import os
 from typing import Any
 
-import yaml
 from ray import tune
 
 from manta import cluster, storage
@@ -57,6 +56,8 @@ class SweepConfig(PretrainConfig):
         """The training run of every trial."""
         base = configs.to_dict(self)
         del base["sweep"]
+        # Trials run side by side: each keeps to the CPUs that it reserved.
+        base["threads_per_worker"] = self.threads_per_worker or max(1, int(self.cpus_per_worker))
         made = []
         for lr, tokens in itertools.product(self.sweep.lr, self.sweep.tokens_per_batch):
             name = f"{self.name}/lr{lr:g}-batch{tokens}"
@@ -107,8 +108,8 @@ def sweep(c: SweepConfig) -> Ranking:
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     tuner = tune.Tuner(
-        # The trial itself only waits; its training workers ask for what they need.
-        tune.with_resources(_run_trial, {"CPU": 0}),
+        # The trial itself only waits, on the head node; its workers ask for what they need.
+        tune.with_resources(_run_trial, {"node:__internal_head__": 0.001}),
         param_space={"trial": tune.grid_search([configs.to_dict(trial) for trial in trials])},
         tune_config=tune.TuneConfig(
             metric=METRIC,
@@ -196,9 +197,14 @@ def rank(c: SweepConfig, trials: list[PretrainConfig], results: Any) -> Ranking:
     # A loss that is not a number is the worst, wherever it stood.
     rows.sort(key=lambda row: (math.isnan(row[METRIC]), row[METRIC]))
     best = next(trial for trial in trials if trial.name == rows[0]["run"])
-    best = dataclasses.replace(best, name=f"{c.name}-best", home=None)
+    best = dataclasses.replace(
+        best, name=f"{c.name}-best", home=None, threads_per_worker=c.threads_per_worker
+    )
     folder = storage.join(c.home_folder, "runs", c.name)
     path = storage.join(folder, "best.yaml")
-    storage.write_bytes(path, yaml.safe_dump(configs.differences(best), sort_keys=False).encode())
+    tree = configs.differences(best)
+    tree["tokens_per_batch"] = best.tokens_per_batch
+    tree["optimizer"] = {**tree.get("optimizer", {}), "lr": best.optimizer.lr}
+    storage.write_bytes(path, configs.to_yaml(tree).encode())
     storage.write_json(storage.join(folder, "ranking.json"), rows)
     return Ranking(rows, path)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ def make_engine(
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": grad_accum_steps,
-        "gradient_clipping": optimizer.grad_clip,
+        # At stage 0 `backward_and_step` clips.
+        "gradient_clipping": optimizer.grad_clip if zero_stage else 0.0,
         "zero_optimization": {"stage": zero_stage},
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {
@@ -76,11 +78,22 @@ def set_lr(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def grad_norm(engine: Any) -> float:
-    """Global 2-norm of the last step's gradients, before clipping; 0 when clipping is off, where
-    DeepSpeed does not compute it at every stage."""
-    norm = engine.get_global_grad_norm()
-    return float(norm) if norm is not None else 0.0
+def backward_and_step(engine: Any, loss: Tensor, grad_clip: float) -> Tensor | float | None:
+    """Backward and, after the last micro batch of a step, the optimizer's step.
+
+    Returns:
+        The global 2-norm of the gradients, before clipping, if a step was taken; still on the
+        device at stage 0.
+    """
+    engine.backward(loss)
+    is_step = engine.is_gradient_accumulation_boundary()
+    norm: Tensor | float | None = None
+    if is_step and not engine.zero_optimization():
+        # Reduced by now. DeepSpeed clips here too, and forgets the norm, which people watch.
+        parameters = list(engine.module.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf)
+    engine.step()
+    return engine.get_global_grad_norm() if is_step and norm is None else norm
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class TrainConfig:
     largest number up to 16 that divides its share of the batch."""
     num_workers: Count = 1
     """Data-parallel workers; the batch is split over them."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: what is sharded over the workers. 0: nothing; 1: optimizer state; 2: and
     gradients; 3: and weights."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
@@ -190,16 +190,15 @@ def train(run: Run, until: int | None = None) -> TrainState:
         engine.set_lr(run.engine, lr)
         if run.model.dropout:
             torch.manual_seed(_mix(c.seed, step, dist.get_rank()))
-        losses = []
+        losses, norm = [], None
         for _ in range(c.grad_accum_steps):
             tokens, targets = to_device(meter.next_batch(), run.device)
             loss = run.engine(tokens, targets)
-            run.engine.backward(loss)
-            run.engine.step()
+            norm = engine.backward_and_step(run.engine, loss, c.optimizer.grad_clip)
             losses.append(loss.detach())
         state.step += 1
         is_last = state.step == c.total_steps
-        run.records.append(meter.record(losses, lr))
+        run.records.append(meter.record(losses, norm, lr))
 
         if state.step == 1 or state.step % c.log_every == 0 or state.step == end:
             log(run, meter)
@@ -243,9 +242,11 @@ class Meter:
         self._waited += time.perf_counter() - asked
         return batch
 
-    def record(self, losses: list[Tensor], lr: float) -> dict[str, Any]:
-        """The step that just ended. Its loss stays on the device until it is logged, so that the
-        step waits for nothing."""
+    def record(
+        self, losses: list[Tensor], grad_norm: Tensor | float | None, lr: float
+    ) -> dict[str, Any]:
+        """The step that just ended. Its loss and norm stay on the device until they are logged, so
+        that the step waits for nothing."""
         now = time.perf_counter()
         seconds = now - self._started
         waited = self._waited
@@ -257,7 +258,7 @@ class Meter:
             "tokens": state.step * c.tokens_per_batch,
             "loss": torch.stack(losses).mean(),
             "lr": lr,
-            "grad_norm": engine.grad_norm(self._run.engine),
+            "grad_norm": grad_norm,
             "step_seconds": seconds,
             "tokens_per_second": c.tokens_per_batch / seconds,
             "mfu": self._peak_seconds / seconds,
@@ -279,7 +280,7 @@ def log(run: Run, meter: Meter) -> None:
     if run.logbook is None:
         return
     for record, loss in zip(records, (losses / dist.get_world_size()).tolist(), strict=True):
-        record["loss"] = loss
+        record["loss"], record["grad_norm"] = loss, float(record["grad_norm"])
     run.logbook.metrics(records)
     c, last = run.config, records[-1]
     seconds = sum(r["step_seconds"] for r in records)

@@ -278,10 +278,10 @@ def _share_of_cpus() -> int:
 
 
 def fit(
-    function: Callable[[dict[str, Any], Callable[[str], None]], None],
+    function: Callable[[dict[str, Any], Callable[[Any], None]], None],
     arguments: dict[str, Any],
     c: PretrainConfig,
-    say: Callable[[str], None],
+    say: Callable[[Any], None],
     callbacks: list[Any],
 ) -> None:
     """Runs `function(arguments, say)` on c.num_workers Ray Train workers; what rank 0 says arrives

@@ -1,0 +1,56 @@
+# Two commands do all the set-up: `make quickstart` and `make test`. Everything goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEVELOPING := $(VENV)/.developing
+
+# `python` in a submitted job is the one on the PATH of `ray start`.
+export PATH := $(BIN):$(PATH)
+# Ray's token auth: what `ray start` turns on, its clients have to be told.
+export RAY_AUTH_MODE ?= token
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: help quickstart test check format clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(DEVELOPING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+quickstart: $(INSTALLED)  ## Train and evaluate a small GPT on this machine, in minutes
+	@$(BIN)/python -m manta.cluster up
+	ray job submit -- python jobs/pretrain.py
+	ray job submit -- python jobs/evaluate.py checkpoint=quickstart
+	@echo
+	@echo "Your model is trained and evaluated. Next:"
+	@echo "  source $(VENV)/bin/activate; export RAY_AUTH_MODE=token"
+	@echo "  python jobs/generate.py prompt='def main('     complete a prompt with it"
+	@echo "  python jobs/pretrain.py name=mine data.source=FILE_OR_FOLDER     your own text"
+	@echo "  python jobs/sweep.py                           find a better learning rate"
+	@echo "  ray dashboard: http://127.0.0.1:8265           ray stop: end Ray"
+
+test: $(DEVELOPING)  ## Run the tests
+	$(BIN)/python -m pytest
+
+check: $(DEVELOPING)  ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEVELOPING)  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment
+	rm -rf $(VENV)

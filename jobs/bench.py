@@ -1,0 +1,24 @@
+"""Measure Manta itself.
+
+    python jobs/bench.py what=overhead json=overhead.json
+
+Takes the keys of jobs/pretrain.py too. Figures are ratios within one run: compare no others.
+"""
+
+import sys
+from pathlib import Path
+
+# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
+# hide the package of that name, which lm-eval imports.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from manta.bench import BenchConfig, bench
+from manta.job import run_job
+
+
+def main(config: BenchConfig) -> None:
+    bench(config)
+
+
+if __name__ == "__main__":
+    run_job(main, BenchConfig)

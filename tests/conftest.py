@@ -1,0 +1,113 @@
+"""Fixtures that several test files share. Ray is started once, for all of them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A corpus with some structure, so that a model has something to learn.
+TEXT = "\n".join(
+    f"The {animal} number {i} went to the {place} and saw {i % 7} {thing}s.\n"
+    for i in range(400)
+    for animal, place, thing in [
+        (
+            ("cat", "dog", "ray", "bird")[i % 4],
+            ("sea", "hill", "town")[i % 3],
+            ("fish", "tree")[i % 2],
+        )
+    ]
+)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for the whole session, with more CPUs than the machine may have: they are
+    only counted, and two-worker runs must fit on any machine."""
+    import ray
+
+    from manta import cluster
+
+    cluster.connect(own=True, num_cpus=4)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own for what a test makes."""
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain-text file of about 20 kB."""
+    file = tmp_path_factory.mktemp("corpus") / "animals.txt"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.fixture(scope="session")
+def prepared(ray_session: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the corpus is prepared already, to train from."""
+    from manta.train.pretrain import ready_data
+
+    folder = tmp_path_factory.mktemp("prepared")
+    ready_data(tiny(folder, corpus), lambda line: None)
+    return folder
+
+
+def tiny(home: Path, corpus: Path, *arguments: str) -> Any:
+    """The config of a run that takes a moment: two layers, a few hundred tokens a step."""
+    from manta.config import load
+    from manta.train.pretrain import PretrainConfig
+
+    return load(PretrainConfig, [*tiny_arguments(home, corpus), *arguments])
+
+
+def tiny_arguments(home: Path, corpus: Path) -> list[str]:
+    return [
+        f"home={home}",
+        f"data.source={corpus}",
+        "data.vocab_size=300",
+        "data.document_bytes=500",
+        "data.val_fraction=0.1",
+        "model.n_layer=2",
+        "model.n_head=2",
+        "model.n_embd=32",
+        "model.context_length=32",
+        "tokens_per_batch=256",
+        "total_tokens=1024",
+        "eval.every=2",
+        "eval.tokens=500",
+        "checkpoint.every=2",
+        "sample.tokens=4",
+        "sample.prompts=[The cat]",
+        "threads_per_worker=1",
+        "dtype=fp32",
+        "log_every=1",
+    ]
+
+
+@pytest.fixture
+def load_job() -> Callable[[str], Any]:
+    """Imports jobs/NAME.py as a module, as `python jobs/NAME.py` would."""
+    import importlib.util
+    import sys
+
+    def load(name: str) -> Any:
+        path = list(sys.path)
+        spec = importlib.util.spec_from_file_location(f"job_{name}", ROOT / "jobs" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path[:] = path
+        return module
+
+    return load

@@ -1,0 +1,173 @@
+"""The pulse of each job: its real main, once, on a tiny model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny, tiny_arguments
+
+from manta.bench import BenchConfig
+from manta.config import load
+from manta.errors import CheckpointError, DataError
+from manta.evaluate.run import EvaluateConfig
+from manta.model.generate import GenerateConfig
+from manta.sweep.run import SweepConfig
+from manta.train import checkpoint
+from manta.train.pretrain import PretrainConfig
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, corpus: Path) -> Path:
+    """A home with a run named pulse."""
+    from manta.train.pretrain import pretrain
+
+    pretrain(tiny(prepared, corpus, "name=pulse"), lambda line: None)
+    return prepared
+
+
+def test_prepare(
+    load_job: Callable[[str], Any],
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = load(
+        PretrainConfig, [f"home={tmp_path}", f"data.source={corpus}", "data.vocab_size=300"]
+    )
+    load_job("prepare").main(config)
+    assert (tmp_path / "data" / "animals-bpe300" / "MANIFEST.json").exists()
+    assert "bytes per token" in capsys.readouterr().out
+    load_job("prepare").main(config)
+    assert "was there already" in capsys.readouterr().out
+
+
+def test_pretrain(
+    load_job: Callable[[str], Any],
+    prepared: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load_job("pretrain").main(tiny(prepared, corpus, "name=first/run", "total_tokens=512"))
+    out = capsys.readouterr().out
+    for words in ("step 2/2 | loss", "val bpb", "sample: The cat", "saved to", "extend", "next"):
+        assert words in out, out
+    assert (prepared / "runs" / "first" / "run" / "loss.png").exists()
+
+
+@pytest.mark.parametrize("suite", ["perplexity", "hellaswag", "wikitext"])
+def test_evaluate(
+    load_job: Callable[[str], Any],
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    suite: str,
+) -> None:
+    rows = [
+        {
+            "activity_label": "Swimming",
+            "ctx_a": "A ray swims.",
+            "ctx_b": "it",
+            "endings": ["dives.", "flies off.", "reads.", "sings a song."],
+            "label": str(i % 4),
+        }
+        for i in range(8)
+    ]
+    hellaswag = tmp_path / "hellaswag.jsonl"
+    hellaswag.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wikitext = tmp_path / "wikitext.txt"
+    wikitext.write_text(" \n = Ray = \n \n A ray is a fish . \n = Cat = \n \n A cat is not . \n")
+    local = {
+        "perplexity": [],
+        "hellaswag": [f"evals.hellaswag_path={hellaswag}"],
+        "wikitext": [f"evals.wikitext_path={wikitext}"],
+    }
+    arguments = [f"home={trained}", "checkpoint=pulse", f"suite={suite}", "threads=1"]
+    load_job("evaluate").main(load(EvaluateConfig, [*arguments, *local[suite]]))
+    out = capsys.readouterr().out
+    file = trained / "runs" / "pulse" / "evals" / "step-00000004" / f"{suite}.json"
+    result = json.loads(file.read_text())["results"][suite]
+    documents = {"hellaswag": 8, "wikitext": 2}.get(suite, result["samples"])
+    assert result["samples"] == documents > 0
+    assert {"perplexity": "bits_per_byte", "wikitext": "word_perplexity"}.get(
+        suite, "acc"
+    ) in result
+    assert f"written to {file}" in out
+
+
+def test_generate(
+    load_job: Callable[[str], Any], trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"home={trained}", "checkpoint=pulse", "prompt=The cat", "max_tokens=8"]
+    config = load(GenerateConfig, arguments)
+    texts = []
+    for _ in range(2):
+        load_job("generate").main(config)
+        texts.append(capsys.readouterr().out)
+    assert (
+        texts[0] == texts[1] and texts[0].startswith("The cat") and len(texts[0]) > len("The cat")
+    )
+
+
+def test_sweep_ranks_real_runs_and_writes_the_best(
+    load_job: Callable[[str], Any],
+    prepared: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [
+        *tiny_arguments(prepared, corpus),
+        "sweep.lr=[1e-7,1e-2]",
+        "sweep.tokens_per_batch=[256]",
+    ]
+    load_job("sweep").main(load(SweepConfig, arguments))
+    out = capsys.readouterr().out
+    assert "2 trials" in out and "done (2/2)" in out
+    folder = prepared / "runs" / "sweep"
+    ranking = json.loads((folder / "ranking.json").read_text())
+    assert [row["lr"] for row in ranking] == [1e-2, 1e-7]
+    best = load(PretrainConfig, [str(folder / "best.yaml")])
+    assert (best.optimizer.lr, best.tokens_per_batch, best.name) == (1e-2, 256, "sweep-best")
+    for row in ranking:
+        state = checkpoint.load_state(checkpoint.find(str(prepared / "runs" / row["run"]))[-1])
+        assert state.step == 4
+
+
+def test_bench_overhead_writes_its_figures(
+    load_job: Callable[[str], Any], prepared: Path, corpus: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        *tiny_arguments(prepared, corpus),
+        "rounds=1",
+        "steps_per_round=2",
+        f"json={tmp_path / 'overhead.json'}",
+    ]
+    load_job("bench").main(load(BenchConfig, arguments))
+    figures = json.loads((tmp_path / "overhead.json").read_text())
+    for key in ("bare_tokens_per_second", "platform_tokens_per_second", "ratio"):
+        assert figures[key] > 0
+    assert figures["peak_memory_bytes"] > 1 << 20
+    assert not (prepared / "runs" / "bench-overhead").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["checkpoint=nothing"], CheckpointError, "runs with one: .*pulse"),
+        (["suite=hellaswag", "evals.hellaswag_path=no.jsonl"], DataError, "no.jsonl: no such file"),
+        (["evals.text_path=no.txt"], DataError, "no.txt: no such file"),
+    ],
+)
+def test_evaluate_says_what_is_missing(
+    load_job: Callable[[str], Any],
+    trained: Path,
+    arguments: list[str],
+    error: type[Exception],
+    words: str,
+) -> None:
+    config = load(EvaluateConfig, [f"home={trained}", "checkpoint=pulse", *arguments])
+    with pytest.raises(error, match=words):
+        load_job("evaluate").main(config)

@@ -1,0 +1,302 @@
+"""Training for real: Ray Train workers, DeepSpeed on gloo, Ray Data, checkpoints, resume."""
+
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from conftest import tiny
+
+from manta.data import manifest as manifests
+from manta.data import stream
+from manta.errors import CheckpointError, ClusterError, ConfigError, DataError
+from manta.model.gpt import GPT
+from manta.train import checkpoint
+from manta.train.optimizer import make_optimizer
+from manta.train.pretrain import (
+    PretrainConfig,
+    fit,
+    outcome,
+    pretrain,
+    ready_data,
+    summary,
+    with_vocabulary,
+)
+from manta.train.schedule import lr_at
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+# Ray's workers cannot import this file: what it sends them goes by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def silent(line: Any) -> None:
+    """Where a run's lines go."""
+
+
+def files(folder: Path) -> dict[Path, int]:
+    """Everything under a folder, with the time of its last change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def losses(c: PretrainConfig) -> list[float]:
+    """The run's training losses, in order of steps."""
+    records = (Path(c.run_folder) / "metrics.jsonl").read_text().splitlines()
+    return [r["loss"] for r in map(json.loads, records) if "loss" in r]
+
+
+def plain_losses(c: PretrainConfig) -> list[float]:
+    """The same training in plain PyTorch: AdamW, clipping, the order read without Ray."""
+    manifest = manifests.load(c.data.folder(c.home_folder))
+    model_config = with_vocabulary(c.model, manifest.load_tokenizer())
+    torch.manual_seed(c.seed)
+    torch.set_num_threads(1)
+    model = GPT(model_config)
+    optimizer = make_optimizer(model, c.optimizer)
+    order = stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
+    reader = stream.Reader(manifest.path, tuple(manifest.split("train")), order)
+    windows = [reader.window(w, 0) for w in range(-(-c.total_steps // order.window_batches))]
+    rows = np.concatenate(windows).astype(np.int64)
+    found = []
+    for step in range(c.total_steps):
+        batch = rows[step * c.sequences_per_batch : (step + 1) * c.sequences_per_batch]
+        tokens = torch.from_numpy(batch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, c.total_steps, c.optimizer.lr, c.schedule)
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), c.optimizer.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+STAGES = [0, 1, 2, 3]
+RESUMED = ["total_tokens=2048", "model.dropout=0.1", "checkpoint.every=3"]  # 8 steps
+
+
+def resumed_arguments(dtype: str) -> list[str]:
+    return [*RESUMED, "num_workers=2", "zero_stage=2", f"dtype={dtype}"]
+
+
+@pytest.fixture(scope="module")
+def one_worker(prepared: Path, corpus: Path) -> dict[str, PretrainConfig]:
+    """Several runs, one after the other on one Ray Train worker: its start costs the most."""
+    runs = {
+        "plain": ["total_tokens=5120", "micro_batch_size=4"],
+        "whole": RESUMED,
+        "stopped": RESUMED,
+    }
+    return run_all(prepared, corpus, runs)
+
+
+@pytest.fixture(scope="module")
+def two_workers(prepared: Path, corpus: Path) -> dict[str, PretrainConfig]:
+    """The same on two workers. fp32 before bf16: DeepSpeed keeps autocast on once it has been."""
+    stages = {
+        f"zero{stage}": [f"zero_stage={stage}", "total_tokens=5120", "num_workers=2"]
+        for stage in STAGES
+    }
+    runs = {
+        **stages,
+        "whole-fp32": resumed_arguments("fp32"),
+        "stopped-fp32": resumed_arguments("fp32"),
+        "whole-bf16": resumed_arguments("bf16"),
+        "stopped-bf16": resumed_arguments("bf16"),
+    }
+    return run_all(prepared, corpus, runs)
+
+
+def run_all(home: Path, corpus: Path, runs: dict[str, list[str]]) -> dict[str, PretrainConfig]:
+    made = {
+        name: tiny(home, corpus, f"name={name}", "eval.every=10", *arguments)
+        for name, arguments in runs.items()
+    }
+    first = next(iter(made.values()))
+    fit(_run_all, {"configs": list(made.values())}, first, silent, [])
+    return made
+
+
+def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
+    """In the worker: each run from its start; those named "stopped" die in their fifth step, after
+    steps that no checkpoint has, and are started again."""
+    from manta.config import to_dict
+    from manta.train import loop, pretrain
+
+    def dying(run: Any, meter: Any) -> None:
+        log(run, meter)
+        if run.state.step == 5:
+            raise RuntimeError("stop here")
+
+    log = loop.log
+    for c in arguments["configs"]:
+        manifest = manifests.load(c.data.folder(c.home_folder))
+        job = {"config": to_dict(c), "manifest": manifest}
+        if c.name.startswith("stopped"):
+            loop.log = dying
+            with contextlib.suppress(RuntimeError):
+                pretrain.worker(job, say)
+            loop.log = log
+            assert [path[-2:] for path in checkpoint.find(c.run_folder)] == ["03"]
+        pretrain.worker(job, say)
+
+
+def test_the_engine_at_stage_0_equals_a_plain_adamw_loop(
+    one_worker: dict[str, PretrainConfig],
+) -> None:
+    c = one_worker["plain"]
+    assert c.grad_accum_steps == 2 and c.total_steps == 20
+    assert losses(c) == pytest.approx(plain_losses(c), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_zero_stage_trains_alike_on_two_workers(
+    two_workers: dict[str, PretrainConfig], one_worker: dict[str, PretrainConfig], stage: int
+) -> None:
+    c = two_workers[f"zero{stage}"]
+    assert losses(c) == pytest.approx(losses(one_worker["plain"]), rel=1e-4)
+    weights = [
+        checkpoint.load_model(checkpoint.path_of(run.run_folder, 20)).state_dict()
+        for run in (c, one_worker["plain"])
+    ]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["", "-fp32", "-bf16"])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    one_worker: dict[str, PretrainConfig], two_workers: dict[str, PretrainConfig], kind: str
+) -> None:
+    """Bit for bit, with dropout, so that randomness counts too: on one worker, and on two."""
+    runs = two_workers if kind else one_worker
+    whole, stopped = runs["whole" + kind], runs["stopped" + kind]
+    assert len(losses(whole)) == 8
+    assert losses(stopped) == losses(whole)
+    weights = [
+        Path(checkpoint.path_of(c.run_folder, 8), "model.safetensors").read_bytes()
+        for c in (whole, stopped)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_finished_run_says_so_and_can_be_extended(prepared: Path, corpus: Path) -> None:
+    c = tiny(prepared, corpus, "name=extended")
+    pretrain(c, silent)
+    again = pretrain(c, silent)
+    assert again.finished_before
+    text = summary(c, again)
+    assert "is finished" in text
+    assert "total_tokens=2048" in text and "name=another-name" in text
+    longer = pretrain(tiny(prepared, corpus, "name=extended", "total_tokens=1536"), silent)
+    assert longer.state.step == 6
+    with pytest.raises(ConfigError, match="resume=never"):
+        pretrain(tiny(prepared, corpus, "name=extended", "resume=never"), silent)
+
+
+def test_a_torn_or_damaged_checkpoint_is_skipped(
+    base: tuple[PretrainConfig, list[str]], tmp_path: Path
+) -> None:
+    run = str(tmp_path / "torn")
+    shutil.copytree(base[0].run_folder, run)
+    older, newer = checkpoint.find(run)
+    with (Path(newer) / "model.safetensors").open("r+b") as f:
+        f.truncate(100)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
+        checkpoint.verify(newer)
+    assert checkpoint.latest(run) == older
+    (Path(older) / "MANIFEST.json").unlink()
+    assert checkpoint.latest(run) is None
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:
+    c = tiny(
+        prepared, corpus, "name=early", "eval.every=1", "eval.patience=2", "optimizer.lr=9",
+        "total_tokens=25600", "schedule.warmup=0",
+    )  # fmt: skip
+    lines: list[str] = []
+    done = pretrain(c, lines.append)
+    assert done.state.stopped_early and done.state.step < c.total_steps
+    assert any("stopping early" in line for line in lines)
+    assert pretrain(c, silent).finished_before
+
+
+@pytest.fixture(scope="module")
+def base(prepared: Path, corpus: Path) -> tuple[PretrainConfig, list[str]]:
+    """A small run that has ended, and what it said."""
+    lines: list[str] = []
+    c = tiny(prepared, corpus, "name=base")
+    pretrain(c, lines.append)
+    return c, lines
+
+
+def test_a_run_leaves_what_a_person_looks_at(base: tuple[PretrainConfig, list[str]]) -> None:
+    c, lines = base
+    folder = Path(c.run_folder)
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "loss.png"):
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "tensorboard").iterdir())
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [(s["step"], s["prompt"]) for s in samples] == [(0, "The cat"), (4, "The cat")]
+    evals = [r for r in map(json.loads, (folder / "metrics.jsonl").open()) if "val_loss" in r]
+    assert [r["step"] for r in evals] == [0, 2, 4]
+    assert any("tok/s" in line and "data wait" in line and "ETA" in line for line in lines)
+
+
+def test_val_loss_does_not_depend_on_the_number_of_workers(
+    one_worker: dict[str, PretrainConfig], two_workers: dict[str, PretrainConfig]
+) -> None:
+    found = [outcome(runs).last_eval for runs in (one_worker["plain"], two_workers["zero0"])]
+    for key in ("val_loss", "val_bpb"):
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["model.n_layer=3"], CheckpointError, ["another model", "model.n_layer is 2", "3"]),
+        (["seed=1"], CheckpointError, ["another seed"]),
+        (["tokens_per_batch=512"], CheckpointError, ["another tokens_per_batch"]),
+        (["num_workers=2"], CheckpointError, ["1 workers", "set num_workers=1"]),
+        (["data.vocab_size=290"], CheckpointError, ["vocab_size"]),
+        (["num_workers=4", "cpus_per_worker=3"], ClusterError, ["num_workers=4", "room for 1"]),
+        (["model.vocab_size=260"], ConfigError, ["model.vocab_size=260", "300"]),
+        (["tokens_per_batch=32000", "name=big"], DataError, ["fewer than one batch"]),
+        (["data.source=nowhere.txt", "data.name=x"], DataError, ["nowhere.txt", "no such file"]),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(
+    prepared: Path,
+    corpus: Path,
+    base: tuple[PretrainConfig, list[str]],
+    arguments: list[str],
+    error: type[Exception],
+    words: list[str],
+) -> None:
+    before = files(prepared / "runs")
+    with pytest.raises(error) as caught:
+        pretrain(tiny(prepared, corpus, "name=base", "total_tokens=2048", *arguments), silent)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert files(prepared / "runs") == before
+
+
+def test_a_damaged_shard_is_named_and_not_trained_on(prepared: Path, corpus: Path) -> None:
+    c = tiny(prepared, corpus, "name=other", "data.name=damaged")
+    ready_data(c, silent)
+    shard = next(Path(c.data.folder(str(prepared))).glob("train-*.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=f"{shard.name}.*sha256"):
+        pretrain(c, silent)
+    assert not (prepared / "runs" / "other").exists()
