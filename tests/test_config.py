@@ -233,13 +233,13 @@ def test_a_sequence_beyond_the_context_is_refused_with_both_remedies() -> None:
     "name", ["..", "../x", "a/..", "a/../b", ".", "./a", "/a", "a/", "a//b", ".a", "", "a b", "a\n"]
 )
 def test_a_run_cannot_leave_its_folder_by_its_name(name: str) -> None:
-    with pytest.raises(ConfigError, match="^name="):
+    with pytest.raises(ConfigError, match=r"^name="):
         from_dict(PretrainConfig, {"name": name})
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../x", "/a", "", "a b"])
 def test_a_dataset_cannot_leave_its_folder_by_its_name(name: str) -> None:
-    with pytest.raises(ConfigError, match="^name="):
+    with pytest.raises(ConfigError, match=r"^name="):
         from_dict(DataConfig, {"name": name})
 
 

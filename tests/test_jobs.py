@@ -35,9 +35,7 @@ def test_prepare(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = load(
-        PretrainConfig, [f"home={tmp_path}", f"data.source={corpus}", "data.vocab_size=300"]
-    )
+    config = load(PretrainConfig, tiny_arguments(tmp_path, corpus))
     load_job("prepare").main(config)
     assert (tmp_path / "data" / "animals-bpe300" / "MANIFEST.json").exists()
     assert "bytes per token" in capsys.readouterr().out

@@ -477,7 +477,7 @@ def test_a_new_model_predicts_nearly_uniformly(name: str) -> None:
     model = GPT(tiny_config(**SMALL[name]))
     tokens, targets = some_tokens(8, 64).split(32, dim=1)
     uniform = torch.tensor(float(VOCAB)).log()
-    torch.testing.assert_close(model(tokens, targets), uniform, atol=0.05, rtol=0)
+    torch.testing.assert_close(model(tokens, targets), uniform, atol=0.2, rtol=0)
 
 
 def test_dropout_acts_in_training_only() -> None:

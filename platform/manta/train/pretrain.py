@@ -131,6 +131,8 @@ def finished(c: PretrainConfig) -> Outcome | None:
             "delete the folder, or set resume=auto to go on with it"
         )
     state = checkpoint.load_state(path)
+    if state.data["tokens_per_batch"] != c.tokens_per_batch:
+        return None  # steps of another size: `check_resumable` refuses them
     is_over = state.stopped_early and c.eval.patience is not None
     if state.step < c.total_steps and not is_over:
         return None
