@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny, tiny_arguments
+from conftest import ROOT, tiny, tiny_arguments
 
 from manta.bench import BenchConfig
 from manta.config import load
@@ -169,3 +169,10 @@ def test_evaluate_says_what_is_missing(
     config = load(EvaluateConfig, [f"home={trained}", "checkpoint=pulse", *arguments])
     with pytest.raises(error, match=words):
         load_job("evaluate").main(config)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_every_config_in_the_repository_is_valid(path: Path) -> None:
+    assert load(PretrainConfig, [str(path)]).name == path.stem

@@ -1,3 +1,21 @@
-"""Manta trains, sweeps and evaluates GPT models from scratch on Ray."""
+"""Manta trains, sweeps and evaluates GPT models from scratch on Ray.
+
+The rooms, in the order that data flows; imports point up this list, never down:
+
+    errors      what a person can mend
+    config      frozen configs from YAML and key=value                  [omegaconf, pydantic]
+    storage     files, local or in an object store                      [pyarrow.fs]
+    progress    a bar, or now and then a line                           [tqdm]
+    cluster     the connection to Ray                                   [ray]
+    job         what every job shares
+    text        documents from anywhere; tokenizers                     [datasets, tiktoken, tokenizers]
+    model       the GPT, its presets, generation, cost
+    data        documents to shards, shards to an exact stream          [ray.data]
+    train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,
+                and the loop inside Ray Train                            matplotlib, ray.train]
+    evaluate    lm-eval on a checkpoint                                 [lm_eval]
+    sweep       many runs, compared                                     [ray.tune]
+    bench       measurements of Manta itself                            [psutil]
+"""
 
 __version__ = "0.1.0"

@@ -239,6 +239,8 @@ def setup(
 ) -> Run:
     """Everything that the loop works on, for this rank, at the state's step."""
     threads = c.threads_per_worker or _share_of_cpus()
+    if c.gpus_per_worker:
+        torch.cuda.set_device(ray.train.torch.get_device())
     order = stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
     share = {"micro_batch_size": c.micro_batch, "rank": rank, "world_size": world_size}
     batches = stream.ahead(
