@@ -331,7 +331,7 @@ class Prepared:
 
 
 @pytest.fixture(scope="module")
-def prepared(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     corpus, home = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("home")
     files = some_documents()
     for number, rows in enumerate(files):
@@ -353,40 +353,40 @@ def prepared(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pre
     return Prepared(config, str(home), manifest, [row for rows in files for row in rows])
 
 
-def test_the_tokens_are_the_documents_each_followed_by_end_of_text(prepared: Prepared) -> None:
-    made = prepared.manifest.load_tokenizer()
-    assert len(prepared.manifest.split("train")) > 3
-    assert max(len(shard.row_groups) for shard in prepared.manifest.shards) > 1
+def test_the_tokens_are_the_documents_each_followed_by_end_of_text(dataset: Prepared) -> None:
+    made = dataset.manifest.load_tokenizer()
+    assert len(dataset.manifest.split("train")) > 3
+    assert max(len(shard.row_groups) for shard in dataset.manifest.shards) > 1
     for split in ("train", "val"):
         expected = [
             text
-            for text in prepared.documents
+            for text in dataset.documents
             if prepare.is_val(text, VAL_FRACTION) == (split == "val")
         ]
         found = []
-        for shard in prepared.manifest.split(split):
-            for row in pq.read_table(f"{prepared.manifest.path}/{shard.file}").to_pylist():
+        for shard in dataset.manifest.split(split):
+            for row in pq.read_table(f"{dataset.manifest.path}/{shard.file}").to_pylist():
                 assert row["tokens"][-1] == made.eot
                 assert made.eot not in row["tokens"][:-1]
                 found.append(made.decode(row["tokens"][:-1]))
                 assert row["text_bytes"] == len(found[-1].encode())
         assert found == expected
-        assert prepared.manifest.rows(split) == len(expected)
-        assert prepared.manifest.text_bytes(split) == sum(len(t.encode()) for t in expected)
+        assert dataset.manifest.rows(split) == len(expected)
+        assert dataset.manifest.text_bytes(split) == sum(len(t.encode()) for t in expected)
 
 
-def test_the_splits_are_disjoint_and_val_has_about_its_share(prepared: Prepared) -> None:
-    rows = prepared.manifest.rows("val")
-    assert abs(rows / len(prepared.documents) - VAL_FRACTION) < 0.05
+def test_the_splits_are_disjoint_and_val_has_about_its_share(dataset: Prepared) -> None:
+    rows = dataset.manifest.rows("val")
+    assert abs(rows / len(dataset.documents) - VAL_FRACTION) < 0.05
 
 
-def test_the_manifest_says_what_is_in_the_shards(prepared: Prepared) -> None:
-    manifest = prepared.manifest
+def test_the_manifest_says_what_is_in_the_shards(dataset: Prepared) -> None:
+    manifest = dataset.manifest
     assert manifests.load(manifest.path) == manifest
     manifests.verify(manifest, hashes=True)
     for split in ("train", "val"):
         groups = [n for shard in manifest.split(split) for n in shard.row_groups]
-        assert groups == [len(tokens) for tokens in prepared.split(split)]
+        assert groups == [len(tokens) for tokens in dataset.split(split)]
         assert manifest.tokens(split) == sum(groups)
     names = {shard.file for shard in manifest.shards}
     folder = {file.name for file in Path(manifest.path).iterdir()}
@@ -394,57 +394,59 @@ def test_the_manifest_says_what_is_in_the_shards(prepared: Prepared) -> None:
 
 
 def test_preparing_again_gives_the_same_bytes_whatever_was_left_there(
-    prepared: Prepared, tmp_path: Path
+    dataset: Prepared, tmp_path: Path
 ) -> None:
-    left = Path(prepared.config.folder(str(tmp_path)))
+    left = Path(dataset.config.folder(str(tmp_path)))
     left.mkdir(parents=True)
     for name in ("train-00000.parquet", "train-99999.parquet", "val-00000.parquet.tmp"):
         (left / name).write_bytes(b"half a shard")
-    assert prepare.find(prepared.config, str(tmp_path)) is None
+    assert prepare.find(dataset.config, str(tmp_path)) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "PART_BYTES", 6000)
-        again = prepare.prepare(prepared.config, str(tmp_path))
-    assert dataclasses.replace(again, path=prepared.manifest.path) == prepared.manifest
+        again = prepare.prepare(dataset.config, str(tmp_path))
+    assert dataclasses.replace(again, path=dataset.manifest.path) == dataset.manifest
     first, second = (
         {file.name: file.read_bytes() for file in Path(manifest.path).iterdir()}
-        for manifest in (prepared.manifest, again)
+        for manifest in (dataset.manifest, again)
     )
     assert first == second
 
 
-def test_a_prepared_dataset_is_found_and_another_recipe_refused(prepared: Prepared) -> None:
-    assert prepare.find(prepared.config, prepared.home) == prepared.manifest
-    other = dataclasses.replace(prepared.config, val_fraction=0.3)
+def test_a_prepared_dataset_is_found_and_another_recipe_refused(dataset: Prepared) -> None:
+    assert prepare.find(dataset.config, dataset.home) == dataset.manifest
+    other = dataclasses.replace(dataset.config, val_fraction=0.3)
     with pytest.raises(DataError, match=r"with val_fraction=0\.2, but the config says 0\.3; "):
-        prepare.find(other, prepared.home)
-    other = dataclasses.replace(prepared.config, errors="replace")
+        prepare.find(other, dataset.home)
+    other = dataclasses.replace(dataset.config, errors="replace")
     with pytest.raises(DataError, match=r"with source\.errors=strict, but .* says replace; "):
-        prepare.find(other, prepared.home)
-    other = dataclasses.replace(prepared.config, tokenizer="/a/encoding.json", vocab_size=None)
+        prepare.find(other, dataset.home)
+    other = dataclasses.replace(dataset.config, tokenizer="/a/encoding.json", vocab_size=None)
     with pytest.raises(DataError, match=r"with tokenizer=bpe, but .* says /a/encoding\.json; "):
-        prepare.find(other, prepared.home)
-    other = dataclasses.replace(prepared.config, verify="size")  # no part of what decides tokens
-    assert prepare.find(other, prepared.home) == prepared.manifest
-    elsewhere = dataclasses.replace(prepared.config, name="elsewhere")
-    assert prepare.find(elsewhere, prepared.home) is None
+        prepare.find(other, dataset.home)
+    other = dataclasses.replace(dataset.config, verify="size")  # no part of what decides tokens
+    assert prepare.find(other, dataset.home) == dataset.manifest
+    elsewhere = dataclasses.replace(dataset.config, name="elsewhere")
+    assert prepare.find(elsewhere, dataset.home) is None
 
 
-def test_a_dataset_can_use_another_ones_tokenizer(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_dataset_can_use_another_ones_tokenizer(dataset: Prepared, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"paragraph {i}\n\n" for i in range(100)))
-    file = f"{prepared.manifest.path}/{tokenizer.FILE_NAME}"
+    file = f"{dataset.manifest.path}/{tokenizer.FILE_NAME}"
     keys = {"source": f"{tmp_path}/a.txt", "tokenizer": file, "document_bytes": 50}
     manifest = prepare.prepare(from_dict(DataConfig, keys | {"val_fraction": 0.3}), str(tmp_path))
-    assert manifest.tokenizer_sha256 == prepared.manifest.tokenizer_sha256
+    assert manifest.tokenizer_sha256 == dataset.manifest.tokenizer_sha256
     assert manifest.rows("train") + manifest.rows("val") > 20
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_after_an_error_there_is_no_half_dataset(tmp_path: Path) -> None:
+    corpus, home = tmp_path / "corpus", str(tmp_path / "home")
+    corpus.mkdir()
     for i in range(5):
-        (tmp_path / f"{i}.txt").write_text("\n\n".join(f"good text {n}" for n in range(30)))
-    (tmp_path / "3.txt").write_bytes(b"good text\n\nbad \xff text")
-    keys = {"source": str(tmp_path), "document_bytes": 50, "val_fraction": 0.3, "name": "half"}
-    config, home = from_dict(DataConfig, keys), str(tmp_path / "home")
+        (corpus / f"{i}.txt").write_text("\n\n".join(f"good text {n}" for n in range(30)))
+    (corpus / "3.txt").write_bytes(b"good text\n\nbad \xff text")
+    keys = {"source": str(corpus), "document_bytes": 50, "val_fraction": 0.3, "name": "half"}
+    config = from_dict(DataConfig, keys)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "PART_BYTES", 300)
         # The sample for the tokenizer ends before the bad file: a worker meets it.
@@ -490,16 +492,16 @@ def test_a_missing_corpus_leaves_what_is_there_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def order(prepared: Prepared) -> Order:
+def order(dataset: Prepared) -> Order:
     """About five batches an epoch, so that a few batches span windows and epochs."""
-    per_batch = prepared.manifest.tokens("train") // SEQ_LEN // 5 // 12 * 12
-    return stream.train_order(prepared.manifest, 7, SEQ_LEN, per_batch)
+    per_batch = dataset.manifest.tokens("train") // SEQ_LEN // 5 // 12 * 12
+    return stream.train_order(dataset.manifest, 7, SEQ_LEN, per_batch)
 
 
 @pytest.fixture(scope="module")
-def expected(prepared: Prepared, order: Order) -> list[np.ndarray]:
+def expected(dataset: Prepared, order: Order) -> list[np.ndarray]:
     """Batches 0 to 13, by the order's arithmetic over tokens read with pyarrow alone."""
-    groups = prepared.split("train")
+    groups = dataset.split("train")
     found: list[np.ndarray] = []
     for window in range(4):
         pieces = [groups[s.row_group][s.start : s.stop] for s in order.segments(window)]
@@ -509,33 +511,33 @@ def expected(prepared: Prepared, order: Order) -> list[np.ndarray]:
     return found[:14]
 
 
-def streamed(prepared: Prepared, order: Order, start: int, stop: int, **share: Any) -> np.ndarray:
-    batches = list(stream.train_batches(prepared.manifest, order, start=start, stop=stop, **share))
+def streamed(dataset: Prepared, order: Order, start: int, stop: int, **share: Any) -> np.ndarray:
+    batches = list(stream.train_batches(dataset.manifest, order, start=start, stop=stop, **share))
     assert {batch.shape for batch in batches} == {(share["micro_batch_size"], SEQ_LEN + 1)}
     return np.concatenate(batches)
 
 
 def test_the_stream_is_the_order_over_windows_and_epochs(
-    prepared: Prepared, order: Order, expected: list[np.ndarray]
+    dataset: Prepared, order: Order, expected: list[np.ndarray]
 ) -> None:
     assert order.window_batches in range(4, 7)
-    found = streamed(prepared, order, 0, 14, micro_batch_size=order.sequences_per_batch)
+    found = streamed(dataset, order, 0, 14, micro_batch_size=order.sequences_per_batch)
     assert np.array_equal(found, np.concatenate(expected))
 
 
 def test_the_stream_from_a_later_start_is_the_same_whatever_the_micro_batch(
-    prepared: Prepared, order: Order, expected: list[np.ndarray]
+    dataset: Prepared, order: Order, expected: list[np.ndarray]
 ) -> None:
     for start, stop, micro in ((3, 4, 1), (7, 13, 4), (7, 13, 12)):
-        found = streamed(prepared, order, start, stop, micro_batch_size=micro)
+        found = streamed(dataset, order, start, stop, micro_batch_size=micro)
         assert np.array_equal(found, np.concatenate(expected[start:stop]))
 
 
 def test_two_workers_share_each_global_batch(
-    prepared: Prepared, order: Order, expected: list[np.ndarray]
+    dataset: Prepared, order: Order, expected: list[np.ndarray]
 ) -> None:
     ranks = [
-        streamed(prepared, order, 4, 9, micro_batch_size=6, rank=rank, world_size=2)
+        streamed(dataset, order, 4, 9, micro_batch_size=6, rank=rank, world_size=2)
         for rank in (0, 1)
     ]
     shares = [np.split(rows, 5) for rows in ranks]
@@ -543,9 +545,9 @@ def test_two_workers_share_each_global_batch(
         assert np.array_equal(np.concatenate([first, second]), batch)
 
 
-def test_a_stream_of_no_batches_is_empty(prepared: Prepared, order: Order) -> None:
+def test_a_stream_of_no_batches_is_empty(dataset: Prepared, order: Order) -> None:
     assert (
-        list(stream.train_batches(prepared.manifest, order, start=5, stop=5, micro_batch_size=1))
+        list(stream.train_batches(dataset.manifest, order, start=5, stop=5, micro_batch_size=1))
         == []
     )
 
@@ -553,12 +555,12 @@ def test_a_stream_of_no_batches_is_empty(prepared: Prepared, order: Order) -> No
 @few
 @given(st.integers(1, 30_000), st.integers(1, 100), st.integers(1, 5), st.integers(1, 4))
 def test_each_val_target_is_on_one_worker_exactly_once(
-    prepared: Prepared, tokens: int, seq_len: int, micro: int, world_size: int
+    dataset: Prepared, tokens: int, seq_len: int, micro: int, world_size: int
 ) -> None:
-    line = np.concatenate(prepared.split("val"))[: tokens + 1]
+    line = np.concatenate(dataset.split("val"))[: tokens + 1]
     ranks = [
         stream.val_batches(
-            prepared.manifest,
+            dataset.manifest,
             tokens=tokens,
             seq_len=seq_len,
             micro_batch_size=micro,
@@ -578,21 +580,19 @@ def test_each_val_target_is_on_one_worker_exactly_once(
     assert len(targets) - count < seq_len * micro * world_size  # no round of nothing
 
 
-def test_val_tokens_beyond_the_split_are_the_whole_split(prepared: Prepared) -> None:
-    (batch,) = stream.val_batches(
-        prepared.manifest, tokens=10**9, seq_len=10**6, micro_batch_size=1
-    )
-    assert (batch >= 0).sum() == prepared.manifest.tokens("val")
+def test_val_tokens_beyond_the_split_are_the_whole_split(dataset: Prepared) -> None:
+    (batch,) = stream.val_batches(dataset.manifest, tokens=10**9, seq_len=10**6, micro_batch_size=1)
+    assert (batch >= 0).sum() == dataset.manifest.tokens("val")
 
 
 @pytest.fixture
-def damaged(prepared: Prepared, tmp_path: Path) -> Manifest:
+def damaged(dataset: Prepared, tmp_path: Path) -> Manifest:
     """A copy of the dataset whose largest shard is cut short."""
-    shutil.copytree(prepared.manifest.path, tmp_path / "copy")
-    largest = max(prepared.manifest.split("train"), key=lambda shard: shard.size)
+    shutil.copytree(dataset.manifest.path, tmp_path / "copy")
+    largest = max(dataset.manifest.split("train"), key=lambda shard: shard.size)
     file = tmp_path / "copy" / largest.file
     file.write_bytes(file.read_bytes()[: largest.size // 2])
-    return dataclasses.replace(prepared.manifest, path=str(tmp_path / "copy"))
+    return dataclasses.replace(dataset.manifest, path=str(tmp_path / "copy"))
 
 
 def test_a_truncated_shard_is_named_when_it_is_read(damaged: Manifest, order: Order) -> None:
@@ -612,19 +612,18 @@ def test_a_truncated_shard_is_named_through_the_stream(damaged: Manifest, order:
     cause = cluster.cause_of(caught.value)
     assert isinstance(cause, DataError)
     assert f"{damaged.path}/{file}" in str(cause)
+    assert "\n" not in str(cause)  # what run_job prints, in one line
 
 
-def test_a_shard_that_is_not_as_its_manifest_says_is_named(
-    prepared: Prepared, order: Order
-) -> None:
+def test_a_shard_that_is_not_as_its_manifest_says_is_named(dataset: Prepared, order: Order) -> None:
     shards = [
         dataclasses.replace(shard, row_groups=[n + 1 for n in shard.row_groups])
-        for shard in prepared.manifest.split("train")
+        for shard in dataset.manifest.split("train")
     ]
     with pytest.raises(
-        DataError, match=r"train-\d+\.parquet: row group 0 has .* its manifest says"
+        DataError, match=r"train-\d+\.parquet: row group \d has .* its manifest says"
     ):
-        stream.read_segments(prepared.manifest.path, tuple(shards), order.segments(0))
+        stream.read_segments(dataset.manifest.path, tuple(shards), order.segments(0))
 
 
 # --- drawing ahead -------------------------------------------------------------------------------
