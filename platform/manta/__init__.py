@@ -8,7 +8,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     progress    a bar, or now and then a line                           [tqdm]
     cluster     the connection to Ray                                   [ray]
     job         what every job shares
-    text        documents from anywhere; tokenizers                     [datasets, tiktoken, tokenizers]
+    text        documents from anywhere; tokenizers        [datasets, tiktoken, tokenizers]
     model       the GPT, its presets, generation, cost
     data        documents to shards, shards to an exact stream          [ray.data]
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,

@@ -53,22 +53,33 @@ def connect(own: bool = False, **local: Any) -> None:
         "logging_level": logging.WARNING,
         "configure_logging": True,
     }
+    if not own and _join(common):
+        print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
+        return
+    store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
+    ray.init(address="local", **common, **(store | local))
+    print("started a local Ray for this job", flush=True)
+
+
+def _join(common: dict[str, Any]) -> bool:
+    """Joins the cluster that runs; False when none does.
+
+    Raises:
+        ClusterError: one runs, and refuses us or does not answer.
+    """
+    import ray
+
     try:
-        try:
-            if own:
-                raise ConnectionError("a cluster of our own was asked for")
-            ray.init(address="auto", **common)
-            print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
-        except ConnectionError:
-            if "RAY_ADDRESS" in os.environ and not own:
-                raise
-            store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
-            ray.init(address="local", **common, **(store | local))
-            print("started a local Ray for this job", flush=True)
+        ray.init(address="auto", **common)
+        return True
     except ConnectionError as e:
+        if "RAY_ADDRESS" not in os.environ and "Could not find any running Ray" in str(e):
+            return False
+        reason = " ".join(str(e).split())[:160]
         raise ClusterError(
-            f"no Ray cluster answers ({' '.join(str(e).split())[:160]}); start one with "
-            "`ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+            f"the Ray cluster does not let us in, or does not answer ({reason}). If it asks for a "
+            "token, run `export RAY_AUTH_MODE=token`; if it is gone, run `ray stop` and unset "
+            "RAY_ADDRESS, or start one with `ray start --head`"
         ) from None
     except Exception as e:
         if is_refusal(e):
