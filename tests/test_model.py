@@ -246,9 +246,12 @@ def test_presets_have_their_published_parameter_counts(preset: str, count: int) 
     assert num_parameters(config_of(preset=preset, vocab_size=R50K_SIZE)) == count
 
 
-def test_quickstart_is_small_and_no_preset_lacks_a_count_here() -> None:
-    assert 3e6 < num_parameters(config_of(preset="quickstart", vocab_size=4096)) < 6e6
-    assert len(PRESETS) == 7
+def test_quickstart_has_4_million_parameters_with_its_own_vocabulary() -> None:
+    # The MLP's width is 8/3 of 256, rounded up to a multiple of 64: 704.
+    layer = 4 * 256 * 256 + 3 * 256 * 704 + 2 * 256
+    count = num_parameters(config_of(preset="quickstart", vocab_size=4096))
+    assert count == 4096 * 256 + 4 * layer + 256
+    assert 3e6 < count < 6e6
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -11,8 +11,10 @@ A config class lives beside the code that it configures and is composed upward:
 config for problems that span keys (`problems()`), and reports all of them at once.
 """
 
+import copy
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,8 +50,9 @@ def _no_bool(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
-NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=1 << 63)]  # torch's own bound
+PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 # 256 bytes and the end-of-text token are the least that can spell every text.
@@ -64,7 +67,12 @@ def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
     """
     tree: Any = OmegaConf.create()
     for argument in arguments:
-        tree = OmegaConf.merge(tree, _read(argument))
+        try:
+            tree = OmegaConf.merge(tree, _read(argument))
+        except (OmegaConfBaseException, TypeError) as e:
+            raise ConfigError(
+                f"'{argument}' does not fit the arguments before it: {_first_line(e)}"
+            ) from None
     try:
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as e:
@@ -77,11 +85,11 @@ def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
 def _read(argument: str) -> Any:
     key, equals, _ = argument.partition("=")
     try:
-        if equals and not Path(argument).is_file():
+        if equals and not _is_file(argument):
             if not key.strip():
                 raise ConfigError(f"'{argument}': a key is missing before '='")
             return OmegaConf.from_dotlist([argument])
-        if not Path(argument).is_file():
+        if not _is_file(argument):
             raise ConfigError(
                 f"'{argument}': no such config file (arguments are a YAML file or key=value)"
             )
@@ -89,8 +97,15 @@ def _read(argument: str) -> Any:
         if not OmegaConf.is_dict(loaded):
             raise ConfigError(f"{argument}: a config is a mapping of keys to values")
         return loaded
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as e:
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise ConfigError(f"'{argument}' cannot be read: {_first_line(e)}") from None
+
+
+def _is_file(argument: str) -> bool:
+    try:
+        return Path(argument).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL: a value
+        return False
 
 
 def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
@@ -150,7 +165,25 @@ def differences(made: Any) -> dict[str, Any]:
                 found[key] = value
         return found
 
-    return differing(to_dict(made), to_dict(type(made)()))
+    cls, tree = type(made), to_dict(made)
+    named = _presets_of(cls, tree)
+    default = to_dict(TypeAdapter(cls).validate_python(_expand(cls, copy.deepcopy(named), "", [])))
+    return _merged(differing(named, to_dict(cls())), differing(tree, default))
+
+
+def _presets_of(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
+    """The presets that a tree names, and nothing else of it."""
+    found = {"preset": tree["preset"]} if getattr(cls, "presets", None) else {}
+    for key, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            found[key] = _presets_of(hint, tree[key])
+    return found
+
+
+def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(a[k], b[k]) for k in a.keys() & b.keys() if isinstance(a[k], dict)}
+    return a | b | both
 
 
 def help_text(cls: type) -> str:
@@ -176,13 +209,22 @@ def _fields(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
                 prefix + name,
                 _type_name(hint),
                 _plain(default),
-                described[name].description or "",
+                _description(cls, name),
             )
 
 
+def _description(cls: type, name: str) -> str:
+    """A key's docstring; pydantic reads only those in the class itself."""
+    for base in cls.__mro__:
+        field = vars(base).get("__pydantic_fields__", {}).get(name)
+        if field is not None and field.description:
+            return field.description
+    return ""
+
+
 def _plain(value: Any) -> str:
-    dumped = yaml.safe_dump(TypeAdapter(Any).dump_python(value, mode="json"))
-    return dumped.strip().removesuffix("...").strip().replace("\n- ", ", ").removeprefix("- ")
+    value = TypeAdapter(Any).dump_python(value, mode="json")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _type_name(hint: Any) -> str:
@@ -218,7 +260,8 @@ def _describe(cls: type, error: dict[str, Any]) -> str:
             owner = typing.get_type_hints(owner)[part]
         own = [f.name for f in dataclasses.fields(owner)]
         prefix = "".join(f"{part}." for part in path[:-1])
-        near = _nearest(path[-1], own, prefix)
+        same = [key for key, *_ in _fields(cls, "") if key.rpartition(".")[2] == path[-1]]
+        near = f"; did you mean {' or '.join(same)}?" if same else _nearest(path[-1], own, prefix)
         return f"{'.'.join(path)}: unknown key{near or _elsewhere(cls, path[-1])}"
     # For a union, pydantic appends the branch it tried; a person wants the key alone.
     known = {key for key, *_ in _fields(cls, "")}

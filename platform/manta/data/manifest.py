@@ -84,7 +84,7 @@ def load(path: str) -> Manifest:
     """Raises DataError when there is no dataset, or its manifest cannot be read."""
     file = storage.join(path, FILE_NAME)
     content = storage.read_json(file)
-    if content.pop("format", None) != FORMAT:
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise DataError(f"{file}: not a manifest of this version of Manta; prepare the data anew")
     try:
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))

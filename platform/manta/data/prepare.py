@@ -76,7 +76,7 @@ class DataConfig:
             found.append(f"tokenizer_file is for tokenizer={tokenizer.R50K}: omit it")
         if self.subset is not None and not self.source.startswith(sources.HUGGING_FACE):
             found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
-        if self.name is not None and not re.fullmatch(r"[\w.-]+", self.name):
+        if self.name is not None and not re.fullmatch(r"[\w-][\w.-]*", self.name):
             found.append(f"name={self.name}: letters, digits, '.', '_' and '-' are valid")
         return found
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import ray.data
 
-from manta import storage
+from manta import cluster, storage
 from manta.data.manifest import Manifest, Shard
 from manta.data.order import Order, Segment
 from manta.errors import DataError
@@ -81,6 +81,7 @@ def train_batches(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else a DataError arrives as text alone
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     dataset = ray.data.from_items(instructions, override_num_blocks=len(instructions)).map_batches(
         reader, batch_size=None, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=READ_TASKS)
@@ -89,8 +90,12 @@ def train_batches(
         batch_size=micro_batch_size, batch_format="numpy", prefetch_batches=4
     )
     share = order.sequences_per_batch // world_size
-    for _, batch in zip(range((stop - start) * share // micro_batch_size), rows, strict=False):
-        yield batch["tokens"]
+    batches = zip(range((stop - start) * share // micro_batch_size), rows, strict=False)
+    try:
+        for _, batch in batches:
+            yield batch["tokens"]
+    except DataError as e:  # Ray appends its own advice, and the traceback
+        raise DataError(str(cluster.cause_of(e)).splitlines()[0]) from None
 
 
 def ahead(batches: Iterator[np.ndarray], depth: int = 4) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from manta.config import Count, Natural, NonNegativeFloat, config
+from manta.config import Count, NonNegativeFloat, Seed, config
 from manta.model.gpt import GPT, KVCache
 
 
@@ -23,7 +23,7 @@ class GenerateConfig:
     """Sample among so many likeliest tokens; null: all."""
     num_samples: Count = 1
     """Completions to write."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Of the sampling: the same seed gives the same text."""
     home: str | None = None
     """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""

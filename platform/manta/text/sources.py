@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,9 +77,9 @@ def parts(source: Source) -> list[Part]:
     else:
         files = _find(source.location)
     groups: list[list[str]] = []
-    size = PART_BYTES
+    size = 0
     for name, file_size in files:
-        if size + file_size > PART_BYTES:
+        if not groups or size + file_size > PART_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(name)
@@ -94,10 +95,21 @@ def documents(part: Part) -> Iterator[str]:
     """
     if part.source.location.startswith(HUGGING_FACE):
         dataset = _hugging_face(part.source).shard(num_shards=part.num_shards, index=part.shard)
-        found = _texts_of_rows(dataset, part.source, part.source.location)
+        found = _texts_of_rows(_rows(dataset, part.source), part.source, part.source.location)
     else:
         found = (text for name in part.files for text in _read(name, part.source))
     return (text for text in found if text.strip())
+
+
+def _rows(dataset: Any, source: Source) -> Iterator[dict[str, object]]:
+    try:
+        yield from dataset
+    except Exception as e:  # as in _hugging_face
+        reason = " ".join(str(e).split())[:200]
+        raise DataError(
+            f"data.source={source.location}: cannot be read ({reason}); mend the dataset, or check "
+            "the network"
+        ) from None
 
 
 def identity(source: Source) -> dict[str, object]:
@@ -116,9 +128,9 @@ def _python_files() -> list[Path]:
 
 def _find(location: str) -> list[tuple[str, int]]:
     """(path, bytes) of the readable files at a file, folder or glob, sorted by path."""
-    is_glob = any(c in location for c in "*?[")
+    is_glob = any(c in location for c in "*?[") and not storage.exists(storage.absolute(location))
     where = location
-    while any(c in where for c in "*?["):
+    while is_glob and any(c in where for c in "*?["):
         where = where.rpartition("/")[0]
     if is_glob and not where:
         where = "/" if location.startswith("/") else "."
@@ -134,7 +146,7 @@ def _find(location: str) -> list[tuple[str, int]]:
         return [(base, top.size)]
     scheme, separator, _ = base.partition("://")
     prefix = scheme + separator if separator and not storage.is_local(base) else ""
-    pattern = storage.absolute(location) if is_glob else "*"
+    pattern = prefix + storage.filesystem(storage.absolute(location))[1] if is_glob else "*"
     found = [
         (prefix + item.path, item.size)
         for item in storage.list_files(base)
@@ -170,12 +182,12 @@ def _plain_text(name: str, source: Source) -> Iterator[str]:
     held: list[str] = []
     size = 0
     for line in _lines(name, source.errors):
-        if source.cut_bytes and size >= source.cut_bytes and not line.strip():
-            yield "".join([*held, line])
+        if source.cut_bytes and size >= source.cut_bytes and line.strip() and not held[-1].strip():
+            yield "".join(held)
             held, size = [], 0
-            continue
         held.append(line)
-        size += len(line)
+        if size or line.strip():  # blank lines alone are no document
+            size += len(line.encode())
     yield "".join(held)
 
 
@@ -201,8 +213,9 @@ def _parquet(name: str, source: Source) -> Iterator[str]:
                 f"{name}: no column '{source.text_key}'; it has {', '.join(columns)}: "
                 "set data.text_key"
             )
-        for batch in file.iter_batches(columns=[source.text_key], batch_size=256):
-            yield from _texts_of_rows(batch.to_pylist(), source, name)
+        batches = file.iter_batches(columns=[source.text_key], batch_size=256)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from _texts_of_rows(rows, source, name)
 
 
 def _texts_of_rows(rows: object, source: Source, where: str) -> Iterator[str]:

@@ -8,7 +8,9 @@ import base64
 import codecs
 import functools
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,10 +23,21 @@ from manta import storage
 from manta.errors import DataError
 
 FILE_NAME = "encoding.json"
+FORMAT = "manta-bpe-1"
 END_OF_TEXT = "<|endoftext|>"
 R50K = "r50k_base"
 # sha256 of r50k_base.tiktoken, as tiktoken 0.14 checks it (tiktoken_ext/openai_public.py).
 R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+# tiktoken panics at a million white-space characters before a word.
+LONG_SPACE = 500_000
+_SPACE = re.compile(r"[^\S\x1c-\x1f]+")  # what Rust counts as white space
+
+
+def _cuts(text: str) -> Iterator[int]:
+    """Where tiktoken would cut anyway: before the last of much white space before a word."""
+    for found in _SPACE.finditer(text):
+        if found.end() - found.start() > LONG_SPACE and found.end() < len(text):
+            yield found.end() - 1
 
 
 class Tokenizer:
@@ -46,7 +59,11 @@ class Tokenizer:
         return self._encoding.n_vocab
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        if len(text) <= LONG_SPACE:
+            return self._encoding.encode_ordinary(text)
+        cuts = [0, *_cuts(text), len(text)]
+        pieces = (text[start:end] for start, end in itertools.pairwise(cuts))
+        return [token for piece in pieces for token in self._encoding.encode_ordinary(piece)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some ids; bytes that are not UTF-8 come out as U+FFFD."""
@@ -71,7 +88,7 @@ class Tokenizer:
         """The tokenizer as a JSON file: name, pattern, end-of-text id, tokens in order of rank."""
         ordered = sorted(self._ranks, key=self._ranks.__getitem__)
         content = {
-            "format": "manta-bpe-1",
+            "format": FORMAT,
             "name": self.name,
             "pattern": self._pattern,
             "eot": self.eot,
@@ -96,6 +113,8 @@ def load(path: str) -> Tokenizer:
 def from_bytes(data: bytes) -> Tokenizer:
     """The way back from `Tokenizer.serialized`."""
     content = json.loads(data)
+    if content["format"] != FORMAT:
+        raise ValueError(content["format"])
     ranks = {base64.b64decode(token): rank for rank, token in enumerate(content["tokens"])}
     return Tokenizer(content["name"], content["pattern"], ranks, content["eot"])
 

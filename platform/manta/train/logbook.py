@@ -80,7 +80,7 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
     if storage.info(path).type == pafs.FileType.NotFound:
         return []
     records = []
-    for line in storage.read_bytes(path).decode(errors="replace").splitlines():
+    for line in storage.read_bytes(path).decode(errors="replace").split("\n"):
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -117,7 +117,8 @@ def draw_curve(records: list[dict[str, Any]], path: Path, title: str) -> None:
         )
     axes.set(title=title, xlabel=f"{name}tokens", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if train or val:
+        axes.legend()
     figure.savefig(path)
 
 

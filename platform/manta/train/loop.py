@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from manta.config import Count, Natural, NonNegativeFloat, config
+from manta.config import Count, Natural, NonNegativeFloat, Seed, config
 from manta.model.cost import flops_per_token
 from manta.model.generate import generate
 from manta.model.gpt import IGNORED, ModelConfig
@@ -65,7 +65,7 @@ class CheckpointConfig:
 class TrainConfig:
     """What the loop needs to know, wherever it runs."""
 
-    seed: Natural = 1337
+    seed: Seed = 1337
     """Of the weights, the order of the data, dropout and samples."""
     total_tokens: Count = 1_024_000
     """Length of the run, in tokens; rounded up to whole batches."""
@@ -102,7 +102,8 @@ class TrainConfig:
             )
         unit = self.sequence_length * self.num_workers * (self.micro_batch_size or 1)
         if self.tokens_per_batch % unit:
-            below, above = (f(self.tokens_per_batch / unit) * unit for f in (math.floor, math.ceil))
+            below = self.tokens_per_batch // unit * unit
+            above = below + unit
             parts = f"seq_len {self.sequence_length} x num_workers {self.num_workers}" + (
                 f" x micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else ""
             )

@@ -357,8 +357,8 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         f"run          {done.folder}",
         f"checkpoint   {done.checkpoint}",
         f"trained      {state.step} steps, {tokens:,} tokens, {duration(state.train_seconds)}",
-        f"val loss     {last.get('val_loss', float('nan')):.4f}   "
-        f"bits per byte {last.get('val_bpb', float('nan')):.4f}",
+        f"val loss     {float(last.get('val_loss', 'nan')):.4f}   "
+        f"bits per byte {float(last.get('val_bpb', 'nan')):.4f}",
         f"curve        {storage.join(done.folder, 'loss.png')}",
         f"tensorboard  tensorboard --logdir {storage.join(done.folder, 'tensorboard')}",
     ]
