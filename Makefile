@@ -11,6 +11,8 @@ export PATH := $(BIN):$(PATH)
 # Ray's token auth: what `ray start` turns on, its clients have to be told.
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Lines as they come, also where the output is piped.
+export PYTHONUNBUFFERED := 1
 
 .PHONY: help quickstart test check format clean
 .DEFAULT_GOAL := help

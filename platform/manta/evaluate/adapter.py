@@ -9,19 +9,21 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from manta.errors import DataError
 from manta.model.generate import generate
 from manta.model.gpt import GPT
 from manta.text.tokenizer import Tokenizer
 
 LOGITS_PER_BATCH = 1 << 26  # 256 MB of fp32
 DEFAULT_NEW_TOKENS = 256
+MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # lm-eval takes them all
 
 Scored = tuple[float, bool]
 Pair = tuple[tuple[str, str], list[int], list[int]]
 
 
 class MantaLM(TemplateLM):
-    """Log-likelihoods and completions of a model, in fp32 or under bf16 autocast.
+    """Log-likelihoods (in fp32, or under bf16 autocast) and completions (in fp32) of a model.
 
     `advance` is called with the number of requests just done.
     """
@@ -69,7 +71,7 @@ class MantaLM(TemplateLM):
                 pairs.append((("", text), context, continuation))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, (score, _) in zip(owners, self._score(pairs, per_pair=0), strict=True):
+        for owner, (score, _) in zip(owners, self._score(pairs, per_pair=False), strict=True):
             totals[owner] += score
         self._advance(len(requests))
         return totals
@@ -77,15 +79,23 @@ class MantaLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[Pair], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[Scored]:
-        return self._score(requests, per_pair=1)
+        return self._score(requests, per_pair=True)
 
     @torch.no_grad()
-    def _score(self, pairs: list[Pair], per_pair: int) -> list[Scored]:
+    def _score(self, pairs: list[Pair], per_pair: bool) -> list[Scored]:
         """(log-likelihood, whether greedy) of each continuation, in the order of `pairs`.
 
         A pair longer than the context loses its beginning, as with lm-eval's own models. Batches
         are of similar length; padding is at the end, where a causal model does not see it.
         """
+        # A context of no tokens (white space moves to the continuation) is the end-of-text token.
+        pairs = [(t, context or [self.prefix_token_id], cont) for t, context, cont in pairs]
+        for (_, text), _, continuation in pairs:
+            if len(continuation) > self.max_length:
+                raise DataError(
+                    f"a continuation of {len(continuation)} tokens is longer than the model's "
+                    f"context of {self.max_length}: '{text[:60]}...'; use a model of a longer one"
+                )
         rows = [
             (context + continuation)[-(self.max_length + 1) :] for _, context, continuation in pairs
         ]
@@ -126,7 +136,9 @@ class MantaLM(TemplateLM):
             for token in generate(
                 self.model,
                 self.tok_encode(prompt) or [self.prefix_token_id],
-                options.get("max_gen_toks", DEFAULT_NEW_TOKENS),
+                next(
+                    (options[key] for key in MAX_TOKENS_KEYS if key in options), DEFAULT_NEW_TOKENS
+                ),
                 temperature=options.get("temperature", 1.0) if is_sampled else 0.0,
                 stop=self.eot_token_id,
             ):

@@ -16,7 +16,7 @@ from manta.config import Count, Natural, PositiveFloat, config
 from manta.data import manifest as manifests
 from manta.data import stream
 from manta.data.order import Segment
-from manta.errors import DataError, MantaError
+from manta.errors import DataError
 from manta.progress import Progress
 from manta.train import checkpoint as checkpoints
 
@@ -147,16 +147,24 @@ def val_texts(path: str) -> list[str]:
 
 def read_hellaswag(path: str) -> list[dict[str, Any]]:
     """Raises DataError, naming the line, when a row is not one of HellaSwag's."""
-    needed = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+    strings = ("activity_label", "ctx_a", "ctx_b")
     rows = []
     for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
         try:
             row = json.loads(line)
-            rows.append({key: row[key] for key in needed})
+            endings, label = row["endings"], int(row["label"])
+            texts = [row[key] for key in strings] + endings
+            if (
+                len(endings) != 4
+                or not 0 <= label <= 3
+                or not all(isinstance(t, str) for t in texts)
+            ):
+                raise ValueError("4 endings, a label from 0 to 3, and strings else")
+            rows.append({**{k: row[k] for k in strings}, "endings": endings, "label": str(label)})
         except (ValueError, KeyError, TypeError) as e:
             raise DataError(
                 f"evals.hellaswag_path={path}, line {number}: not a HellaSwag row ({e!r}); each "
-                f"has {', '.join(needed)}"
+                f"has {', '.join(strings)}, endings and label"
             ) from None
     if not rows:
         raise DataError(f"evals.hellaswag_path={path}: the file is empty")
@@ -225,9 +233,9 @@ def run_lm_eval(
         with contextlib.redirect_stderr(io.StringIO()):
             try:
                 tasks = TaskManager(include_defaults=False).load([task_config])
-            except MantaError:
-                raise
             except Exception as e:
+                if documents is not None:
+                    raise
                 where = task_config.get("dataset_path")
                 raise DataError(
                     f"suite={suite}: the dataset {where} cannot be had from the hub "

@@ -58,7 +58,7 @@ def generate(
         pending = window
         for _ in range(max_tokens):
             if len(window) > length:
-                window = window[-(length // 2) :]
+                window = window[-max(1, length // 2) :]
                 cache, pending = None, window
             if use_cache and cache is None:
                 cache = KVCache(model.config, 1, length, device)
