@@ -113,7 +113,11 @@ def draw_curve(records: list[dict[str, Any]], path: Path, title: str) -> None:
             label="val",
         )
         axes.annotate(
-            f"{last[1]:.3f}", (last[0] / unit, last[1]), (6, 6), textcoords="offset points"
+            f"{last[1]:.3f}",
+            (last[0] / unit, last[1]),
+            xytext=(-4, -12),
+            textcoords="offset points",
+            horizontalalignment="right",
         )
     axes.set(title=title, xlabel=f"{name}tokens", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)

@@ -271,7 +271,8 @@ class Meter:
 
 
 def log(run: Run, meter: Meter) -> None:
-    """Writes the steps since the last call, with losses averaged over all ranks, and one line."""
+    """Writes the steps since the last call, with losses averaged over all ranks, and one line: the
+    loss in it is the mean over those steps."""
     if not run.records:
         return
     losses = torch.stack([record["loss"] for record in run.records])
@@ -288,8 +289,9 @@ def log(run: Run, meter: Meter) -> None:
     waited = sum(r["data_wait_seconds"] for r in records)
     speed = len(records) * c.tokens_per_batch / seconds
     left = (c.total_steps - last["step"]) * c.tokens_per_batch / speed
+    mean = sum(r["loss"] for r in records) / len(records)
     run.logbook.say(
-        f"step {last['step']}/{c.total_steps} | loss {last['loss']:.4f} | lr {last['lr']:.2e} | "
+        f"step {last['step']}/{c.total_steps} | loss {mean:.4f} | lr {last['lr']:.2e} | "
         f"grad norm {last['grad_norm']:.2f} | {speed:,.0f} tok/s | "
         f"MFU {sum(r['mfu'] * r['step_seconds'] for r in records) / seconds:.1%} | "
         f"data wait {waited / seconds:.1%} | ETA {duration(left)}"
