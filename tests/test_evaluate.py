@@ -512,6 +512,28 @@ def test_a_missing_key_of_a_hellaswag_row_is_named(tmp_path: Path, key: str) -> 
         read_hellaswag(str(file))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("label", ""),
+        ("label", None),
+        ("label", 4),
+        ("endings", "a"),
+        ("endings", ["a", "b"]),
+        ("ctx_a", 3),
+    ],
+)
+def test_a_wrong_value_in_a_hellaswag_row_is_named_by_its_line(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    rows = hellaswag_rows()
+    rows[2][key] = value
+    file = tmp_path / "val.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(DataError, match="line 3: not a HellaSwag row"):
+        read_hellaswag(str(file))
+
+
 def test_an_empty_or_missing_hellaswag_file_is_said_so(tmp_path: Path) -> None:
     file = tmp_path / "val.jsonl"
     with pytest.raises(DataError, match="no such file"):

@@ -217,6 +217,39 @@ def test_a_torn_or_damaged_checkpoint_is_skipped(
     assert checkpoint.latest(run) is None
 
 
+def test_a_worker_that_dies_is_started_again_from_the_last_checkpoint(
+    prepared: Path, corpus: Path, tmp_path: Path
+) -> None:
+    c = tiny(prepared, corpus, "name=again", "max_failures=1", "checkpoint.every=2")
+    lines: list[str] = []
+    fit(_kill_once, {"config": c, "marker": str(tmp_path / "killed")}, c, lines.append, [])
+    assert (tmp_path / "killed").exists()
+    assert any("resuming at step 2" in line for line in lines)
+    assert outcome(c).state.step == 4
+    assert len(losses(c)) == 4
+
+
+def _kill_once(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
+    """A worker whose process is gone after step 3, the first time."""
+    import os
+    import signal
+
+    from manta.config import to_dict
+    from manta.train import loop, pretrain
+
+    def log(run: Any, meter: Any) -> None:
+        real(run, meter)
+        marker = Path(arguments["marker"])
+        if run.state.step == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    real, loop.log = loop.log, log
+    c = arguments["config"]
+    manifest = manifests.load(c.data.folder(c.home_folder))
+    pretrain.worker({"config": to_dict(c), "manifest": manifest}, say)
+
+
 def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:
     c = tiny(
         prepared, corpus, "name=early", "eval.every=1", "eval.patience=2", "optimizer.lr=9",
@@ -268,6 +301,7 @@ def test_val_loss_does_not_depend_on_the_number_of_workers(
         (["num_workers=2"], CheckpointError, ["1 workers", "set num_workers=1"]),
         (["data.vocab_size=290"], CheckpointError, ["vocab_size"]),
         (["num_workers=4", "cpus_per_worker=3"], ClusterError, ["num_workers=4", "room for 1"]),
+        (["num_workers=9", "wait_seconds=1.5"], ClusterError, ["num_workers=9", "room for 4"]),
         (["model.vocab_size=260"], ConfigError, ["model.vocab_size=260", "300"]),
         (["tokens_per_batch=32000", "name=big"], DataError, ["fewer than one batch"]),
         (["data.source=nowhere.txt", "data.name=x"], DataError, ["nowhere.txt", "no such file"]),
