@@ -19,6 +19,7 @@ from pyarrow import fs as pafs
 from manta.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
+OBJECT_STORES = ("s3", "gs", "gcs", "abfs")
 
 
 def home(configured: str | None) -> str:
@@ -68,7 +69,7 @@ def _local() -> pafs.FileSystem:
 @functools.cache
 def _remote(scheme: str, bucket: str) -> pafs.FileSystem:
     """One connection per bucket: opening one asks the network for its region and credentials."""
-    if scheme in ("file", "s3", "gs", "gcs", "abfs", "hdfs"):
+    if scheme in (*OBJECT_STORES, "file", "hdfs"):
         return pafs.FileSystem.from_uri(f"{scheme}://{bucket}/")[0]
     import fsspec
 
@@ -113,6 +114,7 @@ def write_bytes(path: str, data: bytes) -> None:
             os.fsync(f.fileno())
         Path(beside).replace(inside)
     else:  # an object store shows an object only when it is whole
+        _make_parent(path)
         with fs.open_output_stream(inside, compression=None) as f:
             f.write(data)
 
@@ -134,6 +136,12 @@ def make_folder(path: str) -> None:
     fs.create_dir(inside, recursive=True)
 
 
+def _make_parent(path: str) -> None:
+    """Object stores have no folders to make; other remote filesystems want them."""
+    if path.partition("://")[0] not in OBJECT_STORES:
+        make_folder(path.rpartition("/")[0])
+
+
 def delete_folder(path: str) -> None:
     fs, inside = filesystem(path)
     if exists(path):
@@ -146,6 +154,7 @@ def upload(local: str | Path, path: str) -> None:
     if is_local(path):
         write_bytes(path, Path(local).read_bytes())
         return
+    _make_parent(path)
     with Path(local).open("rb") as source, fs.open_output_stream(inside, compression=None) as sink:
         while chunk := source.read(CHUNK_BYTES):
             sink.write(chunk)
@@ -188,6 +197,7 @@ class HashingWriter(io.RawIOBase):
 
     def __init__(self, path: str):
         super().__init__()
+        _make_parent(path)
         fs, inside = filesystem(path)
         self._stream = fs.open_output_stream(inside, compression=None)
         self._digest = hashlib.sha256()

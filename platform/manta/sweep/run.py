@@ -107,6 +107,7 @@ def sweep(c: SweepConfig) -> Ranking:
         f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    records_filesystem, records = storage.filesystem(storage.join(c.home_folder, "ray"))
     tuner = tune.Tuner(
         # The trial itself only waits, on the head node; its workers ask for what they need.
         tune.with_resources(_run_trial, {"node:__internal_head__": 0.001}),
@@ -126,7 +127,8 @@ def sweep(c: SweepConfig) -> Ranking:
         ),
         run_config=tune.RunConfig(
             name=f"{c.name.replace('/', '-')}-{os.getpid()}",
-            storage_path=storage.join(c.home_folder, "ray"),
+            storage_path=records,
+            storage_filesystem=records_filesystem,
             verbose=0,
             callbacks=[_Lines(len(trials))],
         ),

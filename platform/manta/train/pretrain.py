@@ -296,6 +296,7 @@ def fit(
     """
     use_gpu = bool(c.gpus_per_worker)
     resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    records_filesystem, records = storage.filesystem(storage.join(c.home_folder, "ray"))
     with cluster.listening(say) as queue:
         trainer = TorchTrainer(
             _Worker(function, queue),
@@ -307,7 +308,8 @@ def fit(
             run_config=ray.train.RunConfig(
                 # Ray Train's own records; the run's are in its folder and do not depend on them.
                 name=f"{c.name.replace('/', '-')}-{os.getpid()}-{time.time_ns()}",
-                storage_path=_ray_storage(c.home_folder),
+                storage_path=records,
+                storage_filesystem=records_filesystem,
                 failure_config=ray.train.FailureConfig(
                     max_failures=c.max_failures,
                     controller_failure_limit=3,  # type: ignore[call-arg]  # Train V2's
@@ -330,12 +332,6 @@ class _Worker:
     def __call__(self, arguments: dict[str, Any]) -> None:
         is_first = ray.train.get_context().get_world_rank() == 0
         self.function(arguments, self.queue.put if is_first else lambda line: None)
-
-
-def _ray_storage(home: str) -> str:
-    """Ray Train wants a folder for its records that all nodes see."""
-    inside = storage.filesystem(home)[1] if storage.is_local(home) else home
-    return storage.join(inside, "ray")
 
 
 def outcome(c: PretrainConfig) -> Outcome:
