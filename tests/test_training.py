@@ -1,6 +1,7 @@
 """Training for real: Ray Train workers, DeepSpeed on gloo, Ray Data, checkpoints, resume."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import sys
@@ -282,7 +283,13 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpu
     done = pretrain(c, lines.append)
     assert done.state.stopped_early and done.state.step < c.total_steps
     assert any("stopping early" in line for line in lines)
-    assert pretrain(c, silent).finished_before
+    again = pretrain(c, silent)
+    assert again.finished_before and "eval.patience=null" in summary(c, again)
+    tokens = (done.state.step + 2) * c.tokens_per_batch
+    longer = dataclasses.replace(
+        c, eval=dataclasses.replace(c.eval, patience=None), total_tokens=tokens
+    )
+    assert pretrain(longer, silent).state.step == done.state.step + 2
 
 
 @pytest.fixture(scope="module")

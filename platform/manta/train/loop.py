@@ -174,11 +174,8 @@ class Run:
 
 
 def train(run: Run, until: int | None = None) -> TrainState:
-    """Trains from `run.state.step` to the end (or to step `until`), and saves.
-
-    Raises:
-        StopIteration never: `batches` holds every step of the run.
-    """
+    """Trains from `run.state.step` to the end, and saves; or to step `until`, and leaves the end
+    (the last samples and checkpoint) to a later call."""
     c, state = run.config, run.state
     end = c.total_steps if until is None else until
     if state.step == 0:

@@ -214,7 +214,7 @@ def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     model = with_vocabulary(c.model, tokenizer)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    path, state = _where_to_start(c, manifest)
+    path, state = _where_to_start(c)
     run = setup(c, manifest, tokenizer, model, state, rank, world_size, say)
     if path is not None:
         checkpoint.load_engine(path, run.engine)
@@ -264,10 +264,12 @@ def setup(
     return Run(c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook)
 
 
-def _where_to_start(c: PretrainConfig, manifest: Manifest) -> tuple[str | None, TrainState]:
+def _where_to_start(c: PretrainConfig) -> tuple[str | None, TrainState]:
     """The newest whole checkpoint, as rank 0 sees it: all ranks start from the same."""
     path = _agreed(checkpoint.latest(c.run_folder) if dist.get_rank() == 0 else None)
-    return path, checkpoint.load_state(path) if path else TrainState()
+    state = checkpoint.load_state(path) if path else TrainState()
+    state.stopped_early = False  # `finished` let us pass: the config no longer stops it
+    return path, state
 
 
 def _agreed(value: Any) -> Any:
