@@ -58,6 +58,7 @@ def connect(own: bool = False, **local: Any) -> None:
         return
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     ray.init(address="local", **common, **(store | local))
+    _protect_token()  # Ray may have just made it
     print("started a local Ray for this job", flush=True)
 
 
