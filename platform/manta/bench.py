@@ -21,6 +21,7 @@ from manta.data.manifest import Manifest
 from manta.model.gpt import GPT
 from manta.train.checkpoint import TrainState
 from manta.train.device import DTYPES, Device
+from manta.train.logbook import METRICS, read_metrics
 from manta.train.loop import EvalConfig, SampleConfig, to_device, train
 from manta.train.optimizer import OptimizerConfig, make_optimizer
 from manta.train.pretrain import PretrainConfig, fit, ready_data, setup, with_vocabulary
@@ -84,10 +85,6 @@ def _overhead(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     tokenizer = manifest.load_tokenizer()
     model = with_vocabulary(c.model, tokenizer)
     run = setup(c, manifest, tokenizer, model, TrainState(), 0, 1, lambda line: None)
-    waits: list[float] = []
-    assert run.logbook is not None
-    write = run.logbook.metrics
-    run.logbook.metrics = lambda records: (waits.extend(_waits(records)), write(records))  # type: ignore[method-assign,assignment,func-returns-value]
     torch.manual_seed(c.seed)
     bare = _BareLoop(GPT(model), c, run.device)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}
@@ -100,7 +97,10 @@ def _overhead(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
         tokens = c.steps_per_round * c.tokens_per_batch
         rates["bare"].append(tokens / (between - started))
         rates["platform"].append(tokens / (ended - between))
+    assert run.logbook is not None
     run.logbook.close()
+    records = read_metrics(storage.join(c.run_folder, METRICS))
+    waits = [r["data_wait_seconds"] / r["step_seconds"] for r in records if "loss" in r]
     bare_rates, platform_rates = rates["bare"][1:], rates["platform"][1:]
     ratios = [b / a for a, b in zip(bare_rates, platform_rates, strict=True)]
     put(
@@ -115,10 +115,6 @@ def _overhead(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
             "data_wait_share": statistics.median(waits[c.steps_per_round :]),
         }
     )
-
-
-def _waits(records: Any) -> list[float]:
-    return [r["data_wait_seconds"] / r["step_seconds"] for r in records if "step_seconds" in r]
 
 
 class _BareLoop:
