@@ -27,7 +27,7 @@ from manta.train import checkpoint
 from manta.train.checkpoint import TrainState
 from manta.train.device import available_cpus, find_device
 from manta.train.engine import make_engine
-from manta.train.logbook import Logbook, duration, read_metrics
+from manta.train.logbook import METRICS, Logbook, duration, read_metrics
 from manta.train.loop import Run, TrainConfig, train
 
 NAME = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
@@ -103,40 +103,37 @@ def pretrain(
     c = dataclasses.replace(c, home=c.home_folder)  # the workers' environment may differ from ours
     cluster.connect()
     cluster.require(c.num_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    done = finished(c)
-    if done is not None:
-        return done
+    path = checkpoint.latest(c.run_folder)  # once: it reads every file, to check its sha256
+    if path is not None and c.resume == "never":
+        raise ConfigError(
+            f"resume=never, but the run {c.name} exists ({c.run_folder}): give another name=, "
+            "delete the folder, or set resume=auto to go on with it"
+        )
+    if path is not None and is_finished(c, path):
+        return outcome(c, path, finished_before=True)
     manifest = ready_data(c, say)
     stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
     tokenizer = manifest.load_tokenizer()
     model = with_vocabulary(c.model, tokenizer)
-    check_resumable(c, model, manifest)
+    if path is not None:
+        check_resumable(c, path, model, manifest)
     storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.num_workers} worker(s), ZeRO stage {c.zero_stage}"
     )
     fit(worker, {"config": configs.to_dict(c), "manifest": manifest}, c, say, callbacks())
-    return outcome(c)
-
-
-def finished(c: PretrainConfig) -> Outcome | None:
-    """The outcome of a run that has already ended, else None."""
     path = checkpoint.latest(c.run_folder)
-    if path is None:
-        return None
-    if c.resume == "never":
-        raise ConfigError(
-            f"resume=never, but the run {c.name} exists ({c.run_folder}): give another name=, "
-            "delete the folder, or set resume=auto to go on with it"
-        )
+    assert path is not None, "a run that ends has saved"
+    return outcome(c, path)
+
+
+def is_finished(c: PretrainConfig, path: str) -> bool:
+    """Whether the run whose newest checkpoint is at `path` has nothing left to do."""
     state = checkpoint.load_state(path)
     if state.data["tokens_per_batch"] != c.tokens_per_batch:
-        return None  # steps of another size: `check_resumable` refuses them
-    is_over = state.stopped_early and c.eval.patience is not None
-    if state.step < c.total_steps and not is_over:
-        return None
-    return dataclasses.replace(outcome(c), finished_before=True)
+        return False  # steps of another size: `check_resumable` refuses them
+    return state.step >= c.total_steps or (state.stopped_early and c.eval.patience is not None)
 
 
 def ready_data(c: PretrainConfig, say: Callable[[str], None]) -> Manifest:
@@ -176,12 +173,9 @@ def order_of(c: PretrainConfig, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def check_resumable(c: PretrainConfig, model: ModelConfig, manifest: Manifest) -> None:
-    """Raises CheckpointError when the run's checkpoint is not of this model, tokenizer, data order
-    or worker count."""
-    path = checkpoint.latest(c.run_folder)
-    if path is None:
-        return
+def check_resumable(c: PretrainConfig, path: str, model: ModelConfig, manifest: Manifest) -> None:
+    """Raises CheckpointError when the checkpoint is not of this model, tokenizer, data order or
+    worker count."""
     remedy = "use the run's own value, or give another name="
     saved, wanted = (configs.to_dict(m) for m in (checkpoint.load_model_config(path), model))
     for key in saved:
@@ -336,11 +330,11 @@ class _Worker:
         self.function(arguments, self.queue.put if is_first else lambda line: None)
 
 
-def outcome(c: PretrainConfig) -> Outcome:
-    path = checkpoint.latest(c.run_folder)
-    assert path is not None, "a run that ends has saved"
-    metrics = read_metrics(storage.join(c.run_folder, "metrics.jsonl"))
-    return Outcome(c.run_folder, path, checkpoint.load_state(path), metrics)
+def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outcome:
+    """How the run whose last checkpoint is at `path` ended."""
+    metrics = read_metrics(storage.join(c.run_folder, METRICS))
+    state = checkpoint.load_state(path)
+    return Outcome(c.run_folder, path, state, metrics, finished_before)
 
 
 def summary(c: PretrainConfig, done: Outcome) -> str:
