@@ -16,6 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manta.config import Count, Fraction, PositiveFloat, config
+from manta.model.attention import (
+    DocumentMask,
+    attend,
+    document_mask,
+    document_positions,
+    has_flex_kernel,
+)
 from manta.model.presets import PRESETS
 
 IGNORED = -1  # a target that no loss counts
@@ -129,7 +136,11 @@ class Attention(nn.Module):
             self.k_norm = nn.RMSNorm(c.head_size, eps=c.norm_eps)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: DocumentMask | None,
+        cache: KVCache | None,
     ) -> Tensor:
         c, (B, T, C) = self.c, x.shape
         # (B, T, (H + 2K) D) -> (B, T, H + 2K, D) -> heads before time: (B, H or K, T, D)
@@ -139,22 +150,15 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        mask, causal = None, T > 1
+        causal = mask is None and T > 1
         if cache is not None:
             past = cache.length
             k, v = cache.extend(self.layer, k, v)
             if past and T > 1:  # new tokens see the past whole, and each other causally
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
                 causal = False
-        y = F.scaled_dot_product_attention(
-            q.to(v.dtype),
-            k.to(v.dtype),
-            v,
-            attn_mask=mask,
-            dropout_p=c.dropout if self.training else 0.0,
-            is_causal=causal,
-            enable_gqa=c.kv_heads != c.n_head,
-        )
+        dropout = c.dropout if self.training else 0.0
+        y = attend(q.to(v.dtype), k.to(v.dtype), v, mask, causal, dropout)
         # (B, H, T, D) -> (B, T, C)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
@@ -190,9 +194,13 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: DocumentMask | None,
+        cache: KVCache | None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, mask, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -201,6 +209,7 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    flex: bool | None = None  # attention within documents by flex_attention; None: where it can
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -236,6 +245,7 @@ class GPT(nn.Module):
         tokens: Tensor,
         targets: Tensor | None = None,
         *,
+        documents: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
         cache: KVCache | None = None,
         last_only: bool = False,
@@ -245,7 +255,10 @@ class GPT(nn.Module):
         Args:
             tokens: (B, T) int64 ids; with a cache, those that follow what is in it.
             targets: (B, T) int64 ids, IGNORED where nothing counts.
-            reduction: mean over the targets that count, or "none": (B, T), 0 where ignored.
+            documents: (B, T) integers, the number of each token's document; they never decrease
+                along a row. A token sees its own document only, whose positions start at 0.
+            reduction: mean over the targets that count (0 if none does), or "none": (B, T), 0
+                where ignored.
             cache: is extended by these tokens.
             last_only: logits of the last position only, (B, 1, V).
 
@@ -256,14 +269,27 @@ class GPT(nn.Module):
         start = cache.length if cache is not None else 0
         assert start + T <= c.context_length, f"{start + T} tokens > context {c.context_length}"
         x = self.embedding(tokens)  # (B, T, C)
+        mask = None
+        if documents is not None:  # one mask for all layers
+            assert cache is None, "a cache holds one document"
+            assert documents.shape == tokens.shape, f"{documents.shape} for {tokens.shape}"
+            dropout = c.dropout if self.training else 0.0
+            can_flex = has_flex_kernel(tokens.device, c.head_size, dropout)
+            mask = document_mask(documents, can_flex if self.flex is None else self.flex)
         rope = None
         if c.family == "gpt2":
-            x = x + self.positions(torch.arange(start, start + T, device=tokens.device))
+            if documents is None:
+                positions = torch.arange(start, start + T, device=tokens.device)
+            else:
+                positions = document_positions(documents)
+            x = x + self.positions(positions)
         else:
+            # Not restarted in a document: RoPE knows only how far a query is from a key, and the
+            # mask leaves only pairs of one document.
             rope = self.cos[start : start + T], self.sin[start : start + T]
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, rope, cache)
+            x = block(x, rope, mask, cache)
         if cache is not None:
             cache.length += T
         logits = self.head(self.norm(x[:, -1:] if last_only else x))
@@ -275,7 +301,10 @@ class GPT(nn.Module):
             ignore_index=IGNORED,
             reduction=reduction,
         )
-        return loss if reduction == "mean" else loss.view_as(targets)
+        if reduction == "none":
+            return loss.view_as(targets)
+        # The mean of no targets would be 0/0. Only that becomes 0: another NaN must be seen.
+        return loss.masked_fill((targets == IGNORED).all(), 0.0)
 
 
 def make_norm(c: ModelConfig) -> nn.Module:

@@ -1,0 +1,80 @@
+"""Attention within documents: the masks, the positions, and which kernel takes which mask.
+
+Shapes: B batch, T sequence, S keys, H heads, K key/value heads, D head size.
+
+`documents`, (B, T), numbers the document of each token; along a row the numbers never decrease.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+# A block mask is for flex_attention, which skips the blocks of other documents; a (B, 1, T, T)
+# tensor of booleans is for scaled_dot_product_attention, which computes and drops them.
+DocumentMask = BlockMask | Tensor
+
+
+def document_positions(documents: Tensor) -> Tensor:
+    """(B, T) position of each token in its own document, from 0."""
+    index = torch.arange(documents.size(1), device=documents.device)
+    opens = F.pad(documents.diff(dim=1), (1, 0)) != 0  # index 0 opens one too, and counts as 0
+    return index - (index * opens).cummax(dim=1).values
+
+
+def has_flex_kernel(device: torch.device, head_size: int, dropout: float) -> bool:
+    """Whether flex_attention can train here: it has no dropout, no gradient on the CPU, and its
+    kernel multiplies tiles of at least 16."""
+    return device.type == "cuda" and head_size >= 16 and not dropout
+
+
+def document_mask(documents: Tensor, flex: bool) -> DocumentMask:
+    """Lets a token see itself and the earlier ones of its document; for flex_attention, or not."""
+    if not flex:
+        same = documents.unsqueeze(2) == documents.unsqueeze(1)  # (B, T, T), query before key
+        return same.tril().unsqueeze(1)
+
+    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (documents[b, query] == documents[b, key])
+
+    B, T = documents.shape
+    return create_block_mask(sees, B, None, T, T, device=documents.device)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask | None, causal: bool, dropout: float
+) -> Tensor:
+    """(B, H, T, D) of (B, H, T, D) queries and (B, K, S, D) keys and values.
+
+    The kind of the mask names the kernel; nothing goes to another one by itself.
+    """
+    gqa = q.size(1) != k.size(1)
+    if isinstance(mask, BlockMask):
+        assert not causal and not dropout, "flex_attention has no dropout; the mask is causal"
+        # Uncompiled it is for tests on the CPU: it makes all T x T scores and has no gradient.
+        kernel: Callable[..., Tensor] = flex_attention
+        if q.is_cuda:
+            kernel = _compiled_flex_attention()
+        # TRITON, not AUTO: for T < 128, AUTO takes the decoding kernel, and that refuses some
+        # numbers of grouped queries.
+        return kernel(
+            q, k, v, block_mask=mask, enable_gqa=gqa, kernel_options={"BACKEND": "TRITON"}
+        )
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=gqa
+    )
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    """One for the process, made when first needed.
+
+    It compiles once for each shape, dtype and grad mode, not for each mask: the documents are an
+    input. Past the limit, `fullgraph` makes an error of what would be the slow path, unsaid.
+    """
+    return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
+        flex_attention, dynamic=False, fullgraph=True, recompile_limit=64
+    )
