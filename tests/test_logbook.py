@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from manta import storage
 from manta.train.checkpoint import TrainState
-from manta.train.logbook import Logbook, draw_curve, duration, read_metrics
+from manta.train.logbook import Logbook, duration, read_metrics
 from manta.train.pretrain import Outcome, PretrainConfig, summary
 
 
@@ -120,26 +119,6 @@ def test_tensorboard_has_every_number(tmp_path: Path) -> None:
     assert board.Tags()["scalars"] == ["tokens", "loss"]
     found = [(event.step, event.value) for event in board.Scalars("loss")]
     assert found == [(step, pytest.approx(1 / step)) for step in (1, 2, 3)]
-
-
-def test_the_curve_is_a_png_that_opens(tmp_path: Path) -> None:
-    train = [record(step) for step in range(1, 50)]
-    val = [{"step": step, "tokens": step * 10, "val_loss": 2 / (step + 1)} for step in (0, 25, 49)]
-    billions = [{"step": 1, "tokens": 2 * 10**9, "loss": 1.0}]
-    nan = [record(1, loss="nan"), {"step": 1, "tokens": 10, "val_loss": "nan"}]
-    for number, records in enumerate([train + val, train, val, billions, nan + train, nan, []]):
-        file = tmp_path / f"{number}.png"
-        draw_curve(records, file, "title")
-        with Image.open(file) as image:
-            image.load()
-            assert (image.format, image.size) == ("PNG", (960, 540))
-
-
-def test_the_curve_of_no_measurements_is_drawn_without_a_warning(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    draw_curve([], tmp_path / "loss.png", "title")
-    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_sync_draws_the_curve_of_what_was_logged(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from pyarrow import fs as pafs
 from tensorboardX import SummaryWriter
 
-from manta import storage
+from manta import plot, storage
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -64,7 +64,8 @@ class Logbook:
         """Makes what was logged visible; with `curve`, a title, draws the loss curve too."""
         self._board.flush()
         if curve is not None:
-            draw_curve(read_metrics(str(self._folder / METRICS)), self._folder / CURVE, curve)
+            records = read_metrics(str(self._folder / METRICS))
+            (self._folder / CURVE).write_bytes(plot.loss_curve(records, curve))
         if not self._is_local:
             for file in sorted(p for p in self._folder.rglob("*") if p.is_file()):
                 storage.upload(file, storage.join(self._run, str(file.relative_to(self._folder))))
@@ -86,54 +87,6 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
-
-
-def draw_curve(records: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Training loss (thin: each step; thick: smoothed) and val loss against tokens, as a PNG."""
-    from matplotlib.figure import Figure
-
-    train = [(r["tokens"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]
-    val = [(r["tokens"], r["val_loss"]) for r in records if isinstance(r.get("val_loss"), float)]
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    largest = max([tokens for tokens, _ in train + val], default=0)
-    unit, name = (1e9, "billion ") if largest >= 1e9 else (1e6, "million ")
-    if train:
-        x = [tokens / unit for tokens, _ in train]
-        axes.plot(x, [loss for _, loss in train], color="#9ecae1", linewidth=0.8, label="train")
-        axes.plot(x, _smooth([loss for _, loss in train]), color="#2171b5", label="train, smoothed")
-    if val:
-        last = val[-1]
-        axes.plot(
-            [tokens / unit for tokens, _ in val],
-            [loss for _, loss in val],
-            color="#d94801",
-            marker="o",
-            markersize=4,
-            label="val",
-        )
-        axes.annotate(
-            f"{last[1]:.3f}",
-            (last[0] / unit, last[1]),
-            xytext=(-4, -12),
-            textcoords="offset points",
-            horizontalalignment="right",
-        )
-    axes.set(title=title, xlabel=f"{name}tokens", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if train or val:
-        axes.legend()
-    figure.savefig(path)
-
-
-def _smooth(values: list[float], decay: float = 0.95) -> list[float]:
-    """Exponential mean, with the bias of its start removed."""
-    mean, weight, smoothed = 0.0, 0.0, []
-    for value in values:
-        mean = decay * mean + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        smoothed.append(mean / weight)
-    return smoothed
 
 
 def _keep_until(file: Path, step: int) -> None:

@@ -1,0 +1,126 @@
+"""Pictures, as PNG bytes: a run's loss curve, a dataset's document lengths."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LIGHT_BLUE, BLUE, ORANGE = "#9ecae1", "#2171b5", "#d94801"
+TITLE_CHARACTERS = 68  # in a line of a title: about what fits above the axes
+MOST_TICKS = 14
+
+
+def loss_curve(records: Sequence[dict[str, Any]], title: str) -> bytes:
+    """Training loss (thin: each step; thick: smoothed) and val loss against tokens."""
+    train = [(r["tokens"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]
+    val = [(r["tokens"], r["val_loss"]) for r in records if isinstance(r.get("val_loss"), float)]
+    figure, axes = _figure(title, dpi=120)
+    largest = max([tokens for tokens, _ in train + val], default=0)
+    unit, name = (1e9, "billion ") if largest >= 1e9 else (1e6, "million ")
+    if train:
+        x = [tokens / unit for tokens, _ in train]
+        axes.plot(x, [loss for _, loss in train], color=LIGHT_BLUE, linewidth=0.8, label="train")
+        axes.plot(x, _smooth([loss for _, loss in train]), color=BLUE, label="train, smoothed")
+    if val:
+        last = val[-1]
+        axes.plot(
+            [tokens / unit for tokens, _ in val],
+            [loss for _, loss in val],
+            color=ORANGE,
+            marker="o",
+            markersize=4,
+            label="val",
+        )
+        axes.annotate(
+            f"{last[1]:.3f}",
+            (last[0] / unit, last[1]),
+            xytext=(-4, -12),
+            textcoords="offset points",
+            horizontalalignment="right",
+        )
+    axes.set(xlabel=f"{name}tokens", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    if train or val:
+        axes.legend()
+    return _png(figure)
+
+
+def histogram(
+    counts: Sequence[int], title: str, token_counts: Sequence[int] | None = None
+) -> bytes:
+    """The document lengths of a dataset.
+
+    Args:
+        counts: counts[i] documents have at least 2^i and fewer than 2^(i+1) tokens.
+        token_counts: how many tokens these documents have together; drawn beside them, since a
+            few long documents can hold most of a corpus.
+    """
+    series = [("documents", counts, BLUE)]
+    if token_counts is not None:
+        assert len(token_counts) == len(counts)
+        series.append(("tokens", token_counts, ORANGE))
+    figure, axes = _figure(title, dpi=110)
+    filled = [i for i, row in enumerate(zip(*(c for _, c, _ in series), strict=True)) if any(row)]
+    first, end = (filled[0], filled[-1] + 1) if filled else (0, 1)
+    width = 0.84 / len(series)  # of a bin, which is 1 wide: its tick at i stands for 2^i tokens
+    for number, (name, values, color) in enumerate(series):
+        total = sum(values)
+        axes.bar(
+            [i + 0.08 + number * width for i in range(first, end)],
+            [value / (total or 1) for value in values[first:end] or [0]],
+            width,
+            align="edge",
+            color=color,
+            label=f"{total:,} {name}",
+        )
+    step = -(-(end - first + 1) // MOST_TICKS)
+    ticks = [i for i in range(first, end + 1) if i % step == 0]
+    axes.set_xticks(ticks, [_power_of_two(i) for i in ticks])
+    axes.set(xlim=(first, end), xlabel="document length in tokens", ylabel="share of the dataset")
+    if not filled:
+        axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axes.grid(alpha=0.3, axis="y")
+    axes.set_axisbelow(True)
+    # Above the axes, where it can hide no bar.
+    figure.legend(loc="outside upper right", ncols=len(series), frameon=False)
+    return _png(figure)
+
+
+def _power_of_two(exponent: int) -> str:
+    """1, 2, 4, ..., 512, 1k, 2k, ..., 1M: k is 1024."""
+    return f"{1 << exponent % 10}{['', 'k', 'M', 'G', 'T'][exponent // 10]}"
+
+
+def _figure(title: str, dpi: int) -> "tuple[Figure, Axes]":
+    """A figure of its own: pyplot would keep each one alive, and look for a display.
+
+    matplotlib is imported here, since most processes that can draw never do.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=dpi, layout="constrained")
+    axes = figure.subplots()
+    # Without parse_math, a name with two dollar signs would become a formula.
+    axes.set_title(textwrap.fill(title, TITLE_CHARACTERS), parse_math=False)
+    return figure, axes
+
+
+def _png(figure: "Figure") -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
+
+
+def _smooth(values: list[float], decay: float = 0.95) -> list[float]:
+    """Exponential mean, with the bias of its start removed."""
+    mean, weight, smoothed = 0.0, 0.0, []
+    for value in values:
+        mean = decay * mean + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        smoothed.append(mean / weight)
+    return smoothed
