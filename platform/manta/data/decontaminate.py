@@ -1,0 +1,163 @@
+"""Leaves out training documents that share a run of words with evaluation examples.
+
+GPT-3 looked for shared runs of 13 words (Brown et al. 2020, appendix C) and cut out their
+surroundings; here the whole document goes.
+"""
+
+import functools
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from manta import storage
+from manta.errors import DataError
+
+WORD = re.compile(r"[^\W_]+")
+NOT_SPACE = re.compile(r"\S")
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses nothing
+
+
+class Decontaminator:
+    """Knows the word n-grams of evaluation examples, as sorted 64-bit hashes.
+
+    A word is a run of letters and digits; case, spacing and punctuation do not count. (In a script
+    without spaces, that is all between two marks.) A text of fewer than n words has no n-grams:
+    none is found in it, and it is found in nothing.
+    """
+
+    def __init__(self, ngrams: np.ndarray, ngram: int):
+        assert ngram > 0 and ngrams.dtype == np.uint64
+        self.ngrams = ngrams
+        self.ngram = ngram
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of n and the n-grams: what decides which documents are left out."""
+        return storage.sha256_of(f"{self.ngram}\n".encode() + self.ngrams.astype("<u8").tobytes())
+
+    def contaminated(self, text: str) -> bool:
+        """Whether n words in a row stand in an evaluation example too."""
+        found = _hashes(text, self.ngram)
+        if not len(found) or not len(self.ngrams):
+            return False
+        # A hash above all others would be placed after the end.
+        places = np.minimum(np.searchsorted(self.ngrams, found), len(self.ngrams) - 1)
+        return bool((self.ngrams[places] == found).any())
+
+
+def build(paths: Sequence[str], ngram: int) -> Decontaminator:
+    """The n-grams of all the texts in some files of evaluation examples, local or any URI.
+
+    In .jsonl, .json (.gz) and .parquet, each string in a row, however deep, is a text; in .txt and
+    .md, each piece between blank lines.
+
+    Raises:
+        DataError: a file is missing, damaged or of another kind, or none of its texts has n words.
+    """
+    found = [_ngrams_of(path, ngram) for path in paths]
+    everything = np.concatenate(found) if found else np.zeros(0, np.uint64)
+    return Decontaminator(np.unique(everything), ngram)
+
+
+def _ngrams_of(path: str, ngram: int) -> np.ndarray:
+    kind = next((ending for ending in READERS if path.endswith(ending)), None)
+    if kind is None:
+        raise DataError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}")
+    absolute = storage.absolute(path)
+    try:
+        item = storage.info(absolute)
+        if item.type == pafs.FileType.NotFound:
+            raise DataError(f"{path}: no such file")
+        if item.type != pafs.FileType.File:
+            raise DataError(f"{path}: a folder; name its files")
+        found = [_hashes(text, ngram) for text in READERS[kind](absolute)]
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not UTF-8 at byte {e.start}; convert the file") from None
+    except (pa.ArrowException, ValueError, OSError, EOFError, RecursionError) as e:
+        raise DataError(f"{path}: cannot be read ({e}); restore the file or leave it out") from None
+    if not any(map(len, found)):
+        raise DataError(
+            f"{path}: none of its {len(found)} texts has {ngram} words, so that it would protect "
+            "nothing; leave it out, or look for shorter runs of words"
+        )
+    return np.unique(np.concatenate(found))
+
+
+def _read(path: str) -> str:
+    fs, inside = storage.filesystem(path)
+    with fs.open_input_stream(inside, compression="detect") as stream:
+        return stream.read().decode()
+
+
+def _plain_text(path: str) -> Iterable[str]:
+    return (text for text in re.split(r"\n\s*\n", _read(path)) if text.strip())
+
+
+def _json(path: str) -> Iterator[str]:
+    """One value, or one a line: files of both kinds are called .json."""
+    text = _read(path)
+    decoder = json.JSONDecoder()
+    place = 0
+    while start := NOT_SPACE.search(text, place):
+        value, place = decoder.raw_decode(text, start.start())
+        yield from _strings(value)
+
+
+def _parquet(path: str) -> Iterator[str]:
+    fs, inside = storage.filesystem(path)
+    with pq.ParquetFile(fs.open_input_file(inside)) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            yield from _strings(batch.to_pylist())
+
+
+READERS: dict[str, Callable[[str], Iterable[str]]] = {
+    ".jsonl": _json,
+    ".jsonl.gz": _json,
+    ".json": _json,
+    ".json.gz": _json,
+    ".txt": _plain_text,
+    ".md": _plain_text,
+    ".parquet": _parquet,
+}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a row, but not its keys: they are the same in all rows."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _words(text: str) -> list[str]:
+    # One accented letter can be spelt as one character or as two.
+    return WORD.findall(unicodedata.normalize("NFC", text).casefold())
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _word_hash(word: str) -> bytes:
+    """Python's own hash() differs from process to process."""
+    return hashlib.blake2b(word.encode(), digest_size=8).digest()
+
+
+def _hashes(text: str, ngram: int) -> np.ndarray:
+    """A hash of each n words in a row: a polynomial of the words' hashes, modulo 2^64."""
+    words = _words(text)
+    count = len(words) - ngram + 1
+    if count <= 0:
+        return np.zeros(0, np.uint64)
+    each = np.frombuffer(b"".join(map(_word_hash, words)), "<u8").astype(np.uint64)
+    hashes = each[:count].copy()
+    for i in range(1, ngram):
+        hashes *= MULTIPLIER
+        hashes += each[i : i + count]
+    return hashes

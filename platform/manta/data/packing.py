@@ -1,0 +1,169 @@
+"""Whole documents, in another order, so that few are cut by a row's end. Pure arithmetic.
+
+A line of N * seq_len + 1 tokens is cut into N rows; the last token is only a target. Each document
+opens with the end-of-text token, and so the token after a document is that same token whichever
+document follows. Documents can therefore change places and every input keeps its true target:
+nothing is padded, dropped or repeated. Two pieces stay where they are: the first, which may be the
+rest of a document that began before the line, and the last, which may go on after it.
+"""
+
+import bisect
+
+import numpy as np
+
+# How many documents are looked at for each row. With more, more rows are filled exactly, but each
+# takes longer.
+CANDIDATES = 128
+
+
+def pack(line: np.ndarray, seq_len: int, eot: int) -> np.ndarray:
+    """(N * seq_len + 1,) tokens -> the same tokens with the documents in an order in which fewer
+    are cut by a row's end; the line itself where no better order is found."""
+    assert (len(line) - 1) % seq_len == 0
+    bounds = _bounds(line, eot)
+    lengths = np.diff(bounds)
+    cuts = _cuts(lengths, seq_len)
+    if cuts == 0:
+        return line
+    order = _order(lengths.tolist(), seq_len)
+    if _cuts(lengths[order], seq_len) >= cuts:
+        return line
+    stops = bounds.tolist()
+    return np.concatenate([*(line[stops[i] : stops[i + 1]] for i in order), line[-1:]])
+
+
+def count_cuts(line: np.ndarray, seq_len: int, eot: int) -> int:
+    """How many documents of (N * seq_len + 1,) tokens a row's end cuts, though they would fit in a
+    row. (Longer ones must be cut.)"""
+    return _cuts(np.diff(_bounds(line, eot)), seq_len)
+
+
+def _bounds(line: np.ndarray, eot: int) -> np.ndarray:
+    """(documents + 1,) places: where each document of the inputs starts, and where the last ends.
+    What the line starts with is the first, whether it is whole or not."""
+    starts = np.flatnonzero(line[1:-1] == eot) + 1
+    return np.concatenate([[0], starts, [len(line) - 1]])
+
+
+def _cuts(lengths: np.ndarray, seq_len: int) -> int:
+    """How many of (documents,) lengths, laid end to end, fit in a row and yet are cut."""
+    ends = np.cumsum(lengths)
+    cut = (ends - lengths) // seq_len != (ends - 1) // seq_len
+    return int(np.count_nonzero(cut & (lengths <= seq_len)))
+
+
+def _order(lengths: list[int], seq_len: int) -> list[int]:
+    """The order of the documents: the first stays first and the last stays last.
+
+    The rest of a row is filled exactly, with short documents (those that fit in a row), where any
+    have that sum. If none have, the longest that fits goes there, as it is the hardest to place;
+    and at last a long document crosses the row's end, which costs nothing, as it must be cut
+    anyway. Long ones are worth most when no exact fit is left, so while short ones are many, rows
+    are filled with short ones alone.
+    """
+    middle = range(1, len(lengths) - 1)
+    stock = _Stock([i for i in middle if lengths[i] <= seq_len], lengths, seq_len)
+    long = [i for i in middle if lengths[i] > seq_len]
+    order: list[int] = []
+    place = 0  # in the row
+
+    def put(documents: list[int]) -> None:
+        nonlocal place
+        for i in documents:
+            order.append(i)
+            place = (place + lengths[i]) % seq_len
+
+    def room_after(i: int) -> int:
+        return -(place + lengths[i]) % seq_len
+
+    # The last document ends with the last row. What fills the row before it is chosen now, while
+    # there is most to choose from.
+    before_last = -lengths[-1] % seq_len
+    end = stock.take(before_last) if stock.can_fill(before_last) else []
+    put([0])
+    while stock.tokens:
+        # Beside a long document there is half a row of room on average: is that enough for all?
+        if place == 0 and stock.tokens < len(long) * seq_len / 2:
+            exact = [i for i in long[:CANDIDATES] if stock.can_fill(room_after(i))]
+            if exact:
+                i = min(exact, key=room_after)
+                long.remove(i)
+                put([i, *stock.take(room_after(i))])
+                continue
+        room = seq_len - place
+        if stock.can_fill(room):
+            put(stock.take(room))
+        elif length := stock.longest(room):
+            put([stock.pop(length)])
+        elif long:
+            i = max(long[:CANDIDATES], key=lambda i: (stock.can_fill(room_after(i)), room_after(i)))
+            long.remove(i)
+            put([i])
+        else:
+            put([stock.pop(stock.longest(seq_len))])  # a cut that cannot be helped
+    return [*order, *long, *end, len(lengths) - 1]
+
+
+class _Stock:
+    """Documents that fit in a row and have no place yet; and which sums their lengths have."""
+
+    def __init__(self, documents: list[int], lengths: list[int], seq_len: int) -> None:
+        self.tokens = 0
+        self._by_length: dict[int, list[int]] = {}
+        # Backwards, so that of equal lengths the first in the line is the first to go.
+        for i in reversed(documents):
+            self._by_length.setdefault(lengths[i], []).append(i)
+            self.tokens += lengths[i]
+        self._sizes = sorted(self._by_length)
+        self._row = (2 << seq_len) - 1
+        self._each = 0
+        self._candidates: list[int] = []
+        self._sums: list[int] = []
+
+    def longest(self, room: int) -> int:
+        """The length of the longest document that has at most `room` tokens; 0 if none has."""
+        place = bisect.bisect_right(self._sizes, room)
+        return self._sizes[place - 1] if place else 0
+
+    def can_fill(self, room: int) -> bool:
+        """Whether some candidates have `room` tokens together (none of them have 0)."""
+        return self._search()[-1] >> room & 1 == 1
+
+    def take(self, room: int) -> list[int]:
+        """Removes candidates of `room` tokens together, long ones rather than many."""
+        sums, candidates = self._search(), self._candidates
+        taken = []
+        for i in reversed(range(len(candidates))):
+            length = candidates[i]
+            if length <= room and sums[i] >> (room - length) & 1:
+                taken.append(self.pop(length))
+                room -= length
+        assert room == 0, "asked only where it can be filled"
+        return taken
+
+    def pop(self, length: int) -> int:
+        """Removes one document of this length."""
+        documents = self._by_length[length]
+        self.tokens -= length
+        if len(documents) <= self._each:
+            self._sums = []  # it was a candidate
+        if len(documents) == 1:
+            del self._by_length[length]
+            del self._sizes[bisect.bisect_left(self._sizes, length)]
+        return documents.pop()
+
+    def _search(self) -> list[int]:
+        """For each i the sums, up to a row, that can be had of the first i candidates, as an
+        integer: bit n is set where some of them have n tokens together."""
+        if not self._sums:
+            # Of every length if there are few lengths, else of lengths evenly from short to long.
+            count = min(len(self._sizes), CANDIDATES)
+            step = (len(self._sizes) - 1) / max(1, count - 1)
+            sizes = [self._sizes[round(i * step)] for i in range(count)]
+            self._each = CANDIDATES // max(1, count)
+            self._candidates = [n for n in sizes for _ in self._by_length[n][: self._each]]
+            self._sums = [1]
+            for length in self._candidates:
+                last = self._sums[-1]
+                self._sums.append(last | last << length & self._row)
+        return self._sums
