@@ -1,6 +1,8 @@
 """Measure Manta itself.
 
     python jobs/bench.py what=overhead json=overhead.json
+    python jobs/bench.py what=data
+    python jobs/bench.py what=tokenize data.source=corpus.txt
 
 Takes the keys of jobs/pretrain.py too. Figures are ratios within one run: compare no others.
 """
@@ -12,7 +14,8 @@ from pathlib import Path
 # hide the package of that name, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.bench import BenchConfig, bench
+from manta.bench.run import bench
+from manta.bench.settings import BenchConfig
 from manta.job import run_job
 
 

@@ -1,10 +1,11 @@
-"""Prepare a dataset: documents become tokenized Parquet shards.
+"""Prepare a dataset: documents become tokenized, shuffled Parquet shards.
 
     python jobs/prepare.py [config.yaml ...] [key=value ...]
     python jobs/prepare.py data.source=corpus/ data.vocab_size=8192
-    ray job submit -- python jobs/prepare.py jobs/configs/fineweb-124m.yaml
+    ray job submit -- python jobs/prepare.py jobs/configs/gpt2-124m.yaml
 
-Takes the configs of jobs/pretrain.py, which prepares what is missing by itself.
+Takes the configs of jobs/pretrain.py, which prepares what is missing by itself. The same command
+again goes on where one was stopped.
 """
 
 import sys
@@ -15,22 +16,20 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta import cluster
-from manta.data import prepare
+from manta.data import mixture, prepare
 from manta.job import run_job
-from manta.train.pretrain import PretrainConfig, ready_data
+from manta.train.pretrain import PretrainConfig
 
 
 def main(config: PretrainConfig) -> None:
     cluster.connect()
-    is_new = prepare.find(config.data, config.home_folder) is None
-    manifest = ready_data(config, print)
-    for split in ("train", "val"):
-        rows, tokens = manifest.rows(split), manifest.tokens(split)
-        per_token = manifest.text_bytes(split) / tokens
-        print(f"{split:5}  {rows:,} documents, {tokens:,} tokens, {per_token:.2f} bytes per token")
-    if not is_new:
-        print(f"it was there already, and is whole; to prepare it anew, delete {manifest.path}")
+    is_new = not config.data.mix and prepare.find(config.data, config.home_folder) is None
+    for manifest in mixture.ready(config.data, config.home_folder, print):
+        print(prepare.summary(manifest))
+        if not is_new:
+            print(f"it was there already; to prepare it anew, delete {manifest.path}")
     arguments = " ".join(sys.argv[1:])
+    print(f"look   python jobs/inspect.py dataset={manifest.name}")
     print("next   python jobs/pretrain.py" + (f" {arguments}" if arguments else ""))
 
 

@@ -52,11 +52,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(ray_session: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which the corpus is prepared already, to train from."""
-    from manta.train.pretrain import ready_data
+    """A home in which the corpus is prepared already, to train from; and another one, `verses`,
+    with the same tokenizer, for mixes."""
+    from manta.config import from_dict
+    from manta.data import mixture, prepare
 
     folder = tmp_path_factory.mktemp("prepared")
-    ready_data(tiny(folder, corpus), lambda line: None)
+    (animals,) = mixture.ready(tiny(folder, corpus).data, str(folder), lambda line: None)
+    verses = folder / "verses.txt"
+    verses.write_text("\n\n".join(f"Verse {i}: {i * 7} rays of light.\n" * 9 for i in range(90)))
+    keys = {
+        "source": str(verses),
+        "name": "verses",
+        "tokenizer": f"{animals.path}/encoding.json",
+        "document_bytes": 100,
+        "val_fraction": 0.1,
+    }
+    prepare.prepare(from_dict(prepare.PrepareConfig, keys), str(folder), lambda line: None)
     return folder
 
 
@@ -68,13 +80,20 @@ def tiny(home: Path, corpus: Path, *arguments: str) -> Any:
     return load(PretrainConfig, [*tiny_arguments(home, corpus), *arguments])
 
 
+DATA = [
+    "data.vocab_size=300",
+    "data.document_bytes=500",
+    "data.val_fraction=0.1",
+]
+
+
 def tiny_arguments(home: Path, corpus: Path) -> list[str]:
+    return [f"data.source={corpus}", *DATA, *tiny_model_arguments(home)]
+
+
+def tiny_model_arguments(home: Path) -> list[str]:
     return [
         f"home={home}",
-        f"data.source={corpus}",
-        "data.vocab_size=300",
-        "data.document_bytes=500",
-        "data.val_fraction=0.1",
         "model.n_layer=2",
         "model.n_head=2",
         "model.n_embd=32",

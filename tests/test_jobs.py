@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, tiny, tiny_arguments
 
-from manta.bench import BenchConfig
+from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
 from manta.evaluate.run import EvaluateConfig
@@ -149,6 +149,33 @@ def test_bench_overhead_writes_its_figures(
         assert figures[key] > 0
     assert figures["peak_memory_bytes"] > 1 << 20
     assert not (prepared / "runs" / "bench-overhead").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "figures"),
+    [
+        (
+            ["what=data", "tokens=2097152"],
+            ["ratio", "first_batch_seconds", "seek_middle_seconds", "memory_bytes"],
+        ),
+        (["what=tokenize", "text_bytes=100000"], ["tokenizing_ratio", "preparing_ratio"]),
+    ],
+)
+def test_bench_of_data_writes_its_figures(
+    load_job: Callable[[str], Any],
+    prepared: Path,
+    corpus: Path,
+    tmp_path: Path,
+    keys: list[str],
+    figures: list[str],
+) -> None:
+    file = tmp_path / "figures.json"
+    arguments = [*tiny_arguments(prepared, corpus), "rounds=1", f"json={file}", *keys]
+    load_job("bench").main(load(BenchConfig, arguments))
+    found = json.loads(file.read_text())
+    for key in figures:
+        assert found[key] > 0
+    assert not list(prepared.glob("bench-*"))
 
 
 @pytest.mark.parametrize(

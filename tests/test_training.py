@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import tiny
+from conftest import DATA, tiny, tiny_model_arguments
 
+from manta.config import load
 from manta.data import manifest as manifests
-from manta.data import stream
+from manta.data import mixture, stream
 from manta.errors import CheckpointError, ClusterError, ConfigError, DataError
 from manta.model.gpt import GPT
 from manta.train import checkpoint
@@ -25,9 +26,9 @@ from manta.train.pretrain import (
     Outcome,
     PretrainConfig,
     fit,
+    order_of,
     outcome,
     pretrain,
-    ready_data,
     summary,
     with_vocabulary,
 )
@@ -53,10 +54,15 @@ def ended(c: PretrainConfig) -> Outcome:
     return outcome(c, checkpoint.find(c.run_folder)[-1])
 
 
+def steps(c: PretrainConfig) -> list[dict[str, Any]]:
+    """The run's records of steps, in order."""
+    records = (Path(c.run_folder) / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, records) if "loss" in r]
+
+
 def losses(c: PretrainConfig) -> list[float]:
     """The run's training losses, in order of steps."""
-    records = (Path(c.run_folder) / "metrics.jsonl").read_text().splitlines()
-    return [r["loss"] for r in map(json.loads, records) if "loss" in r]
+    return [r["loss"] for r in steps(c)]
 
 
 def plain_losses(c: PretrainConfig) -> list[float]:
@@ -67,13 +73,14 @@ def plain_losses(c: PretrainConfig) -> list[float]:
     torch.set_num_threads(1)
     model = GPT(model_config)
     optimizer = make_optimizer(model, c.optimizer)
-    order = stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
-    reader = stream.Reader(manifest.path, tuple(manifest.split("train")), order)
-    windows = [reader.window(w, 0) for w in range(-(-c.total_steps // order.window_batches))]
-    rows = np.concatenate(windows).astype(np.int64)
+    order = order_of(c, (manifest,))
+    reader = stream.Reader((manifest,), order)
+    starts = [window.first_batch for window in order.windows(0, c.total_steps)]
+    rows = np.concatenate([reader.read(start)[0] for start in starts]).astype(np.int64)
+    per_batch = c.tokens_per_batch // c.sequence_length
     found = []
     for step in range(c.total_steps):
-        batch = rows[step * c.sequences_per_batch : (step + 1) * c.sequences_per_batch]
+        batch = rows[step * per_batch : (step + 1) * per_batch]
         tokens = torch.from_numpy(batch)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, c.total_steps, c.optimizer.lr, c.schedule)
@@ -94,15 +101,54 @@ def resumed_arguments(dtype: str) -> list[str]:
     return [*RESUMED, "num_workers=2", "zero_stage=2", f"dtype={dtype}"]
 
 
+# What the order of the data is shown for: 60 steps each, of 12 sequences.
+STREAMS = {
+    "one": ["data.name=animals-bpe300"],
+    "masked": ["data.name=animals-bpe300", "document_mask=true"],
+    "mix": ["data.mix={animals-bpe300: 0.7, verses: 0.3}"],
+    "mix-masked": ["data.mix={animals-bpe300: 0.7, verses: 0.3}", "document_mask=true"],
+}
+
+
+RAMP = ["batch_ramp={128: 512, 256: 1024}", "tokens_per_batch=512", "total_tokens=3072"]
+
+
+def stream_runs(workers: int) -> dict[str, list[str]]:
+    """Each stream on so many workers, and one that goes from two workers to one and to three."""
+    common = [
+        "tokens_per_batch=384", "total_tokens=23040", "checkpoint.every=10", "eval.every=100",
+        "sample.prompts=[]", "data.log_fingerprint=true", f"num_workers={workers}",
+    ]  # fmt: skip
+    return {
+        f"{stem}-{kind}": [*common, *keys]
+        for kind, keys in STREAMS.items()
+        for stem in (f"on-{workers}", "cut")
+    }
+
+
 @pytest.fixture(scope="module")
-def one_worker(prepared: Path, corpus: Path) -> dict[str, PretrainConfig]:
+def one_worker(
+    prepared: Path, corpus: Path, two_workers: dict[str, PretrainConfig]
+) -> dict[str, PretrainConfig]:
     """Several runs, one after the other on one Ray Train worker: its start costs the most."""
     runs = {
         "plain": ["total_tokens=5120", "micro_batch_size=4"],
         "whole": RESUMED,
         "stopped": RESUMED,
+        **stream_runs(1),
+        "ramp": RAMP,
+        "ramp-cut": [*RAMP, "checkpoint.every=3"],
+        "packed": ["data.packing=best_fit", "document_mask=true"],
     }
-    return run_all(prepared, corpus, runs)
+    deaths = {"ramp-cut": 5, **{f"cut-{kind}": 41 for kind in STREAMS}}
+    return run_all(prepared, corpus, runs, deaths)
+
+
+@pytest.fixture(scope="module")
+def three_workers(
+    prepared: Path, corpus: Path, one_worker: dict[str, PretrainConfig]
+) -> dict[str, PretrainConfig]:
+    return run_all(prepared, corpus, stream_runs(3))
 
 
 @pytest.fixture(scope="module")
@@ -114,22 +160,36 @@ def two_workers(prepared: Path, corpus: Path) -> dict[str, PretrainConfig]:
     }
     runs = {
         **stages,
+        **stream_runs(2),
         "whole-fp32": resumed_arguments("fp32"),
         "stopped-fp32": resumed_arguments("fp32"),
         "whole-bf16": resumed_arguments("bf16"),
         "stopped-bf16": resumed_arguments("bf16"),
     }
-    return run_all(prepared, corpus, runs)
+    return run_all(prepared, corpus, runs, {f"cut-{kind}": 23 for kind in STREAMS})
 
 
-def run_all(home: Path, corpus: Path, runs: dict[str, list[str]]) -> dict[str, PretrainConfig]:
+def run_all(
+    home: Path, corpus: Path, runs: dict[str, list[str]], deaths: dict[str, int] | None = None
+) -> dict[str, PretrainConfig]:
+    """Those in `deaths` end in that step, and are left so."""
     made = {
-        name: tiny(home, corpus, f"name={name}", "eval.every=10", *arguments)
-        for name, arguments in runs.items()
+        name: load(
+            PretrainConfig,
+            [*tiny_model_arguments(home), f"name={name}", "eval.every=10", *data_of(corpus, keys)],
+        )
+        for name, keys in runs.items()
     }
     first = next(iter(made.values()))
-    fit(_run_all, {"configs": list(made.values())}, first, silent, [])
+    job = {"configs": list(made.values()), "deaths": deaths or {}}
+    fit(_run_all, job, first, silent, [])
     return made
+
+
+def data_of(corpus: Path, keys: list[str]) -> list[str]:
+    """A run's keys, with those of the corpus unless it trains on a mix."""
+    is_mix = any(key.startswith("data.mix") for key in keys)
+    return keys if is_mix else [f"data.source={corpus}", *DATA, *keys]
 
 
 def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -138,29 +198,36 @@ def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     from manta.config import to_dict
     from manta.train import loop, pretrain
 
-    def dying(run: Any, meter: Any) -> None:
-        log(run, meter)
-        if run.state.step == 5:
-            raise RuntimeError("stop here")
+    def dying(step: int) -> Callable[[Any, Any], None]:
+        def log_and_die(run: Any, meter: Any) -> None:
+            log(run, meter)
+            if run.state.step == step:
+                raise RuntimeError("stop here")
+
+        return log_and_die
 
     log = loop.log
     for c in arguments["configs"]:
-        manifest = manifests.load(c.data.folder(c.home_folder))
-        job = {"config": to_dict(c), "manifest": manifest}
-        if c.name.startswith("stopped"):
-            loop.log = dying
+        datasets = mixture.ready(c.data, c.home_folder, silent)
+        job = {"config": to_dict(c), "datasets": datasets}
+        is_stopped = c.name.startswith("stopped")
+        death = 5 if is_stopped else arguments["deaths"].get(c.name)
+        if death is not None:
+            loop.log = dying(death)
             with contextlib.suppress(RuntimeError):
                 pretrain.worker(job, say)
             loop.log = log
-            assert [path[-2:] for path in checkpoint.find(c.run_folder)] == ["03"]
-        pretrain.worker(job, say)
+            last = (death - 1) // c.checkpoint.every * c.checkpoint.every
+            assert checkpoint.load_state(checkpoint.find(c.run_folder)[-1]).step == last
+        if death is None or is_stopped or c.name == "ramp-cut":
+            pretrain.worker(job, say)
 
 
 def test_the_engine_at_stage_0_equals_a_plain_adamw_loop(
     one_worker: dict[str, PretrainConfig],
 ) -> None:
     c = one_worker["plain"]
-    assert c.grad_accum_steps == 2 and c.total_steps == 20
+    assert c.grad_accum_steps(0) == 2 and c.total_steps == 20
     assert losses(c) == pytest.approx(plain_losses(c), rel=1e-5)
 
 
@@ -192,6 +259,52 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         for c in (whole, stopped)
     ]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_any_workers_read_the_same_batches_also_across_resumes(
+    one_worker: dict[str, PretrainConfig],
+    two_workers: dict[str, PretrainConfig],
+    three_workers: dict[str, PretrainConfig],
+    kind: str,
+) -> None:
+    """60 steps on 1, 2 and 3 workers; and on 2 until a death in step 23, on 1 until one in step
+    41, on 3 to the end."""
+    found = {
+        name: [r["fingerprint"] for r in steps(c)]
+        for name, c in (
+            ("one", one_worker[f"on-1-{kind}"]),
+            ("two", two_workers[f"on-2-{kind}"]),
+            ("three", three_workers[f"on-3-{kind}"]),
+            ("cut", three_workers[f"cut-{kind}"]),
+        )
+    }
+    assert len(set(found["one"])) == 60
+    assert found["two"] == found["one"]
+    assert found["three"] == found["one"]
+    assert found["cut"] == found["one"]
+    assert losses(three_workers[f"cut-{kind}"]) == pytest.approx(
+        losses(one_worker[f"on-1-{kind}"]), rel=1e-3
+    )
+
+
+def test_the_streams_differ_where_they_should(one_worker: dict[str, PretrainConfig]) -> None:
+    records = {kind: steps(one_worker[f"on-1-{kind}"]) for kind in STREAMS}
+    prints = {kind: [r["fingerprint"] for r in found] for kind, found in records.items()}
+    assert prints["one"] == prints["masked"] and prints["mix"] == prints["mix-masked"]
+    assert not set(prints["one"]) & set(prints["mix"])
+    assert losses(one_worker["on-1-one"])[1:] != losses(one_worker["on-1-masked"])[1:]
+    evals = ended(one_worker["on-1-mix"]).last_eval
+    assert {"val_loss/animals-bpe300", "val_loss/verses"} <= evals.keys()
+
+
+def test_a_batch_ramp_grows_the_batch_and_resumes_exactly(
+    one_worker: dict[str, PretrainConfig],
+) -> None:
+    tokens = [r["tokens"] for r in steps(one_worker["ramp"])]
+    assert tokens == [128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072]
+    assert losses(one_worker["ramp-cut"]) == losses(one_worker["ramp"])
+    assert len(losses(one_worker["packed"])) == 4
 
 
 def test_a_finished_run_says_so_and_can_be_extended(prepared: Path, corpus: Path) -> None:
@@ -275,8 +388,8 @@ def _kill_once(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
 
     real, loop.log = loop.log, log
     c = arguments["config"]
-    manifest = manifests.load(c.data.folder(c.home_folder))
-    pretrain.worker({"config": to_dict(c), "manifest": manifest}, say)
+    datasets = mixture.ready(c.data, c.home_folder, silent)
+    pretrain.worker({"config": to_dict(c), "datasets": datasets}, say)
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:
@@ -333,7 +446,9 @@ def test_val_loss_does_not_depend_on_the_number_of_workers(
         (["model.n_layer=3"], CheckpointError, ["another model", "model.n_layer is 2", "3"]),
         (["seed=1"], CheckpointError, ["another seed"]),
         (["tokens_per_batch=512"], CheckpointError, ["another tokens_per_batch"]),
-        (["num_workers=2"], CheckpointError, ["1 workers", "set num_workers=1"]),
+        (["zero_stage=1"], CheckpointError, ["ZeRO stage 0", "set num_workers=1"]),
+        (["dtype=bf16"], CheckpointError, ["trained in fp32", "dtype=bf16"]),
+        (["document_mask=true"], CheckpointError, ["another document_mask"]),
         (["data.vocab_size=290"], CheckpointError, ["vocab_size"]),
         (["num_workers=4", "cpus_per_worker=3"], ClusterError, ["num_workers=4", "room for 1"]),
         (["num_workers=8", "wait_seconds=1.5"], ClusterError, ["num_workers=8", "room for 4"]),
@@ -361,11 +476,14 @@ def test_what_cannot_work_is_said_before_anything_starts(
 
 def test_a_damaged_shard_is_named_and_not_trained_on(prepared: Path, corpus: Path) -> None:
     c = tiny(prepared, corpus, "name=other", "data.name=damaged")
-    ready_data(c, silent)
+    mixture.ready(c.data, c.home_folder, silent)
     shard = next(Path(c.data.folder(str(prepared))).glob("train-*.parquet"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
+    whole = dataclasses.replace(c, data=dataclasses.replace(c.data, verify=True))
     with pytest.raises(DataError, match=f"{shard.name}.*sha256"):
-        pretrain(c, silent)
+        pretrain(whole, silent)
+    with pytest.raises(DataError, match=f"{shard.name}: row group 0 is damaged: its sha256"):
+        pretrain(c, silent)  # found when it is read
     assert not (prepared / "runs" / "other").exists()

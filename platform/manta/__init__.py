@@ -6,13 +6,15 @@ The rooms, in the order that data flows; imports point up this list, never down:
     config      frozen configs from YAML and key=value                  [omegaconf, pydantic]
     storage     files, local or in an object store                      [pyarrow.fs]
     progress    a bar, or now and then a line                           [tqdm]
+    plot        the loss curve, document lengths, as PNG                [matplotlib]
     cluster     the connection to Ray                                   [ray]
     job         what every job shares
     text        documents from anywhere; tokenizers        [datasets, tiktoken, tokenizers]
     model       the GPT, its presets, generation, cost
-    data        documents to shards, shards to an exact stream          [ray.data]
+    data        documents to shards, without those of evaluations;      [ray.data]
+                shards to an exact stream
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,
-                and the loop inside Ray Train                            matplotlib, ray.train]
+                and the loop inside Ray Train                            ray.train]
     evaluate    lm-eval on a checkpoint                                 [lm_eval]
     sweep       many runs, compared                                     [ray.tune]
     bench       measurements of Manta itself                            [psutil]

@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,19 +63,24 @@ VocabSize = Annotated[int, BeforeValidator(_no_bool), Field(ge=257, le=1 << 20)]
 def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
     """`[config.yaml ...] [key=value ...]`, later ones over earlier ones, as a `cls`.
 
+    Groups are merged. A value that is a dict is replaced, unless the argument names one of its
+    entries: `mix={a: 1}` is the whole mix, `mix.a=1` its part of a.
+
     Raises:
         ConfigError: with every problem found, one to a line.
     """
-    tree: Any = OmegaConf.create()
+    tree: Any = {}
     for argument in arguments:
+        over = _with_text_keys(OmegaConf.to_container(_read(argument)))
+        _drop_replaced(cls, tree, over, 0 if _is_file(argument) else _depth(argument))
         try:
-            tree = OmegaConf.merge(tree, _read(argument))
+            tree = OmegaConf.to_container(OmegaConf.merge(tree, over))
         except (OmegaConfBaseException, TypeError) as e:
             raise ConfigError(
                 f"'{argument}' does not fit the arguments before it: {_first_line(e)}"
             ) from None
     try:
-        plain = OmegaConf.to_container(tree, resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as e:
         raise ConfigError(f"the config cannot be resolved: {_first_line(e)}") from None
     if not isinstance(plain, dict):
@@ -99,6 +105,37 @@ def _read(argument: str) -> Any:
         return loaded
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise ConfigError(f"'{argument}' cannot be read: {_first_line(e)}") from None
+
+
+def _with_text_keys(tree: Any) -> Any:
+    """With `8000: x` as `'8000': x`, which is what an argument and `to_yaml` make of it."""
+    if not isinstance(tree, dict):
+        return tree
+    return {str(k) if type(k) is int else k: _with_text_keys(v) for k, v in tree.items()}
+
+
+def _depth(argument: str) -> int:
+    """How many names lead to the value: 2 for optimizer.lr=1, mix[a]=1 or mix.v1\\.5=1."""
+    return len(re.findall(r"(?:\\.|[^.\[\]\\])+", argument.partition("=")[0]))
+
+
+def _drop_replaced(cls: type | None, tree: Any, over: Any, depth: int) -> None:
+    """Takes the dicts out of `tree` that are values, not groups, and are given anew by an argument
+    whose key has `depth` names."""
+    groups = {} if cls is None else _groups_of(cls)
+    for key, value in over.items():
+        if not isinstance(value, dict) or not isinstance(tree.get(key), dict):
+            continue
+        if key not in groups and depth <= 1:
+            del tree[key]
+        else:
+            _drop_replaced(groups.get(key), tree[key], value, depth - 1)
+
+
+def _groups_of(cls: type) -> dict[str, type]:
+    """The keys of a config that are configs themselves."""
+    hints = typing.get_type_hints(cls)
+    return {k: h for k, h in hints.items() if isinstance(h, type) and dataclasses.is_dataclass(h)}
 
 
 def _is_file(argument: str) -> bool:
@@ -154,11 +191,12 @@ def to_yaml(made: Any) -> str:
 def differences(made: Any) -> dict[str, Any]:
     """What of a config differs from its defaults, as a tree that `from_dict` reads back equal."""
 
-    def differing(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    def differing(cls: type, tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+        groups = _groups_of(cls)
         found: dict[str, Any] = {}
         for key, value in tree.items():
-            if isinstance(value, dict) and isinstance(default.get(key), dict):
-                value = differing(value, default[key])
+            if key in groups:
+                value = differing(groups[key], value, default[key])
                 if value:
                     found[key] = value
             elif value != default.get(key):
@@ -168,16 +206,14 @@ def differences(made: Any) -> dict[str, Any]:
     cls, tree = type(made), to_dict(made)
     named = _presets_of(cls, tree)
     default = to_dict(TypeAdapter(cls).validate_python(_expand(cls, copy.deepcopy(named), "", [])))
-    return _merged(differing(named, to_dict(cls())), differing(tree, default))
+    return _merged(differing(cls, named, to_dict(cls())), differing(cls, tree, default))
 
 
 def _presets_of(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
     """The presets that a tree names, and nothing else of it."""
     found = {"preset": tree["preset"]} if getattr(cls, "presets", None) else {}
-    for key, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            found[key] = _presets_of(hint, tree[key])
+    for key, group in _groups_of(cls).items():
+        found[key] = _presets_of(group, tree[key])
     return found
 
 
@@ -234,6 +270,9 @@ def _type_name(hint: Any) -> str:
         return " | ".join(_type_name(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) in (tuple, list):
         return "[" + ", ".join(_type_name(a) for a in typing.get_args(hint) if a is not ...) + "]"
+    if typing.get_origin(hint) is dict:
+        key, value = map(_type_name, typing.get_args(hint))
+        return f"{{{key}: {value}}}"
     return {type(None): "null"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
@@ -245,10 +284,9 @@ def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -
         tree = {**presets[name], **tree}
     elif name is not None and presets:
         problems.append(f"{prefix}preset={name}: unknown preset{_nearest(str(name), presets)}")
-    for key, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint) and isinstance(tree.get(key), dict):
-            assert isinstance(hint, type)
-            tree[key] = _expand(hint, tree[key], f"{prefix}{key}.", problems)
+    for key, group in _groups_of(cls).items():
+        if isinstance(tree.get(key), dict):
+            tree[key] = _expand(group, tree[key], f"{prefix}{key}.", problems)
     return tree
 
 
@@ -263,12 +301,20 @@ def _describe(cls: type, error: dict[str, Any]) -> str:
         same = [key for key, *_ in _fields(cls, "") if key.rpartition(".")[2] == path[-1]]
         near = f"; did you mean {' or '.join(same)}?" if same else _nearest(path[-1], own, prefix)
         return f"{'.'.join(path)}: unknown key{near or _elsewhere(cls, path[-1])}"
-    # For a union, pydantic appends the branch it tried; a person wants the key alone.
-    known = {key for key, *_ in _fields(cls, "")}
-    while len(path) > 1 and ".".join(path) not in known:
-        path.pop()
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    known = {key: kind for key, kind, *_ in _fields(cls, "")}
+    if path[-1] == "[key]":
+        return f"{'.'.join(path[:-2])}: its key {error['input']} {message}"
+    # For a union, pydantic appends the branch it tried; a person wants the key alone. Below a dict
+    # are its own keys.
+    while len(path) > 1 and ".".join(path) not in known and not _has_dict(known, path):
+        path.pop()
     return f"{'.'.join(path)}={error['input']!r}: {message}"
+
+
+def _has_dict(kinds: Mapping[str, str], path: Sequence[str]) -> bool:
+    """Whether a path leads into a key whose value is a dict."""
+    return any(kinds.get(".".join(path[:n]), "").startswith("{") for n in range(1, len(path)))
 
 
 def _nearest(name: str, valid: Any, prefix: str = "") -> str:

@@ -19,6 +19,7 @@ from pyarrow import fs as pafs
 from manta.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
+UNFINISHED = ".tmp"
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs")
 
 
@@ -107,23 +108,38 @@ def write_bytes(path: str, data: bytes) -> None:
     fs, inside = filesystem(path)
     if is_local(path):
         Path(inside).parent.mkdir(parents=True, exist_ok=True)
-        beside = f"{inside}.{uuid.uuid4().hex[:8]}.tmp"
-        with Path(beside).open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        Path(beside).replace(inside)
+        beside = _beside(inside)
+        Path(beside).write_bytes(data)
+        _take_name(beside, inside)
     else:  # an object store shows an object only when it is whole
         _make_parent(path)
         with fs.open_output_stream(inside, compression=None) as f:
             f.write(data)
 
 
+def _beside(inside: str) -> str:
+    return f"{inside}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
+
+
+def _take_name(beside: str, inside: str) -> None:
+    """Onto the disk, then into its place: a machine that loses power leaves all or nothing."""
+    with Path(beside).open("rb") as f:
+        os.fsync(f.fileno())
+    Path(beside).replace(inside)
+
+
+def remove_unfinished(path: str) -> None:
+    """Deletes what writers that died left under a folder."""
+    if is_local(path):  # elsewhere nothing is written beside its place
+        for file in Path(filesystem(path)[1]).rglob(f"*{UNFINISHED}"):
+            file.unlink(missing_ok=True)
+
+
 def read_json(path: str) -> Any:
     """Raises DataError when the file is missing or is not JSON."""
     try:
         return json.loads(read_bytes(path))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: not valid JSON ({e}); restore the file or make it anew") from None
 
 
@@ -140,6 +156,11 @@ def _make_parent(path: str) -> None:
     """Object stores have no folders to make; other remote filesystems want them."""
     if path.partition("://")[0] not in OBJECT_STORES:
         make_folder(path.rpartition("/")[0])
+
+
+def delete_file(path: str) -> None:
+    fs, inside = filesystem(path)
+    fs.delete_file(inside)
 
 
 def delete_folder(path: str) -> None:
@@ -188,19 +209,27 @@ def check_file(path: str, size: int, digest: str | None, error: type[Exception])
         raise error(f"{path}: the file is missing")
     if found.size != size:
         raise error(f"{path}: {found.size} bytes, but its manifest says {size}: it is truncated")
-    if digest is not None and sha256(path) != digest:
+    try:
+        is_whole = digest is None or sha256(path) == digest
+    except OSError as e:
+        raise error(f"{path}: cannot be read ({e})") from None
+    if not is_whole:
         raise error(f"{path}: its sha256 differs from its manifest's: the file is damaged")
 
 
 class HashingWriter(io.RawIOBase):
-    """A file being written whose size and sha256 are known when it is closed."""
+    """A file being written, with its size and sha256; `commit` gives it its name, in one piece.
+    A part of it (what is written after `start_part`) has a sha256 of its own."""
 
     def __init__(self, path: str):
         super().__init__()
         _make_parent(path)
-        fs, inside = filesystem(path)
-        self._stream = fs.open_output_stream(inside, compression=None)
+        self._fs, self._inside = filesystem(path)
+        self._beside = _beside(self._inside) if is_local(path) else self._inside
+        self._stream = self._fs.open_output_stream(self._beside, compression=None)
         self._digest = hashlib.sha256()
+        self._part = hashlib.sha256()
+        self._is_whole = False
         self.size = 0
 
     def writable(self) -> bool:
@@ -209,14 +238,29 @@ class HashingWriter(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data)
         self._digest.update(view)
+        self._part.update(view)
         self._stream.write(view)
         self.size += view.nbytes
         return view.nbytes
 
-    def close(self) -> None:
+    def start_part(self) -> None:
+        self._part = hashlib.sha256()
+
+    def part_digest(self) -> bytes:
+        return self._part.digest()
+
+    def close(self) -> None:  # Python calls this too, for a writer that an error left behind
         if not self.closed:
             self._stream.close()
+            if not self._is_whole and self._beside == self._inside:
+                self._fs.delete_file(self._inside)  # closing gave an object its name
         super().close()
+
+    def commit(self) -> None:
+        self._is_whole = True
+        self.close()
+        if self._beside != self._inside:
+            _take_name(self._beside, self._inside)
 
     @property
     def sha256(self) -> str:

@@ -1,14 +1,15 @@
 """A dataset's table of contents: what its shards hold, and how to know that they are whole.
 
-data/<name>/train-00000.parquet ...   one row a document: its tokens, end-of-text included
+data/<name>/train-00000.parquet ...   token ids; an end-of-text token ends each document
 data/<name>/val-00000.parquet ...
 data/<name>/encoding.json             the tokenizer
+data/<name>/lengths.png               how long its documents are
 data/<name>/MANIFEST.json             written last: without it there is no dataset
 """
 
 import dataclasses
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections import Counter
 from typing import Any, Literal
 
 from manta import storage
@@ -16,22 +17,23 @@ from manta.errors import DataError
 from manta.text import tokenizer as tokenizers
 
 FILE_NAME = "MANIFEST.json"
-FORMAT = "manta-data-1"
+FORMAT = "manta-data-2"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
-    """One Parquet file. `tokens`, `rows` (documents) and `text_bytes` are totals over the file;
-    `row_groups` has the number of tokens in each row group."""
+    """One Parquet file of `tokens` rows. `text_bytes` is the size of its documents' text;
+    `max_token` the largest id in it; `size` and `sha256` are the file's."""
 
     file: str
     split: Literal["train", "val"]
-    rows: int
+    documents: int
     tokens: int
     text_bytes: int
-    row_groups: list[int]
+    max_token: int
     size: int
     sha256: str
+    footer_sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Manifest:
     tokenizer_sha256: str
     vocab_size: int
     eot: int
+    dtype: Literal["uint16", "uint32"]
+    row_group_tokens: int
+    dropped: dict[str, int]
+    """Documents that are not in it: empty, duplicate, contaminated."""
+    lengths: dict[str, list[int]]
+    """By power of two, documents of 2^i to 2^(i+1) - 1 tokens, and the tokens in them."""
     shards: tuple[Shard, ...]
 
     def split(self, name: str) -> list[Shard]:
@@ -55,14 +63,26 @@ class Manifest:
     def text_bytes(self, split: str) -> int:
         return sum(shard.text_bytes for shard in self.split(split))
 
-    def rows(self, split: str) -> int:
-        return sum(shard.rows for shard in self.split(split))
+    def documents(self, split: str) -> int:
+        return sum(shard.documents for shard in self.split(split))
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
 
     def save(self) -> None:
         """Commits the dataset: after this, and not before, it exists."""
-        content = dataclasses.asdict(self)
+        storage.write_json(storage.join(self.path, FILE_NAME), self._content())
+
+    def _content(self) -> dict[str, Any]:
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
         del content["path"]
-        storage.write_json(storage.join(self.path, FILE_NAME), {"format": FORMAT, **content})
+        return {**content, "sha256": _digest(content)}
+
+    @property
+    def sha256(self) -> str:
+        """Of everything in it: two datasets with the same one are the same."""
+        return self._content()["sha256"]
 
     def load_tokenizer(self) -> tokenizers.Tokenizer:
         """Raises DataError when the tokenizer's file is not the one that made the tokens."""
@@ -81,37 +101,44 @@ def exists(path: str) -> bool:
 
 
 def load(path: str) -> Manifest:
-    """Raises DataError when there is no dataset, or its manifest cannot be read."""
+    """Raises DataError when there is no dataset, or its manifest is another version's, damaged or
+    edited."""
     file = storage.join(path, FILE_NAME)
+    remedy = f"restore it, or delete {path} to prepare the data anew"
     content = storage.read_json(file)
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise DataError(f"{file}: not a manifest of this version of Manta; prepare the data anew")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise DataError(
+            f"{file}: its format is {found!r}, this version of Manta reads {FORMAT!r}; delete "
+            f"{path} to prepare the data anew"
+        )
+    if content.pop("sha256", None) != _digest(content):
+        raise DataError(f"{file}: edited or damaged (its sha256 differs); {remedy}")
     try:
+        del content["format"]
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
         return Manifest(path=path, shards=shards, **content)
     except (TypeError, KeyError) as e:
-        raise DataError(f"{file}: a damaged manifest ({e}); prepare the data anew") from None
+        raise DataError(f"{file}: damaged ({e}); {remedy}") from None
 
 
-def verify(manifest: Manifest, hashes: bool, shards: Iterable[Shard] | None = None) -> None:
-    """Checks that every shard is there and whole, by size and, with `hashes`, by sha256.
+def check(manifest: Manifest) -> None:
+    """Raises DataError when a manifest contradicts itself: a token that its tokenizer does not
+    know, a shard that is listed twice."""
+    file = storage.join(manifest.path, FILE_NAME)
+    twice = [n for n, count in Counter(s.file for s in manifest.shards).items() if count > 1]
+    if twice:
+        raise DataError(f"{file}: lists {', '.join(twice[:3])} twice; prepare the data anew")
+    for shard in manifest.shards:
+        if shard.max_token >= manifest.vocab_size:
+            raise DataError(
+                f"{storage.join(manifest.path, shard.file)}: holds token id {shard.max_token}, but "
+                f"the tokenizer {manifest.tokenizer} has {manifest.vocab_size}; prepare the data "
+                "anew"
+            )
 
-    Raises:
-        DataError: naming each shard that is not, and what to do.
-    """
 
-    def problem(shard: Shard) -> str | None:
-        path = storage.join(manifest.path, shard.file)
-        try:
-            storage.check_file(path, shard.size, shard.sha256 if hashes else None, DataError)
-        except DataError as e:
-            return str(e)
-        return None
-
-    with ThreadPoolExecutor(8) as pool:
-        found = [p for p in pool.map(problem, shards or manifest.shards) if p is not None]
-    if found:
-        raise DataError(
-            "; ".join(found) + f". Not trained on. Restore it, or delete {manifest.path} to "
-            "prepare the data anew"
-        )
+def _digest(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # An edited file can hold half of a surrogate pair, which is to have a digest too.
+    return storage.sha256_of(canonical.encode(errors="surrogatepass"))

@@ -1,38 +1,43 @@
-"""Documents become tokenized Parquet shards, through Ray Data.
+"""A corpus becomes a dataset: documents, tokenized, shuffled, in Parquet shards.
 
-Each part of the corpus is one task: it reads, splits by hash, tokenizes and writes its own shards,
-one row group at a time, so that memory does not grow with the corpus and the result does not depend
-on how many tasks ran at once. The driver gathers what they wrote and commits the manifest.
+The work is in `shuffle`; here is what to do (the config), what is there already, and the driver,
+which runs its two passes over Ray Data, goes on where an earlier run stopped, and commits.
 """
 
 import dataclasses
-import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
-from manta import storage
-from manta.config import Natural, OpenFraction, VocabSize, config
+from manta import plot, storage
+from manta.config import Count, Natural, OpenFraction, Seed, VocabSize, config
+from manta.data import decontaminate, shuffle
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, Shard
-from manta.errors import ConfigError, DataError, MantaError
+from manta.data.shuffle import SPLITS, WORK, Gather, Scatter
+from manta.errors import ConfigError, DataError
+from manta.lock import lock
 from manta.progress import Progress
 from manta.text import sources, tokenizer
 from manta.text.tokenizer import Tokenizer
 
-ROW_GROUP_TOKENS = 1 << 18
+ROW_GROUP_TOKENS = 1 << 14
+# A shard is a task of the second pass: many of them where there is much, none that fills memory.
+LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS = 1 << 22, 1 << 26
+SHARDS_WANTED = 64
 TOKENIZER_SAMPLE_BYTES = 64 << 20
 BPE_VOCAB_SIZE = 4096
-ERROR = "error"
+PLAN = "plan"
+HISTOGRAM = "lengths.png"
+NAME = r"[\w-][\w.-]*"
 
 
 @config
-class DataConfig:
+class PrepareConfig:
     source: str = sources.PYTHON
     """Where the documents are: `python` (the source code and documentation of the running Python),
     a file, folder or glob of .txt, .md, .py, .jsonl (.gz, .zst) or .parquet files (local or s3://,
@@ -58,8 +63,13 @@ class DataConfig:
     """The file r50k_base.tiktoken, where it cannot be downloaded."""
     val_fraction: OpenFraction = 0.05
     """Share of documents that go to the val split, decided by a hash of each document's text."""
-    verify: Literal["full", "size"] = "full"
-    """Before training, check every shard's sha256, or only its size."""
+    shuffle_seed: Seed = 0
+    """Of the order that documents are shuffled into."""
+    decontaminate: tuple[str, ...] = ()
+    """Files of evaluation examples (.jsonl, .txt, .parquet): a document that shares
+    `decontaminate_ngram` consecutive words with one of them is dropped."""
+    decontaminate_ngram: Count = 13
+    """Words in a row that count as a copy."""
 
     def problems(self) -> list[str]:
         found = []
@@ -76,7 +86,7 @@ class DataConfig:
             found.append(f"tokenizer_file is for tokenizer={tokenizer.R50K}: omit it")
         if self.subset is not None and not self.source.startswith(sources.HUGGING_FACE):
             found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
-        if self.name is not None and not re.fullmatch(r"[\w-][\w.-]*", self.name):
+        if self.name is not None and not re.fullmatch(NAME, self.name):
             found.append(f"name={self.name}: letters, digits, '.', '_' and '-' are valid")
         return found
 
@@ -109,23 +119,26 @@ class DataConfig:
         """What decides the tokens: a dataset made by another recipe is another dataset."""
         return {
             "source": sources.identity(self.corpus),
+            "shuffle_seed": self.shuffle_seed,
+            "decontaminate": [storage.absolute(file) for file in self.decontaminate],
+            "decontaminate_ngram": self.decontaminate_ngram if self.decontaminate else None,
             "tokenizer": self.tokenizer,
             "vocab_size": (self.vocab_size or BPE_VOCAB_SIZE) if self.tokenizer == "bpe" else None,
             "val_fraction": self.val_fraction,
         }
 
 
-def find(data: DataConfig, home: str) -> Manifest | None:
-    """The dataset that `data` describes, if it has been prepared.
+def find(c: PrepareConfig, home: str) -> Manifest | None:
+    """The dataset that the config describes, if it has been prepared.
 
     Raises:
         DataError: a dataset of that name was made from something else.
     """
-    path = data.folder(home)
+    path = c.folder(home)
     if not manifests.exists(path):
         return None
     manifest = manifests.load(path)
-    wanted = data.recipe()
+    wanted = c.recipe()
     if manifest.recipe != wanted:
         was, now = _first_difference(manifest.recipe, wanted)
         raise DataError(
@@ -135,43 +148,115 @@ def find(data: DataConfig, home: str) -> Manifest | None:
     return manifest
 
 
-def prepare(data: DataConfig, home: str) -> Manifest:
-    """Prepares the dataset, from the start, and commits it.
+def prepare(
+    c: PrepareConfig,
+    home: str,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
+) -> Manifest:
+    """Prepares the dataset, or goes on preparing it, and commits it.
 
     Raises:
-        DataError: the corpus is missing, empty, unreadable, or too small to have a val split.
+        DataError: the corpus is missing, empty, unreadable, or too small to have a val split; the
+            disk is full; another process is preparing a dataset of that name.
     """
-    path = data.folder(home)
-    corpus = data.corpus
-    parts = sources.parts(corpus)
-    storage.delete_folder(path)  # what an interrupted run left: it has no manifest
-    storage.make_folder(path)
-    made = make_tokenizer(data, parts)
-    storage.write_bytes(storage.join(path, tokenizer.FILE_NAME), made.serialized)
-    job = _PartJob(path, parts, made.serialized, data.val_fraction)
-    shards: list[Shard] = []
-    with Progress("preparing", len(parts), "parts") as progress:
-        for row in _run(job):
-            if row[ERROR]:
-                raise DataError(row[ERROR])
-            shards += [Shard(**shard) for shard in row["shards"]]
-            progress.advance(1, f"{sum(s.tokens for s in shards):,} tokens")
-    shards.sort(key=lambda shard: shard.file)
-    manifest = Manifest(
-        path, data.recipe(), made.name, made.sha256, made.vocab_size, made.eot, tuple(shards)
-    )
-    _refuse_empty(manifest, data)
-    manifest.save()
+    path = c.folder(home)
+    parts = sources.parts(c.corpus)
+    beside = storage.join(home, "data", f".{c.dataset_name}.lock")
+    with lock(beside, f"preparing {path}"):
+        manifest = find(c, home)  # another process may just have ended
+        if manifest is None:
+            manifest = _prepare(c, path, parts, say)
+        storage.delete_folder(storage.join(path, WORK))
     return manifest
 
 
-def make_tokenizer(data: DataConfig, parts: list[sources.Part]) -> Tokenizer:
-    """The tokenizer that the config names, trained on (the start of) the corpus if it says so."""
-    if data.tokenizer == tokenizer.R50K:
-        return tokenizer.named(tokenizer.R50K, data.tokenizer_file)
-    if data.tokenizer != "bpe":
-        return tokenizer.load(storage.absolute(data.tokenizer))
-    return tokenizer.train(_sample(parts), data.vocab_size or BPE_VOCAB_SIZE)
+def _prepare(
+    c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
+) -> Manifest:
+    try:
+        _resume_or_clear(c, path, parts, say)
+        made = _tokenizer_of(c, path, parts)
+        scattered = scatter(c, path, parts, made)
+        gathered = gather(path, scattered, made)
+        manifest = _manifest(c, path, made, scattered, gathered)
+        _refuse_empty(manifest, c)
+        documents, tokens = manifest.lengths["documents"], manifest.lengths["tokens"]
+        picture = plot.histogram(documents, f"{manifest.name}: length of documents", tokens)
+        storage.write_bytes(storage.join(path, HISTOGRAM), picture)
+        manifest.save()
+    except OSError as e:
+        reason = e.strerror or e
+        raise DataError(f"{path}: cannot be written ({reason}); {shuffle.RESUME}") from None
+    return manifest
+
+
+def scatter(
+    c: PrepareConfig, path: str, parts: list[sources.Part], made: Tokenizer
+) -> list[dict[str, Any]]:
+    """The first pass: what became of each part."""
+    evals = None
+    if c.decontaminate:
+        files = [storage.absolute(file) for file in c.decontaminate]
+        evals = decontaminate.build(files, c.decontaminate_ngram)
+    task = Scatter(path, parts, made.serialized, c.shuffle_seed, c.val_fraction, evals)
+    names = [shuffle.part_name(index) for index in range(len(parts))]
+    return _run(task, path, names, "tokenizing", "parts")
+
+
+def gather(path: str, scattered: list[dict[str, Any]], made: Tokenizer) -> list[dict[str, Any]]:
+    """The second pass: what is in each shard."""
+    runs = [run for record in scattered for run in record["runs"]]
+    train, val = (sum(r["tokens"] for r in runs if r["split"] == s) for s in SPLITS)
+    counts = _shards_for(train), _shards_for(val)
+    task = Gather(path, runs, counts, str(made.dtype), ROW_GROUP_TOKENS)
+    names = [shuffle.shard_name(*task.place(index)[:2]) for index in range(sum(counts))]
+    return _run(task, path, names, "shuffling", "shards")
+
+
+def _resume_or_clear(
+    c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
+) -> None:
+    """Keeps what an interrupted run of the same preparation left; anything else goes."""
+    plan = {"recipe": c.recipe(), "corpus": _state_of(parts)}
+    file = shuffle.record_path(path, PLAN)
+    if storage.exists(file):
+        if storage.read_json(file) == plan:
+            storage.remove_unfinished(path)
+            say(f"going on with the preparation of {path}")
+            return
+        say(f"preparing {path} from the start: the corpus or the config has changed")
+    storage.delete_folder(path)
+    storage.make_folder(path)
+    storage.write_json(file, plan)
+
+
+def _state_of(parts: list[sources.Part]) -> str:
+    """A digest of which files there are, their sizes and their times."""
+
+    def state(file: str) -> list[Any]:
+        found = storage.info(file)
+        return [file, found.size, found.mtime_ns]
+
+    with ThreadPoolExecutor(16) as pool:
+        files = sorted({piece.path for part in parts for piece in part.pieces})
+        content = [[dataclasses.asdict(part) for part in parts], list(pool.map(state, files))]
+    return storage.sha256_of(json.dumps(content).encode())
+
+
+def _tokenizer_of(c: PrepareConfig, path: str, parts: list[sources.Part]) -> Tokenizer:
+    """The tokenizer that the config names, trained on (the start of) the corpus if it says so, and
+    saved with the dataset."""
+    file = storage.join(path, tokenizer.FILE_NAME)
+    if storage.exists(file):
+        return tokenizer.load(file)
+    if c.tokenizer == tokenizer.R50K:
+        made = tokenizer.named(tokenizer.R50K, c.tokenizer_file)
+    elif c.tokenizer != "bpe":
+        made = tokenizer.load(storage.absolute(c.tokenizer))
+    else:
+        made = tokenizer.train(_sample(parts), c.vocab_size or BPE_VOCAB_SIZE)
+    storage.write_bytes(file, made.serialized)
+    return made
 
 
 def _sample(parts: list[sources.Part]) -> Iterator[str]:
@@ -186,120 +271,103 @@ def _sample(parts: list[sources.Part]) -> Iterator[str]:
         raise DataError(f"data.source={parts[0].source.location}: the corpus holds no text")
 
 
-def is_val(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the val split: by its text alone, so that it stays there
-    whatever is added to the corpus, and copies of one document never land on both sides."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+def _shards_for(tokens: int) -> int:
+    wanted = min(max(tokens // SHARDS_WANTED, LEAST_SHARD_TOKENS), MOST_SHARD_TOKENS)
+    return -(-tokens // wanted)
 
 
-@dataclasses.dataclass(frozen=True)
-class _PartJob:
-    """The task of one part; runs on the workers."""
-
-    path: str
-    parts: list[sources.Part]
-    tokenizer: bytes
-    val_fraction: float
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        (index,) = batch["index"]
-        try:
-            shards, error = self._write(int(index), self.parts[int(index)]), ""
-        except MantaError as e:  # as a value: a task that raises is retried, and prints its stack
-            shards, error = [], str(e)
-        return {"shards": [[dataclasses.asdict(s) for s in shards]], ERROR: [error]}
-
-    def _write(self, index: int, part: sources.Part) -> list[Shard]:
-        made = tokenizer.from_bytes(self.tokenizer)
-        writers = {s: _ShardWriter(self.path, s, index, made) for s in ("train", "val")}
-        for text in sources.documents(part):
-            writers["val" if is_val(text, self.val_fraction) else "train"].add(text)
-        return [shard for writer in writers.values() if (shard := writer.close()) is not None]
+def _run(
+    task: Scatter | Gather, path: str, names: list[str], title: str, unit: str
+) -> list[dict[str, Any]]:
+    """The record of each of the task's indexes, from disk where one is there already."""
+    there = {item.base_name for item in storage.list_files(storage.join(path, WORK))}
+    records = {
+        index: storage.read_json(shuffle.record_path(path, name))
+        for index, name in enumerate(names)
+        if f"{name}.json" in there
+    }
+    missing = [index for index in range(len(names)) if index not in records]
+    with Progress(title, len(names), unit) as progress:
+        progress.advance(len(records))
+        for row in _over_ray(task, missing):
+            if row["error"]:
+                raise DataError(row["error"])
+            records[int(row["index"])] = json.loads(row["found"])
+            progress.advance(1)
+    return [records[index] for index in range(len(names))]
 
 
-class _ShardWriter:
-    """Writes one shard, a row group at a time; the file appears with its first row group."""
-
-    def __init__(self, path: str, split: str, index: int, made: Tokenizer):
-        self._split = split
-        self._file = f"{split}-{index:05d}.parquet"
-        self._path = storage.join(path, self._file)
-        self._tokenizer = made
-        dtype = pa.uint16() if made.vocab_size <= 1 << 16 else pa.uint32()
-        self._dtype = dtype.to_pandas_dtype()
-        self._schema = pa.schema([("tokens", pa.list_(dtype)), ("text_bytes", pa.int32())])
-        self._sink: storage.HashingWriter | None = None
-        self._parquet: pq.ParquetWriter | None = None
-        self._held: list[np.ndarray] = []
-        self._held_bytes: list[int] = []
-        self._row_groups: list[int] = []
-        self._rows = self._text_bytes = self._held_tokens = 0
-
-    def add(self, text: str) -> None:
-        ids = [*self._tokenizer.encode(text), self._tokenizer.eot]
-        self._held.append(np.asarray(ids, dtype=self._dtype))
-        self._held_bytes.append(len(text.encode()))
-        self._held_tokens += len(ids)
-        if self._held_tokens >= ROW_GROUP_TOKENS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._parquet is None:
-            self._sink = storage.HashingWriter(self._path)
-            # Tokens are near random: dictionaries cost time and save nothing, zstd does.
-            self._parquet = pq.ParquetWriter(
-                self._sink, self._schema, compression="zstd", use_dictionary=False
-            )
-        offsets = np.cumsum([0, *map(len, self._held)]).astype(np.int32)
-        tokens = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(self._held)))
-        table = pa.table([tokens, pa.array(self._held_bytes, pa.int32())], schema=self._schema)
-        self._parquet.write_table(table, row_group_size=table.num_rows)
-        self._row_groups.append(self._held_tokens)
-        self._rows += table.num_rows
-        self._text_bytes += sum(self._held_bytes)
-        self._held, self._held_bytes, self._held_tokens = [], [], 0
-
-    def close(self) -> Shard | None:
-        if self._held:
-            self._flush()
-        if self._parquet is None or self._sink is None:
-            return None
-        self._parquet.close()
-        self._sink.close()
-        return Shard(
-            self._file,
-            self._split,  # type: ignore[arg-type]
-            self._rows,
-            sum(self._row_groups),
-            self._text_bytes,
-            self._row_groups,
-            self._sink.size,
-            self._sink.sha256,
-        )
-
-
-def _run(job: _PartJob) -> Iterable[dict[str, Any]]:
-    """What each part's task returned, as they end."""
-    items = [{"index": index} for index in range(len(job.parts))]
+def _over_ray(task: Scatter | Gather, indexes: list[int]) -> Iterable[dict[str, Any]]:
+    """What the task returned for each index, as they end."""
+    if not indexes:
+        return []
+    items = [{"index": index} for index in indexes]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    return dataset.map_batches(job, batch_size=1, num_cpus=1).iter_rows()
+    return dataset.map_batches(task, batch_size=1, num_cpus=1).iter_rows()
 
 
-def _refuse_empty(manifest: Manifest, data: DataConfig) -> None:
-    for split in ("train", "val"):
+def _manifest(
+    c: PrepareConfig,
+    path: str,
+    made: Tokenizer,
+    scattered: list[dict[str, Any]],
+    gathered: list[dict[str, Any]],
+) -> Manifest:
+    dropped = {
+        kind: sum(record["dropped"][kind] for record in scattered)
+        for kind in ("empty", "contaminated")
+    }
+    dropped["duplicate"] = sum(record["duplicates"] for record in gathered)
+    whole = [record for record in gathered if record["shard"] is not None]
+    lengths = {
+        kind: [sum(column) for column in zip(*(r["lengths"][i] for r in whole), strict=True)]
+        for i, kind in enumerate(("documents", "tokens"))
+    }
+    return Manifest(
+        path=path,
+        recipe=c.recipe(),
+        tokenizer=made.name,
+        tokenizer_sha256=made.sha256,
+        vocab_size=made.vocab_size,
+        eot=made.eot,
+        dtype=str(made.dtype),  # type: ignore[arg-type]
+        row_group_tokens=ROW_GROUP_TOKENS,
+        dropped=dropped,
+        lengths=lengths,
+        shards=tuple(Shard(**record["shard"]) for record in whole),
+    )
+
+
+def _refuse_empty(manifest: Manifest, c: PrepareConfig) -> None:
+    for split in SPLITS:
         if not manifest.split(split):
-            count = sum(shard.rows for shard in manifest.shards)
-            what = (
-                "the corpus holds no text"
-                if not count
-                else f"none of its {count} documents fell into the {split} split"
-            )
+            count = sum(shard.documents for shard in manifest.shards)
+            dropped = ", ".join(f"{n} {kind}" for kind, n in manifest.dropped.items() if n)
+            what = f"none of its {count} documents fell into the {split} split"
+            if not count:
+                what = "the corpus holds no text"
             raise DataError(
-                f"data.source={data.source}: {what}; give more text, another "
-                f"data.val_fraction (now {data.val_fraction}) or, for plain text, a smaller "
-                "data.document_bytes"
+                f"data.source={c.source}: {what}"
+                + (f" (dropped: {dropped})" if dropped else "")
+                + f"; give more text, another data.val_fraction (now {c.val_fraction}) or, for "
+                "plain text, a smaller data.document_bytes"
             )
+
+
+def summary(manifest: Manifest) -> str:
+    """The quality report, as a person reads it."""
+    lines = []
+    for split in SPLITS:
+        documents, tokens = manifest.documents(split), manifest.tokens(split)
+        text_bytes = manifest.text_bytes(split)
+        lines.append(
+            f"{split:5}    {documents:,} documents, {tokens:,} tokens, {text_bytes:,} bytes of "
+            f"text, {text_bytes / max(tokens, 1):.2f} bytes per token"
+        )
+    dropped = ", ".join(f"{count:,} {kind}" for kind, count in manifest.dropped.items())
+    lines.append(f"dropped  {dropped} documents")
+    lines.append(f"lengths  {storage.join(manifest.path, HISTOGRAM)}")
+    return "\n".join(lines)
 
 
 def _first_difference(was: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:

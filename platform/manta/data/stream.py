@@ -1,125 +1,259 @@
 """The order, as a Ray Data stream: one per worker, prefetched, from any batch on.
 
-Read instructions (one per window) flow through Ray Data with their order preserved. There is no
+Read instructions (one a window) flow through Ray Data with their order preserved. There is no
 split coordinator and no epoch boundary; the position in the stream is the global batch index.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import queue
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray.data
 
-from manta import cluster, storage
+from manta import cluster
+from manta.data import shards
 from manta.data.manifest import Manifest, Shard
-from manta.data.order import Order, Segment
+from manta.data.order import Order, Segment, Take
+from manta.data.packing import pack
 from manta.errors import DataError
+
+T = TypeVar("T")
 
 # Reading is mostly waiting and decompression: two tasks of no reserved CPU keep far ahead of
 # training, and cannot be starved by workers that have reserved every CPU there is.
 READ_TASKS = 2
+# Ray Data plans all of a dataset's tasks at its start, so an endless stream is several datasets.
+DATASET_WINDOWS = 512
+# Neighbours on the line, read together: one read of them would hold a second copy of the window.
+LANES_AT_ONCE = 32
+IGNORED = -1  # stands for a token that could not be read: no loss counts it
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Reader:
-    """Reads the sequences of a split; a task's worth of Ray Data's map."""
+    """Reads what a worker trains on, a window at a time; a task's worth of Ray Data's map.
 
-    path: str
-    shards: tuple[Shard, ...]
+    manifests: of the datasets of the order's lines.
+    best_fit: pack documents into rows so that few are cut, else one after the other.
+    skip_corrupt: put IGNORED for what is damaged, and say so; else raise DataError.
+    """
+
+    manifests: tuple[Manifest, ...]
     order: Order
     rank: int = 0
     world_size: int = 1
+    best_fit: bool = False
+    skip_corrupt: bool = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """{"window": (1,), "first_batch": (1,)} -> {"tokens": (N, seq_len + 1)}."""
-        (window,), (first_batch,) = batch["window"], batch["first_batch"]
-        return {"tokens": self.window(int(window), int(first_batch))}
+        """{"first_batch": (1,)} -> {"tokens": (N, seq_len + 1), "note": (N,)}: the notes on what
+        could not be read stand in the first row."""
+        (first_batch,) = batch["first_batch"]
+        tokens, notes = self.read(int(first_batch))
+        return {"tokens": tokens, "note": np.array(["\n".join(notes), *[""] * (len(tokens) - 1)])}
 
-    def window(self, window: int, first_batch: int) -> np.ndarray:
-        line = read_segments(self.path, self.shards, self.order.segments(window))
+    def read(self, first_batch: int) -> tuple[np.ndarray, list[str]]:
+        """(N, seq_len + 1): this worker's rows of the batches from `first_batch` to the end of its
+        window, batch by batch; and notes on what could not be read."""
+        window = self.order.window_at(first_batch)
+        share = window.sequences_per_batch // self.world_size
         length = self.order.seq_len
-        rows = np.lib.stride_tricks.sliding_window_view(line, length + 1)[::length]
-        return rows[self.order.sequences(window, first_batch, self.rank, self.world_size)]
+        dtype = np.dtype(np.int32 if self.skip_corrupt else self.manifests[0].dtype)
+        out = np.empty(((window.stop_batch - first_batch) * share, length + 1), dtype=dtype)
+        notes: list[str] = []
+        takes = self.order.takes(window, self.rank, self.world_size, first_batch)
+        for line, group in itertools.groupby(takes, key=lambda take: take.line):
+            while lanes := list(itertools.islice(group, LANES_AT_ONCE)):
+                first = lanes[0].first
+                stop = lanes[-1].first + len(lanes[-1].rows)
+                tokens = self._line_tokens(line, first * length, stop * length + 1, dtype, notes)
+                for take in lanes:
+                    start = (take.first - first) * length
+                    piece = tokens[start : start + len(take.rows) * length + 1]
+                    self._place(piece, take, out)
+        return out, notes
 
+    def _place(self, piece: np.ndarray, take: Take, out: np.ndarray) -> None:
+        length = self.order.seq_len
+        if self.best_fit:
+            piece = pack(piece, length, self.manifests[take.line].eot)
+        rows = np.lib.stride_tricks.sliding_window_view(piece, length + 1)[::length]
+        is_ours = take.rows >= 0
+        out[take.rows[is_ours]] = rows if is_ours.all() else rows[is_ours]
 
-def train_order(manifest: Manifest, seed: int, seq_len: int, sequences_per_batch: int) -> Order:
-    """The order of a dataset's train split."""
-    groups = tuple(n for shard in manifest.split("train") for n in shard.row_groups)
-    return Order(groups, seed, seq_len, sequences_per_batch)
+    def _line_tokens(
+        self, line: int, start: int, stop: int, dtype: np.dtype, notes: list[str]
+    ) -> np.ndarray:
+        tokens = np.empty(stop - start, dtype=dtype)
+        at = 0
+        for segment in self.order.lines[line].segments(start, stop):
+            end = at + segment.stop - segment.start
+            tokens[at:end] = self._read(self.manifests[line], segment, notes)
+            at = end
+        return tokens
+
+    def _read(self, manifest: Manifest, segment: Segment, notes: list[str]) -> np.ndarray:
+        try:
+            return self._open(manifest, segment.shard).read(segment.start, segment.stop)
+        except DataError:
+            if not self.skip_corrupt:
+                raise
+        return self._salvage(manifest, segment, notes)
+
+    def _salvage(self, manifest: Manifest, segment: Segment, notes: list[str]) -> np.ndarray:
+        """The segment with IGNORED in place of each row group that cannot be read."""
+        tokens = np.full(segment.stop - segment.start, IGNORED, dtype=np.int32)
+        size = manifest.row_group_tokens
+        for begin in range(segment.start // size * size, segment.stop, size):
+            start, stop = max(begin, segment.start), min(begin + size, segment.stop)
+            place = slice(start - segment.start, stop - segment.start)
+            try:
+                tokens[place] = self._open(manifest, segment.shard).read(start, stop)
+            except DataError as e:
+                notes.append(f"skipping {stop - start:,} tokens: {e}")
+        return tokens
+
+    def _open(self, manifest: Manifest, number: int) -> shards.ShardReader:
+        shard = self._shards[manifest.path][number]
+        return shards.open_shard(manifest.path, shard, manifest.dtype, manifest.row_group_tokens)
+
+    @functools.cached_property
+    def _shards(self) -> dict[str, list[Shard]]:
+        return {manifest.path: manifest.split("train") for manifest in self.manifests}
 
 
 def train_batches(
-    manifest: Manifest,
-    order: Order,
+    reader: Reader,
     *,
     start: int,
     stop: int,
     micro_batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[np.ndarray]:
-    """This worker's micro batches of global batches [start, stop), as (B, T + 1) arrays.
+    """The reader's worker's micro batches of global batches [start, stop), as (B, T + 1) arrays.
+
+    Reading begins at once, not when the first is asked for.
+
+    Args:
+        say: gets a line on each row group that is skipped.
 
     Raises:
-        DataError: a shard cannot be read (raised from Ray Data's task, as its cause).
+        DataError: a shard cannot be read (when its batches would come).
     """
-    if start >= stop:
+    order = reader.order
+    count = (order.sequences_before(stop) - order.sequences_before(start)) // reader.world_size
+    return _cut(Ahead(_windows(reader, start, stop, say), depth=1), count, micro_batch_size)
+
+
+def _cut(windows: "Ahead[np.ndarray]", count: int, micro_batch_size: int) -> Iterator[np.ndarray]:
+    """The first `count` rows, `micro_batch_size` at a time; nothing is copied."""
+    for rows in windows:
+        for first in range(0, min(len(rows), count), micro_batch_size):
+            yield rows[first : first + micro_batch_size]
+        count -= len(rows)
+
+
+def _windows(
+    reader: Reader, start: int, stop: int, say: Callable[[str], None]
+) -> Iterator[np.ndarray]:
+    """What the worker reads of each window, one after the other.
+
+    The first window of each of Ray Data's datasets is read here, while its tasks start: that takes
+    seconds, in which nothing would come.
+    """
+    windows = starts_of_windows(reader.order, start, stop)
+    while chunk := list(itertools.islice(windows, DATASET_WINDOWS)):
+        rest = Ahead(_through_ray(reader, chunk[1:]), depth=1)
+        try:
+            here = (reader({"first_batch": [batch]}) for batch in chunk[:1])
+            for block in itertools.chain(here, rest):
+                for note in block["note"][0].splitlines():
+                    say(note)
+                yield block["tokens"]
+        finally:
+            rest.close()
+
+
+def starts_of_windows(order: Order, start: int, stop: int) -> Iterator[int]:
+    """The batch from which on each window is read."""
+    for window in order.windows(start, stop):
+        yield max(start, window.first_batch)
+
+
+def _through_ray(reader: Reader, first_batches: list[int]) -> Iterator[dict[str, np.ndarray]]:
+    if not first_batches:
         return
-    first, first_batch = order.window_of(start)
-    last, _ = order.window_of(stop - 1)
-    instructions = [
-        {"window": window, "first_batch": first_batch if window == first else 0}
-        for window in range(first, last + 1)
-    ]
-    reader = Reader(manifest.path, tuple(manifest.split("train")), order, rank, world_size)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else a DataError arrives as text alone
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    instructions = [{"first_batch": batch} for batch in first_batches]
     dataset = ray.data.from_items(instructions, override_num_blocks=len(instructions)).map_batches(
-        reader, batch_size=None, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=READ_TASKS)
+        reader,
+        batch_size=None,
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(instructions))),
     )
-    rows = dataset.iter_batches(
-        batch_size=micro_batch_size, batch_format="numpy", prefetch_batches=4
-    )
-    share = order.sequences_per_batch // world_size
-    batches = zip(range((stop - start) * share // micro_batch_size), rows, strict=False)
     try:
-        for _, batch in batches:
-            yield batch["tokens"]
+        # Whole blocks: cutting them up is for `train_batches`, which does not copy.
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
     except DataError as e:  # Ray appends its own advice, and the traceback
         raise DataError(str(cluster.cause_of(e)).splitlines()[0]) from None
 
 
-def ahead(batches: Iterator[np.ndarray], depth: int = 4) -> Iterator[np.ndarray]:
-    """The same batches, drawn in a thread that starts now: a stream's first batch takes seconds,
-    in which the worker can build its model. At most `depth` wait at a time."""
-    waiting: queue.Queue[np.ndarray | BaseException | None] = queue.Queue(depth)
+class Ahead(Iterator[T]):
+    """The same items, drawn in a thread that starts now: a stream's first batch takes seconds, in
+    which the worker can build its model. At most `depth` wait at a time."""
 
-    def draw() -> None:
-        try:
-            for batch in batches:
-                waiting.put(batch)
-            waiting.put(None)
-        except BaseException as e:
-            waiting.put(e)
+    def __init__(self, items: Iterator[T], depth: int):
+        self._waiting: queue.Queue[T | BaseException | None] = queue.Queue(depth)
+        self._is_closed = threading.Event()
+        # The thread knows nothing of `self`, so that this can go when nobody else knows it.
+        arguments = (items, self._waiting, self._is_closed)
+        threading.Thread(target=_draw, args=arguments, daemon=True).start()
 
-    threading.Thread(target=draw, daemon=True).start()
+    def __next__(self) -> T:
+        item = self._waiting.get()
+        if item is None or isinstance(item, BaseException):
+            self._waiting.put(None)
+            raise item or StopIteration
+        return item
 
-    def drawn() -> Iterator[np.ndarray]:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+    def close(self) -> None:
+        """Ends the thread, and with it the stream that it draws from."""
+        self._is_closed.set()
 
-    return drawn()
+    def __del__(self) -> None:
+        self.close()
+
+
+def _draw(items: Iterator[Any], waiting: queue.Queue[Any], is_closed: threading.Event) -> None:
+    def give(item: Any) -> None:
+        while not is_closed.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put(item, timeout=0.5)
+                return
+
+    try:
+        for item in items:
+            give(item)
+            if is_closed.is_set():
+                break
+        give(None)
+    except BaseException as e:
+        give(e)
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
 
 
 def val_batches(
@@ -134,57 +268,13 @@ def val_batches(
     """This worker's share of the first `tokens` tokens of the val split, in memory.
 
     Every worker gets the same number of (B, T + 1) arrays, whole ones; what is missing at the end
-    is -1, which no loss counts. Over all workers, each target stands in them exactly once.
+    is IGNORED. Over all workers, each target stands in them exactly once.
     """
-    shards = tuple(manifest.split("val"))
-    groups = [n for shard in shards for n in shard.row_groups]
-    wanted: list[Segment] = []
-    left = tokens + 1
-    for index, size in enumerate(groups):
-        if left <= 0:
-            break
-        wanted.append(Segment(index, 0, min(size, left)))
-        left -= size
-    line = read_segments(manifest.path, shards, wanted).astype(np.int64)
+    line = shards.split_tokens(manifest, "val", tokens + 1).astype(np.int64)
     count = -(-(len(line) - 1) // seq_len)
     per_round = micro_batch_size * world_size
-    padded = np.full(-(-count // per_round) * per_round * seq_len + 1, -1, dtype=np.int64)
+    padded = np.full(-(-count // per_round) * per_round * seq_len + 1, IGNORED, dtype=np.int64)
     padded[: len(line)] = line
     rows = np.lib.stride_tricks.sliding_window_view(padded, seq_len + 1)[::seq_len]
     rounds = rows.reshape(-1, world_size, micro_batch_size, seq_len + 1)
     return [np.ascontiguousarray(batch) for batch in rounds[:, rank]]
-
-
-def read_segments(path: str, shards: tuple[Shard, ...], segments: list[Segment]) -> np.ndarray:
-    """The tokens of some segments, end to end.
-
-    Raises:
-        DataError: naming the shard that is missing, cut short or not as its manifest says.
-    """
-    places = [(shard, i) for shard in shards for i in range(len(shard.row_groups))]
-    pieces = []
-    for segment in segments:
-        shard, index = places[segment.row_group]
-        file = storage.join(path, shard.file)
-        try:
-            column = _open(file, shard.sha256).read_row_group(index, columns=["tokens"])["tokens"]
-            tokens = column.combine_chunks().flatten().to_numpy()
-        except (OSError, ValueError) as e:  # pyarrow's errors are kinds of these
-            raise DataError(
-                f"{file}: row group {index} cannot be read ({e}); restore the file, or delete "
-                f"{path} to prepare the data anew"
-            ) from None
-        if len(tokens) != shard.row_groups[index]:
-            raise DataError(
-                f"{file}: row group {index} has {len(tokens)} tokens, its manifest says "
-                f"{shard.row_groups[index]}; restore the file, or prepare the data anew"
-            )
-        pieces.append(tokens[segment.start : segment.stop])
-    return np.concatenate(pieces)
-
-
-@functools.lru_cache(maxsize=64)
-def _open(file: str, _sha256: str) -> pq.ParquetFile:
-    """An open shard; its footer is read once (by content, so a shard made anew is opened anew)."""
-    fs, inside = storage.filesystem(file)
-    return pq.ParquetFile(fs.open_input_file(inside))

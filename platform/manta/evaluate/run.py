@@ -14,8 +14,7 @@ from typing import Any, Literal
 from manta import cluster, storage
 from manta.config import Count, Natural, PositiveFloat, config
 from manta.data import manifest as manifests
-from manta.data import stream
-from manta.data.order import Segment
+from manta.data import shards
 from manta.errors import DataError
 from manta.progress import Progress
 from manta.train import checkpoint as checkpoints
@@ -127,22 +126,18 @@ def local_documents(c: EvaluateConfig, path: str) -> list[dict[str, Any]] | None
 
 def val_texts(path: str) -> list[str]:
     """The documents of the val split that the checkpoint's run was measured on."""
-    folder = checkpoints.load_state(path).dataset
-    if not manifests.exists(folder):
-        raise DataError(
-            f"the dataset of this checkpoint is not at {folder} any more; give a text with "
-            "evals.text_path=FILE"
-        )
-    manifest = manifests.load(folder)
-    tokenizer = manifest.load_tokenizer()
-    shards = tuple(manifest.split("val"))
-    manifests.verify(manifest, hashes=True, shards=shards)
-    groups = [n for shard in shards for n in shard.row_groups]
-    whole = [Segment(index, 0, size) for index, size in enumerate(groups)]
-    line = stream.read_segments(folder, shards, whole)
-    ends = (line == tokenizer.eot).nonzero()[0]
-    starts = [0, *(ends[:-1] + 1)]
-    return [tokenizer.decode(line[a:b].tolist()) for a, b in zip(starts, ends, strict=True)]
+    texts = []
+    for folder in checkpoints.load_state(path).datasets:
+        if not manifests.exists(folder):
+            raise DataError(
+                f"the dataset of this checkpoint is not at {folder} any more; give a text with "
+                "evals.text_path=FILE"
+            )
+        manifest = manifests.load(folder)
+        tokenizer = manifest.load_tokenizer()
+        for shard in manifest.split("val"):
+            texts += [tokenizer.decode(ids.tolist()) for ids in shards.documents(manifest, shard)]
+    return texts
 
 
 def read_hellaswag(path: str) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from ray import tune
 from manta import cluster, storage
 from manta import config as configs
 from manta.config import Count, PositiveFloat, config
-from manta.data import stream
+from manta.data import mixture
 from manta.errors import ClusterError
-from manta.train.pretrain import PretrainConfig, pretrain, ready_data
+from manta.train.pretrain import PretrainConfig, order_of, pretrain
 
 METRIC = "val_loss"
 
@@ -96,10 +96,10 @@ def sweep(c: SweepConfig) -> Ranking:
     c = dataclasses.replace(c, home=c.home_folder)
     cluster.connect()
     cluster.require(c.num_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    manifest = ready_data(c, lambda line: print(line, flush=True))
+    datasets = mixture.ready(c.data, c.home_folder, lambda line: print(line, flush=True))
     trials = c.trials()
     for trial in trials:
-        stream.train_order(manifest, c.seed, trial.sequence_length, trial.sequences_per_batch)
+        order_of(trial, datasets)
     at_once = c.sweep.max_concurrent or max(
         1, cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) // c.num_workers
     )

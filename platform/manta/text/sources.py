@@ -1,34 +1,36 @@
 """Documents, from wherever they are.
 
 A corpus is cut into *parts*: small picklable instructions, each read from start to end by one task,
-the same list whatever the number of tasks. The document is the unit of the train/val split.
+the same list whatever the number of tasks. What the documents are does not depend on the parts:
+a file of any size comes in pieces (`files.Piece`) that are its own affair, and parts only group
+them. The document is the unit of the train/val split.
 """
 
 import dataclasses
 import fnmatch
-import io
-import json
 import sys
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from manta import storage
 from manta.errors import DataError
+from manta.text import files
+from manta.text.files import READABLE, Piece
 
 PYTHON = "python"
 HUGGING_FACE = "hf:"
-PART_BYTES = 2 << 20  # small files are read together until a part is about this large
-
-TEXT = (".txt", ".text", ".md", ".rst", ".py")
-JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz")
-PARQUET = (".parquet",)
-READABLE = TEXT + JSONL + PARQUET
+RANGE_BYTES = 4 << 20  # large files are read in pieces of this size
+# Small pieces are read together until a part is about this large. A part is a task, and thousands
+# of tasks cost more than they bring: a large corpus has about so many parts, of a bounded size.
+PART_BYTES = 2 << 20
+MANY_PARTS = 512
+MOST_PART_BYTES = 64 << 20
+FOOTERS_AT_ONCE = 16  # each is a wait for the storage
 NOT_CORPUS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -55,10 +57,10 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some files of a source, or one shard of a Hugging Face dataset, read by one task."""
+    """Some pieces of a source's files, or one shard of a Hugging Face dataset, read by one task."""
 
     source: Source
-    files: tuple[str, ...] = ()
+    pieces: tuple[Piece, ...] = ()
     shard: int = 0
     num_shards: int = 1
 
@@ -73,32 +75,49 @@ def parts(source: Source) -> list[Part]:
         count = _hugging_face(source).num_shards
         return [Part(source, shard=i, num_shards=count) for i in range(count)]
     if source.location == PYTHON:
-        files = [(str(path), path.stat().st_size) for path in _python_files()]
+        found = [(str(path), path.stat().st_size) for path in _python_files()]
     else:
-        files = _find(source.location)
-    groups: list[list[str]] = []
-    size = 0
-    for name, file_size in files:
-        if not groups or size + file_size > PART_BYTES:
+        found = _find(source.location)
+    pieces = list(_pieces(found, source))
+    total = sum(size for _, size in pieces)
+    most = max(PART_BYTES, min(total // MANY_PARTS, MOST_PART_BYTES))
+    groups: list[list[Piece]] = []
+    held = 0
+    for piece, size in pieces:
+        if not groups or held + size > most:
             groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += file_size
-    return [Part(source, files=tuple(group)) for group in groups]
+            held = 0
+        groups[-1].append(piece)
+        held += size
+    return [Part(source, files.join(group)) for group in groups]
+
+
+def _pieces(found: list[tuple[str, int]], source: Source) -> Iterator[tuple[Piece, int]]:
+    """(piece, bytes) of the files, in their order."""
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        large = (file for file in found if file[1] > RANGE_BYTES)
+        cut = pool.map(lambda file: files.pieces(*file, source.cut_bytes, RANGE_BYTES), large)
+        for path, size in found:
+            yield from next(cut) if size > RANGE_BYTES else [(Piece(path), size)]
 
 
 def documents(part: Part) -> Iterator[str]:
-    """The part's documents, in order, none of them empty.
+    """The part's documents, in order, none of them empty or only white space.
 
     Raises:
         DataError: a file is missing, damaged, or not UTF-8 (its name and the offset are given).
     """
-    if part.source.location.startswith(HUGGING_FACE):
-        dataset = _hugging_face(part.source).shard(num_shards=part.num_shards, index=part.shard)
-        found = _texts_of_rows(_rows(dataset, part.source), part.source, part.source.location)
-    else:
-        found = (text for name in part.files for text in _read(name, part.source))
-    return (text for text in found if text.strip())
+    return (text for text in all_documents(part) if text and not text.isspace())
+
+
+def all_documents(part: Part) -> Iterator[str]:
+    """As `documents`, with those that are empty: rows without text, and plain-text files."""
+    source = part.source
+    reading = files.Reading(source.text_key, source.errors, source.cut_bytes)
+    if source.location.startswith(HUGGING_FACE):
+        dataset = _hugging_face(source).shard(num_shards=part.num_shards, index=part.shard)
+        return files.texts_of_rows(_rows(dataset, source), reading, source.location)
+    return (text for piece in part.pieces for text in files.read(piece, reading))
 
 
 def _rows(dataset: Any, source: Source) -> Iterator[dict[str, object]]:
@@ -159,103 +178,6 @@ def _find(location: str) -> list[tuple[str, int]]:
             f"data.source={location}: no readable file is there; kinds: {', '.join(READABLE)}"
         )
     return found
-
-
-def _read(name: str, source: Source) -> Iterator[str]:
-    try:
-        if name.endswith(PARQUET):
-            yield from _parquet(name, source)
-        elif name.endswith(JSONL):
-            yield from _jsonl(name, source)
-        else:
-            yield from _plain_text(name, source)
-    except FileNotFoundError:
-        raise DataError(
-            f"{name}: no such file on this node; every node must see the corpus at the same path"
-        ) from None
-    except (pa.ArrowInvalid, OSError, EOFError) as e:
-        raise DataError(f"{name}: cannot be read ({e}); restore the file or leave it out") from None
-
-
-def _plain_text(name: str, source: Source) -> Iterator[str]:
-    """The file as one document, or cut at blank lines; read as a stream, whatever its size."""
-    held: list[str] = []
-    size = 0
-    for line in _lines(name, source.errors):
-        if source.cut_bytes and size >= source.cut_bytes and line.strip() and not held[-1].strip():
-            yield "".join(held)
-            held, size = [], 0
-        held.append(line)
-        if size or line.strip():  # blank lines alone are no document
-            size += len(line.encode())
-    yield "".join(held)
-
-
-def _jsonl(name: str, source: Source) -> Iterator[str]:
-    for number, line in enumerate(_lines(name, source.errors), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            raise DataError(f"{name}, line {number}: not valid JSON ({e})") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{name}, line {number}: a JSON object is needed on each line")
-        yield _text_of(row, source, f"{name}, line {number}")
-
-
-def _parquet(name: str, source: Source) -> Iterator[str]:
-    fs, inside = storage.filesystem(name)
-    with pq.ParquetFile(fs.open_input_file(inside)) as file:
-        columns = file.schema_arrow.names
-        if source.text_key not in columns:
-            raise DataError(
-                f"{name}: no column '{source.text_key}'; it has {', '.join(columns)}: "
-                "set data.text_key"
-            )
-        batches = file.iter_batches(columns=[source.text_key], batch_size=256)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from _texts_of_rows(rows, source, name)
-
-
-def _texts_of_rows(rows: object, source: Source, where: str) -> Iterator[str]:
-    for number, row in enumerate(rows, 1):  # type: ignore[arg-type,var-annotated]
-        yield _text_of(row, source, f"{where}, row {number}")
-
-
-def _text_of(row: dict[str, object], source: Source, where: str) -> str:
-    text = row.get(source.text_key)
-    if not isinstance(text, str):
-        keys = ", ".join(map(str, row))
-        raise DataError(
-            f"{where}: no text under '{source.text_key}' (it has: {keys}); set data.text_key"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as e:  # JSON can spell half of a surrogate pair
-        if source.errors == "strict":
-            raise DataError(
-                f"{where}: not valid Unicode at character {e.start}; mend it or set "
-                "data.errors=replace"
-            ) from None
-        text = text.encode(errors="surrogatepass").decode(errors="replace")
-    return text
-
-
-def _lines(name: str, errors: str) -> Iterator[str]:
-    """The file's lines as text, line ends kept as they are, decompressed by the name's ending."""
-    fs, inside = storage.filesystem(name)
-    offset = 0
-    with fs.open_input_stream(inside, compression="detect") as stream:
-        for raw in io.BufferedReader(stream, 1 << 20):
-            try:
-                yield raw.decode(errors=errors)
-            except UnicodeDecodeError as e:
-                raise DataError(
-                    f"{name}: not UTF-8 at byte {offset + e.start} (0x{raw[e.start]:02x}); "
-                    "convert the file or set data.errors=replace"
-                ) from None
-            offset += len(raw)
 
 
 def _hugging_face(source: Source):  # type: ignore[no-untyped-def]

@@ -8,7 +8,6 @@ import base64
 import codecs
 import functools
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,16 +27,17 @@ END_OF_TEXT = "<|endoftext|>"
 R50K = "r50k_base"
 # sha256 of r50k_base.tiktoken, as tiktoken 0.14 checks it (tiktoken_ext/openai_public.py).
 R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-# tiktoken panics at a million white-space characters before a word.
-LONG_SPACE = 500_000
-_SPACE = re.compile(r"[^\S\x1c-\x1f]+")  # what Rust counts as white space
-
-
-def _cuts(text: str) -> Iterator[int]:
-    """Where tiktoken would cut anyway: before the last of much white space before a word."""
-    for found in _SPACE.finditer(text):
-        if found.end() - found.start() > LONG_SPACE and found.end() < len(text):
-            yield found.end() - 1
+# A longer text is encoded a window (in characters) at a time. Windows change no id; they bound what
+# tiktoken does with one very long word: as a whole, 50 MB of the letter "a" take 31 s and 2.3 GB
+# more memory (48 bytes a byte; "-", NUL and newlines the same), with windows 11 s and 0.1 GB. And
+# tiktoken fails at a million white-space characters before a word.
+WINDOW = 1 << 17
+# A trainer's time grows with the square of a word's length (5 s at 100 kB), its memory with the
+# text's (100 bytes a byte), so that it gets long words and texts in pieces of so many characters.
+TRAINED_WORD = 1000
+TRAINED_TEXT = 1 << 17
+_LONG_WORD = re.compile(rf"(?<!\S)\S{{{TRAINED_WORD + 1},}}|(?<!\s)\s{{{TRAINED_WORD + 1},}}")
+_WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
 class Tokenizer:
@@ -54,16 +54,74 @@ class Tokenizer:
         )
 
     @property
+    def tiktoken(self) -> tiktoken.Encoding:
+        """What encodes, to measure against."""
+        return self._encoding
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, the end-of-text token's included."""
         return self._encoding.n_vocab
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest type for ids. The largest uint16 is never an id: it can mark a filler."""
+        return np.dtype(np.uint16 if self.vocab_size <= np.iinfo(np.uint16).max else np.uint32)
+
     def encode(self, text: str) -> list[int]:
-        if len(text) <= LONG_SPACE:
-            return self._encoding.encode_ordinary(text)
-        cuts = [0, *_cuts(text), len(text)]
-        pieces = (text[start:end] for start, end in itertools.pairwise(cuts))
-        return [token for piece in pieces for token in self._encoding.encode_ordinary(piece)]
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of a text, (T,) `dtype`."""
+        try:
+            return np.concatenate(list(self._windows(text)))
+        except UnicodeEncodeError:  # half of a surrogate pair, as from a terminal: U+FFFD
+            mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return np.concatenate(list(self._windows(mended)))
+
+    def _encode(self, text: str) -> np.ndarray:
+        ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids.astype(self.dtype)
+
+    def _windows(self, text: str) -> Iterator[np.ndarray]:
+        """The ids of a text, a window at a time, the same as those of the text in one piece.
+
+        The next window begins at a token of this one, and what it begins with must be that token.
+        Then it is a token of the whole text too: a sequence of tokens is the encoding of its bytes
+        where each two neighbours are the encoding of theirs (a merge across a border happens
+        between the two or not at all), and here each two are neighbours in one of the windows.
+        Where no token does, the window grows.
+        """
+        start, size = 0, WINDOW
+        ids = self._encode(text[:size])
+        while start + size < len(text):
+            for count, at in self._borders(text, start + size, ids):
+                following = self._encode(text[at : at + WINDOW])
+                if following[0] == ids[count]:
+                    yield ids[:count]
+                    start, size, ids = at, WINDOW, following
+                    break
+            else:
+                size *= 2
+                ids = self._encode(text[start : start + size])
+        yield ids
+
+    def _borders(self, text: str, end: int, ids: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Some places near the end of a window: the number of tokens before, the character's index.
+
+        Not so near that words would be cut otherwise if the text went on; and not at an apostrophe,
+        as "'s" begins no word where it follows other marks, and is one where the text begins.
+        """
+        behind = b""
+        tried = 0
+        for count in range(len(ids) - 1, max(0, len(ids) - 64), -1):
+            behind = self._encoding.decode_single_token_bytes(int(ids[count])) + behind
+            if len(ids) - count < 8 * (tried + 1) or behind[0] & 0xC0 == 0x80:  # in a character
+                continue
+            at = end - len(behind.decode())
+            if at <= end - 4 and "'" not in text[max(0, at - 2) : at + 1]:
+                tried += 1
+                yield count, at
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some ids; bytes that are not UTF-8 come out as U+FFFD."""
@@ -110,6 +168,7 @@ def load(path: str) -> Tokenizer:
         raise DataError(f"{path}: not a tokenizer of Manta's ({e!r}); restore the file") from None
 
 
+@functools.lru_cache(maxsize=4)  # each task of a worker asks anew
 def from_bytes(data: bytes) -> Tokenizer:
     """The way back from `Tokenizer.serialized`."""
     content = json.loads(data)
@@ -189,13 +248,33 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    trainee.train_from_iterator(texts, trainer)
+    trainee.train_from_iterator(_pieces(texts), trainer)
     byte_of = _byte_of_character()
     ranks = {
         bytes(byte_of[character] for character in token): rank
         for token, rank in trainee.get_vocab().items()
     }
     return Tokenizer(f"bpe-{len(ranks) + 1}", r50k_pat_str, ranks, eot=len(ranks))
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Texts for the trainer, none with a word that would take it hours."""
+    for text in texts:
+        start = 0
+        for word in _LONG_WORD.finditer(text):
+            for end in range(word.start() + TRAINED_WORD, word.end(), TRAINED_WORD):
+                yield from _in_pieces(text[start:end])
+                start = end
+        yield from _in_pieces(text[start:])
+
+
+def _in_pieces(text: str) -> Iterator[str]:
+    """Cut where a word ends, which is where the pattern would cut."""
+    start = 0
+    while found := _WORD_END.search(text, start + TRAINED_TEXT):
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
 
 
 def _byte_of_character() -> dict[str, int]:

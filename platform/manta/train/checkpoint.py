@@ -53,8 +53,8 @@ class TrainState:
     zero_stage: int = 0
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What decides the order of the data: it must be the same to go on."""
-    dataset: str = ""
-    """Where the dataset was."""
+    datasets: list[str] = dataclasses.field(default_factory=list)
+    """Where the datasets were."""
 
 
 def path_of(run: str, step: int) -> str:
@@ -216,8 +216,7 @@ def prune(run: str, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints, each from its manifest on: one that is half
     deleted does not look whole."""
     for path in find(run)[:-keep]:
-        fs, inside = storage.filesystem(storage.join(path, MANIFEST))
-        fs.delete_file(inside)
+        storage.delete_file(storage.join(path, MANIFEST))
         storage.delete_folder(path)
 
 

@@ -78,22 +78,35 @@ def set_lr(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def backward_and_step(engine: Any, loss: Tensor, grad_clip: float) -> Tensor | float | None:
-    """Backward and, after the last micro batch of a step, the optimizer's step.
+def set_grad_accum_steps(engine: Any, steps: int) -> None:
+    """How many micro batches this worker's next optimizer step is made of."""
+    if engine.gradient_accumulation_steps() == steps:
+        return
+    micro_batch = engine.train_micro_batch_size_per_gpu()
+    engine.set_train_batch_size(steps * micro_batch * engine.dp_world_size)
+    if hasattr(engine.optimizer, "gradient_accumulation_steps"):  # ZeRO keeps a number of its own
+        engine.optimizer.gradient_accumulation_steps = steps
+
+
+def backward_and_step(
+    engine: Any, loss: Tensor, grad_clip: float, *, is_last: bool
+) -> Tensor | float | None:
+    """Backward and, if this is the step's last micro batch, the optimizer's step.
 
     Returns:
         The global 2-norm of the gradients, before clipping, if a step was taken; still on the
         device at stage 0.
     """
+    # DeepSpeed would count micro batches since the run's start: their number in a step may change.
+    engine.set_gradient_accumulation_boundary(is_boundary=is_last)
     engine.backward(loss)
-    is_step = engine.is_gradient_accumulation_boundary()
     norm: Tensor | float | None = None
-    if is_step and not engine.zero_optimization():
+    if is_last and not engine.zero_optimization():
         # Reduced by now. DeepSpeed clips here too, and forgets the norm, which people watch.
         parameters = list(engine.module.parameters())
         norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf)
     engine.step()
-    return engine.get_global_grad_norm() if is_step and norm is None else norm
+    return engine.get_global_grad_norm() if is_last and norm is None else norm
 
 
 @contextmanager

@@ -7,14 +7,15 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from manta.config import Count, Natural, NonNegativeFloat, Seed, config
+from manta.data.fingerprint import fingerprint
+from manta.data.order import stage_of
 from manta.model.cost import flops_per_token
 from manta.model.generate import generate
 from manta.model.gpt import IGNORED, ModelConfig
@@ -23,138 +24,15 @@ from manta.train import checkpoint, engine
 from manta.train.checkpoint import TrainState
 from manta.train.device import Device
 from manta.train.logbook import Logbook, duration
-from manta.train.optimizer import OptimizerConfig
-from manta.train.schedule import ScheduleConfig, lr_at
-
-MAX_DEFAULT_MICRO_BATCH = 16
-
-
-@config
-class EvalConfig:
-    every: Count = 50
-    """Steps between measurements of val loss and bits per byte; also at step 0 and at the end."""
-    tokens: Count = 65536
-    """Tokens of the val split to measure on, the same each time."""
-    patience: Count | None = None
-    """Stop early when val loss has not improved for so many evaluations; null: never."""
-
-
-@config
-class SampleConfig:
-    prompts: tuple[str, ...] = ("import os\n", "def read(path):\n", "The ")
-    """Texts to complete at step 0, along the way, and at the end."""
-    every: Natural = 0
-    """Steps between samples along the way; 0: at step 0 and at the end only."""
-    tokens: Count = 48
-    """Tokens to complete each prompt with."""
-    temperature: NonNegativeFloat = 0.8
-    """Sampling temperature; 0: always the likeliest token."""
-    top_k: Count | None = 50
-    """Sample among so many likeliest tokens; null: all."""
-
-
-@config
-class CheckpointConfig:
-    every: Count = 100
-    """Steps between checkpoints; one is also saved at the end."""
-    keep: Count = 2
-    """Newest checkpoints to keep."""
-
-
-@config
-class TrainConfig:
-    """What the loop needs to know, wherever it runs."""
-
-    seed: Seed = 1337
-    """Of the weights, the order of the data, dropout and samples."""
-    total_tokens: Count = 1_024_000
-    """Length of the run, in tokens; rounded up to whole batches."""
-    tokens_per_batch: Count = 2048
-    """Tokens of one optimizer step, over all workers."""
-    seq_len: Count | None = None
-    """Tokens in a training sequence; null: the model's context_length."""
-    micro_batch_size: Count | None = None
-    """Sequences that a worker computes at once; gradient accumulation follows from it. null: the
-    largest number up to 16 that divides its share of the batch."""
-    num_workers: Count = 1
-    """Data-parallel workers; the batch is split over them."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO: what is sharded over the workers. 0: nothing; 1: optimizer state; 2: and
-    gradients; 3: and weights."""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the matrix products (weights stay fp32). auto: bf16 where a probe finds it fast."""
-    log_every: Count = 10
-    """Steps between lines; metrics.jsonl has every step."""
-    model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    eval: EvalConfig = EvalConfig()
-    sample: SampleConfig = SampleConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-
-    def problems(self) -> list[str]:
-        found = []
-        context = self.model.context_length
-        if self.sequence_length > context:
-            found.append(
-                f"seq_len={self.seq_len} is beyond the model's context: use at most {context}, or "
-                f"set model.context_length={self.seq_len}"
-            )
-        unit = self.sequence_length * self.num_workers * (self.micro_batch_size or 1)
-        if self.tokens_per_batch % unit:
-            below = self.tokens_per_batch // unit * unit
-            above = below + unit
-            parts = f"seq_len {self.sequence_length} x num_workers {self.num_workers}" + (
-                f" x micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else ""
-            )
-            found.append(
-                f"tokens_per_batch={self.tokens_per_batch} does not divide by {parts} = {unit}; "
-                f"nearest that do: {f'{below} and ' if below else ''}{above}"
-            )
-        return found
-
-    @property
-    def sequence_length(self) -> int:
-        return self.seq_len or self.model.context_length
-
-    @property
-    def sequences_per_batch(self) -> int:
-        return self.tokens_per_batch // self.sequence_length
-
-    @property
-    def sequences_per_worker(self) -> int:
-        return self.sequences_per_batch // self.num_workers
-
-    @property
-    def micro_batch(self) -> int:
-        if self.micro_batch_size is not None:
-            return self.micro_batch_size
-        share = self.sequences_per_worker
-        return max(n for n in range(1, MAX_DEFAULT_MICRO_BATCH + 1) if share % n == 0)
-
-    @property
-    def grad_accum_steps(self) -> int:
-        return self.sequences_per_worker // self.micro_batch
-
-    @property
-    def total_steps(self) -> int:
-        return math.ceil(self.total_tokens / self.tokens_per_batch)
-
-    def derived(self) -> dict[str, Any]:
-        """Values that follow from the keys, shown by --dry-run."""
-        return {
-            "steps": self.total_steps,
-            "sequence length": self.sequence_length,
-            "sequences per batch": self.sequences_per_batch,
-            "micro batch size": self.micro_batch,
-            "gradient accumulation steps": self.grad_accum_steps,
-        }
+from manta.train.schedule import lr_at
+from manta.train.settings import TrainConfig
 
 
 @dataclasses.dataclass
 class Run:
     """What the loop works on. `model` has its vocabulary; `batches` are this rank's micro batches
-    from step `state.step` on, (B, T + 1) token ids each; `val` its share of the val tokens."""
+    from step `state.step` on, (B, T + 1) token ids each; `val` its share of the val tokens of each
+    dataset, by name."""
 
     folder: str
     config: TrainConfig
@@ -164,11 +42,15 @@ class Run:
     engine: Any
     state: TrainState
     batches: Iterator[np.ndarray]
-    val: list[np.ndarray]
+    val: dict[str, list[np.ndarray]]
     logbook: Logbook | None
     """On rank 0 only."""
     report: Callable[[dict[str, float]], None] = lambda metrics: None
     """Called on every rank alike with each evaluation's metrics."""
+    log_fingerprint: bool = False
+    """Put a fingerprint of each batch's tokens into its record."""
+    may_skip: bool = False
+    """The stream goes on without what is damaged: count those tokens."""
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Steps not yet logged; their losses are still on the device."""
 
@@ -189,10 +71,14 @@ def train(run: Run, until: int | None = None) -> TrainState:
         if run.model.dropout:
             torch.manual_seed(_mix(c.seed, step, dist.get_rank()))
         losses, norm = [], None
-        for _ in range(c.grad_accum_steps):
+        micro_batches = c.grad_accum_steps(step)
+        engine.set_grad_accum_steps(run.engine, micro_batches)
+        for index in range(micro_batches):
             tokens, targets = to_device(meter.next_batch(), run.device)
-            loss = run.engine(tokens, targets)
-            norm = engine.backward_and_step(run.engine, loss, c.optimizer.grad_clip)
+            loss = run.engine(tokens, targets, documents=documents_of(run, tokens))
+            norm = engine.backward_and_step(
+                run.engine, loss, c.optimizer.grad_clip, is_last=index == micro_batches - 1
+            )
             losses.append(loss.detach())
         state.step += 1
         is_last = state.step == c.total_steps
@@ -215,11 +101,18 @@ def train(run: Run, until: int | None = None) -> TrainState:
 
 
 def to_device(batch: np.ndarray, device: Device) -> tuple[Tensor, Tensor]:
-    """(B, T + 1) ids -> inputs and targets, (B, T) int64 each, on the device."""
+    """(B, T + 1) ids -> inputs and targets, (B, T) int64 each, on the device. Where an id is
+    IGNORED, the target is too, and the input is some id."""
     tokens = torch.from_numpy(batch.astype(np.int64))
     if device.torch_device.type == "cuda":
         tokens = tokens.pin_memory().to(device.torch_device, non_blocking=True)
-    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    return tokens[:, :-1].clamp(min=0), tokens[:, 1:].contiguous()
+
+
+def documents_of(run: Run, tokens: Tensor) -> Tensor | None:
+    """(B, T) which document of its sequence each input is in, if attention is to be masked by it.
+    The end-of-text token opens a document: it is what a model is given to begin one with."""
+    return (tokens == run.tokenizer.eot).cumsum(1) if run.config.document_mask else None
 
 
 class Meter:
@@ -229,15 +122,24 @@ class Meter:
     def __init__(self, run: Run):
         self._run = run
         c = run.config
-        flops = flops_per_token(run.model, c.sequence_length) * c.tokens_per_batch
-        self._peak_seconds = flops / (run.device.peak * c.num_workers)
+        flops = flops_per_token(run.model, c.sequence_length)
+        self._peak_rate = run.device.peak * c.num_workers / flops
         self._waited = 0.0
+        self._micro_batches = self._fingerprint = self._skipped = 0
         self._started = time.perf_counter()
 
     def next_batch(self) -> np.ndarray:
         asked = time.perf_counter()
         batch = next(self._run.batches)
         self._waited += time.perf_counter() - asked
+        c = self._run.config
+        if self._run.log_fingerprint:
+            slots = stage_of(c.stages, self._run.state.step).sequences_per_batch // c.num_workers
+            first = dist.get_rank() * slots + self._micro_batches * len(batch)
+            self._fingerprint += fingerprint(batch, first)
+        if batch.dtype.kind == "i":  # only a stream that skips what is damaged has negative ids
+            self._skipped += int((batch[:, 1:] < 0).sum())
+        self._micro_batches += 1
         return batch
 
     def record(
@@ -247,65 +149,83 @@ class Meter:
         that the step waits for nothing."""
         now = time.perf_counter()
         seconds = now - self._started
-        waited = self._waited
-        self._started, self._waited = now, 0.0
         state, c = self._run.state, self._run.config
         state.train_seconds += seconds
-        return {
+        total = c.tokens_before(state.step)
+        speed = (total - c.tokens_before(state.step - 1)) / seconds
+        record = {
             "step": state.step,
-            "tokens": state.step * c.tokens_per_batch,
+            "tokens": total,
             "loss": torch.stack(losses).mean(),
             "lr": lr,
             "grad_norm": grad_norm,
             "step_seconds": seconds,
-            "tokens_per_second": c.tokens_per_batch / seconds,
-            "mfu": self._peak_seconds / seconds,
-            "data_wait_seconds": waited,
+            "tokens_per_second": speed,
+            "mfu": speed / self._peak_rate,
+            "data_wait_seconds": self._waited,
+            "fingerprint": self._fingerprint % 2**64,
+            "skipped_tokens": self._skipped,
         }
+        self._started, self._waited = now, 0.0
+        self._micro_batches = self._fingerprint = self._skipped = 0
+        return record
 
     def skip(self) -> None:
         self._started = time.perf_counter()
 
 
 def log(run: Run, meter: Meter) -> None:
-    """Writes the steps since the last call, with losses averaged over all ranks, and one line: the
-    loss in it is the mean over those steps."""
+    """Writes the steps since the last call, with what all ranks did, and one line: the loss in it
+    is the mean over those steps."""
     if not run.records:
         return
-    losses = torch.stack([record["loss"] for record in run.records])
+    records, run.records = run.records, []
+    losses = torch.stack([record["loss"] for record in records])
     dist.all_reduce(losses)
-    records = run.records
-    run.records = []
+    # Two's complement: the sum of int64s wraps as the fingerprint does.
+    counts = np.array([[r["fingerprint"], r["skipped_tokens"]] for r in records], dtype=np.uint64)
+    totals = torch.from_numpy(counts.view(np.int64)).to(losses.device)
+    if run.log_fingerprint or run.may_skip:
+        dist.all_reduce(totals)
     if run.logbook is None:
         return
-    for record, loss in zip(records, (losses / dist.get_world_size()).tolist(), strict=True):
+    means = (losses / dist.get_world_size()).tolist()
+    for record, loss, (mark, skipped) in zip(records, means, totals.tolist(), strict=True):
         record["loss"], record["grad_norm"] = loss, float(record["grad_norm"])
+        record["fingerprint"], record["skipped_tokens"] = f"{mark % 2**64:016x}", skipped
+        if not run.log_fingerprint:
+            del record["fingerprint"]
+        if not run.may_skip:
+            del record["skipped_tokens"]
     run.logbook.metrics(records)
     c, last = run.config, records[-1]
     seconds = sum(r["step_seconds"] for r in records)
     waited = sum(r["data_wait_seconds"] for r in records)
-    speed = len(records) * c.tokens_per_batch / seconds
-    left = (c.total_steps - last["step"]) * c.tokens_per_batch / speed
+    speed = (last["tokens"] - c.tokens_before(records[0]["step"] - 1)) / seconds
+    left = (c.tokens_before(c.total_steps) - last["tokens"]) / speed
     mean = sum(r["loss"] for r in records) / len(records)
+    skipped = sum(r.get("skipped_tokens", 0) for r in records)
     run.logbook.say(
         f"step {last['step']}/{c.total_steps} | loss {mean:.4f} | lr {last['lr']:.2e} | "
         f"grad norm {last['grad_norm']:.2f} | {speed:,.0f} tok/s | "
         f"MFU {sum(r['mfu'] * r['step_seconds'] for r in records) / seconds:.1%} | "
         f"data wait {waited / seconds:.1%} | ETA {duration(left)}"
+        + (f" | {skipped:,} tokens skipped" if skipped else "")
     )
 
 
 def evaluate(run: Run) -> dict[str, float]:
     """Val loss (nats per token) and bits per byte, over all ranks; decides on early stopping."""
-    loss, bpb = measure(run)
     state, c = run.state, run.config
-    metrics = {
-        "step": state.step,
-        "tokens": state.step * c.tokens_per_batch,
-        "val_loss": loss,
-        "val_bpb": bpb,
-        "train_seconds": state.train_seconds,
-    }
+    sums = {name: measure(run, batches) for name, batches in run.val.items()}
+    metrics: dict[str, float] = {"step": state.step, "tokens": c.tokens_before(state.step)}
+    total = sum(sums.values(), Sums())
+    metrics |= {"val_loss": total.loss, "val_bpb": total.bits_per_byte}
+    if len(sums) > 1:
+        for name, part in sums.items():
+            metrics |= {f"val_loss/{name}": part.loss, f"val_bpb/{name}": part.bits_per_byte}
+    metrics["train_seconds"] = state.train_seconds
+    loss = total.loss
     if state.best_val_loss is None or loss < state.best_val_loss:
         state.best_val_loss, state.evals_since_best = loss, 0
     else:
@@ -313,8 +233,10 @@ def evaluate(run: Run) -> dict[str, float]:
     state.stopped_early = c.eval.patience is not None and state.evals_since_best >= c.eval.patience
     if run.logbook is not None:
         run.logbook.metrics([metrics])
+        parts = ", ".join(f"{name} {part.loss:.4f}" for name, part in sums.items())
         run.logbook.say(
-            f"step {state.step}/{c.total_steps} | val loss {loss:.4f} | val bpb {bpb:.4f}"
+            f"step {state.step}/{c.total_steps} | val loss {loss:.4f} | "
+            f"val bpb {total.bits_per_byte:.4f}" + (f" | {parts}" if len(sums) > 1 else "")
         )
         if state.stopped_early:
             run.logbook.say(
@@ -326,25 +248,47 @@ def evaluate(run: Run) -> dict[str, float]:
     return metrics
 
 
-def measure(run: Run) -> tuple[float, float]:
-    """Mean loss over the val targets, and the bits that each byte of their text costs.
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Over some val targets: nats and count of all, nats and bytes of those that stand for text.
 
     End-of-text targets count in the loss, and not in bits per byte: they stand for no text.
     """
+
+    nats: float = 0.0
+    count: float = 0.0
+    text_nats: float = 0.0
+    text_bytes: float = 0.0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Sums(*(a + b for a, b in pairs))
+
+    @property
+    def loss(self) -> float:
+        return self.nats / self.count
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.text_nats / math.log(2) / max(self.text_bytes, 1)
+
+
+def measure(run: Run, batches: list[np.ndarray]) -> Sums:
+    """What the val targets in these batches cost, over all ranks."""
     token_bytes = torch.from_numpy(run.tokenizer.token_bytes()).to(run.device.torch_device)
     sums = torch.zeros(4, dtype=torch.float64, device=run.device.torch_device)
     with engine.evaluating(run.engine) as model:
-        for batch in run.val:
+        for batch in batches:
             tokens, targets = to_device(batch, run.device)
-            nats = model(tokens.clamp(min=0), targets, reduction="none").double()
+            documents = documents_of(run, tokens)
+            nats = model(tokens, targets, reduction="none", documents=documents).double()
             counted = targets != IGNORED
             lengths = token_bytes[targets.clamp(min=0)] * counted
             sums += torch.stack(
                 [nats.sum(), counted.sum(), nats[lengths > 0].sum(), lengths.sum()]
             ).to(sums.dtype)
     dist.all_reduce(sums)
-    total, count, text_nats, text_bytes = sums.tolist()
-    return total / count, text_nats / math.log(2) / max(text_bytes, 1)
+    return Sums(*sums.tolist())
 
 
 def sample(run: Run) -> None:

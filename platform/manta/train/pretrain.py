@@ -16,10 +16,10 @@ from ray.train.torch import TorchTrainer
 from manta import cluster, storage
 from manta import config as configs
 from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, config
-from manta.data import manifest as manifests
-from manta.data import prepare, stream
+from manta.data import mixture, stream
 from manta.data.manifest import Manifest
-from manta.data.prepare import DataConfig
+from manta.data.mixture import DataConfig
+from manta.data.order import Order, sequences_before
 from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import GPT, ModelConfig, num_parameters
 from manta.text.tokenizer import Tokenizer
@@ -28,7 +28,8 @@ from manta.train.checkpoint import TrainState
 from manta.train.device import available_cpus, find_device
 from manta.train.engine import make_engine
 from manta.train.logbook import METRICS, Logbook, duration, read_metrics
-from manta.train.loop import Run, TrainConfig, train
+from manta.train.loop import Run, train
+from manta.train.settings import TrainConfig
 
 NAME = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
 
@@ -111,18 +112,17 @@ def pretrain(
         )
     if path is not None and is_finished(c, path):
         return outcome(c, path, finished_before=True)
-    manifest = ready_data(c, say)
-    stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
-    tokenizer = manifest.load_tokenizer()
-    model = with_vocabulary(c.model, tokenizer)
+    datasets = mixture.ready(c.data, c.home_folder, say)
+    order_of(c, datasets)
+    model = with_vocabulary(c.model, datasets[0].load_tokenizer())
     if path is not None:
-        check_resumable(c, path, model, manifest)
+        check_resumable(c, path, model, datasets)
     storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.num_workers} worker(s), ZeRO stage {c.zero_stage}"
     )
-    fit(worker, {"config": configs.to_dict(c), "manifest": manifest}, c, say, callbacks())
+    fit(worker, {"config": configs.to_dict(c), "datasets": datasets}, c, say, callbacks())
     path = checkpoint.latest(c.run_folder)
     assert path is not None, "a run that ends has saved"
     return outcome(c, path)
@@ -136,21 +136,6 @@ def is_finished(c: PretrainConfig, path: str) -> bool:
     return state.step >= c.total_steps or (state.stopped_early and c.eval.patience is not None)
 
 
-def ready_data(c: PretrainConfig, say: Callable[[str], None]) -> Manifest:
-    """The dataset, prepared if it is missing, verified if it is there."""
-    manifest = prepare.find(c.data, c.home_folder)
-    if manifest is not None:
-        manifests.verify(manifest, hashes=c.data.verify == "full")
-    else:
-        say(f"preparing the dataset {c.data.dataset_name} from {c.data.source}")
-        manifest = prepare.prepare(c.data, c.home_folder)
-    say(
-        f"dataset {manifest.path}: {manifest.tokens('train'):,} train and "
-        f"{manifest.tokens('val'):,} val tokens ({manifest.tokenizer})"
-    )
-    return manifest
-
-
 def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The model for this tokenizer. Raises ConfigError when its own vocabulary is too small."""
     if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
@@ -161,21 +146,31 @@ def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     return dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer.vocab_size)
 
 
-def order_of(c: PretrainConfig, manifest: Manifest) -> dict[str, Any]:
-    """What decides which tokens a step reads; a run keeps it from its first step to its last."""
-    digests = [shard.sha256 for shard in manifest.split("train")]
+def order_of(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> Order:
+    """Which tokens each step reads. Raises DataError when there are too few."""
+    phases = c.data.phases(c.sequence_length)
+    return mixture.make_order(datasets, phases, c.stages, c.seed, c.sequence_length)
+
+
+def decisions(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
+    """What decides which tokens each step reads; a run keeps to it."""
     return {
         "seed": c.seed,
         "seq_len": c.sequence_length,
         "tokens_per_batch": c.tokens_per_batch,
-        "tokenizer": manifest.tokenizer_sha256,
-        "shards": storage.sha256_of("".join(digests).encode()),
+        "batch_ramp": {str(size): until for size, until in c.batch_ramp.items()},
+        "packing": c.data.packing,
+        "document_mask": c.document_mask,
+        "tokenizer": datasets[0].tokenizer_sha256,
+        "mix": mixture.shares(datasets, c.data.phases(c.sequence_length)),
     }
 
 
-def check_resumable(c: PretrainConfig, path: str, model: ModelConfig, manifest: Manifest) -> None:
-    """Raises CheckpointError when the checkpoint is not of this model, tokenizer, data order or
-    worker count."""
+def check_resumable(
+    c: PretrainConfig, path: str, model: ModelConfig, datasets: tuple[Manifest, ...]
+) -> None:
+    """Raises CheckpointError when the checkpoint is not of this model, tokenizer or data order, or
+    its optimizer state cannot be read by these workers."""
     remedy = "use the run's own value, or give another name="
     saved, wanted = (configs.to_dict(m) for m in (checkpoint.load_model_config(path), model))
     for key in saved:
@@ -185,14 +180,23 @@ def check_resumable(c: PretrainConfig, path: str, model: ModelConfig, manifest: 
                 f"{wanted[key]}; {remedy}"
             )
     state = checkpoint.load_state(path)
-    for key, value in order_of(c, manifest).items():
-        if state.data.get(key) != value:
+    done = sequences_before(c.stages, state.step)
+    was = {**state.data, "mix": mixture.so_far(state.data.get("mix", {}), done)}
+    for key, value in decisions(c, datasets).items():
+        value = mixture.so_far(value, done) if key == "mix" else value
+        if was.get(key) != value:
+            where = ", ".join(manifest.path for manifest in datasets)
             raise CheckpointError(
-                f"{path} was trained with another {key} ({state.data.get(key)}; the config and the "
-                f"dataset {manifest.path} give {value}): its place in the data would be lost; "
-                + remedy
+                f"{path} was trained with another {key} ({was.get(key)}; the config and "
+                f"{where} give {value}): its place in the data would be lost; {remedy}"
             )
-    if (state.world_size, state.zero_stage) != (c.num_workers, c.zero_stage):
+    if c.dtype not in ("auto", state.dtype):
+        raise CheckpointError(
+            f"{path} was trained in {state.dtype}, the config says dtype={c.dtype}; {remedy}"
+        )
+    # At stage 0 every worker holds all of the optimizer's state, so any number can read it.
+    saved_by = (state.world_size if c.zero_stage else c.num_workers, state.zero_stage)
+    if saved_by != (c.num_workers, c.zero_stage):
         raise CheckpointError(
             f"{path} holds the optimizer state of {state.world_size} workers at ZeRO stage "
             f"{state.zero_stage}: set num_workers={state.world_size} "
@@ -203,13 +207,13 @@ def check_resumable(c: PretrainConfig, path: str, model: ModelConfig, manifest: 
 def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     """One rank: sets up and runs the loop. Runs in Ray Train's worker process."""
     c = configs.from_dict(PretrainConfig, arguments["config"])
-    manifest: Manifest = arguments["manifest"]
-    tokenizer = manifest.load_tokenizer()
+    datasets: tuple[Manifest, ...] = arguments["datasets"]
+    tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     path, state = _where_to_start(c)
-    run = setup(c, manifest, tokenizer, model, state, rank, world_size, say)
+    run = setup(c, datasets, tokenizer, model, state, rank, world_size, say)
     if path is not None:
         checkpoint.load_engine(path, run.engine)
     run.report = lambda metrics: ray.train.report(dict(metrics))
@@ -223,7 +227,7 @@ def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
 
 def setup(
     c: PretrainConfig,
-    manifest: Manifest,
+    datasets: tuple[Manifest, ...],
     tokenizer: Tokenizer,
     model: ModelConfig,
     state: TrainState,
@@ -235,15 +239,17 @@ def setup(
     threads = c.threads_per_worker or _share_of_cpus()
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
-    order = stream.train_order(manifest, c.seed, c.sequence_length, c.sequences_per_batch)
-    share = {"micro_batch_size": c.micro_batch, "rank": rank, "world_size": world_size}
-    batches = stream.ahead(
-        stream.train_batches(manifest, order, start=state.step, stop=c.total_steps, **share)
+    may_skip = c.data.on_corrupt == "skip"
+    best_fit = c.data.packing == "best_fit"
+    reader = stream.Reader(datasets, order_of(c, datasets), rank, world_size, best_fit, may_skip)
+    batches = stream.train_batches(
+        reader, start=state.step, stop=c.total_steps, micro_batch_size=c.micro_batch, say=say
     )
     dtype = state.dtype or _agreed(find_device(c.dtype, bool(c.gpus_per_worker), threads).dtype)
     device = find_device(dtype, bool(c.gpus_per_worker), threads)
     state.dtype, state.world_size, state.zero_stage = dtype, world_size, c.zero_stage
-    state.data, state.dataset = order_of(c, manifest), manifest.path
+    state.data = decisions(c, datasets)
+    state.datasets = [manifest.path for manifest in datasets]
     torch.manual_seed(c.seed)
     engine = make_engine(
         GPT(model),
@@ -251,11 +257,24 @@ def setup(
         device,
         zero_stage=c.zero_stage,
         micro_batch_size=c.micro_batch,
-        grad_accum_steps=c.grad_accum_steps,
+        grad_accum_steps=c.grad_accum_steps(state.step),
     )
-    val = stream.val_batches(manifest, tokens=c.eval.tokens, seq_len=c.sequence_length, **share)
+    val = {
+        manifest.name: stream.val_batches(
+            manifest,
+            tokens=max(1, c.eval.tokens // len(datasets)),
+            seq_len=c.sequence_length,
+            micro_batch_size=c.micro_batch,
+            rank=rank,
+            world_size=world_size,
+        )
+        for manifest in datasets
+    }
     logbook = Logbook(c.run_folder, say, state.step) if rank == 0 else None
-    return Run(c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook)
+    return Run(
+        c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook,
+        log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
+    )  # fmt: skip
 
 
 def _where_to_start(c: PretrainConfig) -> tuple[str | None, TrainState]:
@@ -284,7 +303,7 @@ def fit(
     say: Callable[[Any], None],
     callbacks: list[Any],
 ) -> None:
-    """Runs `function(arguments, say)` on c.num_workers Ray Train workers; what rank 0 says arrives
+    """Runs `function(arguments, say)` on c.num_workers Ray Train workers; what they say arrives
     here, as it is said.
 
     Raises:
@@ -326,8 +345,7 @@ class _Worker:
         self.function, self.queue = function, queue
 
     def __call__(self, arguments: dict[str, Any]) -> None:
-        is_first = ray.train.get_context().get_world_rank() == 0
-        self.function(arguments, self.queue.put if is_first else lambda line: None)
+        self.function(arguments, self.queue.put)
 
 
 def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outcome:
@@ -340,7 +358,7 @@ def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outc
 def summary(c: PretrainConfig, done: Outcome) -> str:
     """What a person reads at the end."""
     state, last = done.state, done.last_eval
-    tokens = state.step * c.tokens_per_batch
+    tokens = c.tokens_before(state.step)
     lines = []
     if done.finished_before:
         why = "stopped early" if state.stopped_early else "is finished"

@@ -1,0 +1,26 @@
+"""Show what is in a prepared dataset: totals, lengths, decoded samples.
+
+python jobs/inspect.py [config.yaml ...] [key=value ...]
+python jobs/inspect.py dataset=python-bpe4096
+python jobs/inspect.py dataset=fineweb verify=true
+"""
+
+import sys
+from pathlib import Path
+
+# The code beside this job is the code that runs, and jobs/ leaves the path: this file would hide
+# the standard library's inspect.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from manta.data.inspect import InspectConfig, inspect
+from manta.job import run_job
+
+
+def main(config: InspectConfig) -> None:
+    for line in inspect(config):
+        print(line)
+    print(f"next     python jobs/pretrain.py data.mix={{{config.dataset}: 1}} name=my-run")
+
+
+if __name__ == "__main__":
+    run_job(main, InspectConfig)

@@ -1,0 +1,130 @@
+"""What is in a dataset, for a person to read: totals, lengths, decoded samples; and is it whole?"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from manta import storage
+from manta.config import Count, Natural, Seed, config
+from manta.data import manifest as manifests
+from manta.data import prepare, shards
+from manta.data.manifest import Manifest
+from manta.data.packing import count_cuts, pack
+from manta.errors import DataError
+
+BAR = 40
+PACKING_TOKENS = 1 << 22  # what the packing is tried on
+LANE_ROWS = 64  # sequences that are packed together: about a lane of the order
+SAMPLE_CHARACTERS = 400
+
+
+@config
+class InspectConfig:
+    dataset: str = "python-bpe4096"
+    """A dataset's name (a folder under HOME/data) or folder."""
+    samples: Natural = 3
+    """Documents to decode and show."""
+    split: Literal["train", "val"] = "train"
+    """Where the samples are from."""
+    seed: Seed = 0
+    """Which documents are shown."""
+    seq_len: Count | None = None
+    """Tokens in a training sequence: shows how many documents it would cut; null: not shown."""
+    verify: bool = False
+    """Check the sha256 of every shard."""
+    home: str | None = None
+    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
+
+
+def find(c: InspectConfig) -> Manifest:
+    """Raises DataError when there is no such dataset, or its manifest is damaged."""
+    folder = storage.join(storage.home(c.home), "data")
+    for path in (storage.join(folder, c.dataset), storage.absolute(c.dataset)):
+        if manifests.exists(path):
+            return manifests.load(path)
+    names = [item.base_name for item in storage.list_files(folder, recursive=False)]
+    there = [name for name in names if manifests.exists(storage.join(folder, name))]
+    raise DataError(
+        f"dataset={c.dataset}: no dataset there; give a folder, or a name (there are: "
+        f"{', '.join(there) or f'none under {folder}'})"
+    )
+
+
+def inspect(c: InspectConfig) -> Iterator[str]:
+    """The lines to show.
+
+    Raises:
+        DataError: the dataset is missing; a shard is missing or damaged.
+    """
+    manifest = find(c)
+    manifests.check(manifest)
+    shards.verify(manifest, full=c.verify)
+    size = sum(shard.size for shard in manifest.shards)
+    yield f"dataset  {manifest.path}"
+    yield f"source   {manifest.recipe['source']['location']}"
+    yield (
+        f"tokens   {manifest.dtype}, {manifest.tokenizer}, {manifest.vocab_size:,} ids, "
+        f"end-of-text {manifest.eot}"
+    )
+    yield (
+        f"files    {len(manifest.shards)} shards, {size:,} bytes, "
+        f"{size / sum(s.tokens for s in manifest.shards):.2f} bytes per token"
+    )
+    yield prepare.summary(manifest)
+    yield from histogram(manifest)
+    if c.seq_len is not None:
+        yield packing(manifest, c.seq_len)
+    tokenizer = manifest.load_tokenizer()
+    for number, (index, tokens) in enumerate(sample(manifest, c), 1):
+        text = tokenizer.decode(tokens[: 4 * SAMPLE_CHARACTERS].tolist())
+        shown = text[:SAMPLE_CHARACTERS] + (" ..." if len(text) > SAMPLE_CHARACTERS else "")
+        yield f"\nsample {number}: document {index:,} of {c.split}, {len(tokens):,} tokens\n{shown}"
+    checked = "size, footer, row count and dtype are" + (", and sha256 is," if c.verify else "")
+    yield f"\nwhole    of every shard, {checked} the manifest's"
+
+
+def histogram(manifest: Manifest) -> Iterator[str]:
+    """The lengths of documents, a line for each power of two."""
+    counts = manifest.lengths["documents"]
+    filled = [i for i, count in enumerate(counts) if count]
+    total, most = sum(counts), max(counts)
+    for i in range(filled[0], filled[-1] + 1):
+        span = f"{1 << i:,} to {(2 << i) - 1:,}"
+        bar = "#" * round(BAR * counts[i] / most)
+        yield f"  {span:>22} tokens  {counts[i] / total:>6.1%}  {bar}".rstrip()
+
+
+def packing(manifest: Manifest, seq_len: int) -> str:
+    """How many documents that fit in a sequence are cut by its end, in either way to pack."""
+    line = shards.split_tokens(manifest, "train", PACKING_TOKENS)
+    starts = np.flatnonzero(line == manifest.eot)
+    fitting = int((np.diff(starts) <= seq_len).sum())
+    step = LANE_ROWS * seq_len
+    lanes = [line[i : i + step + 1] for i in range(0, len(line) - seq_len, step)]
+    lanes = [lane[: (len(lane) - 1) // seq_len * seq_len + 1] for lane in lanes]
+    plain, best = (
+        sum(count_cuts(lane, seq_len, manifest.eot) for lane in found)
+        for found in (lanes, [pack(lane, seq_len, manifest.eot) for lane in lanes])
+    )
+    return (
+        f"packing  sequences of {seq_len:,}: of the documents that fit in one, concat cuts "
+        f"{plain / max(fitting, 1):.1%}, best_fit {best / max(fitting, 1):.1%}; both pad 0% and "
+        "crop 0%"
+    )
+
+
+def sample(manifest: Manifest, c: InspectConfig) -> Iterator[tuple[int, np.ndarray]]:
+    """(number in the split, tokens) of some documents, of a shard drawn by its size."""
+    there = manifest.split(c.split)
+    if not c.samples or not there:
+        return
+    draw = np.random.default_rng(c.seed)
+    weights = np.array([shard.documents for shard in there], dtype=np.float64)
+    index = int(draw.choice(len(there), p=weights / weights.sum()))
+    before = sum(shard.documents for shard in there[:index])
+    count = min(c.samples, there[index].documents)
+    wanted = set(draw.choice(there[index].documents, count, replace=False).tolist())
+    for number, tokens in enumerate(shards.documents(manifest, there[index])):
+        if number in wanted:
+            yield before + number, tokens

@@ -1,0 +1,184 @@
+"""What a run trains on: one dataset or a mix of several, checked, and the order of their tokens."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from manta import storage
+from manta.config import Count, NonNegativeFloat, config
+from manta.data import manifest as manifests
+from manta.data import prepare, shards
+from manta.data.manifest import Manifest
+from manta.data.order import PERIOD, Line, Order, Phase, Stage, thousandths
+from manta.data.prepare import NAME, PrepareConfig
+from manta.errors import DataError
+
+Mix = dict[str, NonNegativeFloat]
+
+
+@config
+class DataConfig(PrepareConfig):
+    mix: Mix = dataclasses.field(default_factory=dict)
+    """Train on several prepared datasets: {name: weight}, a name for each folder under HOME/data.
+    Of any 1,000 sequences each gives its share, to the nearest thousandth; 0 leaves one out."""
+    mix_switches: dict[Count, Mix] = dataclasses.field(default_factory=dict)
+    """Other mixes for later: {tokens trained: mix}, such as better data for the last tenth."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """How documents fill sequences. concat: one after the other; best_fit: arranged so that few
+    are cut. Neither pads, nor drops a token."""
+    verify: bool = False
+    """Check the sha256 of every shard before training. Sizes, footers, row counts and dtypes are
+    always checked before, and the sha256 of each row group when it is read."""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    """A row group that cannot be read, or is not what the manifest says: stop, or go on without
+    its tokens."""
+    log_fingerprint: bool = False
+    """Write a fingerprint of each global batch's tokens to metrics.jsonl: the same on any number
+    of workers, and after any resume."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        mixes = {"mix": self.mix, **{f"mix_switches.{n}": m for n, m in self.mix_switches.items()}}
+        for key, mix in mixes.items():
+            if (mix or key != "mix") and not any(mix.values()):
+                found.append(f"{key}={mix}: at least one weight has to be more than 0")
+                continue
+            for name, weight in mix.items():
+                if not re.fullmatch(NAME, name):
+                    found.append(f"{key}.{name}: the name of a dataset is needed")
+                elif weight and not thousandths(list(mix.values()))[list(mix).index(name)]:
+                    found.append(
+                        f"{key}.{name}={weight} is less than a thousandth of the mix: raise it, or "
+                        "set it to 0"
+                    )
+        if self.mix_switches and not self.mix:
+            found.append("mix_switches is for a mix: set mix too")
+        if self.mix:
+            default = PrepareConfig()
+            for field in dataclasses.fields(PrepareConfig):
+                if getattr(self, field.name) != getattr(default, field.name):
+                    found.append(
+                        f"{field.name} is for preparing one dataset; those of a mix are prepared "
+                        "before, each by jobs/prepare.py with its own data.name: omit it"
+                    )
+        return found
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names of all the datasets that the run ever reads, in the order that they are named."""
+        mixes = [self.mix, *self.mix_switches.values()]
+        return list(dict.fromkeys(name for mix in mixes for name, weight in mix.items() if weight))
+
+    def phases(self, seq_len: int) -> tuple[Phase, ...]:
+        """The mixes, each from its first sequence on."""
+        if not self.mix:
+            return (Phase(0, (PERIOD,)),)
+        starts = {0: self.mix, **dict(sorted(self.mix_switches.items()))}
+        return tuple(
+            Phase(-(-tokens // seq_len), thousandths([mix.get(n, 0.0) for n in self.datasets]))
+            for tokens, mix in starts.items()
+        )
+
+
+def ready(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifest, ...]:
+    """The manifests of the datasets to train on: prepared if the one is missing, and checked.
+
+    Raises:
+        DataError: a dataset is missing or damaged, or those of a mix have other tokenizers.
+    """
+    if c.mix:
+        found = tuple(_of_mix(name, home) for name in c.datasets)
+        for other in found[1:]:
+            if other.tokenizer_sha256 != found[0].tokenizer_sha256:
+                raise DataError(
+                    f"data.mix: {other.name} has another tokenizer ({other.tokenizer}) than "
+                    f"{found[0].name} ({found[0].tokenizer}); prepare it with data.tokenizer="
+                    f"{storage.join(found[0].path, 'encoding.json')}"
+                )
+    else:
+        manifest = prepare.find(c, home)
+        if manifest is None:
+            say(f"preparing the dataset {c.dataset_name} from {c.source}")
+            manifest = prepare.prepare(c, home, say)
+        found = (manifest,)
+    for manifest in found:
+        manifests.check(manifest)
+        shards.verify(manifest, full=c.verify)
+        say(
+            f"dataset {manifest.path}: {manifest.tokens('train'):,} train and "
+            f"{manifest.tokens('val'):,} val tokens ({manifest.tokenizer})"
+        )
+    return found
+
+
+def _of_mix(name: str, home: str) -> Manifest:
+    path = storage.join(home, "data", name)
+    if not manifests.exists(path):
+        there = [item.base_name for item in storage.list_files(storage.join(home, "data"), False)]
+        there = [n for n in there if manifests.exists(storage.join(home, "data", n))]
+        raise DataError(
+            f"data.mix names {name}, but {path} is no dataset (there are: "
+            f"{', '.join(there) or 'none'}); prepare it: python jobs/prepare.py data.name={name} "
+            "data.source=..."
+        )
+    return manifests.load(path)
+
+
+def make_order(
+    datasets: tuple[Manifest, ...],
+    phases: tuple[Phase, ...],
+    stages: tuple[Stage, ...],
+    seed: int,
+    seq_len: int,
+) -> Order:
+    """The order of the datasets' train splits.
+
+    Raises:
+        DataError: they hold less than one global batch.
+    """
+    lines = tuple(
+        Line(
+            np.array([shard.tokens for shard in manifest.split("train")], dtype=np.int64),
+            manifest.row_group_tokens,
+            seed,
+            int(identity(manifest)[:12], 16),
+        )
+        for manifest in datasets
+    )
+    order = Order(lines, seed, seq_len, stages, phases)
+    needed = seq_len * max(stage.sequences_per_batch for stage in stages)
+    if order.total_tokens <= needed:
+        raise DataError(
+            f"the train split has {order.total_tokens:,} tokens, fewer than one batch of "
+            f"{needed:,} (tokens_per_batch); give more text, or a smaller tokens_per_batch"
+        )
+    for manifest, line in zip(datasets, lines, strict=True):
+        if line.total_tokens <= seq_len:
+            raise DataError(
+                f"{manifest.path}: its train split has {line.total_tokens} tokens, not one "
+                f"sequence of seq_len={seq_len} and its last target; leave it out of data.mix"
+            )
+    return order
+
+
+def identity(manifest: Manifest) -> str:
+    """A digest of the tokens of a dataset's train split, wherever it is."""
+    digests = "".join(shard.sha256 for shard in manifest.split("train"))
+    return storage.sha256_of(digests.encode())
+
+
+def shares(datasets: tuple[Manifest, ...], phases: tuple[Phase, ...]) -> dict[str, dict[str, int]]:
+    """The mixes, each by its first sequence, as {identity of the dataset: thousandths}."""
+    names = [identity(manifest) for manifest in datasets]
+    return {
+        str(phase.start): {name: n for name, n in zip(names, phase.counts, strict=True) if n}
+        for phase in phases
+    }
+
+
+def so_far(mixes: dict[str, Any], sequences: int) -> dict[str, Any]:
+    """The mixes that so many sequences have met: what comes after may still be changed."""
+    return {start: mix for start, mix in mixes.items() if int(start) < max(sequences, 1)}

@@ -1,0 +1,293 @@
+"""Documents, shuffled and without duplicates, whatever their number: two passes over disk.
+
+Scatter: each part's documents are tokenized and written in runs, sorted by a hash of their text.
+Gather: each shard takes the documents of one range of hashes from all runs, sorted. So documents
+come in a random order that (their texts, the seed) decide and nothing else: not the files they
+were in, nor who read them when. Equal documents meet, and all but one are dropped. Memory holds
+one run, or one shard.
+
+work/part-00007-000-train.arrow   a run         work/part-00007.json    what a part gave
+                                                work/train-00003.json   what is in a shard
+A record is written after what it speaks of; what has one is not done again.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from manta import storage
+from manta.data.decontaminate import Decontaminator
+from manta.data.manifest import Shard
+from manta.data.shards import ShardWriter
+from manta.errors import DataError, MantaError
+from manta.text import sources, tokenizer
+from manta.text.tokenizer import Tokenizer
+
+WORK = "work"
+SPLITS = ("train", "val")
+RUN_BYTES = 64 << 20  # of text
+BATCH_TOKENS = 1 << 17  # the least that is read of a run
+LENGTH_BINS = 40
+KEY_BYTES = 24
+
+
+def record_path(path: str, name: str) -> str:
+    return storage.join(path, WORK, f"{name}.json")
+
+
+def part_name(index: int) -> str:
+    return f"part-{index:05d}"
+
+
+def shard_name(split: str, index: int) -> str:
+    return f"{split}-{index:05d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What is known of some documents by their texts alone, (N,) uint64 each: `split` decides on
+    train or val, `order` on the place in the shuffle; with `rest` it tells texts apart."""
+
+    split: np.ndarray
+    order: np.ndarray
+    rest: np.ndarray
+
+    @staticmethod
+    def digest(text: bytes) -> bytes:
+        return hashlib.blake2b(text, digest_size=KEY_BYTES).digest()
+
+    @classmethod
+    def of(cls, digests: list[bytes], seed: int) -> "Key":
+        words = np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 3)
+        start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+        return cls(words[:, 0], mix_bits(words[:, 1] ^ start), words[:, 2])
+
+    def is_val(self, fraction: float) -> np.ndarray:
+        """(N,) bool: by the text alone, so that a document stays in its split whatever is added to
+        the corpus, and copies of one never land on both sides."""
+        return self.split < fraction * 2.0**64
+
+
+def mix_bits(x: np.ndarray) -> np.ndarray:
+    """A permutation of the uint64s that looks random: the finalizer of SplitMix64 (Steele, Lea and
+    Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class _Task:
+    """A task of Ray Data's: one index in, what to record out. Errors are values: a task that
+    raises is retried, and prints its stack."""
+
+    path: str
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        (index,) = batch["index"]
+        try:
+            found, error = self.run(int(index)), ""
+        except MantaError as e:
+            found, error = {}, str(e)
+        except OSError as e:  # a corpus that cannot be read is a DataError
+            found, error = {}, f"{self.path}: cannot be written ({e.strerror or e}); {RESUME}"
+        return {"index": [index], "found": [json.dumps(found)], "error": [error]}
+
+    def run(self, index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+RESUME = "make room, and run the same command again: it goes on where this one stopped"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scatter(_Task):
+    """Tokenizes part number `index` into runs."""
+
+    path: str
+    parts: list[sources.Part]
+    tokenizer: bytes
+    seed: int
+    val_fraction: float
+    decontaminator: Decontaminator | None = None
+
+    def run(self, index: int) -> dict[str, Any]:
+        made = tokenizer.from_bytes(self.tokenizer)
+        name = part_name(index)
+        runs: list[dict[str, Any]] = []
+        dropped = {"empty": 0, "contaminated": 0}
+        held = _Held(made)
+        for text in sources.all_documents(self.parts[index]):
+            if not text.strip():
+                dropped["empty"] += 1
+            elif self.decontaminator is not None and self.decontaminator.contaminated(text):
+                dropped["contaminated"] += 1
+            else:
+                held.add(text)
+            if held.text_bytes >= RUN_BYTES:
+                runs += self._write(held, f"{name}-{len(runs):03d}")
+                held = _Held(made)
+        if held.documents:
+            runs += self._write(held, f"{name}-{len(runs):03d}")
+        record = {"runs": runs, "dropped": dropped}
+        storage.write_json(record_path(self.path, name), record)
+        return record
+
+    def _write(self, held: "_Held", name: str) -> list[dict[str, Any]]:
+        key = Key.of(held.digests, self.seed)
+        is_val = key.is_val(self.val_fraction)
+        runs = []
+        for split, wanted in zip(SPLITS, (~is_val, is_val), strict=True):
+            chosen = np.flatnonzero(wanted)
+            chosen = chosen[np.lexsort((key.rest[chosen], key.order[chosen]))]
+            if not len(chosen):
+                continue
+            tokens = [held.documents[i] for i in chosen]
+            offsets = np.cumsum([0, *map(len, tokens)])
+            table = pa.table(
+                {
+                    "order": key.order[chosen],
+                    "rest": key.rest[chosen],
+                    "text_bytes": np.asarray(held.sizes, dtype=np.uint32)[chosen],
+                    "tokens": pa.LargeListArray.from_arrays(offsets, np.concatenate(tokens)),
+                }
+            )
+            starts = _cuts(offsets)
+            file = f"{name}-{split}.arrow"
+            sink = io.BytesIO()
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                for a, b in zip(starts, [*starts[1:], len(chosen)], strict=True):
+                    writer.write_batch(table.slice(a, b - a).combine_chunks().to_batches()[0])
+            storage.write_bytes(storage.join(self.path, WORK, file), sink.getvalue())
+            firsts = table["order"].take(pa.array(starts)).to_pylist()
+            runs.append(
+                {
+                    "file": file,
+                    "split": split,
+                    "documents": len(chosen),
+                    "tokens": int(offsets[-1]),
+                    "text_bytes": int(np.asarray(held.sizes)[chosen].sum()),
+                    "starts": firsts,
+                }
+            )
+        return runs
+
+
+class _Held:
+    """The documents of a run, before it is sorted."""
+
+    def __init__(self, made: Tokenizer):
+        self._tokenizer = made
+        self._eot = np.array([made.eot], dtype=made.dtype)
+        self.documents: list[np.ndarray] = []
+        self.digests: list[bytes] = []
+        self.sizes: list[int] = []
+        self.text_bytes = 0
+
+    def add(self, text: str) -> None:
+        data = text.encode()
+        self.documents.append(np.concatenate([self._tokenizer.encode_array(text), self._eot]))
+        self.digests.append(Key.digest(data))
+        self.sizes.append(len(data))
+        self.text_bytes += len(data)
+
+
+def _cuts(offsets: np.ndarray) -> list[int]:
+    """The first document of each batch of about BATCH_TOKENS."""
+    batch_of = offsets[:-1] // BATCH_TOKENS
+    return [0, *(np.flatnonzero(np.diff(batch_of)) + 1).tolist()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather(_Task):
+    """Writes shard number `index` of the `counts` of train and then of val."""
+
+    path: str
+    runs: list[dict[str, Any]]
+    counts: tuple[int, int]
+    dtype: str
+    row_group_tokens: int
+
+    def place(self, index: int) -> tuple[str, int, int]:
+        """(split, number of the shard, shards in the split)."""
+        train, val = self.counts
+        return ("train", index, train) if index < train else ("val", index - train, val)
+
+    def run(self, index: int) -> dict[str, Any]:
+        split, number, count = self.place(index)
+        name = shard_name(split, number)
+        low, high = ((i << 64) // count for i in (number, number + 1))
+        pieces = [
+            p for run in self.runs if run["split"] == split for p in self._read(run, low, high)
+        ]
+        record: dict[str, Any] = {"shard": None, "duplicates": 0, "lengths": []}
+        if pieces:
+            record = self._write(pa.concat_tables(pieces), split, name)
+        storage.write_json(record_path(self.path, name), record)
+        return record
+
+    def _read(self, run: dict[str, Any], low: int, high: int) -> list[pa.Table]:
+        """A run's documents whose order is in [low, high)."""
+        starts = run["starts"]
+        first = max(0, bisect.bisect_left(starts, low) - 1)
+        last = bisect.bisect_left(starts, high)
+        if first >= last:
+            return []
+        file = storage.join(self.path, WORK, run["file"])
+        fs, inside = storage.filesystem(file)
+        try:
+            with fs.open_input_file(inside) as f, pa.ipc.open_file(f) as reader:
+                found = []
+                for i in range(first, last):
+                    batch = reader.get_batch(i)
+                    order = batch["order"].to_numpy()
+                    a = int(np.searchsorted(order, np.uint64(low), side="left"))
+                    b = int(np.searchsorted(order, np.uint64(high - 1), side="right"))
+                    found.append(pa.Table.from_batches([batch.slice(a, b - a)]))
+                return found
+        except (OSError, pa.ArrowInvalid) as e:
+            raise DataError(
+                f"{file}: cannot be read ({e}); delete {storage.join(self.path, WORK)} and run "
+                "the same command again"
+            ) from None
+
+    def _write(self, table: pa.Table, split: str, name: str) -> dict[str, Any]:
+        order, rest = (table[key].to_numpy() for key in ("order", "rest"))
+        sorting = np.lexsort((rest, order))
+        order, rest = order[sorting], rest[sorting]
+        is_first = np.ones(len(order), dtype=bool)
+        is_first[1:] = (order[1:] != order[:-1]) | (rest[1:] != rest[:-1])
+        kept = sorting[is_first]
+        lists = table["tokens"].combine_chunks()
+        offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+        starts, stops = offsets[kept], offsets[kept + 1]
+        tokens = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
+        file = f"{name}.parquet"
+        writer = ShardWriter(
+            storage.join(self.path, file), np.dtype(self.dtype), self.row_group_tokens
+        )
+        writer.write(tokens)
+        size, digest, footer = writer.close()
+        text_bytes = int(table["text_bytes"].to_numpy()[kept].sum(dtype=np.int64))
+        shard = Shard(
+            file, split, len(kept), len(tokens), text_bytes,  # type: ignore[arg-type]
+            int(tokens.max()), size, digest, footer,
+        )  # fmt: skip
+        return {
+            "shard": dataclasses.asdict(shard),
+            "duplicates": len(order) - len(kept),
+            "lengths": length_counts(stops - starts),
+        }
+
+
+def length_counts(lengths: np.ndarray) -> list[list[int]]:
+    """[documents, tokens] by power of two: bin i is of 2^i to 2^(i+1) - 1 tokens."""
+    bins = np.frexp(lengths)[1] - 1
+    documents = np.bincount(bins, minlength=LENGTH_BINS)
+    tokens = np.bincount(bins, weights=lengths, minlength=LENGTH_BINS).astype(np.int64)
+    return [documents.tolist(), tokens.tolist()]

@@ -1,0 +1,99 @@
+"""A lock on a path: of two processes that want it, one has it and the other is told who."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from manta import storage
+from manta.errors import DataError
+
+LEASE_SECONDS = 60.0
+SETTLE_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def lock(path: str, what: str) -> Iterator[None]:
+    """Holds `path` while the block runs.
+
+    On a local disk the kernel's lock is used: it goes with the process, however that ends. In an
+    object store, which has none, a lease is renewed while the block runs, and holds for
+    LEASE_SECONDS after its owner has died.
+
+    Raises:
+        DataError: somebody else holds it; `what` says what is locked.
+    """
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+    with (_local if storage.is_local(path) else _lease)(path, what, owner):
+        yield
+
+
+@contextlib.contextmanager
+def _local(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
+    file = Path(storage.filesystem(path)[1])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            raise _held(what, f.read()) from None
+        f.truncate(0)
+        f.write(json.dumps(owner))
+        f.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _lease(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
+    if storage.exists(path):
+        text = storage.read_bytes(path).decode(errors="replace")
+        if time.time() - _renewed(text) < LEASE_SECONDS:
+            raise _held(what, text)
+    _renew(path, owner)
+    # Of several that found it free, the last to write has it.
+    time.sleep(SETTLE_SECONDS)
+    text = storage.read_bytes(path).decode(errors="replace")
+    if f'"{owner["id"]}"' not in text:
+        raise _held(what, text)
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(LEASE_SECONDS / 6):
+            with contextlib.suppress(OSError):  # a network's hiccup; the next one comes in time
+                _renew(path, owner)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        storage.delete_file(path)
+
+
+def _renew(path: str, owner: dict[str, object]) -> None:
+    storage.write_json(path, {**owner, "time": time.time()})
+
+
+def _renewed(text: str) -> float:
+    try:
+        return float(json.loads(text)["time"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _held(what: str, text: str) -> DataError:
+    try:
+        owner = json.loads(text)
+        who = f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+    return DataError(f"{what}: {who} is at it; wait until it has ended, or give another name")
