@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Lines as they come, also where the output is piped.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help quickstart test check format clean
+.PHONY: help quickstart test test-long check format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
@@ -44,6 +44,9 @@ quickstart: $(INSTALLED)  ## Train and evaluate a small GPT on this machine, in 
 
 test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest
+
+test-long: $(DEVELOPING)  ## The longer matrices: 10,000 corrupted shards, ten kills of a preparation
+	MANTA_TEST_LONG=1 $(BIN)/python -m pytest tests/test_corruption.py tests/test_prepare.py tests/test_prepare_killed.py
 
 check: $(DEVELOPING)  ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -19,7 +19,8 @@ from manta.job import run_job
 def main(config: InspectConfig) -> None:
     for line in inspect(config):
         print(line)
-    print(f"next     python jobs/pretrain.py data.mix={{{config.dataset}: 1}} name=my-run")
+    if "/" not in config.dataset:
+        print(f"next     python jobs/pretrain.py data.mix={{{config.dataset}: 1}} name=my-run")
 
 
 if __name__ == "__main__":

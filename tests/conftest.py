@@ -56,6 +56,7 @@ def prepared(ray_session: None, corpus: Path, tmp_path_factory: pytest.TempPathF
     with the same tokenizer, for mixes."""
     from manta.config import from_dict
     from manta.data import mixture, prepare
+    from manta.data.recipe import PrepareConfig
 
     folder = tmp_path_factory.mktemp("prepared")
     (animals,) = mixture.ready(tiny(folder, corpus).data, str(folder), lambda line: None)
@@ -68,7 +69,7 @@ def prepared(ray_session: None, corpus: Path, tmp_path_factory: pytest.TempPathF
         "document_bytes": 100,
         "val_fraction": 0.1,
     }
-    prepare.prepare(from_dict(prepare.PrepareConfig, keys), str(folder), lambda line: None)
+    prepare.prepare(from_dict(PrepareConfig, keys), str(folder), lambda line: None)
     return folder
 
 

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manta.config import differences, from_dict, help_text, load, to_dict, to_yaml
+from manta.config import Count, config, differences, from_dict, help_text, load, to_dict, to_yaml
 from manta.data.mixture import DataConfig
 from manta.errors import ConfigError, DataError
 from manta.job import run_job
@@ -80,6 +80,53 @@ def test_keys_go_over_the_preset_whatever_their_order(tmp_path: Path) -> None:
         c = load(PretrainConfig, arguments)
         assert c.model.n_layer == 6
         assert (c.model.n_embd, c.model.family) == (1024, "gpt2")
+
+
+@config
+class Inner:
+    by_number: dict[Count, dict[str, int]] = dataclasses.field(
+        default_factory=lambda: {8000: {"a": 1}}
+    )
+    """A dict in a group, of dicts, with a default."""
+    n: int = 0
+    """A number."""
+
+
+@config
+class Outer:
+    named: dict[str, int] = dataclasses.field(default_factory=dict)
+    """A dict, empty at first."""
+    inner: Inner = Inner()
+
+
+def test_a_value_that_is_a_dict_is_replaced_and_its_entries_are_set(tmp_path: Path) -> None:
+    file = write(tmp_path, "named: {a: 1, b: 2}\ninner: {by_number: {8_000: {b: 2}}}\n")
+    other = write(tmp_path, "named: {c: 3}\n", "other.yaml")
+    for later, named in (
+        ("named={c: 3}", {"c": 3}),
+        ("named={}", {}),
+        (other, {"c": 3}),
+        ("named.c=3", {"a": 1, "b": 2, "c": 3}),
+        ("named[a]=3", {"a": 3, "b": 2}),
+        ("named.v1\\.5=3", {"a": 1, "b": 2, "v1.5": 3}),
+    ):
+        assert load(Outer, [file, later]).named == named
+    for later, by_number in (
+        ("inner.by_number={9000: {c: 3}}", {9000: {"c": 3}}),
+        ("inner={by_number: {9000: {c: 3}}}", {9000: {"c": 3}}),
+        ("inner.by_number.8000={c: 3}", {8000: {"c": 3}}),
+        ("inner.by_number.8000.c=3", {8000: {"b": 2, "c": 3}}),
+        ("inner.by_number[8000][b]=3", {8000: {"b": 3}}),
+        ("inner.n=1", {8000: {"b": 2}}),
+        ("inner={n: 1}", {8000: {"b": 2}}),
+    ):
+        c = load(Outer, [file, later])
+        assert c.inner.by_number == by_number
+        assert c.named == {"a": 1, "b": 2}
+        # The file that a config becomes has such keys as text; arguments go over it all the same.
+        again = write(tmp_path, to_yaml(load(Outer, [file])), "again.yaml")
+        assert load(Outer, [again, later]) == c
+    assert load(Outer, ["inner={n: 1}", "inner={by_number: {}}"]).inner == Inner({}, 1)
 
 
 def test_a_long_value_is_a_value_and_not_a_file_name() -> None:
@@ -145,6 +192,26 @@ def test_a_wrong_value_is_named_with_its_key_and_what_would_be_valid(
     assert message.startswith(argument.partition("=")[0])
     assert valid in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("named={a: x}", "named.a='x': should be a valid integer, unable to parse string"),
+        ("named.a.b=1", "named.a={'b': 1}: should be a valid integer"),
+        ("named=1", "named=1: should be a valid dictionary"),
+        ("inner.by_number={9: {b: x}}", "inner.by_number.9.b='x': should be a valid integer"),
+        ("inner.by_number={0: {b: 1}}", "inner.by_number: its key 0 should be greater than or eq"),
+        ("inner.by_number={a: {b: 1}}", "inner.by_number: its key a should be a valid integer"),
+        ("inner.by_numbr=1", "inner.by_numbr: unknown key; did you mean inner.by_number?"),
+        ("by_number={9: {b: 1}}", "by_number: unknown key; did you mean inner.by_number?"),
+    ],
+)
+def test_a_wrong_entry_of_a_dict_is_named_with_its_own_key(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(Outer, [argument])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_number_can_be_given_as_true() -> None:
@@ -312,6 +379,26 @@ def test_differences_hold_only_what_differs() -> None:
     assert differences(c) == {"optimizer": {"lr": 0.5}}
 
 
+@few
+@given(
+    st.dictionaries(st.sampled_from("ab"), st.integers()),
+    st.dictionaries(
+        st.sampled_from([8000, 9000]), st.dictionaries(st.sampled_from("ab"), st.integers(0, 2))
+    ),
+)
+@example({}, {})
+@example({}, {8000: {"a": 1}})
+@example({}, {8000: {"a": 1, "b": 2}})
+def test_differences_hold_the_whole_of_a_dict_that_differs(
+    named: dict[str, int], by_number: dict[int, dict[str, int]]
+) -> None:
+    c = Outer(named, Inner(by_number))
+    tree = differences(c)
+    assert ("named" in tree, "inner" in tree) == (c.named != {}, c.inner != Inner())
+    assert from_dict(Outer, tree) == from_dict(Outer, to_dict(c)) == c
+    assert from_dict(Outer, yaml.safe_load(to_yaml(c))) == c
+
+
 # --- help ----------------------------------------------------------------------------------------
 
 
@@ -342,6 +429,14 @@ def test_help_has_every_key_with_its_docstring(cls: type) -> None:
     assert shown.keys() == keys.keys()
     assert [key for key, text in keys.items() if not text] == []
     assert [key for key, text in keys.items() if " ".join(text.split()) not in shown[key]] == []
+
+
+def test_help_shows_what_is_in_a_dict() -> None:
+    assert help_text(Outer).splitlines()[::2] == [
+        "  named: {str: int} = {}",
+        '  inner.by_number: {int: {str: int}} = {"8000": {"a": 1}}',
+        "  inner.n: int = 0",
+    ]
 
 
 def test_help_has_a_keys_type_and_default_on_one_line() -> None:

@@ -3,26 +3,32 @@
 import base64
 import gzip
 import hashlib
+import io
+import itertools
 import json
 import os
 import pickle
 import random
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiktoken_ext.openai_public import r50k_pat_str
 
+from manta import storage
 from manta.errors import ConfigError, DataError
-from manta.text import sources, tokenizer
-from manta.text.sources import Source, documents, parts
+from manta.text import files, sources, tokenizer
+from manta.text.sources import Part, Source, all_documents, documents, parts
 from manta.text.tokenizer import Tokenizer
 
 few = settings(deadline=None, max_examples=25)
@@ -101,7 +107,7 @@ def test_each_row_of_a_file_is_a_document(ending: str, tmp_path: Path) -> None:
     assert read(file) == TEXTS
 
 
-@pytest.mark.parametrize("ending", sources.TEXT)
+@pytest.mark.parametrize("ending", files.TEXT)
 def test_a_plain_text_file_is_a_document_to_the_byte(ending: str, tmp_path: Path) -> None:
     file = tmp_path / f"plain{ending}"
     file.write_bytes("\ufeff \r\n\n\rx\u2028é\n\n".encode())
@@ -137,7 +143,7 @@ def test_a_file_may_have_an_odd_name(name: str, tmp_path: Path) -> None:
 
 def test_the_standard_library_of_this_python_is_a_corpus() -> None:
     found = parts(Source(sources.PYTHON))
-    names = [Path(name) for part in found for name in part.files]
+    names = [Path(piece.path) for part in found for piece in part.pieces]
     assert Path(json.__file__) in names
     assert not [name for name in names if sources.NOT_CORPUS & set(name.parts)]
     assert all(isinstance(text, str) and text.strip() for text in documents(found[0]))
@@ -169,8 +175,8 @@ def test_parts_depend_on_the_source_alone(tmp_path: Path, monkeypatch: pytest.Mo
     for name in random.Random(0).sample(names, len(names)):  # not in order of name
         (tmp_path / name).write_text(name * (sources.PART_BYTES // 25))
     found = parts(Source(str(tmp_path)))
-    assert [Path(file).name for part in found for file in part.files] == names
-    sizes = [sum(Path(file).stat().st_size for file in part.files) for part in found]
+    assert [Path(piece.path).name for part in found for piece in part.pieces] == names
+    sizes = [sum(Path(piece.path).stat().st_size for piece in part.pieces) for part in found]
     assert len(sizes) > 1
     assert max(sizes) <= sources.PART_BYTES
 
@@ -179,12 +185,211 @@ def test_parts_depend_on_the_source_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert parts(Source(str(tmp_path))) == found
     assert pickle.loads(pickle.dumps(found)) == found
     copy = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-copy")
-    assert [len(part.files) for part in parts(Source(str(copy)))] == [len(p.files) for p in found]
+    copied = parts(Source(str(copy)))
+    assert [len(part.pieces) for part in copied] == [len(part.pieces) for part in found]
 
 
 def test_a_part_reads_the_same_twice(folder: Path) -> None:
     (part,) = parts(Source(str(folder)))
     assert list(documents(part)) == list(documents(part))
+
+
+# --- pieces of large files -----------------------------------------------------------------------
+
+BLANK = ["\n", "\r\n", " \t\n", "\u3000\n", " " * 300 + "\n", "\u3000" * 120 + "\n", "\x85"]
+LINE = ["a\n", "é😀\r\n", "\ufeff\n", "a line\n", "é" * 50 + "\n", "x" + " " * 300 + "\n", "end"]
+PARAGRAPHS = st.lists(st.sampled_from([*BLANK, *LINE]), max_size=30).map("".join)
+
+
+def parts_of(
+    location: Path | str, range_bytes: int, part_bytes: int, many: int = 10**9, **options: object
+) -> list[Part]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "RANGE_BYTES", range_bytes)
+        patch.setattr(sources, "PART_BYTES", part_bytes)
+        patch.setattr(sources, "MANY_PARTS", many)
+        return parts(Source(str(location), **options))  # type: ignore[arg-type]
+
+
+def texts(found: Iterable[Part]) -> list[str]:
+    return [text for part in found for text in all_documents(part)]
+
+
+def plain_pieces(data: bytes, range_bytes: int) -> list[bytes]:
+    """What the pieces of a plain text hold, found the simple way."""
+    starts, offset, after_blank = [0], 0, False
+    for line in io.BytesIO(data):
+        blank = not line.decode().strip()
+        if after_blank and not blank:
+            starts.append(offset)
+        after_blank = blank
+        offset += len(line)
+    firsts = sorted({start // range_bytes: start for start in reversed(starts)}.values())
+    return [data[i:j] for i, j in itertools.pairwise([*firsts, len(data)])]
+
+
+@settings(few, max_examples=150)
+@given(PARAGRAPHS | st.text(st.sampled_from("a \n\u3000é")), st.integers(1, 64), st.integers(1, 40))
+@example("a\n\n" + "b\n" * 200 + "\nc", 16, 1)
+@example("\n" * 100 + "a\n\nb", 16, 1)
+@example("\u3000\u3000\u3000\n\u3000\u3000x\n", 5, 1)
+@example("x\u3000\u3000\u3000\ny\n\nz", 5, 1)
+@example("x" + " " * 300 + "\ny\n\nz", 302, 1)
+def test_each_byte_of_a_text_is_in_the_piece_in_which_its_paragraph_begins(
+    tmp_path_factory: pytest.TempPathFactory, text: str, range_bytes: int, cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    file = folder / "a.txt"
+    file.write_bytes(text.encode())
+    found = parts_of(file, range_bytes, 1, cut_bytes=cut)
+    assert len(found) == max(1, -(-len(text.encode()) // range_bytes))
+    joined = "".join(texts(found))
+    assert text.endswith(joined)
+    assert not text[: len(text) - len(joined)].strip()
+
+    by_piece = [documents for part in found if (documents := texts([part]))]
+    expected = plain_pieces(text.encode(), range_bytes)
+    if len(expected) > 1 and not expected[0].decode().strip():
+        expected = expected[1:]
+    assert len(by_piece) == len(expected)
+    for number, (documents_found, data) in enumerate(zip(by_piece, expected, strict=True)):
+        alone = folder / f"{number}.txt"
+        alone.write_bytes(data)
+        assert documents_found == texts(parts(Source(str(alone), cut_bytes=cut)))
+
+
+@few
+@given(st.lists(st.text(max_size=30), max_size=20), st.sampled_from(["\n", "\r\n", "\n \n\n"]))
+@example(["long" * 100, "a", "é" * 100], "\n")
+def test_each_line_is_in_one_piece(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str], end: str
+) -> None:
+    file = tmp_path_factory.mktemp("pieces") / "a.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) + end for text in rows]
+    file.write_bytes("".join(lines).encode())
+    for data in (file.read_bytes(), file.read_bytes().rstrip()):
+        file.write_bytes(data)
+        for range_bytes, part_bytes in itertools.product((1, 16, 33), (1, 50, 10**6)):
+            found = parts_of(file, range_bytes, part_bytes)
+            assert texts(found) == rows
+            assert part_bytes > 1 or len(found) == max(1, -(-len(data) // range_bytes))
+
+
+@few
+@given(st.lists(st.text(max_size=30), max_size=20), st.integers(1, 7), st.integers(1, 500))
+def test_each_row_group_is_in_one_piece(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str], group: int, range_bytes: int
+) -> None:
+    file = tmp_path_factory.mktemp("pieces") / "a.parquet"
+    table = pa.table({"n": list(range(len(rows))), "text": pa.array(rows, pa.string())})
+    pq.write_table(table, file, row_group_size=group)
+    for part_bytes in (1, 300, 10**6):
+        assert texts(parts_of(file, range_bytes, part_bytes)) == rows
+    pieces = [piece for part in parts_of(file, range_bytes, 1) for piece in part.pieces]
+    assert (pieces[0].start, pieces[-1].stop) == (0, files.END)
+    assert all(one.stop == other.start for one, other in itertools.pairwise(pieces))
+    if range_bytes == 1:
+        assert len(pieces) == max(1, -(-len(rows) // group))
+
+
+def test_documents_are_the_same_however_pieces_are_grouped(folder: Path) -> None:
+    (folder / "long.txt").write_text("a line\n\n" * 100)
+    whole = parts_of(folder, 64, 10**6, cut_bytes=20)
+    assert len(whole) == 1
+    for part_bytes in (1, 64, 100, 1000):
+        found = parts_of(folder, 64, part_bytes, cut_bytes=20)
+        assert len(found) > 1
+        assert texts(found) == texts(whole)
+        assert parts_of(folder, 64, part_bytes, cut_bytes=20) == found
+
+
+def test_neighbouring_rows_are_read_in_one_go(folder: Path) -> None:
+    (part,) = parts_of(folder / "below", 16, 10**6)
+    assert len(part.pieces) == len(WRITERS)
+    (folder / "a.txt").write_text("a line\n\n" * 4)
+    (part,) = parts_of(folder / "a.txt", 16, 10**6, cut_bytes=1)
+    assert [piece[1:] for piece in part.pieces] == [(0, 16), (16, files.END)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_compressed_file_is_one_piece(name: str, tmp_path: Path) -> None:
+    WRITERS[name[1:]](tmp_path / name)
+    (part,) = parts_of(tmp_path, 1, 1)
+    assert part.pieces == (files.Piece(str(tmp_path / name)),)
+
+
+def test_a_text_that_is_not_cut_is_one_piece(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n\n" * 100)
+    assert len(parts_of(tmp_path, 16, 1)) == 1
+
+
+def test_pieces_are_read_from_any_storage() -> None:
+    lines = [{"text": f"line {i}"} for i in range(20)]
+    base = "memory://pieces"
+    storage.write_bytes(f"{base}/a.jsonl", b"\n".join(json.dumps(x).encode() for x in lines))
+    storage.write_bytes(f"{base}/a.txt", b"a line\n\n" * 20)
+    storage.write_bytes(f"{base}/b.parquet", b"")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(lines), sink, row_group_size=3)
+    storage.write_bytes(f"{base}/b.parquet", sink.getvalue().to_pybytes())
+    rows = [row["text"] for row in lines]
+    assert texts(parts_of(base, 64, 1, cut_bytes=1)) == [*rows, *["a line\n\n"] * 20, *rows]
+
+
+def test_parts_of_a_large_corpus_are_larger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MOST_PART_BYTES", 256)
+    line = json.dumps({"text": "x" * 4}) + "\n"  # 17 bytes
+    for count, most in [(5, 32), (15, 48), (60, 240), (200, 256)]:
+        (tmp_path / "a.jsonl").write_text(line * count)
+        found = parts_of(tmp_path, 16, 32, many=4)
+        sizes = {piece.stop - piece.start for part in found[:-1] for piece in part.pieces}
+        assert sizes == {most}
+        assert texts(found) == ["xxxx"] * count
+
+
+def test_damage_in_a_large_parquet_file_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-12])
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read"):
+        parts_of(tmp_path, 16, 1)
+
+
+@few
+@given(st.integers(0, 300), st.integers(1, 64), st.sampled_from(["a.txt", "a.jsonl"]))
+def test_what_is_wrong_in_a_piece_is_named_with_its_place_in_the_file(
+    tmp_path_factory: pytest.TempPathFactory, at: int, range_bytes: int, name: str
+) -> None:
+    line = json.dumps({"text": "some text"}).encode() + b"\n\n"
+    data = bytearray(line * 15)  # 24 bytes each
+    file = tmp_path_factory.mktemp("wrong") / name
+    data[at] = 255
+    file.write_bytes(data)
+    found = parts_of(file, range_bytes, 1, cut_bytes=1)
+    with pytest.raises(DataError, match=rf"not UTF-8 at byte {at} \(0xff\)"):
+        texts(found)
+    if name == "a.txt":
+        replaced = parts_of(file, range_bytes, 1, cut_bytes=1, errors="replace")
+        assert "".join(texts(replaced)) == data.decode(errors="replace")
+    if name == "a.jsonl":
+        number = at // len(line)
+        data[number * len(line) : (number + 1) * len(line)] = b"{".ljust(len(line) - 1) + b"\n"
+        file.write_bytes(data)
+        with pytest.raises(DataError, match=rf"a\.jsonl, line {2 * number + 1}: not valid JSON"):
+            texts(parts_of(file, range_bytes, 1))
+
+
+@few
+@given(st.integers(0, 19), st.integers(1, 7))
+def test_a_row_without_text_in_a_later_row_group_is_named(
+    tmp_path_factory: pytest.TempPathFactory, at: int, group: int
+) -> None:
+    file = tmp_path_factory.mktemp("wrong") / "a.parquet"
+    rows = [None if i == at else "fine" for i in range(20)]
+    pq.write_table(pa.table({"text": rows}), file, row_group_size=group)
+    with pytest.raises(DataError, match=rf"a\.parquet, row {at + 1}: no text"):
+        texts(parts_of(file, 1, 1))
 
 
 # --- cutting -------------------------------------------------------------------------------------
@@ -313,7 +518,7 @@ def test_a_missing_place_is_named(tmp_path: Path) -> None:
 def test_an_unknown_kind_is_refused_with_the_kinds_there_are(folder: Path) -> None:
     message = refusal(folder / "c.jpg")
     assert message.startswith(f"data.source={folder}/c.jpg: unknown kind of file")
-    assert all(kind in message for kind in sources.READABLE)
+    assert all(kind in message for kind in files.READABLE)
 
 
 def test_a_folder_or_glob_with_nothing_readable_is_refused(tmp_path: Path) -> None:
@@ -325,7 +530,13 @@ def test_a_folder_or_glob_with_nothing_readable_is_refused(tmp_path: Path) -> No
 def test_documents_without_text_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl(["", "a", " \n\t", "b", "\u3000"]))
     (tmp_path / "b.txt").write_text(" \n\n")
-    assert read(tmp_path) == ["a", "b"]
+    (tmp_path / "c.txt").write_text("")
+    (tmp_path / "d.txt").write_text("\n" * 99 + "d")
+    assert read(tmp_path, cut_bytes=1) == ["a", "b", "\n" * 99 + "d"]
+    empty = ["", " \n\t", "\u3000", " \n\n", ""]
+    for range_bytes in (16, 1000):  # in small pieces, the first of d.txt is blank: no document
+        found = texts(parts_of(tmp_path, range_bytes, 1, cut_bytes=1))
+        assert [text for text in found if not text.strip()] == empty
 
 
 def test_an_empty_file_has_no_documents(tmp_path: Path) -> None:
@@ -366,6 +577,79 @@ def test_any_text_comes_back_from_its_tokens(trained: Tokenizer, text: str) -> N
     assert trained.eot not in ids
     assert int(trained.token_bytes()[ids].sum()) == len(text.encode())
     assert "".join(trained.stream(ids)) == text
+
+
+WORD = [
+    "a",
+    "ab",
+    "é",
+    "東",
+    "🦊",
+    " ",
+    "\n",
+    " \t",
+    "1",
+    "-",
+    "'",
+    "'s",
+    "'ll",
+    "--'",
+    " the",
+    "\u3000",
+]
+WORDS = st.lists(
+    st.builds(lambda word, count: word * count, st.sampled_from(WORD), st.integers(1, 60)),
+    max_size=12,
+).map("".join)
+
+
+@settings(few, max_examples=200)
+@given(WORDS | st.text(), st.sampled_from([1, 16, 40]))
+@example("<|endoftext|>" * 20, 16)
+@example("-" * 32 + "'s-'s" * 20, 40)
+@example("x" + " " * 37 + "word", 40)
+def test_windows_change_no_id(trained: Tokenizer, text: str, window: int) -> None:
+    whole = trained.encode_array(text)
+    assert whole.dtype == trained.dtype == np.uint16
+    assert whole.tolist() == trained.encode(text) == trained._encoding.encode_ordinary(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "WINDOW", window)
+        assert trained.encode(text) == whole.tolist()
+
+
+@pytest.mark.parametrize("window", range(20, 125, 3))
+def test_windows_change_no_id_where_an_end_decides_all_before_it(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = string.ascii_letters  # from the right, two by two: an odd window shifts all pairs
+    pairs = ["".join(pair) for pair in itertools.pairwise(letters)][::-1]
+    ranks = {bytes([i]): i for i in range(256)}
+    ranks |= {pair.encode(): 256 + i for i, pair in enumerate(pairs)}
+    made = Tokenizer("pairs", r50k_pat_str, ranks, eot=len(ranks))
+    text = letters * 9
+    whole = made.encode(text)
+    monkeypatch.setattr(tokenizer, "WINDOW", window)
+    assert made.encode(text) == whole
+
+
+@pytest.mark.parametrize("word", ["a", "\0", "\n", "-", "1", "ab ", "東"])
+def test_a_long_word_has_the_ids_it_has_in_one_piece(trained: Tokenizer, word: str) -> None:
+    text = "the " + word * 300_000
+    assert trained.encode(text) == trained._encoding.encode_ordinary(text)
+
+
+def test_half_of_a_surrogate_pair_is_encoded_as_replaced(trained: Tokenizer) -> None:
+    assert trained.encode("a\ud83db") == trained.encode("a\ufffdb")
+
+
+def test_the_largest_uint16_is_never_an_id() -> None:
+    tokens = [bytes([i]) for i in range(256)] + [bytes(pair) for pair in np.ndindex(255, 256)]
+    ranks = {token: rank for rank, token in enumerate(tokens[:65535])}
+    large = Tokenizer("large", "a", ranks, eot=65535)
+    assert (large.vocab_size, large.dtype) == (65536, np.uint32)
+    del ranks[tokens[65534]]
+    small = Tokenizer("small", "a", ranks, eot=65534)
+    assert (small.vocab_size, small.dtype) == (65535, np.uint16)
 
 
 def test_a_million_spaces_before_a_word_come_back(trained: Tokenizer) -> None:
@@ -422,7 +706,6 @@ def test_training_twice_gives_the_same_tokenizer(trained: Tokenizer) -> None:
 def test_tokens_are_those_of_the_trainers_own_encoding(
     alphabet: str, seed: int, data: st.DataObject
 ) -> None:
-    from tiktoken_ext.openai_public import r50k_pat_str
     from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Peer
     from tokenizers.decoders import ByteLevel
@@ -451,6 +734,28 @@ def test_tokens_are_those_of_the_trainers_own_encoding(
         assert made.decode([token]) == peer.decode([token])
 
 
+@few
+@given(WORDS, st.integers(1, 30))
+def test_the_trainer_gets_the_words_of_a_long_text(text: str, size: int) -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    split = pre_tokenizers.Split(Regex(r50k_pat_str), "isolated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "TRAINED_TEXT", size)
+        pieces = list(tokenizer._pieces([text]))
+    words = [word for piece in pieces for word, _ in split.pre_tokenize_str(piece)]
+    assert words == [word for word, _ in split.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("word", ["a", "\n", "-", "ab"])
+def test_a_trainer_is_given_long_words_in_pieces(word: str) -> None:
+    text = "the quick " + word * 500_000 + " fox "
+    pieces = list(tokenizer._pieces([text, "x"]))
+    assert "".join(pieces) == text + "x"
+    assert max(map(len, pieces)) < 1100
+    assert tokenizer.train([text], 300).vocab_size > 257
+
+
 def test_a_vocabulary_is_no_larger_than_the_text_allows() -> None:
     assert tokenizer.train(["ab"], 4096).vocab_size == 258
     assert tokenizer.train([], 4096).vocab_size == 257
@@ -465,6 +770,11 @@ def test_a_tokenizer_comes_back_from_its_file(trained: Tokenizer, tmp_path: Path
         assert (back.name, back.eot, back.vocab_size) == ("bpe-340", 339, 340)
         assert back.encode(HOSTILE) == trained.encode(HOSTILE)
         assert (back.token_bytes() == trained.token_bytes()).all()
+
+
+def test_a_tokenizer_is_made_once(trained: Tokenizer) -> None:
+    data = trained.serialized
+    assert tokenizer.from_bytes(bytes(bytearray(data))) is tokenizer.from_bytes(data)
 
 
 def test_a_missing_or_damaged_tokenizer_is_named(trained: Tokenizer, tmp_path: Path) -> None:

@@ -20,4 +20,4 @@ The rooms, in the order that data flows; imports point up this list, never down:
     bench       measurements of Manta itself                            [psutil]
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

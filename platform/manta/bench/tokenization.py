@@ -9,6 +9,7 @@ from typing import Any
 from manta import cluster, storage
 from manta.bench.settings import BenchConfig
 from manta.data import prepare
+from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig
 from manta.data.shuffle import WORK
 from manta.text import sources, tokenizer
 from manta.text.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ def measure(c: BenchConfig, folder: str) -> dict[str, Any]:
     made = _tokenizer(c, texts)
     cores = cluster.capacity(1.0, 0.0)
     data = dataclasses.replace(
-        prepare.PrepareConfig(), source=storage.join(folder, "corpus"), document_bytes=0
+        PrepareConfig(), source=storage.join(folder, "corpus"), document_bytes=0
     )
     parts = sources.parts(data.corpus)
     path = storage.join(folder, "dataset")
@@ -85,7 +86,7 @@ def write_corpus(c: BenchConfig, folder: str) -> tuple[list[str], int]:
 def _tokenizer(c: BenchConfig, texts: list[str]) -> Tokenizer:
     if c.data.tokenizer == tokenizer.R50K:
         return tokenizer.named(tokenizer.R50K, c.data.tokenizer_file)
-    return tokenizer.train(texts, c.data.vocab_size or prepare.BPE_VOCAB_SIZE)
+    return tokenizer.train(texts, c.data.vocab_size or BPE_VOCAB_SIZE)
 
 
 def tiktoken_rate(made: Tokenizer, texts: list[str]) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from manta.data.shuffle import mix_bits
+from manta.data.order import mix_bits
 
 
 def fingerprint(rows: np.ndarray, first_slot: int) -> int:

@@ -13,7 +13,7 @@ from manta.data import manifest as manifests
 from manta.data import prepare, shards
 from manta.data.manifest import Manifest
 from manta.data.order import PERIOD, Line, Order, Phase, Stage, thousandths
-from manta.data.prepare import NAME, PrepareConfig
+from manta.data.recipe import NAME, PrepareConfig
 from manta.errors import DataError
 
 Mix = dict[str, NonNegativeFloat]
@@ -103,6 +103,8 @@ def ready(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifes
         if manifest is None:
             say(f"preparing the dataset {c.dataset_name} from {c.source}")
             manifest = prepare.prepare(c, home, say)
+        else:
+            prepare.clean_up(c, home)
         found = (manifest,)
     for manifest in found:
         manifests.check(manifest)

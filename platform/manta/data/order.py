@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+# Recorded with each run: another version of this arithmetic would read other tokens.
+VERSION = 1
 WINDOW_TOKENS = 1 << 24
 BLOCK_ROW_GROUPS = 8  # neighbours in the file, so that a block is one read
 LANES = 256
@@ -77,7 +79,7 @@ class Line:
 @functools.lru_cache(maxsize=8)
 def _shards_of(line: Line, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """The shards in the epoch's order, and where each ends in the epoch."""
-    order = np.random.default_rng((line.seed, 0, line.key, epoch)).permutation(len(line.shards))
+    order = permutation(len(line.shards), line.seed, 0, line.key, epoch)
     return order, np.cumsum(line.shards[order])
 
 
@@ -87,8 +89,7 @@ def _blocks_of(line: Line, epoch: int, shard: int) -> tuple[np.ndarray, np.ndarr
     tokens in a whole block."""
     tokens, size = int(line.shards[shard]), line.row_group_tokens * BLOCK_ROW_GROUPS
     count = -(-tokens // size)
-    draw = np.random.default_rng((line.seed, 1, line.key, epoch, shard))
-    blocks = draw.permutation(count)
+    blocks = permutation(count, line.seed, 1, line.key, epoch, shard)
     sizes = np.full(count, size, dtype=np.int64)
     sizes[-1] = tokens - (count - 1) * size
     return blocks, np.cumsum(sizes[blocks]), size
@@ -199,9 +200,9 @@ class Order:
                 slots = places_slot + columns.start
                 rows = (places_batch - skipped) * share + slots - own.start
                 is_own = (slots >= own.start) & (slots < own.stop) & (places_batch >= skipped)
-                draw = np.random.default_rng((self.seed, 2, line.key, window.first_sequence, lane))
+                order = permutation(count, self.seed, 2, line.key, window.first_sequence, lane)
                 shuffled = np.empty(count, dtype=np.int64)
-                shuffled[draw.permutation(count)] = np.where(is_own, rows, -1)
+                shuffled[order] = np.where(is_own, rows, -1)
                 found.append(Take(index, first, shuffled))
                 first += count
         return found
@@ -305,3 +306,26 @@ def mix_pattern(counts: tuple[int, ...], keys: tuple[int, ...]) -> np.ndarray:
         pattern[position] = chosen
     pattern.flags.writeable = False
     return pattern
+
+
+def permutation(count: int, *key: int) -> np.ndarray:
+    """(count,) a permutation drawn from the key, the same with any version of any library."""
+    state = fold(*key)
+    return np.argsort(mix_bits(np.arange(count, dtype=np.uint64) + state), kind="stable")
+
+
+def fold(*key: int) -> np.uint64:
+    """One number from several."""
+    state = np.zeros(1, dtype=np.uint64)
+    for number in key:
+        word = np.array([number % 2**64], dtype=np.uint64)
+        state = mix_bits((state + np.uint64(0x9E3779B97F4A7C15)) ^ mix_bits(word))
+    return state[0]
+
+
+def mix_bits(x: np.ndarray) -> np.ndarray:
+    """A permutation of the uint64s that looks random: the finalizer of SplitMix64 (Steele, Lea and
+    Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -4,22 +4,22 @@ The work is in `shuffle`; here is what to do (the config), what is there already
 which runs its two passes over Ray Data, goes on where an earlier run stopped, and commits.
 """
 
+import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import ray.data
 
 from manta import plot, storage
-from manta.config import Count, Natural, OpenFraction, Seed, VocabSize, config
 from manta.data import decontaminate, shuffle
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, Shard
+from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig, first_difference
 from manta.data.shuffle import SPLITS, WORK, Gather, Scatter
-from manta.errors import ConfigError, DataError
+from manta.errors import DataError
 from manta.lock import lock
 from manta.progress import Progress
 from manta.text import sources, tokenizer
@@ -30,102 +30,8 @@ ROW_GROUP_TOKENS = 1 << 14
 LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS = 1 << 22, 1 << 26
 SHARDS_WANTED = 64
 TOKENIZER_SAMPLE_BYTES = 64 << 20
-BPE_VOCAB_SIZE = 4096
 PLAN = "plan"
 HISTOGRAM = "lengths.png"
-NAME = r"[\w-][\w.-]*"
-
-
-@config
-class PrepareConfig:
-    source: str = sources.PYTHON
-    """Where the documents are: `python` (the source code and documentation of the running Python),
-    a file, folder or glob of .txt, .md, .py, .jsonl (.gz, .zst) or .parquet files (local or s3://,
-    gs://, ...), or `hf:OWNER/NAME`, a Hugging Face dataset, streamed."""
-    name: str | None = None
-    """Name of the prepared dataset, a folder under HOME/data; null: from source and tokenizer."""
-    subset: str | None = None
-    """Subset (configuration) of a Hugging Face dataset, such as sample-10BT."""
-    split: str = "train"
-    """Split of a Hugging Face dataset to read."""
-    text_key: str = "text"
-    """JSONL key or Parquet column that holds a document's text."""
-    errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not UTF-8: stop and name them, or put U+FFFD in their place."""
-    document_bytes: Natural | None = None
-    """A longer plain-text file is cut at blank lines into documents of about so many bytes; 0: a
-    file is one document; null: 16384, but 0 for source=python."""
-    tokenizer: str = "bpe"
-    """`bpe`: trained on the corpus; `r50k_base`: GPT-2's; or the encoding.json of a dataset."""
-    vocab_size: VocabSize | None = None
-    """Tokens in a trained bpe, end-of-text included; null: 4096. Other tokenizers bring theirs."""
-    tokenizer_file: str | None = None
-    """The file r50k_base.tiktoken, where it cannot be downloaded."""
-    val_fraction: OpenFraction = 0.05
-    """Share of documents that go to the val split, decided by a hash of each document's text."""
-    shuffle_seed: Seed = 0
-    """Of the order that documents are shuffled into."""
-    decontaminate: tuple[str, ...] = ()
-    """Files of evaluation examples (.jsonl, .txt, .parquet): a document that shares
-    `decontaminate_ngram` consecutive words with one of them is dropped."""
-    decontaminate_ngram: Count = 13
-    """Words in a row that count as a copy."""
-
-    def problems(self) -> list[str]:
-        found = []
-        if self.tokenizer not in ("bpe", tokenizer.R50K) and not self.tokenizer.endswith(".json"):
-            found.append(
-                f"tokenizer={self.tokenizer}: valid are bpe, {tokenizer.R50K}, or the path of a "
-                f"dataset's {tokenizer.FILE_NAME}"
-            )
-        if self.vocab_size is not None and self.tokenizer != "bpe":
-            found.append(
-                f"vocab_size is for tokenizer=bpe; {self.tokenizer} brings its own: omit it"
-            )
-        if self.tokenizer_file is not None and self.tokenizer != tokenizer.R50K:
-            found.append(f"tokenizer_file is for tokenizer={tokenizer.R50K}: omit it")
-        if self.subset is not None and not self.source.startswith(sources.HUGGING_FACE):
-            found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
-        if self.name is not None and not re.fullmatch(NAME, self.name):
-            found.append(f"name={self.name}: letters, digits, '.', '_' and '-' are valid")
-        return found
-
-    @property
-    def corpus(self) -> sources.Source:
-        cut = self.document_bytes
-        if cut is None:
-            cut = 0 if self.source == sources.PYTHON else 16384
-        location = self.source
-        if location != sources.PYTHON and not location.startswith(sources.HUGGING_FACE):
-            location = storage.absolute(location)
-        return sources.Source(location, self.subset, self.split, self.text_key, self.errors, cut)
-
-    @property
-    def dataset_name(self) -> str:
-        if self.name is not None:
-            return self.name
-        last = self.source.removeprefix(sources.HUGGING_FACE).rstrip("/").rpartition("/")[2]
-        words = [last.partition(".")[0] or "data", *([self.subset] if self.subset else [])]
-        if self.tokenizer == "bpe":
-            words.append(f"bpe{self.vocab_size or BPE_VOCAB_SIZE}")
-        else:
-            words.append(self.tokenizer.rpartition("/")[2].removesuffix(".json"))
-        return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-")
-
-    def folder(self, home: str) -> str:
-        return storage.join(home, "data", self.dataset_name)
-
-    def recipe(self) -> dict[str, Any]:
-        """What decides the tokens: a dataset made by another recipe is another dataset."""
-        return {
-            "source": sources.identity(self.corpus),
-            "shuffle_seed": self.shuffle_seed,
-            "decontaminate": [storage.absolute(file) for file in self.decontaminate],
-            "decontaminate_ngram": self.decontaminate_ngram if self.decontaminate else None,
-            "tokenizer": self.tokenizer,
-            "vocab_size": (self.vocab_size or BPE_VOCAB_SIZE) if self.tokenizer == "bpe" else None,
-            "val_fraction": self.val_fraction,
-        }
 
 
 def find(c: PrepareConfig, home: str) -> Manifest | None:
@@ -140,7 +46,7 @@ def find(c: PrepareConfig, home: str) -> Manifest | None:
     manifest = manifests.load(path)
     wanted = c.recipe()
     if manifest.recipe != wanted:
-        was, now = _first_difference(manifest.recipe, wanted)
+        was, now = first_difference(manifest.recipe, wanted)
         raise DataError(
             f"{path} was prepared with {was}, but the config says {now}; give another data.name, "
             "or delete the folder to prepare it anew"
@@ -161,32 +67,45 @@ def prepare(
     """
     path = c.folder(home)
     parts = sources.parts(c.corpus)
-    beside = storage.join(home, "data", f".{c.dataset_name}.lock")
-    with lock(beside, f"preparing {path}"):
-        manifest = find(c, home)  # another process may just have ended
-        if manifest is None:
-            manifest = _prepare(c, path, parts, say)
-        storage.delete_folder(storage.join(path, WORK))
+    try:
+        with _lock(c, home):
+            manifest = find(c, home)  # another process may just have ended
+            if manifest is None:
+                manifest = _prepare(c, path, parts, say)
+            storage.delete_folder(storage.join(path, WORK))
+    except OSError as e:
+        reason = e.strerror or e
+        raise DataError(f"{path}: cannot be written ({reason}); {shuffle.RESUME}") from None
     return manifest
+
+
+def clean_up(c: PrepareConfig, home: str) -> None:
+    """Deletes what is left of a run that ended just after its commit."""
+    work = storage.join(c.folder(home), WORK)
+    if storage.exists(work):
+        # Its owner may be about to do so, and whoever only reads the dataset may not.
+        with contextlib.suppress(DataError, OSError), _lock(c, home):
+            storage.delete_folder(work)
+
+
+def _lock(c: PrepareConfig, home: str) -> contextlib.AbstractContextManager[None]:
+    beside = storage.join(home, "data", f".{c.dataset_name}.lock")
+    return lock(beside, f"preparing {c.folder(home)}")
 
 
 def _prepare(
     c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
 ) -> Manifest:
-    try:
-        _resume_or_clear(c, path, parts, say)
-        made = _tokenizer_of(c, path, parts)
-        scattered = scatter(c, path, parts, made)
-        gathered = gather(path, scattered, made)
-        manifest = _manifest(c, path, made, scattered, gathered)
-        _refuse_empty(manifest, c)
-        documents, tokens = manifest.lengths["documents"], manifest.lengths["tokens"]
-        picture = plot.histogram(documents, f"{manifest.name}: length of documents", tokens)
-        storage.write_bytes(storage.join(path, HISTOGRAM), picture)
-        manifest.save()
-    except OSError as e:
-        reason = e.strerror or e
-        raise DataError(f"{path}: cannot be written ({reason}); {shuffle.RESUME}") from None
+    _resume_or_clear(c, path, parts, say)
+    made = _tokenizer_of(c, path, parts)
+    scattered = scatter(c, path, parts, made)
+    gathered = gather(path, scattered, made)
+    manifest = _manifest(c, path, made, scattered, gathered)
+    _refuse_empty(manifest, c)
+    documents, tokens = manifest.lengths["documents"], manifest.lengths["tokens"]
+    picture = plot.histogram(documents, f"{manifest.name}: length of documents", tokens)
+    storage.write_bytes(storage.join(path, HISTOGRAM), picture)
+    manifest.save()
     return manifest
 
 
@@ -217,7 +136,7 @@ def _resume_or_clear(
     c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
 ) -> None:
     """Keeps what an interrupted run of the same preparation left; anything else goes."""
-    plan = {"recipe": c.recipe(), "corpus": _state_of(parts)}
+    plan = {"recipe": c.recipe(), "corpus": _state_of(c, parts)}
     file = shuffle.record_path(path, PLAN)
     if storage.exists(file):
         if storage.read_json(file) == plan:
@@ -225,20 +144,23 @@ def _resume_or_clear(
             say(f"going on with the preparation of {path}")
             return
         say(f"preparing {path} from the start: the corpus or the config has changed")
+        storage.delete_file(file)  # first: what is half deleted is nothing to go on from
     storage.delete_folder(path)
     storage.make_folder(path)
     storage.write_json(file, plan)
 
 
-def _state_of(parts: list[sources.Part]) -> str:
-    """A digest of which files there are, their sizes and their times."""
+def _state_of(c: PrepareConfig, parts: list[sources.Part]) -> str:
+    """A digest of which files decide the tokens, their sizes and their times."""
 
     def state(file: str) -> list[Any]:
         found = storage.info(file)
         return [file, found.size, found.mtime_ns]
 
+    named = [*c.decontaminate, *([c.tokenizer] if c.tokenizer.endswith(".json") else [])]
     with ThreadPoolExecutor(16) as pool:
-        files = sorted({piece.path for part in parts for piece in part.pieces})
+        found = {piece.path for part in parts for piece in part.pieces}
+        files = sorted(found | {storage.absolute(file) for file in named})
         content = [[dataclasses.asdict(part) for part in parts], list(pool.map(state, files))]
     return storage.sha256_of(json.dumps(content).encode())
 
@@ -368,18 +290,3 @@ def summary(manifest: Manifest) -> str:
     lines.append(f"dropped  {dropped} documents")
     lines.append(f"lengths  {storage.join(manifest.path, HISTOGRAM)}")
     return "\n".join(lines)
-
-
-def _first_difference(was: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:
-    flat_was, flat_now = _flat(was), _flat(now)
-    for key in sorted(flat_was.keys() | flat_now.keys()):
-        if flat_was.get(key) != flat_now.get(key):
-            return f"{key}={flat_was.get(key)}", f"{flat_now.get(key)}"
-    raise ConfigError("the recipes are equal")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -24,6 +24,7 @@ import pyarrow as pa
 from manta import storage
 from manta.data.decontaminate import Decontaminator
 from manta.data.manifest import Shard
+from manta.data.order import fold, mix_bits
 from manta.data.shards import ShardWriter
 from manta.errors import DataError, MantaError
 from manta.text import sources, tokenizer
@@ -65,21 +66,12 @@ class Key:
     @classmethod
     def of(cls, digests: list[bytes], seed: int) -> "Key":
         words = np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 3)
-        start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-        return cls(words[:, 0], mix_bits(words[:, 1] ^ start), words[:, 2])
+        return cls(words[:, 0], mix_bits(words[:, 1] ^ fold(seed)), words[:, 2])
 
     def is_val(self, fraction: float) -> np.ndarray:
         """(N,) bool: by the text alone, so that a document stays in its split whatever is added to
         the corpus, and copies of one never land on both sides."""
         return self.split < fraction * 2.0**64
-
-
-def mix_bits(x: np.ndarray) -> np.ndarray:
-    """A permutation of the uint64s that looks random: the finalizer of SplitMix64 (Steele, Lea and
-    Flood 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 class _Task:
@@ -248,7 +240,8 @@ class Gather(_Task):
                     order = batch["order"].to_numpy()
                     a = int(np.searchsorted(order, np.uint64(low), side="left"))
                     b = int(np.searchsorted(order, np.uint64(high - 1), side="right"))
-                    found.append(pa.Table.from_batches([batch.slice(a, b - a)]))
+                    if a < b:
+                        found.append(pa.Table.from_batches([batch.slice(a, b - a)]))
                 return found
         except (OSError, pa.ArrowInvalid) as e:
             raise DataError(

@@ -267,17 +267,16 @@ def _first_paragraph(file: io.BufferedReader, piece: Piece) -> int | None:
 
 
 def _before(file: io.BufferedReader, start: int) -> int:
-    """A place before `start` from which reading on shows whether the line before it is blank: the
-    beginning of that line, or of some of its text."""
+    """A place before `start` from which reading on shows whether the line before it is blank: an
+    earlier line's, or one in that line before some of its text."""
     back = 256
     while True:
         at = max(0, start - back)
         file.seek(at)
         behind = file.read(start - at)
-        line_end = behind.rfind(b"\n", 0, len(behind) - 1)
-        if line_end >= 0:
-            return at + line_end + 1
-        if at == 0 or behind.decode(errors="ignore").strip():  # both ends may be in a character
+        if at == 0 or b"\n" in behind[:-1]:
+            return at
+        if behind.decode(errors="ignore").strip():  # either end may be within a character
             return at
         back *= 16
 
@@ -307,7 +306,7 @@ def _lines(
 ) -> Iterator[tuple[int, str]]:
     """(offset, text) of the lines that begin from `start`, where one begins, up to `stop`. Line
     ends are kept as they are; only a line feed is one, so that no character is cut."""
-    if start >= stop:
+    if start >= stop:  # it may be within a very long line
         return
     if start:
         file.seek(start)

@@ -96,7 +96,9 @@ def _pieces(found: list[tuple[str, int]], source: Source) -> Iterator[tuple[Piec
     """(piece, bytes) of the files, in their order."""
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         large = (file for file in found if file[1] > RANGE_BYTES)
-        cut = pool.map(lambda file: files.pieces(*file, source.cut_bytes, RANGE_BYTES), large)
+        cut = pool.map(
+            lambda file: files.pieces(file[0], file[1], source.cut_bytes, RANGE_BYTES), large
+        )
         for path, size in found:
             yield from next(cut) if size > RANGE_BYTES else [(Piece(path), size)]
 

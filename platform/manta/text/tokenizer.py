@@ -109,8 +109,8 @@ class Tokenizer:
     def _borders(self, text: str, end: int, ids: np.ndarray) -> Iterator[tuple[int, int]]:
         """Some places near the end of a window: the number of tokens before, the character's index.
 
-        Not so near that words would be cut otherwise if the text went on; and not at an apostrophe,
-        as "'s" begins no word where it follows other marks, and is one where the text begins.
+        Eight tokens from it, as the last words would be cut otherwise if the text went on; and not
+        at an apostrophe: "'s" is a word where a text begins, but not after other marks.
         """
         behind = b""
         tried = 0
@@ -119,7 +119,7 @@ class Tokenizer:
             if len(ids) - count < 8 * (tried + 1) or behind[0] & 0xC0 == 0x80:  # in a character
                 continue
             at = end - len(behind.decode())
-            if at <= end - 4 and "'" not in text[max(0, at - 2) : at + 1]:
+            if "'" not in text[max(0, at - 2) : at + 1]:
                 tried += 1
                 yield count, at
 

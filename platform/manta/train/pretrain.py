@@ -17,6 +17,7 @@ from manta import cluster, storage
 from manta import config as configs
 from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, config
 from manta.data import mixture, stream
+from manta.data import order as orders
 from manta.data.manifest import Manifest
 from manta.data.mixture import DataConfig
 from manta.data.order import Order, sequences_before
@@ -155,6 +156,7 @@ def order_of(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> Order:
 def decisions(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
     """What decides which tokens each step reads; a run keeps to it."""
     return {
+        "order": orders.VERSION,
         "seed": c.seed,
         "seq_len": c.sequence_length,
         "tokens_per_batch": c.tokens_per_batch,
