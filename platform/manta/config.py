@@ -185,7 +185,10 @@ def to_dict(made: Any) -> dict[str, Any]:
 def to_yaml(made: Any) -> str:
     """A config, or a plain tree, as a file that `load` reads."""
     tree = to_dict(made) if dataclasses.is_dataclass(made) else made
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    if any(break_ in text for break_ in "\x85\u2028\u2029"):  # written raw, and read as a space
+        text = yaml.safe_dump(tree, sort_keys=False)
+    return text
 
 
 def differences(made: Any) -> dict[str, Any]:

@@ -182,5 +182,5 @@ def shares(datasets: tuple[Manifest, ...], phases: tuple[Phase, ...]) -> dict[st
 
 
 def so_far(mixes: dict[str, Any], sequences: int) -> dict[str, Any]:
-    """The mixes that so many sequences have met: what comes after may still be changed."""
+    """The mixes that the planned sequences have met: what comes after may still be changed."""
     return {start: mix for start, mix in mixes.items() if int(start) < max(sequences, 1)}

@@ -148,6 +148,13 @@ class Order:
     def sequences_before(self, batch: int) -> int:
         return sequences_before(self.stages, batch)
 
+    def sequences_planned(self, batch: int) -> int:
+        """The sequences of the windows that are begun before this batch: a window's mix decides
+        which of its sequences each of its batches takes."""
+        window = self.window_at(batch)
+        is_begun = batch > window.first_batch
+        return self.sequences_before(window.stop_batch if is_begun else batch)
+
     def window_at(self, batch: int) -> Window:
         """The window that holds a batch: about WINDOW_TOKENS, or an epoch where that is less. An
         epoch of the first mix: one that comes later moves no window before it."""

@@ -20,7 +20,7 @@ from manta.data import mixture, stream
 from manta.data import order as orders
 from manta.data.manifest import Manifest
 from manta.data.mixture import DataConfig
-from manta.data.order import Order, sequences_before
+from manta.data.order import Order
 from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import GPT, ModelConfig, num_parameters
 from manta.text.tokenizer import Tokenizer
@@ -182,7 +182,7 @@ def check_resumable(
                 f"{wanted[key]}; {remedy}"
             )
     state = checkpoint.load_state(path)
-    done = sequences_before(c.stages, state.step)
+    done = order_of(c, datasets).sequences_planned(state.step)
     was = {**state.data, "mix": mixture.so_far(state.data.get("mix", {}), done)}
     for key, value in decisions(c, datasets).items():
         value = mixture.so_far(value, done) if key == "mix" else value

@@ -88,8 +88,9 @@ class TrainConfig:
                 f"set model.context_length={self.seq_len}"
             )
         unit = self.sequence_length * self.num_workers * (self.micro_batch_size or 1)
-        for size in (self.tokens_per_batch, *self.batch_ramp):
-            key = "tokens_per_batch" if size == self.tokens_per_batch else "batch_ramp"
+        sizes = [("tokens_per_batch", self.tokens_per_batch)]
+        sizes += [("batch_ramp", size) for size in self.batch_ramp]
+        for key, size in sizes:
             if size % unit:
                 below = size // unit * unit
                 parts = f"seq_len {self.sequence_length} x num_workers {self.num_workers}" + (
@@ -99,6 +100,9 @@ class TrainConfig:
                     f"{key}={size} does not divide by {parts} = {unit}; "
                     f"nearest that do: {f'{below} and ' if below else ''}{below + unit}"
                 )
+        untils = list(self.batch_ramp.values())
+        if len(set(untils)) < len(untils):
+            found.append(f"batch_ramp={self.batch_ramp}: two sizes end at the same token count")
         return found
 
     @property
