@@ -45,8 +45,9 @@ quickstart: $(INSTALLED)  ## Train and evaluate a small GPT on this machine, in 
 test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest
 
-test-long: $(DEVELOPING)  ## The longer matrices: 10,000 corrupted shards, ten kills of a preparation
-	MANTA_TEST_LONG=1 $(BIN)/python -m pytest tests/test_corruption.py tests/test_prepare.py tests/test_prepare_killed.py
+test-long: $(DEVELOPING)  ## The longer matrices: 10,000 damaged shards, ten kills of a preparation
+	MANTA_TEST_LONG=1 $(BIN)/python -m pytest tests/test_corruption.py tests/test_prepare.py \
+		tests/test_prepare_killed.py tests/test_training.py
 
 check: $(DEVELOPING)  ## Lint, formatting and types
 	$(BIN)/ruff check .

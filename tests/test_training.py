@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -101,13 +102,16 @@ def resumed_arguments(dtype: str) -> list[str]:
     return [*RESUMED, "num_workers=2", "zero_stage=2", f"dtype={dtype}"]
 
 
-# What the order of the data is shown for: 60 steps each, of 12 sequences.
+# What the order of the data is shown for: 60 steps each, of 12 sequences. (All four take minutes.)
 STREAMS = {
     "one": ["data.name=animals-bpe300"],
-    "masked": ["data.name=animals-bpe300", "document_mask=true"],
-    "mix": ["data.mix={animals-bpe300: 0.7, verses: 0.3}"],
     "mix-masked": ["data.mix={animals-bpe300: 0.7, verses: 0.3}", "document_mask=true"],
 }
+if os.environ.get("MANTA_TEST_LONG") == "1":
+    STREAMS |= {
+        "masked": ["data.name=animals-bpe300", "document_mask=true"],
+        "mix": ["data.mix={animals-bpe300: 0.7, verses: 0.3}"],
+    }
 
 
 RAMP = ["batch_ramp={128: 512, 256: 1024}", "tokens_per_batch=512", "total_tokens=3072"]
@@ -288,13 +292,12 @@ def test_any_workers_read_the_same_batches_also_across_resumes(
     )
 
 
-def test_the_streams_differ_where_they_should(one_worker: dict[str, PretrainConfig]) -> None:
-    records = {kind: steps(one_worker[f"on-1-{kind}"]) for kind in STREAMS}
-    prints = {kind: [r["fingerprint"] for r in found] for kind, found in records.items()}
-    assert prints["one"] == prints["masked"] and prints["mix"] == prints["mix-masked"]
-    assert not set(prints["one"]) & set(prints["mix"])
-    assert losses(one_worker["on-1-one"])[1:] != losses(one_worker["on-1-masked"])[1:]
-    evals = ended(one_worker["on-1-mix"]).last_eval
+def test_a_mix_reads_other_batches_and_is_measured_on_each_dataset(
+    one_worker: dict[str, PretrainConfig],
+) -> None:
+    one, mix = (steps(one_worker[f"on-1-{kind}"]) for kind in ("one", "mix-masked"))
+    assert not {r["fingerprint"] for r in one} & {r["fingerprint"] for r in mix}
+    evals = ended(one_worker["on-1-mix-masked"]).last_eval
     assert {"val_loss/animals-bpe300", "val_loss/verses"} <= evals.keys()
 
 

@@ -136,7 +136,13 @@ def _resume_or_clear(
     c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
 ) -> None:
     """Keeps what an interrupted run of the same preparation left; anything else goes."""
-    plan = {"recipe": c.recipe(), "corpus": _state_of(c, parts)}
+    sizes = [ROW_GROUP_TOKENS, SHARDS_WANTED, LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS]
+    plan = {
+        "format": manifests.FORMAT,
+        "sizes": sizes,
+        "recipe": c.recipe(),
+        "corpus": _state_of(c, parts),
+    }
     file = shuffle.record_path(path, PLAN)
     if storage.exists(file):
         if storage.read_json(file) == plan:

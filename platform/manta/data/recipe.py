@@ -93,12 +93,13 @@ class PrepareConfig:
 
     def recipe(self) -> dict[str, Any]:
         """What decides the tokens: a dataset made by another recipe is another dataset."""
+        is_file = self.tokenizer.endswith(".json")
         return {
             "source": sources.identity(self.corpus),
             "shuffle_seed": self.shuffle_seed,
             "decontaminate": [storage.absolute(file) for file in self.decontaminate],
             "decontaminate_ngram": self.decontaminate_ngram if self.decontaminate else None,
-            "tokenizer": self.tokenizer,
+            "tokenizer": storage.absolute(self.tokenizer) if is_file else self.tokenizer,
             "vocab_size": (self.vocab_size or BPE_VOCAB_SIZE) if self.tokenizer == "bpe" else None,
             "val_fraction": self.val_fraction,
         }
