@@ -19,7 +19,7 @@ class BenchConfig(PretrainConfig):
     """overhead: steps of A, then of B, in a round."""
     tokens: Count = 1 << 27
     """data: tokens of the dataset that is made to be read, and read in a round."""
-    text_bytes: Count = 64 << 20
+    text_bytes: Count = 256 << 20
     """tokenize: bytes of text that are prepared in a round; repeated from data.source, with a
     number in front of each document."""
 

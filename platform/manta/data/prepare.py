@@ -13,7 +13,7 @@ from typing import Any
 
 import ray.data
 
-from manta import plot, storage
+from manta import cluster, plot, storage
 from manta.data import decontaminate, shuffle
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, Shard
@@ -29,6 +29,7 @@ ROW_GROUP_TOKENS = 1 << 14
 # A shard is a task of the second pass: many of them where there is much, none that fills memory.
 LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS = 1 << 22, 1 << 26
 SHARDS_WANTED = 64
+TASKS_PER_CPU = 4
 TOKENIZER_SAMPLE_BYTES = 64 << 20
 PLAN = "plan"
 HISTOGRAM = "lengths.png"
@@ -230,7 +231,10 @@ def _over_ray(task: Scatter | Gather, indexes: list[int]) -> Iterable[dict[str, 
     if not indexes:
         return []
     items = [{"index": index} for index in indexes]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    # Between two tasks Ray Data leaves a CPU idle for a tenth of a second: few tasks, of several
+    # indexes each.
+    tasks = min(len(items), TASKS_PER_CPU * cluster.capacity(1.0, 0.0))
+    dataset = ray.data.from_items(items, override_num_blocks=tasks)
     return dataset.map_batches(task, batch_size=1, num_cpus=1).iter_rows()
 
 

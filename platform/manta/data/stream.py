@@ -12,6 +12,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,9 +27,10 @@ from manta.errors import DataError
 
 T = TypeVar("T")
 
-# Reading is mostly waiting and decompression: two tasks of no reserved CPU keep far ahead of
-# training, and cannot be starved by workers that have reserved every CPU there is.
-READ_TASKS = 2
+# One task of no reserved CPU: it keeps far ahead of training, and cannot be starved by workers that
+# have reserved every CPU there is. A second one would be little faster, and hold as much memory.
+READ_TASKS = 1
+READS_AT_ONCE = 4  # an object store answers each read after a while
 # Ray Data plans all of a dataset's tasks at its start, so an endless stream is several datasets.
 DATASET_WINDOWS = 512
 # Neighbours on the line, read together: one read of them would hold a second copy of the window.
@@ -92,11 +94,15 @@ class Reader:
         self, line: int, start: int, stop: int, dtype: np.dtype, notes: list[str]
     ) -> np.ndarray:
         tokens = np.empty(stop - start, dtype=dtype)
+        segments = self.order.lines[line].segments(start, stop)
         at = 0
-        for segment in self.order.lines[line].segments(start, stop):
-            end = at + segment.stop - segment.start
-            tokens[at:end] = self._read(self.manifests[line], segment, notes)
-            at = end
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            read = pool.map(
+                lambda segment: self._read(self.manifests[line], segment, notes), segments
+            )
+            for piece in read:
+                tokens[at : at + len(piece)] = piece
+                at += len(piece)
         return tokens
 
     def _read(self, manifest: Manifest, segment: Segment, notes: list[str]) -> np.ndarray:
