@@ -20,7 +20,7 @@ def main(config: InspectConfig) -> None:
     for line in inspect(config):
         print(line)
     if "/" not in config.dataset:
-        print(f"next     python jobs/pretrain.py data.mix={{{config.dataset}: 1}} name=my-run")
+        print(f"next     python jobs/pretrain.py 'data.mix={{{config.dataset}: 1}}' name=my-run")
 
 
 if __name__ == "__main__":

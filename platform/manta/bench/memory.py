@@ -26,7 +26,7 @@ def total_memory(without: tuple[str, ...] = ()) -> int:
 
 
 class MemoryWatch:
-    """The most of `total_memory`, looked at once a second."""
+    """The most of `total_memory`, looked at once a second and at the end."""
 
     def __init__(self, without: tuple[str, ...] = ()) -> None:
         self._without = without
@@ -41,6 +41,7 @@ class MemoryWatch:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join(timeout=10)
+        self._found.append(total_memory(self._without))
 
     def _watch(self) -> None:
         while not self._stop.wait(1.0):

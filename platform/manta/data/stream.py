@@ -96,26 +96,27 @@ class Reader:
         tokens = np.empty(stop - start, dtype=dtype)
         segments = self.order.lines[line].segments(start, stop)
         at = 0
+        read = functools.partial(self._read, self.manifests[line])
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            read = pool.map(
-                lambda segment: self._read(self.manifests[line], segment, notes), segments
-            )
-            for piece in read:
+            for piece, found in pool.map(read, segments):
                 tokens[at : at + len(piece)] = piece
                 at += len(piece)
+                notes += found
         return tokens
 
-    def _read(self, manifest: Manifest, segment: Segment, notes: list[str]) -> np.ndarray:
+    def _read(self, manifest: Manifest, segment: Segment) -> tuple[np.ndarray, list[str]]:
+        """The segment's tokens, and notes."""
         try:
-            return self._open(manifest, segment.shard).read(segment.start, segment.stop)
+            return self._open(manifest, segment.shard).read(segment.start, segment.stop), []
         except DataError:
             if not self.skip_corrupt:
                 raise
-        return self._salvage(manifest, segment, notes)
+        return self._salvage(manifest, segment)
 
-    def _salvage(self, manifest: Manifest, segment: Segment, notes: list[str]) -> np.ndarray:
-        """The segment with IGNORED in place of each row group that cannot be read."""
+    def _salvage(self, manifest: Manifest, segment: Segment) -> tuple[np.ndarray, list[str]]:
+        """The segment with IGNORED in place of each row group that cannot be read, and notes."""
         tokens = np.full(segment.stop - segment.start, IGNORED, dtype=np.int32)
+        notes = []
         size = manifest.row_group_tokens
         for begin in range(segment.start // size * size, segment.stop, size):
             start, stop = max(begin, segment.start), min(begin + size, segment.stop)
@@ -124,7 +125,7 @@ class Reader:
                 tokens[place] = self._open(manifest, segment.shard).read(start, stop)
             except DataError as e:
                 notes.append(f"skipping {stop - start:,} tokens: {e}")
-        return tokens
+        return tokens, notes
 
     def _open(self, manifest: Manifest, number: int) -> shards.ShardReader:
         shard = self._shards[manifest.path][number]
