@@ -487,6 +487,7 @@ def test_a_damaged_shard_is_named_and_not_trained_on(prepared: Path, corpus: Pat
     whole = dataclasses.replace(c, data=dataclasses.replace(c.data, verify=True))
     with pytest.raises(DataError, match=f"{shard.name}.*sha256"):
         pretrain(whole, silent)
+    assert not (prepared / "runs" / "other").exists()
     with pytest.raises(DataError, match=f"{shard.name}: row group 0 is damaged: its sha256"):
         pretrain(c, silent)  # found when it is read
-    assert not (prepared / "runs" / "other").exists()
+    assert not checkpoint.find(c.run_folder)
