@@ -933,13 +933,18 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_next_run_goes_on(
                 break
             except DataError as e:
                 refused += 1
-                assert str(e).startswith(f"{folder}: cannot be written (")
-                assert "File too large" in str(e)
-                assert str(e).endswith(f"; {shuffle.RESUME}") and "\n" not in str(e)
+                check_cannot_be_written(e, str(folder), "File too large")
         assert not (folder / manifests.FILE_NAME).exists()
     assert refused > 5
     prepare.prepare(c, str(tmp_path), silent)
     assert content(folder) == expected
+
+
+def check_cannot_be_written(error: DataError, folder: str, reason: str) -> None:
+    """One line that names the folder and the kernel's reason, and says what to do."""
+    assert str(error).startswith(f"{folder}: cannot be written (")
+    assert reason in str(error)
+    assert str(error).endswith(f"; {shuffle.RESUME}") and "\n" not in str(error)
 
 
 @pytest.fixture
@@ -982,9 +987,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
             break
         except DataError as e:
             refused += 1
-            assert str(e).startswith(f"{c.folder(str(home))}: cannot be written (")
-            assert "No space left on device" in str(e)
-            assert str(e).endswith(f"; {shuffle.RESUME}") and "\n" not in str(e)
+            check_cannot_be_written(e, c.folder(str(home)), "No space left on device")
         assert not (Path(c.folder(str(home))) / manifests.FILE_NAME).exists()
     assert refused > 10
     assert content(c.folder(str(home))) == content(dataset.path)

@@ -43,11 +43,9 @@ def find(c: InspectConfig) -> Manifest:
     for path in (storage.join(folder, c.dataset), storage.absolute(c.dataset)):
         if manifests.exists(path):
             return manifests.load(path)
-    names = [item.base_name for item in storage.list_files(folder, recursive=False)]
-    there = [name for name in names if manifests.exists(storage.join(folder, name))]
     raise DataError(
         f"dataset={c.dataset}: no dataset there; give a folder, or a name (there are: "
-        f"{', '.join(there) or f'none under {folder}'})"
+        f"{', '.join(manifests.names(folder)) or f'none under {folder}'})"
     )
 
 

@@ -100,6 +100,12 @@ def exists(path: str) -> bool:
     return storage.exists(storage.join(path, FILE_NAME))
 
 
+def names(folder: str) -> list[str]:
+    """The datasets in a folder, by name."""
+    found = [item.base_name for item in storage.list_files(folder, recursive=False)]
+    return [name for name in found if exists(storage.join(folder, name))]
+
+
 def load(path: str) -> Manifest:
     """Raises DataError when there is no dataset, or its manifest is another version's, damaged or
     edited."""

@@ -117,14 +117,13 @@ def ready(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifes
 
 
 def _of_mix(name: str, home: str) -> Manifest:
-    path = storage.join(home, "data", name)
+    folder = storage.join(home, "data")
+    path = storage.join(folder, name)
     if not manifests.exists(path):
-        there = [item.base_name for item in storage.list_files(storage.join(home, "data"), False)]
-        there = [n for n in there if manifests.exists(storage.join(home, "data", n))]
+        there = ", ".join(manifests.names(folder)) or "none"
         raise DataError(
-            f"data.mix names {name}, but {path} is no dataset (there are: "
-            f"{', '.join(there) or 'none'}); prepare it: python jobs/prepare.py data.name={name} "
-            "data.source=..."
+            f"data.mix names {name}, but {path} is no dataset (there are: {there}); prepare it: "
+            f"python jobs/prepare.py data.name={name} data.source=..."
         )
     return manifests.load(path)
 

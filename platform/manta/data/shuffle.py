@@ -11,6 +11,7 @@ work/part-00007-000-train.arrow   a run         work/part-00007.json    what a p
 A record is written after what it speaks of; what has one is not done again.
 """
 
+import abc
 import bisect
 import dataclasses
 import hashlib
@@ -74,7 +75,7 @@ class Key:
         return self.split < fraction * 2.0**64
 
 
-class _Task:
+class _Task(abc.ABC):
     """A task of Ray Data's: one index in, what to record out. Errors are values: a task that
     raises is retried, and prints its stack."""
 
@@ -90,8 +91,9 @@ class _Task:
             found, error = {}, f"{self.path}: cannot be written ({e.strerror or e}); {RESUME}"
         return {"index": [index], "found": [json.dumps(found)], "error": [error]}
 
+    @abc.abstractmethod
     def run(self, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """Does the work of one index; its record."""
 
 
 RESUME = "make room, and run the same command again: it goes on where this one stopped"

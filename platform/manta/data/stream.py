@@ -35,7 +35,9 @@ READS_AT_ONCE = 4  # an object store answers each read after a while
 DATASET_WINDOWS = 512
 # Neighbours on the line, read together: one read of them would hold a second copy of the window.
 LANES_AT_ONCE = 32
-IGNORED = -1  # stands for a token that could not be read: no loss counts it
+# Stands for a token that could not be read. The model's IGNORED, which no loss counts; importing it
+# would bring torch into the tasks that read.
+IGNORED = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,8 +177,9 @@ def _windows(
     The first window of each of Ray Data's datasets is read here, while its tasks start: that takes
     seconds, in which nothing would come.
     """
-    windows = starts_of_windows(reader.order, start, stop)
-    while chunk := list(itertools.islice(windows, DATASET_WINDOWS)):
+    windows = reader.order.windows(start, stop)
+    batches = (max(start, window.first_batch) for window in windows)
+    while chunk := list(itertools.islice(batches, DATASET_WINDOWS)):
         rest = Ahead(_through_ray(reader, chunk[1:]), depth=1)
         try:
             here = (reader({"first_batch": [batch]}) for batch in chunk[:1])
@@ -186,12 +189,6 @@ def _windows(
                 yield block["tokens"]
         finally:
             rest.close()
-
-
-def starts_of_windows(order: Order, start: int, stop: int) -> Iterator[int]:
-    """The batch from which on each window is read."""
-    for window in order.windows(start, stop):
-        yield max(start, window.first_batch)
 
 
 def _through_ray(reader: Reader, first_batches: list[int]) -> Iterator[dict[str, np.ndarray]]:
@@ -207,7 +204,7 @@ def _through_ray(reader: Reader, first_batches: list[int]) -> Iterator[dict[str,
         reader,
         batch_size=None,
         num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(instructions))),
+        compute=ray.data.TaskPoolStrategy(size=READ_TASKS),
     )
     try:
         # Whole blocks: cutting them up is for `train_batches`, which does not copy.
