@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 from manta import cluster
 from manta.data import mixture, prepare
 from manta.job import run_job
-from manta.train.pretrain import PretrainConfig
+from manta.train.settings import PretrainConfig
 
 
 def main(config: PretrainConfig) -> None:

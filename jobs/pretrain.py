@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.job import run_job
-from manta.train.pretrain import PretrainConfig, pretrain, summary
+from manta.train.pretrain import pretrain, summary
+from manta.train.settings import PretrainConfig
 
 
 def main(config: PretrainConfig) -> None:

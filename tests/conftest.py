@@ -76,7 +76,7 @@ def prepared(ray_session: None, corpus: Path, tmp_path_factory: pytest.TempPathF
 def tiny(home: Path, corpus: Path, *arguments: str) -> Any:
     """The config of a run that takes a moment: two layers, a few hundred tokens a step."""
     from manta.config import load
-    from manta.train.pretrain import PretrainConfig
+    from manta.train.settings import PretrainConfig
 
     return load(PretrainConfig, [*tiny_arguments(home, corpus), *arguments])
 

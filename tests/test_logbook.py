@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from manta import storage
 from manta.train.checkpoint import TrainState
 from manta.train.logbook import Logbook, duration, read_metrics
-from manta.train.pretrain import Outcome, PretrainConfig, summary
+from manta.train.pretrain import Outcome, summary
+from manta.train.settings import PretrainConfig
 
 
 def silent(line: str) -> None:

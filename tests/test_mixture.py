@@ -18,12 +18,13 @@ from manta import config as configs
 from manta.config import from_dict, load, to_dict, to_yaml
 from manta.data import mixture
 from manta.data.manifest import Manifest, Shard
-from manta.data.mixture import DataConfig
 from manta.data.order import Phase, make_stages, stage_of
+from manta.data.recipe import DataConfig
 from manta.data.shards import ShardWriter
 from manta.errors import ConfigError, DataError
 from manta.text import tokenizer
-from manta.train.pretrain import PretrainConfig, decisions
+from manta.train.pretrain import decisions
+from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)
 

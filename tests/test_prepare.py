@@ -35,9 +35,9 @@ from manta.config import from_dict
 from manta.data import manifest as manifests
 from manta.data import mixture, prepare, shards, shuffle
 from manta.data.manifest import Manifest
-from manta.data.prepare import PrepareConfig
+from manta.data.recipe import DataConfig, PrepareConfig
 from manta.data.shuffle import SPLITS, Gather, Key, Scatter
-from manta.errors import DataError
+from manta.errors import ConfigError, DataError
 from manta.text import sources, tokenizer
 
 IS_LONG = os.environ.get("MANTA_TEST_LONG") == "1"
@@ -503,7 +503,7 @@ def test_stopped_just_after_its_commit_it_leaves_nothing_to_the_next_job(
     dataset: Manifest, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
 ) -> None:
     c, home = config_of(source), str(tmp_path)
-    mixed = from_dict(mixture.DataConfig, dataclasses.asdict(c))
+    mixed = from_dict(DataConfig, dataclasses.asdict(c))
     work = Path(c.folder(home)) / shuffle.WORK
 
     def stop(path: str) -> None:
@@ -827,6 +827,34 @@ def test_bytes_that_are_not_utf8_are_named_over_ray_or_replaced(
     texts = [text.strip() for text in all_texts(mended)]
     expected = [f"good text {i} {n}" for i in (0, 1, 2, 4) for n in range(30)]
     assert sorted(texts) == sorted([*expected, "good text", "bad \ufffd text"])
+
+
+def test_a_val_split_that_is_given_apart_is_all_of_it(
+    tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
+    both = [f"in both {n}" for n in range(5)]
+    train = [f"to train on {n}" for n in range(60)]
+    val = [f"to measure on {n}" for n in range(20)]
+    write_rows(tmp_path / "train", [train[:30], train[30:] + both])
+    write_rows(tmp_path / "val", [val, both])
+    c = from_dict(
+        PrepareConfig,
+        {
+            "source": str(tmp_path / "train"),
+            "val_source": str(tmp_path / "val"),
+            "text_key": "body",
+            "vocab_size": 280,
+            "name": "apart",
+        },
+    )
+    found = prepare.prepare(c, str(tmp_path), silent)
+    assert sorted(texts_of(found, "train")) == sorted(train + both)
+    assert sorted(texts_of(found, "val")) == sorted(val + both)
+    assert found.recipe["val_source"] != found.recipe["source"]
+    said = refusal(lambda: prepare.find(dataclasses.replace(c, val_source=None), str(tmp_path)))
+    assert "val_" in said
+    with pytest.raises(ConfigError, match="with val_source omit it"):
+        from_dict(PrepareConfig, {"val_source": "x", "val_fraction": 0.1})
 
 
 def test_a_dataset_of_that_name_from_another_recipe_is_refused(

@@ -146,7 +146,9 @@ def _is_file(argument: str) -> bool:
 
 
 def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
-    """A `cls` from a plain tree, with the presets that the tree names filled in beneath it.
+    """A `cls` from a plain tree, with what follows from its keys filled in beneath them: a class
+    may have `presets`, which its key `preset` names, and a class method `beneath(tree)`, which
+    gives the defaults that follow from other keys.
 
     Raises:
         ConfigError: with every problem found, one to a line.
@@ -156,7 +158,12 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
     try:
         made = TypeAdapter(cls).validate_python(expanded)
     except ValidationError as e:
-        problems += [_describe(cls, dict(error)) for error in e.errors()]
+        # A key that may be of several kinds gives an error for each.
+        said: dict[str, list[str]] = {}
+        for error in e.errors():
+            what, _, why = _describe(cls, dict(error)).partition(": ")
+            said.setdefault(what, []).append(why)
+        problems += [f"{what}: {' or '.join(whys)}" for what, whys in said.items()]
         made = None
     if made is not None and not problems:
         problems += find_problems(made)
@@ -213,8 +220,9 @@ def differences(made: Any) -> dict[str, Any]:
 
 
 def _presets_of(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
-    """The presets that a tree names, and nothing else of it."""
-    found = {"preset": tree["preset"]} if getattr(cls, "presets", None) else {}
+    """The keys of a tree from which defaults follow (a class names them in `sources`), and nothing
+    else of it."""
+    found = {key: tree[key] for key in getattr(cls, "sources", ())}
     for key, group in _groups_of(cls).items():
         found[key] = _presets_of(group, tree[key])
     return found
@@ -280,13 +288,16 @@ def _type_name(hint: Any) -> str:
 
 
 def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
-    """Puts the preset that `tree` names beneath its own keys, here and in every group."""
-    presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
-    name = tree.get("preset")
+    """Puts what follows from the keys of `tree` beneath them, here and in every group."""
+    presets: Mapping[str, dict[str, Any]] = getattr(cls, "presets", {})
+    name, below = tree.get("preset"), {}
     if isinstance(name, str) and name in presets:
-        tree = {**presets[name], **tree}
+        below = presets[name]
     elif name is not None and presets:
         problems.append(f"{prefix}preset={name}: unknown preset{_nearest(str(name), presets)}")
+    if hasattr(cls, "beneath"):
+        below = _merged(below, cls.beneath(tree))
+    tree = _merged(below, tree)
     for key, group in _groups_of(cls).items():
         if isinstance(tree.get(key), dict):
             tree[key] = _expand(group, tree[key], f"{prefix}{key}.", problems)

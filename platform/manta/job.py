@@ -52,7 +52,8 @@ def _exit(code: int) -> NoReturn:
     sys.stderr.flush()
     if "pytest" in sys.modules:
         sys.exit(code)
-    from manta import cluster
+    if "ray" in sys.modules:
+        from manta import cluster
 
-    cluster.disconnect()
+        cluster.disconnect()
     os._exit(code)

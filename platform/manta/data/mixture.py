@@ -1,86 +1,17 @@
 """What a run trains on: one dataset or a mix of several, checked, and the order of their tokens."""
 
-import dataclasses
-import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from manta import storage
-from manta.config import Count, NonNegativeFloat, config
 from manta.data import manifest as manifests
 from manta.data import prepare, shards
 from manta.data.manifest import Manifest
-from manta.data.order import PERIOD, Line, Order, Phase, Stage, thousandths
-from manta.data.recipe import NAME, PrepareConfig
+from manta.data.order import Line, Order, Phase, Stage
+from manta.data.recipe import DataConfig
 from manta.errors import DataError
-
-Mix = dict[str, NonNegativeFloat]
-
-
-@config
-class DataConfig(PrepareConfig):
-    mix: Mix = dataclasses.field(default_factory=dict)
-    """Train on several prepared datasets: {name: weight}, a name for each folder under HOME/data.
-    Of any 1,000 sequences each gives its share, to the nearest thousandth; 0 leaves one out."""
-    mix_switches: dict[Count, Mix] = dataclasses.field(default_factory=dict)
-    """Other mixes for later: {tokens trained: mix}, such as better data for the last tenth."""
-    packing: Literal["concat", "best_fit"] = "concat"
-    """How documents fill sequences. concat: one after the other; best_fit: arranged so that few
-    are cut. Neither pads, nor drops a token."""
-    verify: bool = False
-    """Check the sha256 of every shard before training. Sizes, footers, row counts and dtypes are
-    always checked before, and the sha256 of each row group when it is read."""
-    on_corrupt: Literal["fail", "skip"] = "fail"
-    """A row group that cannot be read, or is not what the manifest says: stop, or go on without
-    its tokens."""
-    log_fingerprint: bool = False
-    """Write a fingerprint of each global batch's tokens to metrics.jsonl: the same on any number
-    of workers, and after any resume."""
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        mixes = {"mix": self.mix, **{f"mix_switches.{n}": m for n, m in self.mix_switches.items()}}
-        for key, mix in mixes.items():
-            if (mix or key != "mix") and not any(mix.values()):
-                found.append(f"{key}={mix}: at least one weight has to be more than 0")
-                continue
-            for name, weight in mix.items():
-                if not re.fullmatch(NAME, name):
-                    found.append(f"{key}.{name}: the name of a dataset is needed")
-                elif weight and not thousandths(list(mix.values()))[list(mix).index(name)]:
-                    found.append(
-                        f"{key}.{name}={weight} is less than a thousandth of the mix: raise it, or "
-                        "set it to 0"
-                    )
-        if self.mix_switches and not self.mix:
-            found.append("mix_switches is for a mix: set mix too")
-        if self.mix:
-            default = PrepareConfig()
-            for field in dataclasses.fields(PrepareConfig):
-                if getattr(self, field.name) != getattr(default, field.name):
-                    found.append(
-                        f"{field.name} is for preparing one dataset; those of a mix are prepared "
-                        "before, each by jobs/prepare.py with its own data.name: omit it"
-                    )
-        return found
-
-    @property
-    def datasets(self) -> list[str]:
-        """Names of all the datasets that the run ever reads, in the order that they are named."""
-        mixes = [self.mix, *self.mix_switches.values()]
-        return list(dict.fromkeys(name for mix in mixes for name, weight in mix.items() if weight))
-
-    def phases(self, seq_len: int) -> tuple[Phase, ...]:
-        """The mixes, each from its first sequence on."""
-        if not self.mix:
-            return (Phase(0, (PERIOD,)),)
-        starts = {0: self.mix, **dict(sorted(self.mix_switches.items()))}
-        return tuple(
-            Phase(-(-tokens // seq_len), thousandths([mix.get(n, 0.0) for n in self.datasets]))
-            for tokens, mix in starts.items()
-        )
 
 
 def ready(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifest, ...]:

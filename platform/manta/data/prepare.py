@@ -68,6 +68,8 @@ def prepare(
     """
     path = c.folder(home)
     parts = sources.parts(c.corpus)
+    if c.val_corpus is not None:
+        parts += sources.parts(c.val_corpus)
     try:
         with _lock(c, home):
             manifest = find(c, home)  # another process may just have ended
@@ -118,7 +120,8 @@ def scatter(
     if c.decontaminate:
         files = [storage.absolute(file) for file in c.decontaminate]
         evals = decontaminate.build(files, c.decontaminate_ngram)
-    task = Scatter(path, parts, made.serialized, c.shuffle_seed, c.val_fraction, evals)
+    val = c.val_fraction if c.val_corpus is None else c.val_corpus
+    task = Scatter(path, parts, made.serialized, c.shuffle_seed, val, evals)
     names = [shuffle.part_name(index) for index in range(len(parts))]
     return _run(task, path, names, "tokenizing", "parts")
 

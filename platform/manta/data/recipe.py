@@ -1,10 +1,21 @@
-"""What a dataset is made from: the config of a preparation, and the recipe that it leaves."""
+"""What a dataset is made from, and what a run reads: the configs, and the recipe that a dataset
+leaves."""
 
+import dataclasses
 import re
 from typing import Any, Literal
 
 from manta import storage
-from manta.config import Count, Natural, OpenFraction, Seed, VocabSize, config
+from manta.config import (
+    Count,
+    Natural,
+    NonNegativeFloat,
+    OpenFraction,
+    Seed,
+    VocabSize,
+    config,
+)
+from manta.data.order import PERIOD, Phase, thousandths
 from manta.errors import ConfigError
 from manta.text import sources, tokenizer
 
@@ -39,6 +50,9 @@ class PrepareConfig:
     """The file r50k_base.tiktoken, where it cannot be downloaded."""
     val_fraction: OpenFraction = 0.05
     """Share of documents that go to the val split, decided by a hash of each document's text."""
+    val_source: str | None = None
+    """Where the val split is, if it is given apart, in the same form as `source`; `source` is then
+    all of the train split. What is in both stays in both."""
     shuffle_seed: Seed = 0
     """Of the order that documents are shuffled into."""
     decontaminate: tuple[str, ...] = ()
@@ -62,16 +76,24 @@ class PrepareConfig:
             found.append(f"tokenizer_file is for tokenizer={tokenizer.R50K}: omit it")
         if self.subset is not None and not self.source.startswith(sources.HUGGING_FACE):
             found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
+        if self.val_source is not None and self.val_fraction != type(self).val_fraction:
+            found.append("val_fraction is for a split of `source`; with val_source omit it")
         if self.name is not None and not re.fullmatch(NAME, self.name):
             found.append(f"name={self.name}: letters, digits, '.', '_' and '-' are valid")
         return found
 
     @property
     def corpus(self) -> sources.Source:
+        return self._source(self.source)
+
+    @property
+    def val_corpus(self) -> sources.Source | None:
+        return None if self.val_source is None else self._source(self.val_source)
+
+    def _source(self, location: str) -> sources.Source:
         cut = self.document_bytes
         if cut is None:
-            cut = 0 if self.source == sources.PYTHON else 16384
-        location = self.source
+            cut = 0 if location == sources.PYTHON else 16384
         if location != sources.PYTHON and not location.startswith(sources.HUGGING_FACE):
             location = storage.absolute(location)
         return sources.Source(location, self.subset, self.split, self.text_key, self.errors, cut)
@@ -94,6 +116,9 @@ class PrepareConfig:
     def recipe(self) -> dict[str, Any]:
         """What decides the tokens: a dataset made by another recipe is another dataset."""
         is_file = self.tokenizer.endswith(".json")
+        split: dict[str, Any] = {"val_fraction": self.val_fraction}
+        if self.val_corpus is not None:
+            split = {"val_source": sources.identity(self.val_corpus)}
         return {
             "source": sources.identity(self.corpus),
             "shuffle_seed": self.shuffle_seed,
@@ -101,7 +126,7 @@ class PrepareConfig:
             "decontaminate_ngram": self.decontaminate_ngram if self.decontaminate else None,
             "tokenizer": storage.absolute(self.tokenizer) if is_file else self.tokenizer,
             "vocab_size": (self.vocab_size or BPE_VOCAB_SIZE) if self.tokenizer == "bpe" else None,
-            "val_fraction": self.val_fraction,
+            **split,
         }
 
 
@@ -118,3 +143,70 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+Mix = dict[str, NonNegativeFloat]
+
+
+@config
+class DataConfig(PrepareConfig):
+    mix: Mix = dataclasses.field(default_factory=dict)
+    """Train on several prepared datasets: {name: weight}, a name for each folder under HOME/data.
+    Of any 1,000 sequences each gives its share, to the nearest thousandth; 0 leaves one out."""
+    mix_switches: dict[Count, Mix] = dataclasses.field(default_factory=dict)
+    """Other mixes for later: {tokens trained: mix}, such as better data for the last tenth."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """How documents fill sequences. concat: one after the other; best_fit: arranged so that few
+    are cut. Neither pads, nor drops a token."""
+    verify: bool = False
+    """Check the sha256 of every shard before training. Sizes, footers, row counts and dtypes are
+    always checked before, and the sha256 of each row group when it is read."""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    """A row group that cannot be read, or is not what the manifest says: stop, or go on without
+    its tokens."""
+    log_fingerprint: bool = False
+    """Write a fingerprint of each global batch's tokens to metrics.jsonl: the same on any number
+    of workers, and after any resume."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        mixes = {"mix": self.mix, **{f"mix_switches.{n}": m for n, m in self.mix_switches.items()}}
+        for key, mix in mixes.items():
+            if (mix or key != "mix") and not any(mix.values()):
+                found.append(f"{key}={mix}: at least one weight has to be more than 0")
+                continue
+            for name, weight in mix.items():
+                if not re.fullmatch(NAME, name):
+                    found.append(f"{key}.{name}: the name of a dataset is needed")
+                elif weight and not thousandths(list(mix.values()))[list(mix).index(name)]:
+                    found.append(
+                        f"{key}.{name}={weight} is less than a thousandth of the mix: raise it, or "
+                        "set it to 0"
+                    )
+        if self.mix_switches and not self.mix:
+            found.append("mix_switches is for a mix: set mix too")
+        if self.mix:
+            default = PrepareConfig()
+            for field in dataclasses.fields(PrepareConfig):
+                if getattr(self, field.name) != getattr(default, field.name):
+                    found.append(
+                        f"{field.name} is for preparing one dataset; those of a mix are prepared "
+                        "before, each by jobs/prepare.py with its own data.name: omit it"
+                    )
+        return found
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names of all the datasets that the run ever reads, in the order that they are named."""
+        mixes = [self.mix, *self.mix_switches.values()]
+        return list(dict.fromkeys(name for mix in mixes for name, weight in mix.items() if weight))
+
+    def phases(self, seq_len: int) -> tuple[Phase, ...]:
+        """The mixes, each from its first sequence on."""
+        if not self.mix:
+            return (Phase(0, (PERIOD,)),)
+        starts = {0: self.mix, **dict(sorted(self.mix_switches.items()))}
+        return tuple(
+            Phase(-(-tokens // seq_len), thousandths([mix.get(n, 0.0) for n in self.datasets]))
+            for tokens, mix in starts.items()
+        )

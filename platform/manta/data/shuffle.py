@@ -107,7 +107,8 @@ class Scatter(_Task):
     parts: list[sources.Part]
     tokenizer: bytes
     seed: int
-    val_fraction: float
+    val: float | sources.Source
+    """The val split: a share of the documents, or all of a source's."""
     decontaminator: Decontaminator | None = None
 
     def run(self, index: int) -> dict[str, Any]:
@@ -124,17 +125,20 @@ class Scatter(_Task):
             else:
                 held.add(text)
             if held.text_bytes >= RUN_BYTES:
-                runs += self._write(held, f"{name}-{len(runs):03d}")
+                runs += self._write(held, index, f"{name}-{len(runs):03d}")
                 held = _Held(made)
         if held.documents:
-            runs += self._write(held, f"{name}-{len(runs):03d}")
+            runs += self._write(held, index, f"{name}-{len(runs):03d}")
         record = {"runs": runs, "dropped": dropped}
         storage.write_json(record_path(self.path, name), record)
         return record
 
-    def _write(self, held: "_Held", name: str) -> list[dict[str, Any]]:
+    def _write(self, held: "_Held", index: int, name: str) -> list[dict[str, Any]]:
         key = Key.of(held.digests, self.seed)
-        is_val = key.is_val(self.val_fraction)
+        if isinstance(self.val, sources.Source):
+            is_val = np.full(len(held.digests), self.parts[index].source == self.val)
+        else:
+            is_val = key.is_val(self.val)
         runs = []
         for split, wanted in zip(SPLITS, (~is_val, is_val), strict=True):
             chosen = np.flatnonzero(wanted)
