@@ -15,7 +15,7 @@ from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.model.attention import attend, document_mask, document_positions, has_flex_kernel
 from manta.model.cost import flops_per_token
-from manta.model.generate import generate
+from manta.model.generate import generate, generate_batch
 from manta.model.gpt import GPT, IGNORED, KVCache, ModelConfig, num_parameters
 from manta.model.presets import PRESETS
 
@@ -292,7 +292,8 @@ def test_transformers_counts_the_same_parameters(preset: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_counted_parameters_are_those_of_the_model(name: str) -> None:
     model = small_model(name)
-    assert num_parameters(model.config) == sum(p.numel() for p in model.parameters())
+    weights = {weight.data_ptr(): weight.numel() for weight in model.state_dict().values()}
+    assert num_parameters(model.config) == sum(weights.values())
 
 
 def test_flops_of_gpt2_124m_equal_the_hand_calculation() -> None:
@@ -334,7 +335,7 @@ def test_cached_logits_equal_the_full_forward_in_any_chunks(name: str, data: st.
             model(tokens[:, a:b], cache=cache)
             for a, b in zip([0, *cuts], [*cuts, length], strict=True)
         ]
-    assert cache.length == length
+    assert cache.lengths == [length, length]
     torch.testing.assert_close(torch.cat(chunks, dim=1), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -415,6 +416,37 @@ def test_top_k_draws_only_from_the_k_likeliest_tokens() -> None:
     assert drawn == likeliest
 
 
+@pytest.mark.parametrize("name", SMALL)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=12), min_size=1, max_size=5),
+    context_length=st.integers(1, 9),
+    temperature=st.just(0.0) | st.floats(0.2, 3),
+    stop=st.none() | st.integers(0, 49),
+    use_cache=st.booleans(),
+)
+@few
+def test_each_prompt_of_a_batch_gets_what_it_gets_alone(
+    name: str,
+    prompts: list[list[int]],
+    context_length: int,
+    temperature: float,
+    stop: int | None,
+    use_cache: bool,
+) -> None:
+    model = small_model(name, context_length=context_length)
+    seeds = list(range(len(prompts)))
+    found: list[list[int]] = [[] for _ in prompts]
+    batch = generate_batch(
+        model, prompts, 14, seeds=seeds, temperature=temperature, stop=stop, use_cache=use_cache
+    )
+    for new in batch:
+        for i, token in new.items():
+            found[i].append(token)
+    for prompt, seed, tokens in zip(prompts, seeds, found, strict=True):
+        alone = generate(model, prompt, 14, seed=seed, temperature=temperature, stop=stop)
+        assert tokens == list(alone)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_ends_before_the_stop_token(use_cache: bool) -> None:
     model = small_model("modern")
@@ -461,7 +493,7 @@ def test_loss_counts_exactly_the_targets_that_are_not_ignored(
 @pytest.mark.parametrize("name", ["gpt2", "modern-gqa"])
 @given(kept=st.lists(st.booleans(), min_size=14, max_size=14).filter(any), seed=st.integers(0, 99))
 @few
-def test_the_mean_loss_and_its_gradients_are_bit_for_bit_those_of_pytorch(
+def test_the_mean_loss_and_its_gradients_are_those_of_pytorch(
     name: str, kept: list[bool], seed: int
 ) -> None:
     model = small_model(name)
@@ -469,10 +501,11 @@ def test_the_mean_loss_and_its_gradients_are_bit_for_bit_those_of_pytorch(
     targets = targets.masked_fill(~torch.tensor(kept).view(2, 7), IGNORED)
     loss = model(tokens, targets)
     expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-    assert torch.equal(loss, expected)
+    torch.testing.assert_close(loss, expected)
     parameters = list(model.parameters())
     found, theirs = torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)
-    assert all(map(torch.equal, found, theirs))
+    for gradient, other in zip(found, theirs, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-6)
 
 
 def test_the_loss_of_no_targets_is_0_with_gradients_of_0() -> None:
@@ -582,7 +615,7 @@ def test_packed_documents_have_the_gradients_that_they_have_alone(name: str) -> 
     tokens, targets = some_tokens(2, 32, vocab=50).split(16, dim=1)
     packed = model(tokens, targets, documents=documents)
     alone = sum(
-        model(tokens[row : row + 1, there], targets[row : row + 1, there], reduction="none").sum()
+        model(tokens[row : row + 1, there], targets[row : row + 1, there]) * int(there.sum())
         for row, there in places(documents)
     )
     parameters = list(model.parameters())

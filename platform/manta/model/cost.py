@@ -1,20 +1,119 @@
-"""What a model costs to train: parameters and floating-point operations."""
+"""What a model costs to train: parameters and floating-point operations. Pure arithmetic; the bytes
+are in `memory.py`."""
 
-from manta.model.gpt import ModelConfig, num_parameters
+import dataclasses
+import math
+from typing import Literal
+
+from manta.model.recomputation import Recompute
+from manta.model.shape import ModelConfig
+
+Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "head"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One weight tensor, `count` times in the model."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+    count: int
+    in_block: bool = False
+    is_linear: bool = False
+    """A linear layer's weight in a block: autocast copies it (the head makes its own copies)."""
+
+    @property
+    def numel(self) -> int:
+        """Elements of one."""
+        return math.prod(self.shape)
+
+    @property
+    def total(self) -> int:
+        """Elements of all `count`."""
+        return self.numel * self.count
+
+
+def weights(c: ModelConfig) -> list[Weight]:
+    """Every weight tensor of `GPT(c)`, a tied one once; nothing is allocated."""
+    C, F, L, rows = c.n_embd, c.hidden, c.n_layer, c.padded_vocab_size
+    heads = (c.n_head + 2 * c.kv_heads) * c.head_size
+    found = [Weight("embedding", (rows, C), 1)]
+    if c.family == "gpt2":
+        found.append(Weight("positions", (c.context_length, C), 1))
+
+    def linear(kind: Kind, out: int, into: int, bias: bool, count: int = L) -> None:
+        found.append(Weight(kind, (out, into), count, in_block=True, is_linear=True))
+        if bias:
+            found.append(Weight(kind, (out,), count, in_block=True))
+
+    linear("attention", heads, C, c.has_qkv_bias)
+    linear("attention", C, C, c.has_bias)
+    linear("mlp", F, C, c.has_bias, L if c.family == "gpt2" else 2 * L)
+    linear("mlp", C, F, c.has_bias)
+    per_norm = 2 if c.family == "gpt2" and c.has_bias else 1  # scale and shift
+    found.append(Weight("norms", (C,), 2 * L * per_norm, in_block=True))
+    found.append(Weight("norms", (C,), per_norm))
+    if c.qk_norm:
+        found.append(Weight("norms", (c.head_size,), 2 * L, in_block=True))
+    if not c.tie_embeddings:
+        found.append(Weight("head", (rows, C), 1))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """Parameters by what they are for, each counted once: a tied head is 0. The vocabulary is the
+    padded one, as it is allocated."""
+
+    embedding: int = 0
+    positions: int = 0
+    attention: int = 0
+    mlp: int = 0
+    norms: int = 0
+    head: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+def parameters(c: ModelConfig) -> Parameters:
+    counts: dict[str, int] = {}
+    for weight in weights(c):
+        counts[weight.kind] = counts.get(weight.kind, 0) + weight.total
+    return Parameters(**counts)
+
+
+def hidden_matrices(c: ModelConfig) -> int:
+    """Parameters in the blocks' matrices, which Muon optimizes; the rest is AdamW's."""
+    return sum(w.total for w in weights(c) if w.in_block and len(w.shape) == 2)
 
 
 def flops_per_token(c: ModelConfig, seq_len: int) -> float:
-    """Forward and backward FLOPs per token: 6 N + 12 L C T.
+    """Forward and backward FLOPs per token: 6 N + 12 L C T. The numerator of MFU.
 
     N counts every parameter that multiplies: not the position table, nor an untied embedding
-    (both are looked up). 12 L C T is attention without counting causality (Chowdhery et al. 2022,
-    PaLM, appendix B), as nanoGPT and most others count, so that MFUs compare.
+    (both are looked up), nor the rows that pad the vocabulary. 12 L C T is attention without
+    counting causality (Chowdhery et al. 2022, PaLM, appendix B), as nanoGPT and most others count,
+    so that MFUs compare. What activation checkpointing computes again is not counted: a model that
+    is slower for it has a lower MFU.
     """
-    looked_up = 0
     assert c.vocab_size is not None
-    if c.family == "gpt2":
-        looked_up += c.context_length * c.n_embd
-    if not c.tie_embeddings:
-        looked_up += c.vocab_size * c.n_embd
-    n = num_parameters(c) - looked_up
+    found = parameters(c)
+    # The head, tied or not, multiplies by one row for each token id.
+    head = c.vocab_size * c.n_embd
+    n = found.attention + found.mlp + found.norms + head
     return 6.0 * n + 12.0 * c.n_layer * c.n_embd * seq_len
+
+
+def hardware_flops_per_token(c: ModelConfig, seq_len: int, checkpointing: Recompute) -> float:
+    """FLOPs per token that are really computed: `flops_per_token`, the padding of the vocabulary,
+    and with checkpointing=full one more forward of the blocks (the numerator of HFU: PaLM, appendix
+    B). Selective checkpointing repeats no matrix product."""
+    assert c.vocab_size is not None
+    padding = 6.0 * (c.padded_vocab_size - c.vocab_size) * c.n_embd
+    again = 0.0
+    if checkpointing == "full":
+        blocks = sum(w.total for w in weights(c) if w.in_block)
+        again = 2.0 * blocks + 4.0 * c.n_layer * c.n_embd * seq_len
+    return flops_per_token(c, seq_len) + padding + again

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from manta.config import Count, NonNegativeFloat, Seed, config
-from manta.model.gpt import GPT, KVCache
+from manta.model.cache import KVCache
+from manta.model.gpt import GPT
 
 
 @config
@@ -15,6 +16,8 @@ class GenerateConfig:
     """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
     prompt: str = "def main("
     """Text to complete."""
+    prompts: tuple[str, ...] = ()
+    """Several texts to complete, all at once, instead of `prompt`."""
     max_tokens: Count = 128
     """Tokens to add at most; the model may end its text before."""
     temperature: NonNegativeFloat = 0.8
@@ -22,7 +25,7 @@ class GenerateConfig:
     top_k: Count | None = 50
     """Sample among so many likeliest tokens; null: all."""
     num_samples: Count = 1
-    """Completions to write."""
+    """Completions of each text; those of several come all at once."""
     seed: Seed = 0
     """Of the sampling: the same seed gives the same text."""
     home: str | None = None
@@ -45,34 +48,86 @@ def generate(
     temperature 0 takes the likeliest token. When the context is full, its older half is dropped
     and the rest read anew, with and without the cache alike, so that both give the same tokens.
     """
-    assert prompt, "a prompt has at least one token"
-    device = model.embedding.weight.device
-    length = model.config.context_length
+    batch = generate_batch(
+        model,
+        [prompt],
+        max_tokens,
+        seeds=[seed],
+        temperature=temperature,
+        top_k=top_k,
+        stop=stop,
+        use_cache=use_cache,
+    )
+    for new in batch:
+        yield new[0]
+
+
+def generate_batch(
+    model: GPT,
+    prompts: list[list[int]],
+    max_tokens: int,
+    *,
+    seeds: list[int],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    stop: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[dict[int, int]]:
+    """Yields, up to `max_tokens` times, the next id of each prompt that has not ended, by the
+    prompt's place; each gets what `generate` gives it alone, with its own seed."""
+    assert prompts and all(prompts), "a prompt has at least one token"
+    device, length = model.embedding.weight.device, model.config.context_length
     # On the CPU, so that a seed gives the same draws on every device.
-    random = torch.Generator().manual_seed(seed)
+    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
+    windows = {i: prompt[-length:] for i, prompt in enumerate(prompts)}
+    cache = KVCache(model.config, len(prompts), length if use_cache else 0, device)
     was_training = model.training
     model.eval()
     try:
-        window = prompt[-length:]
-        cache: KVCache | None = None
-        pending = window
         for _ in range(max_tokens):
-            if len(window) > length:
-                window = window[-max(1, length // 2) :]
-                cache, pending = None, window
-            if use_cache and cache is None:
-                cache = KVCache(model.config, 1, length, device)
-            fed = pending if use_cache else window
-            with torch.no_grad():
-                logits = model(torch.tensor([fed], device=device), cache=cache, last_only=True)
-            token = pick(logits[0, -1].float().cpu(), temperature, top_k, random)
-            if token == stop:
+            for i in windows:
+                if len(windows[i]) > length:
+                    windows[i] = windows[i][-max(1, length // 2) :]
+            if use_cache:
+                logits = _with_cache(model, cache, list(windows.values()))
+            else:
+                logits = torch.cat([_logits(model, [window]) for window in windows.values()])
+            new = {
+                i: pick(row, temperature, top_k, randoms[i])
+                for i, row in zip(windows, logits.float().cpu(), strict=True)
+            }
+            going = [place for place, token in enumerate(new.values()) if token != stop]
+            if len(going) < len(new):
+                new = {i: token for i, token in new.items() if token != stop}
+                cache.keep(going)
+            if not new:
                 return
-            yield token
-            window = [*window, token]
-            pending = [token]
+            windows = {i: [*windows[i], token] for i, token in new.items()}
+            yield new
     finally:
         model.train(was_training)
+
+
+def _logits(model: GPT, rows: list[list[int]], cache: KVCache | None = None) -> Tensor:
+    """(B, V) after the last of the tokens in each row."""
+    tokens = torch.tensor(rows, device=model.embedding.weight.device)
+    with torch.no_grad():
+        return model(tokens, cache=cache, last_only=True)[:, -1]
+
+
+def _with_cache(model: GPT, cache: KVCache, windows: list[list[int]]) -> Tensor:
+    """The same, of windows of which the cache may hold all but the last token. What it lacks is
+    read first, and then the last token of all rows at once."""
+    lacking = [row for row, w in enumerate(windows) if cache.lengths[row] != len(w) - 1]
+    alike = len(lacking) == len(windows) and len({len(w) for w in windows}) == 1
+    for rows in [lacking] if alike else [[row] for row in lacking]:
+        part = cache if alike else cache.row(rows[0])
+        part.lengths = [0] * len(rows)
+        if len(windows[rows[0]]) > 1:
+            _logits(model, [windows[row][:-1] for row in rows], part)
+        for row, seen in zip(rows, part.lengths, strict=True):
+            cache.lengths[row] = seen
+    return _logits(model, [window[-1:] for window in windows], cache)
 
 
 def pick(logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:

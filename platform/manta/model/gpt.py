@@ -9,13 +9,13 @@ with QK-norm, Qwen3).
 """
 
 import math
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manta.config import Count, Fraction, PositiveFloat, config
 from manta.model.attention import (
     DocumentMask,
     attend,
@@ -23,104 +23,12 @@ from manta.model.attention import (
     document_positions,
     has_flex_kernel,
 )
-from manta.model.presets import PRESETS
+from manta.model.cache import KVCache
+from manta.model.loss import IGNORED, Head
+from manta.model.recomputation import Recompute, recomputing
+from manta.model.shape import ModelConfig
 
-IGNORED = -1  # a target that no loss counts
-
-
-@config
-class ModelConfig:
-    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
-
-    preset: str = "quickstart"
-    """A named shape, over which the keys below go: quickstart, gpt2-124m, gpt2-163m, gpt2-350m,
-    lf-269m, casa-350m, gpt2-1.5b."""
-    family: Literal["gpt2", "modern"] = "modern"
-    """gpt2: LayerNorm, learned positions, GELU; modern: RMSNorm, RoPE, SwiGLU."""
-    vocab_size: Count | None = None
-    """Token ids that the model knows; null: as many as the dataset's tokenizer has."""
-    context_length: Count = 256
-    """Longest sequence, in tokens."""
-    n_layer: Count = 4
-    """Transformer blocks."""
-    n_head: Count = 4
-    """Attention heads."""
-    n_embd: Count = 256
-    """Channels of the residual stream."""
-    n_kv_head: Count | None = None
-    """Key/value heads (grouped-query attention, modern family); null: n_head."""
-    mlp_hidden: Count | None = None
-    """Hidden channels of the MLP; null: 4 n_embd (gpt2), 8/3 n_embd rounded up to 64s (modern)."""
-    bias: bool | None = None
-    """Biases in linear layers and LayerNorm (gpt2 family); null: true there."""
-    qkv_bias: bool | None = None
-    """Bias on query, key and value (gpt2 family); null: as `bias`."""
-    qk_norm: bool = False
-    """RMSNorm on each head's query and key (modern family)."""
-    tie_embeddings: bool = True
-    """The head's weights are the token embedding's."""
-    dropout: Fraction = 0.0
-    """Dropout in training, on embeddings, attention weights and residual branches."""
-    rope_theta: PositiveFloat = 10000.0
-    """Base of RoPE's wavelengths (modern family)."""
-    norm_eps: PositiveFloat = 1e-5
-    """Added to variances under the root."""
-
-    def problems(self) -> list[str]:
-        found = []
-        if self.n_embd % self.n_head:
-            found.append(f"n_embd={self.n_embd} does not divide by n_head={self.n_head}")
-        elif self.family == "modern" and self.head_size % 2:
-            found.append(f"n_embd / n_head = {self.head_size}: RoPE needs an even head size")
-        if self.n_head % self.kv_heads:
-            found.append(f"n_head={self.n_head} does not divide by n_kv_head={self.kv_heads}")
-        if self.family == "modern":
-            for key in ("bias", "qkv_bias"):
-                if getattr(self, key):
-                    found.append(f"{key}=true is for family=gpt2: omit it")
-        elif self.qk_norm or self.n_kv_head not in (None, self.n_head):
-            found.append("qk_norm and n_kv_head are for family=modern: omit them")
-        return found
-
-    @property
-    def head_size(self) -> int:
-        return self.n_embd // self.n_head
-
-    @property
-    def kv_heads(self) -> int:
-        return self.n_kv_head or self.n_head
-
-    @property
-    def has_bias(self) -> bool:
-        return self.family == "gpt2" if self.bias is None else self.bias
-
-    @property
-    def has_qkv_bias(self) -> bool:
-        return self.has_bias if self.qkv_bias is None else self.qkv_bias
-
-    @property
-    def hidden(self) -> int:
-        if self.mlp_hidden is not None:
-            return self.mlp_hidden
-        return 4 * self.n_embd if self.family == "gpt2" else -(-8 * self.n_embd // 3 // 64) * 64
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far, for every layer: (B, K, S, D) each."""
-
-    def __init__(self, c: ModelConfig, batch: int, length: int, device: torch.device):
-        shape = (c.n_layer, 2, batch, c.kv_heads, length, c.head_size)
-        self.store = torch.empty(shape, device=device)
-        self.length = 0
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts T new keys and values behind those of `layer`; all of them, (B, K, S + T, D)."""
-        end = self.length + k.size(2)
-        if self.store.dtype != k.dtype:  # known only now: autocast decides it
-            self.store = self.store.to(k.dtype)
-        self.store[layer, 0, :, :, self.length : end] = k
-        self.store[layer, 1, :, :, self.length : end] = v
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+__all__ = ["GPT", "IGNORED", "KVCache", "ModelConfig", "num_parameters"]
 
 
 class Attention(nn.Module):
@@ -152,11 +60,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         causal = mask is None and T > 1
         if cache is not None:
-            past = cache.length
             k, v = cache.extend(self.layer, k, v)
-            if past and T > 1:  # new tokens see the past whole, and each other causally
-                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-                causal = False
         dropout = c.dropout if self.training else 0.0
         y = attend(q.to(v.dtype), k.to(v.dtype), v, mask, causal, dropout)
         # (B, H, T, D) -> (B, T, C)
@@ -199,9 +103,23 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor] | None,
         mask: DocumentMask | None,
         cache: KVCache | None,
+        recompute: Recompute = "none",
+    ) -> Tensor:
+        return recomputing(recompute, self._forward, x, rope, mask, cache)
+
+    def _forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: DocumentMask | None,
+        cache: KVCache | None,
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rope, mask, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+def _run(block: nn.Module, *arguments: Any) -> Tensor:
+    return block(*arguments)
 
 
 class GPT(nn.Module):
@@ -210,12 +128,13 @@ class GPT(nn.Module):
     cos: Tensor
     sin: Tensor
     flex: bool | None = None  # attention within documents by flex_attention; None: where it can
+    recompute: Recompute = "none"  # activation checkpointing
 
     def __init__(self, c: ModelConfig):
         super().__init__()
         assert c.vocab_size is not None, "resolved from the dataset before a model is made"
         self.config = c
-        self.embedding = nn.Embedding(c.vocab_size, c.n_embd)
+        self.embedding = nn.Embedding(c.padded_vocab_size, c.n_embd)
         if c.family == "gpt2":
             self.positions = nn.Embedding(c.context_length, c.n_embd)
         else:
@@ -225,10 +144,18 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layer))
         self.norm = make_norm(c)
-        self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
+        self.head = Head(c.n_embd, c.vocab_size, c.padded_vocab_size)
         if c.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.apply(self._init)
+        self._compiled: Callable[..., Tensor] = _run
+        # Outside, the padding does not exist.
+        self.register_state_dict_post_hook(_without_padding)
+        self.register_load_state_dict_pre_hook(_with_padding)
+
+    def compile_blocks(self) -> None:
+        """Compiles the blocks for training, when they are first used; all share one compilation."""
+        self._compiled = torch.compile(_run, dynamic=False)
 
     def _init(self, module: nn.Module) -> None:
         """GPT-2's: normal(0.02); what writes to the residual stream, scaled by its depth."""
@@ -258,7 +185,7 @@ class GPT(nn.Module):
             documents: (B, T) integers, the number of each token's document; they never decrease
                 along a row. A token sees its own document only, whose positions start at 0.
             reduction: mean over the targets that count (0 if none does), or "none": (B, T), 0
-                where ignored.
+                where ignored; each one's loss has no gradient.
             cache: is extended by these tokens.
             last_only: logits of the last position only, (B, 1, V).
 
@@ -266,10 +193,12 @@ class GPT(nn.Module):
             (B, T, V) logits without targets; with them the loss, () or (B, T).
         """
         c, T = self.config, tokens.size(1)
-        start = cache.length if cache is not None else 0
-        assert start + T <= c.context_length, f"{start + T} tokens > context {c.context_length}"
+        past = max(cache.lengths) if cache is not None else 0
+        assert past + T <= c.context_length, f"{past + T} tokens > context {c.context_length}"
         x = self.embedding(tokens)  # (B, T, C)
-        mask = None
+        mask: DocumentMask | None = None if cache is None else cache.mask(T)
+        index = torch.arange(T, device=tokens.device)
+        positions = index if cache is None else cache.starts + index  # (T,), (1, T) or (B, T)
         if documents is not None:  # one mask for all layers
             assert cache is None, "a cache holds one document"
             assert documents.shape == tokens.shape, f"{documents.shape} for {tokens.shape}"
@@ -278,33 +207,43 @@ class GPT(nn.Module):
             mask = document_mask(documents, can_flex if self.flex is None else self.flex)
         rope = None
         if c.family == "gpt2":
-            if documents is None:
-                positions = torch.arange(start, start + T, device=tokens.device)
-            else:
+            if documents is not None:
                 positions = document_positions(documents)
             x = x + self.positions(positions)
         else:
             # Not restarted in a document: RoPE knows only how far a query is from a key, and the
             # mask leaves only pairs of one document.
-            rope = self.cos[start : start + T], self.sin[start : start + T]
+            # (T, D), or with a cache (B or 1, 1, T, D)
+            rope = self.cos[positions], self.sin[positions]
+            if cache is not None:
+                rope = rope[0].unsqueeze(1), rope[1].unsqueeze(1)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, rope, mask, cache)
+            # Sampling has another shape at each token: only training is worth a compilation.
+            run = self._compiled if torch.is_grad_enabled() else _run
+            x = run(block, x, rope, mask, cache, self.recompute)
         if cache is not None:
-            cache.length += T
-        logits = self.head(self.norm(x[:, -1:] if last_only else x))
-        if targets is None:
-            return logits
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1),
-            targets.flatten(),
-            ignore_index=IGNORED,
-            reduction=reduction,
-        )
-        if reduction == "none":
-            return loss.view_as(targets)
-        # The mean of no targets would be 0/0. Only that becomes 0: another NaN must be seen.
-        return loss.masked_fill((targets == IGNORED).all(), 0.0)
+            cache.advance(T)
+        x = self.norm(x[:, -1:] if last_only else x)
+        return self.head(x, targets, reduction)
+
+
+def unpadded(name: str, weight: Tensor, c: ModelConfig) -> Tensor:
+    """The rows of a weight, named as in GPT's state_dict, that are not padding."""
+    return weight[: c.vocab_size] if name in ("embedding.weight", "head.weight") else weight
+
+
+def _without_padding(model: GPT, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    for name in ("embedding.weight", "head.weight"):
+        state[prefix + name] = unpadded(name, state[prefix + name], model.config)
+
+
+def _with_padding(model: GPT, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    c = model.config
+    for name in ("embedding.weight", "head.weight"):
+        weight = state.get(prefix + name)
+        if weight is not None and len(weight) == c.vocab_size:
+            state[prefix + name] = F.pad(weight, (0, 0, 0, c.padded_vocab_size - len(weight)))
 
 
 def make_norm(c: ModelConfig) -> nn.Module:
@@ -328,6 +267,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def num_parameters(c: ModelConfig) -> int:
-    """Parameters of a model of this config, each counted once; nothing is allocated."""
+    """Parameters of a model of this config, each counted once, without the vocabulary's padding;
+    nothing is allocated."""
     with torch.device("meta"):
-        return sum(p.numel() for p in GPT(c).parameters())
+        return sum(unpadded(n, p, c).numel() for n, p in GPT(c).named_parameters())

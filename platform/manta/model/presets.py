@@ -44,3 +44,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     # GPT-2 XL, 1,557,611,200.
     "gpt2-1.5b": {**GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
+
+# What follows from one number, `model.depth`. Width grows with depth, as in nanochat's dial.
+CHANNELS_PER_BLOCK = 64
+HEAD_SIZE = 64
+DEPTH_CONTEXT = 1024
+
+
+def shape_of_depth(depth: Any) -> dict[str, Any]:
+    """The keys of a model of so many blocks; none of them where depth is no such number."""
+    if type(depth) is not int or depth < 1:
+        return {}
+    return {
+        "family": "modern",
+        "context_length": DEPTH_CONTEXT,
+        "n_layer": depth,
+        "n_head": depth * CHANNELS_PER_BLOCK // HEAD_SIZE,
+        "n_embd": depth * CHANNELS_PER_BLOCK,
+        "qk_norm": True,
+    }

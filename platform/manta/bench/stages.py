@@ -1,0 +1,248 @@
+"""What each ZeRO stage holds in memory, measured on two workers, against model/memory.py.
+
+Two plain processes on the CPU (gloo, no Ray) train through Manta's own engine for two steps, fp32,
+with sequences so short that activations do not count. Measured at three moments, when nothing
+passing is there: the engine is made; the first step is done (the optimizer has its state); a micro
+batch of the second step is done (gradients accumulate). Each is what all live tensors hold, each
+storage once, and what the process has become larger by (USS: the memory that is its own).
+"""
+
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from manta.bench.settings import BenchConfig
+from manta.model.cost import parameters
+from manta.model.gpt import GPT
+from manta.model.memory import Setup, costs
+from manta.model.shape import ModelConfig
+from manta.train.device import Device
+from manta.train.engine import EngineConfig, backward_and_step, make_engine
+from manta.train.optimizer import OptimizerConfig
+
+# 27.7 million parameters: far above what a process's size varies by.
+MODEL = ModelConfig(n_layer=6, n_embd=512, n_head=8, vocab_size=8192, tie_embeddings=False)
+WARM_UP = ModelConfig(n_layer=1, n_embd=32, vocab_size=128)
+SEQ_LEN = 8
+# DeepSpeed's own is 2,000 MB, of which a CPU's worker would show no more than it writes to.
+BUCKET_MB = 8
+STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+MOMENTS = ("made", "stepped", "accumulating")
+M_MMAP_THRESHOLD = -3
+
+
+def stages(c: BenchConfig) -> dict[str, Any]:
+    """`measure` on two workers; of MODEL, unless the config asks for another model."""
+    model = MODEL if c.model == ModelConfig() else c.model
+    only = STAGES if c.optimizer.kind == "adamw" else STAGES[:3]  # Muon needs whole matrices
+    return measure(model, optimizer=c.optimizer, only=only)
+
+
+def measure(
+    model: ModelConfig,
+    workers: int = 2,
+    optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
+    only: tuple[Literal[0, 1, 2, 3], ...] = STAGES,
+) -> dict[str, Any]:
+    """Bytes that worker 0 holds at each stage, predicted and measured.
+
+    Args:
+        model: one without a vocab_size gets MODEL's.
+        workers: processes on this machine.
+        only: the stages to measure.
+    """
+    if model.vocab_size is None:
+        model = dataclasses.replace(model, vocab_size=MODEL.vocab_size)
+    measured = _measured(model, workers, optimizer, only)
+    return {
+        "parameters": parameters(model).total,
+        "workers": workers,
+        "optimizer": optimizer.kind,
+        "stages": [
+            {"stage": stage, "predicted": _predicted(model, workers, optimizer, stage), **found}
+            for stage, found in zip(only, measured, strict=True)
+        ],
+    }
+
+
+def _predicted(
+    model: ModelConfig, workers: int, optimizer: OptimizerConfig, stage: Literal[0, 1, 2, 3]
+) -> dict[str, int]:
+    """Bytes at each of MOMENTS, and of how many of the last nothing has been written yet."""
+    found = costs(
+        Setup(
+            model,
+            SEQ_LEN,
+            num_workers=workers,
+            zero_stage=stage,
+            dtype="fp32",
+            optimizer_kind=optimizer.kind,
+            reduce_bucket=BUCKET_MB * 10**6 // 4,
+            device="cpu",
+        )
+    )
+    at_first = found.weights + found.master_weights
+    later = found.gradients + found.buffers
+    if stage == 3:  # has its gradients and buffers from the start
+        at_first, later = at_first + later, 0
+    stepped = at_first + found.optimizer_state
+    # At stage 1 the bucket is filled with the step's last micro batch.
+    unwritten = found.buffers if stage == 1 else 0
+    sizes = (at_first, stepped, stepped + later)
+    return {**dict(zip(MOMENTS, sizes, strict=True)), "unwritten": unwritten}
+
+
+def _measured(
+    model: ModelConfig, workers: int, optimizer: OptimizerConfig, only: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """For each stage, by moment, the bytes of the tensors and of the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(
+            _work,
+            (workers, only, model, optimizer, _free_port(), folder),
+            nprocs=workers,
+            start_method="spawn",
+        )
+        return json.loads(Path(folder, "found.json").read_text())
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _work(
+    rank: int,
+    workers: int,
+    only: tuple[int, ...],
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    port: int,
+    folder: str,
+) -> None:
+    """One worker; the first writes what it found."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(workers),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    _return_freed_memory()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    # What Python, DeepSpeed and gloo load at their first use is no part of a stage.
+    found = []
+    for stage in only:
+        _train(WARM_UP, stage, optimizer, looks=False)
+        gc.collect()
+        gc.freeze()  # looking at what there is goes through what is new alone
+        found.append(_train(model, stage, optimizer, looks=rank == 0))
+    if rank == 0:
+        Path(folder, "found.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _train(
+    c: ModelConfig, stage: int, optimizer: OptimizerConfig, looks: bool
+) -> dict[str, dict[str, int]]:
+    """Two steps of two micro batches; if it `looks`, the bytes at MOMENTS by which all tensors, and
+    the process, have grown."""
+    found: dict[str, dict[str, int]] = {"tensors": {}, "process": {}}
+
+    def look(moment: str) -> None:
+        if looks:
+            gc.collect()
+            found["tensors"][moment] = _tensor_bytes()
+            found["process"][moment] = _process_bytes()
+
+    look("before")
+    torch.manual_seed(0)
+    engine = make_engine(
+        GPT(c),
+        optimizer,
+        Device(torch.device("cpu"), "fp32", 1.0, "CPU"),
+        zero_stage=stage,
+        micro_batch_size=1,
+        grad_accum_steps=2,
+        c=EngineConfig(reduce_bucket_mb=BUCKET_MB) if stage else EngineConfig(),
+    )
+    look("made")
+    assert c.vocab_size is not None
+    tokens = torch.randint(c.vocab_size, (1, SEQ_LEN + 1))
+    for step in range(2):
+        for is_last in (False, True):
+            loss = engine(tokens[:, :-1], tokens[:, 1:].contiguous())
+            backward_and_step(engine, loss, optimizer.grad_clip, is_last=is_last)
+            del loss
+            if step == 1 and not is_last:
+                look("accumulating")
+        if step == 0:
+            look("stepped")
+    return {
+        kind: {moment: size - sizes["before"] for moment, size in sizes.items()}
+        for kind, sizes in found.items()
+        if sizes
+    }
+
+
+def _tensor_bytes() -> int:
+    """Bytes of all tensors that Python can reach, each storage once."""
+    sizes: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+            both = [thing]
+            if thing.is_leaf and thing.grad is not None:
+                both.append(thing.grad)
+            for tensor in both:
+                storage = tensor.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def _process_bytes() -> int:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(0)
+    return psutil.Process().memory_full_info().uss
+
+
+def _return_freed_memory() -> None:
+    """Makes glibc give freed tensors back to the system at once: left alone, it begins to keep
+    blocks of up to 32 MB, and a process stays as large as it once was."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 16)
+
+
+def table(result: dict[str, Any]) -> str:
+    """Bytes at the fullest moment, while gradients accumulate."""
+    lines = [
+        f"{result['parameters']:,} parameters, {result['workers']} workers, "
+        f"{result['optimizer']}, fp32; MB that one worker holds while gradients accumulate",
+        "stage   predicted     tensors  tensors/pred.     process  process/pred.",
+    ]
+    for row in result["stages"]:
+        predicted = row["predicted"]["accumulating"]
+        written = predicted - row["predicted"]["unwritten"]
+        tensors, process = (row[kind]["accumulating"] for kind in ("tensors", "process"))
+        lines.append(
+            f"{row['stage']:>5}{predicted / 1e6:>12.1f}{tensors / 1e6:>12.1f}"
+            f"{tensors / predicted:>15.3f}{process / 1e6:>12.1f}{process / written:>15.3f}"
+        )
+    return "\n".join(lines)

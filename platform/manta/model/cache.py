@@ -1,0 +1,72 @@
+"""The KV cache.
+
+Shapes: B batch, T new tokens, K key/value heads, D head size, S cached tokens.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from manta.model.shape import ModelConfig
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, for every layer: (B, K, S, D) each.
+
+    Rows may have seen different numbers of tokens; they then take one more at a time.
+    """
+
+    def __init__(self, c: ModelConfig, batch: int, length: int, device: torch.device):
+        shape = (c.n_layer, 2, batch, c.kv_heads, length, c.head_size)
+        dtype = None
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        self.store = torch.empty(shape, device=device, dtype=dtype)
+        self.lengths = [0] * batch
+
+    @property
+    def starts(self) -> Tensor:
+        """(B, 1), or (1, 1) where all rows are alike: the position of the next token."""
+        alike = len(set(self.lengths)) == 1
+        lengths = self.lengths[:1] if alike else self.lengths
+        return torch.tensor(lengths, device=self.store.device).unsqueeze(1)
+
+    def mask(self, T: int) -> Tensor | None:
+        """(B or 1, 1, T, S): what T new tokens of each row see; None: all, or each other
+        causally."""
+        past = max(self.lengths)
+        if past == 0 or (T == 1 and len(set(self.lengths)) == 1):
+            return None
+        seen = self.starts + torch.arange(T, device=self.store.device)
+        assert T == 1 or len(seen) == 1, "rows of different lengths take one token at a time"
+        keys = torch.arange(past + T, device=self.store.device)
+        return (keys <= seen.unsqueeze(2)).unsqueeze(1)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts T new keys and values behind those of `layer`; all of them, (B, K, S + T, D)."""
+        keys, values = self.store[layer]
+        start, T = self.lengths[0], k.size(2)
+        if len(set(self.lengths)) == 1:
+            keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
+        else:
+            rows = torch.arange(len(keys), device=keys.device)
+            at = self.starts.squeeze(1)
+            keys[rows, :, at], values[rows, :, at] = k[:, :, 0].to(keys), v[:, :, 0].to(keys)
+        end = max(self.lengths) + T
+        return keys[:, :, :end], values[:, :, :end]
+
+    def row(self, row: int) -> "KVCache":
+        """One row, of the same memory."""
+        part = copy.copy(self)
+        part.store = self.store[:, :, row : row + 1]
+        part.lengths = self.lengths[row : row + 1]
+        return part
+
+    def advance(self, T: int) -> None:
+        self.lengths = [length + T for length in self.lengths]
+
+    def keep(self, rows: list[int]) -> None:
+        """Leaves out all other rows."""
+        self.store = self.store[:, :, rows]
+        self.lengths = [self.lengths[row] for row in rows]

@@ -1,0 +1,373 @@
+"""Memory of a training worker: what it holds and the most at once, from config alone. Pure
+arithmetic; nothing is allocated.
+
+Manta trains with fp32 weights, fp32 gradients and fp32 optimizer state; bf16 is torch's autocast.
+What DeepSpeed (0.19.8) holds beside them is from its source (runtime/engine.py, zero/
+stage_1_and_2.py, zero/stage3.py) and from measurement: manta/bench/stages.py compares, and
+tests/test_cost.py holds each stage to it. With P parameters and W workers, in values of 4 bytes:
+
+    stage   weights    master copy   gradients   AdamW    at once, to reduce the gradients
+    0       P          -             P           2P       P: a flat copy, also with one worker
+    1       P          P/W           P           2P/W     P/W, and twice the bucket
+    2       P          P/W           P/W *       2P/W     P/W *, and twice the bucket
+    3       P/W        P/W           P/W         2P/W     P (all weights, gathered), the bucket
+
+* Whole tensors: of a tensor that lies in several workers' shares, each of them holds the gradient
+whole. That is the embedding, mostly, which is alone in its group of parameters.
+
+So stages 1 and 2 cost one worker alone more than stage 0, and two workers no less at stage 1.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from manta.errors import ConfigError
+from manta.model.activations import FP32, Activations, DeviceType, Dtype, activations
+from manta.model.cost import hidden_matrices, parameters, weights
+from manta.model.recomputation import Recompute
+from manta.model.shape import ModelConfig
+
+GIB = 1 << 30
+# What a worker may use of its card: the rest is CUDA's context and what its allocator cannot join.
+USABLE = 0.92
+# Beside what is counted: cuBLAS's workspaces, NCCL's buffers. An assumption, not a measurement.
+ALLOWANCE = GIB // 4
+# DeepSpeed's own settings, in values.
+BUCKET = 500_000_000  # reduce_bucket_size, and what stage 0 reduces at once
+PREFETCH = 50_000_000  # stage3_prefetch_bucket_size
+PERSISTENT = 100_000  # stage3_param_persistence_threshold: smaller weights are not sharded
+SMALL_BUCKET = 16_000_000  # 64 MB: as fast, from about 25 MB on (what torch's DDP reduces at once)
+LIVE = 1_000_000_000  # stage3_max_live_parameters: gathered at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What decides a worker's memory. `model` has its vocabulary."""
+
+    model: ModelConfig
+    seq_len: int
+    micro_batch_size: int = 1
+    num_workers: int = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    dtype: Dtype = "bf16"
+    optimizer_kind: Literal["adamw", "muon"] = "adamw"
+    activation_checkpointing: Recompute = "none"
+    offload_optimizer: bool = False
+    """To the host's memory; stages 1 to 3."""
+    offload_parameters: bool = False
+    """To the host's memory; stage 3."""
+    overlap_comm: bool = False
+    """At stages 1 and 2 a second bucket."""
+    reduce_bucket: int = BUCKET
+    """Values of gradients that are reduced at once; stages 1 to 3 hold a buffer for them."""
+    device: DeviceType = "cuda"
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Bytes of one worker. All but `host` are on its device."""
+
+    weights: int
+    """The model's own, or its share of them."""
+    master_weights: int
+    """DeepSpeed's flat copy of this worker's share, which the optimizer works on."""
+    gradients: int
+    """While micro batches accumulate."""
+    optimizer_state: int
+    buffers: int
+    """DeepSpeed's, held with the gradients."""
+    host: int
+    """Offloaded, in the host's memory."""
+    activations: Activations
+    working: int
+    """DeepSpeed's, at most at once, beside the activations."""
+    stepping: int
+    """At most at once when the activations are gone: the last gradients reduced, the optimizer's
+    step."""
+
+    @property
+    def states(self) -> int:
+        """Held from step to step and, gradients and buffers, from micro batch to micro batch."""
+        return (
+            self.weights
+            + self.master_weights
+            + self.gradients
+            + self.optimizer_state
+            + self.buffers
+        )
+
+    @property
+    def total(self) -> int:
+        """All that is held after a forward; not what is there for a moment only."""
+        return self.states + self.activations.held
+
+    @property
+    def temporary(self) -> int:
+        """The most at once beyond `total`."""
+        in_pass = self.activations.temporary + self.working
+        return max(in_pass, self.stepping - self.activations.held)
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at once."""
+        return self.total + self.temporary + ALLOWANCE
+
+    def lines(self) -> list[str]:
+        """For --dry-run: the parts of the peak, in GiB."""
+        parts = {
+            "weights": self.weights + self.master_weights,
+            "gradients": self.gradients,
+            "optimizer state": self.optimizer_state,
+            "DeepSpeed's buffers": self.buffers,
+            "activations": self.activations.held,
+            "temporary": self.temporary,
+            "allowance": ALLOWANCE,
+            "peak of a step": self.peak,
+        }
+        if self.host:
+            parts["on the host"] = self.host
+        return [f"{name:<20}{gib(size):>9}" for name, size in parts.items() if size]
+
+
+def costs(s: Setup) -> Costs:
+    """Bytes of each worker; where they differ between workers, of the first."""
+    c, stage, W = s.model, s.zero_stage, s.num_workers
+    P = FP32 * parameters(c).total
+    tensors = weights(c)
+    largest = FP32 * max(w.numel for w in tensors)
+    share = P if stage == 0 else -(-P // W)
+    matrices = FP32 * hidden_matrices(c) * share // P
+    state = 2 * share - (matrices if s.optimizer_kind == "muon" else 0)
+    bucket = FP32 * s.reduce_bucket
+    flat = min(bucket, P)  # a bucket's content, laid end to end once more to be reduced
+    offload = s.offload_optimizer and stage > 0
+
+    held_weights, master, host, buffers, working = P, share, 0, 0, 0
+    if stage == 0:
+        master, gradients = 0, P
+        stepping = min(P, FP32 * BUCKET + largest)
+        if s.optimizer_kind == "muon":  # two fp32 directions, all ranks' updates and this rank's
+            stepping = max(stepping, 2 * matrices + matrices + matrices // W)
+    elif stage == 1:
+        gradients = P
+        buffers = bucket * (2 if s.overlap_comm else 1)
+        stepping = flat + FP32 * _touched(c, W)
+    elif stage == 2:
+        gradients = FP32 * _touched(c, W)
+        working = stepping = bucket * (2 if s.overlap_comm else 1) + flat + gradients
+    else:
+        small = FP32 * sum(w.total for w in tensors if w.numel < PERSISTENT)
+        held_weights = share + (small if W > 1 else 0)
+        gradients, buffers = share, bucket
+        working = flat
+        if W > 1:  # one worker's share is the whole already
+            gathering = min(P, max(FP32 * PREFETCH, largest))
+            working = min(P, FP32 * LIVE) + max(flat, gathering)
+        stepping = share
+    if s.optimizer_kind == "muon" and stage:
+        stepping = max(stepping, 4 * matrices)
+    if offload:
+        host = master + state + share  # the gradients that the optimizer reads
+        if stage == 3:
+            host += share  # those that are summed
+        else:
+            host += share + largest  # new weights, on their way; a gradient, on its way
+            buffers += largest
+            if stage == 2:
+                host += share  # those that are summed
+        master = state = 0
+        gradients = gradients if stage == 1 else 0
+        stepping = flat if stage < 3 else 0
+        working = max(0, working - share) if stage == 2 else working
+    if s.offload_parameters and stage == 3:
+        host += share
+        held_weights -= share
+    return Costs(
+        weights=held_weights,
+        master_weights=master,
+        gradients=gradients,
+        optimizer_state=state,
+        buffers=buffers,
+        host=host,
+        activations=activations(
+            c, s.micro_batch_size, s.seq_len, s.dtype, s.activation_checkpointing, s.device
+        ),
+        working=working,
+        stepping=stepping,
+    )
+
+
+def _touched(c: ModelConfig, num_workers: int) -> int:
+    """Values of the tensors of which the first worker's share has a part: each group of the
+    optimizer's (train/optimizer.py) is split by itself."""
+    tensors = weights(c)
+    block = [w for w in tensors if w.in_block and len(w.shape) == 2]
+    groups = [
+        [w.numel for w in block for _ in range(w.count // c.n_layer)] * c.n_layer,
+        [w.numel for w in tensors if w.kind in ("embedding", "positions")],
+        [w.numel for w in tensors if w.kind == "head"],
+        [w.numel for w in tensors if len(w.shape) == 1 for _ in range(w.count)],
+    ]
+    total = 0
+    for sizes in groups:
+        share, found = sum(sizes) / num_workers, 0
+        for size in sizes:
+            found += size if found < share else 0
+        total += found
+    return total
+
+
+def largest_micro_batch(s: Setup, memory_bytes: float, choices: Sequence[int]) -> int:
+    """The largest of `choices` whose peak fits in `memory_bytes`; `s.micro_batch_size` does not
+    count.
+
+    Raises:
+        ConfigError: not even one sequence fits; with what it needs and what would make it fit.
+    """
+    fitting = [n for n in choices if _peak(s, micro_batch_size=n) <= memory_bytes]
+    if fitting:
+        return max(fitting)
+    least = min(choices)
+    found = costs(dataclasses.replace(s, micro_batch_size=least))
+    parts = ", ".join(
+        f"{name} {size / GIB:.1f}"
+        for name, size in {
+            "weights": found.weights + found.master_weights,
+            "gradients": found.gradients,
+            "optimizer state": found.optimizer_state,
+            "buffers": found.buffers,
+            "activations": found.activations.held,
+            "temporary": found.temporary + ALLOWANCE,
+        }.items()
+        if size
+    )
+    ways = remedies(dataclasses.replace(s, micro_batch_size=least), memory_bytes)
+    would = f"would fit: {'; '.join(ways)}" if ways else "no setting makes it fit: a smaller model"
+    raise ConfigError(
+        f"micro_batch_size={least} needs {gib(found.peak)} ({parts}), and the device has "
+        f"{gib(memory_bytes)} for it; {would}"
+    )
+
+
+def remedies(s: Setup, memory_bytes: float) -> list[str]:
+    """Changes of `s`, each by itself enough for its peak to fit in `memory_bytes`, with the peak;
+    where none is, the mildest of several together."""
+    top: Literal[2, 3] = 2 if s.optimizer_kind == "muon" else 3
+    modes: list[Recompute] = ["none", "selective", "full"]
+    tried: list[tuple[str, Setup]] = [
+        (f"activation_checkpointing={mode}", dataclasses.replace(s, activation_checkpointing=mode))
+        for mode in modes[modes.index(s.activation_checkpointing) + 1 :]
+    ]
+    stages: list[Literal[1, 2, 3]] = [1, 2, 3]
+    if s.num_workers > 1:
+        tried += [
+            (f"zero_stage={stage}", dataclasses.replace(s, zero_stage=stage))
+            for stage in stages[s.zero_stage : top]
+        ]
+    more = [
+        (f"zero_stage={top} num_workers={n}", _with(s, zero_stage=top, num_workers=n))
+        for n in (2, 4, 8, 16, 32, 64)
+        if n > s.num_workers
+    ]
+    tried += more
+    if s.zero_stage and s.reduce_bucket > SMALL_BUCKET:
+        tried.append(("engine.reduce_bucket_mb=64", _with(s, reduce_bucket=SMALL_BUCKET)))
+    if s.device == "cuda" and not s.offload_optimizer:
+        stage = s.zero_stage or 1
+        text = ("" if s.zero_stage else "zero_stage=1 ") + "engine.offload_optimizer=cpu"
+        tried.append((text, _with(s, zero_stage=stage, offload_optimizer=True)))
+    seq_len = s.seq_len // 2
+    while seq_len >= 128:
+        tried.append((f"seq_len={seq_len}", dataclasses.replace(s, seq_len=seq_len)))
+        seq_len //= 2
+    found = _that_fit(tried, memory_bytes)
+    if found:
+        return found
+    together: list[tuple[str, Setup]] = []
+    for n in (s.num_workers, 2, 4, 8, 16, 32, 64):
+        if n >= max(2, s.num_workers):
+            strong = _with(s, activation_checkpointing="full", zero_stage=top, num_workers=n)
+            strong = _with(strong, reduce_bucket=SMALL_BUCKET)
+            text = f"activation_checkpointing=full engine.reduce_bucket_mb=64 zero_stage={top}"
+            together.append((f"{text} num_workers={n}", strong))
+    if s.device == "cuda":
+        strong = _with(s, activation_checkpointing="full", zero_stage=top, offload_optimizer=True)
+        strong = _with(strong, reduce_bucket=SMALL_BUCKET, offload_parameters=top == 3)
+        text = f"activation_checkpointing=full engine.reduce_bucket_mb=64 zero_stage={top} "
+        text += "engine.offload_parameters=cpu " if top == 3 else ""
+        together.append((f"{text}engine.offload_optimizer=cpu", strong))
+    for layers in range(s.model.n_layer - 1, 0, -1):
+        model = dataclasses.replace(s.model, n_layer=layers)
+        together.append((f"model.n_layer={layers}", dataclasses.replace(s, model=model)))
+    return _that_fit(together, memory_bytes)
+
+
+def _that_fit(tried: list[tuple[str, Setup]], memory_bytes: float) -> list[str]:
+    """Of each kind of change (its text up to the last number or word), the first that fits."""
+    found: dict[str, str] = {}
+    for text, setup in tried:
+        kind = text.rpartition("=")[0]
+        if kind not in found and (peak := _peak(setup)) <= memory_bytes:
+            found[kind] = f"{text} ({gib(peak)})"
+    return list(found.values())
+
+
+def fits(s: Setup, memory_bytes: float, choices: Sequence[int]) -> dict[Recompute, int]:
+    """For each mode of activation checkpointing with which it fits, the largest micro batch."""
+    found: dict[Recompute, int] = {}
+    modes: list[Recompute] = ["none", "selective", "full"]
+    for mode in modes:
+        setup = dataclasses.replace(s, activation_checkpointing=mode)
+        fitting = [n for n in choices if _peak(setup, micro_batch_size=n) <= memory_bytes]
+        if fitting:
+            found[mode] = max(fitting)
+    return found
+
+
+def stages_table(s: Setup) -> list[str]:
+    """Lines of a table: what each ZeRO stage costs one of `s.num_workers` workers, in GiB."""
+    head = ("stage", "weights", "gradients", "optimizer", "buffers", "held", "peak")
+    lines = ["".join(f"{name:>11}" for name in head)]
+    stages: list[Literal[0, 1, 2, 3]] = [0, 1, 2, 3]
+    for stage in stages[: 3 if s.optimizer_kind == "muon" else 4]:
+        found = costs(dataclasses.replace(s, zero_stage=stage))
+        sizes = (
+            found.weights + found.master_weights,
+            found.gradients,
+            found.optimizer_state,
+            found.buffers,
+            found.states,
+            found.peak,
+        )
+        lines.append(f"{stage:>11}" + "".join(f"{size / GIB:>11.2f}" for size in sizes))
+    workers = "1 worker" if s.num_workers == 1 else f"each of {s.num_workers} workers"
+    lines.append(
+        f"GiB of {workers}; weights with DeepSpeed's master copy; peak at micro_batch_size="
+        f"{s.micro_batch_size}, seq_len={s.seq_len}, {s.dtype}, "
+        f"activation_checkpointing={s.activation_checkpointing}"
+    )
+    return lines
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def _peak(s: Setup, micro_batch_size: int | None = None) -> int:
+    size = s.micro_batch_size if micro_batch_size is None else micro_batch_size
+    return costs(dataclasses.replace(s, micro_batch_size=size)).peak
+
+
+def _with(
+    s: Setup,
+    *,
+    zero_stage: Literal[0, 1, 2, 3] | None = None,
+    num_workers: int | None = None,
+    activation_checkpointing: Recompute | None = None,
+    offload_optimizer: bool | None = None,
+    offload_parameters: bool | None = None,
+    reduce_bucket: int | None = None,
+) -> Setup:
+    given = {k: v for k, v in locals().items() if k != "s" and v is not None}
+    return dataclasses.replace(s, **given)
