@@ -26,8 +26,8 @@ from manta.model.cost import (
 from manta.model.gpt import GPT, num_parameters
 from manta.model.memory import (
     ALLOWANCE,
+    BUCKET,
     GIB,
-    SMALL_BUCKET,
     USABLE,
     Setup,
     costs,
@@ -91,7 +91,7 @@ def setups(draw: st.DrawFn) -> Setup:
         activation_checkpointing=draw(st.sampled_from(MODES)),
         offload_optimizer=stage > 0 and draw(st.booleans()),
         offload_parameters=stage == 3 and draw(st.booleans()),
-        reduce_bucket=draw(st.sampled_from([1000, SMALL_BUCKET])),
+        reduce_bucket=draw(st.sampled_from([1000, BUCKET])),
         device=draw(st.sampled_from(["cuda", "cpu"])),
     )
 

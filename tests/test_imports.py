@@ -34,7 +34,7 @@ ROOMS = {
     "pydantic": ["config"],
     "yaml": ["config"],
     "tqdm": ["progress"],
-    "psutil": ["bench"],
+    "psutil": ["bench", "train/build"],
     "datasets": ["text/sources", "evaluate/run"],
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],

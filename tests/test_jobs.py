@@ -1,12 +1,14 @@
 """The pulse of each job: its real main, once, on a tiny model."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, tiny, tiny_arguments
+from conftest import ROOT, tiny, tiny_arguments, tiny_model_arguments
 
 from manta.bench.settings import BenchConfig
 from manta.config import load
@@ -15,7 +17,7 @@ from manta.evaluate.run import EvaluateConfig
 from manta.model.generate import GenerateConfig
 from manta.sweep.run import SweepConfig
 from manta.train import checkpoint
-from manta.train.pretrain import PretrainConfig
+from manta.train.settings import PretrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -139,6 +141,7 @@ def test_bench_overhead_writes_its_figures(
 ) -> None:
     arguments = [
         *tiny_arguments(prepared, corpus),
+        "what=overhead",
         "rounds=1",
         "steps_per_round=2",
         f"json={tmp_path / 'overhead.json'}",
@@ -176,6 +179,50 @@ def test_bench_of_data_writes_its_figures(
     for key in figures:
         assert key in found and (key == "memory_bytes" or found[key] > 0)  # memory may shrink
     assert not list(prepared.glob("bench-*"))
+
+
+def test_the_model_bench_runs_where_ray_is_not_installed(tmp_path: Path) -> None:
+    file = tmp_path / "model.json"
+    arguments = [*tiny_model_arguments(tmp_path), "what=model", "profile=true", f"json={file}"]
+    arguments += ["rounds=1", "steps_per_round=2", "activation_checkpointing=selective"]
+    blocked = "ray", "lm_eval", "datasets", "transformers"
+    job = str(ROOT / "jobs" / "bench.py")
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        f"sys.path.insert(0, ''); runpy.run_path({job!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["parameters"] > 0 and found["mfu"] > 0 and found["loss"] > 0
+    assert set(found["part_seconds"]) == {"data", "forward", "backward", "optimizer"}
+    assert "traceEvents" in json.loads(Path(found["trace"]).read_text())
+    for line in ("MFU", "forward", "peak memory", "trace"):
+        assert line in done.stdout
+    command[3:] = [*tiny_model_arguments(tmp_path), "what=checkpoint", f"json={file}", "rounds=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["ratio"] > 0 and found["bytes"] > 10_000
+    assert not (tmp_path / "bench-checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "figures"),
+    [
+        (["what=generate", "new_tokens=20"], ["cached_ratio", "batched_ratio"]),
+        (["what=evaluate"], ["ratio", "requests_per_second"]),
+    ],
+)
+def test_a_bench_without_ray_writes_its_figures(
+    load_job: Callable[[str], Any], tmp_path: Path, keys: list[str], figures: list[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    arguments = [*tiny_model_arguments(tmp_path), "rounds=1", f"json={file}", *keys]
+    load_job("bench").main(load(BenchConfig, arguments))
+    found = json.loads(file.read_text())
+    assert all(found[key] > 0 for key in figures)
 
 
 @pytest.mark.parametrize(

@@ -194,24 +194,6 @@ def allocated() -> int:
     return sum(storages.values())
 
 
-def test_compiled_blocks_compute_the_same_from_one_compilation() -> None:
-    import torch._dynamo
-
-    torch._dynamo.reset()
-    tokens, targets = batch_of(50)
-    plain, compiled = model_of("modern", n_layer=3), model_of("modern", n_layer=3)
-    compiled.compile_blocks()
-    for model in (plain, compiled):
-        model(tokens, targets).backward()
-    torch.testing.assert_close(compiled(tokens, targets), plain(tokens, targets))
-    for name, gradient in gradients(plain).items():
-        torch.testing.assert_close(gradients(compiled)[name], gradient, rtol=1e-4, atol=1e-6)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert compiled.state_dict().keys() == plain.state_dict().keys()
-    with torch.no_grad():  # another graph, and sampling is not compiled
-        assert torch.allclose(compiled(tokens), plain(tokens), atol=1e-5)
-
-
 def test_a_config_survives_json() -> None:
     c = model_of("modern", depth=3).config
     assert from_dict(ModelConfig, json.loads(json.dumps(dataclasses.asdict(c)))) == c

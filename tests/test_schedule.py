@@ -10,7 +10,7 @@ from manta.train.schedule import ScheduleConfig, lr_at
 
 few = settings(deadline=None, max_examples=25)
 
-KINDS = st.sampled_from(["cosine", "wsd"])
+KINDS = st.sampled_from(["cosine", "linear", "wsd"])
 FRACTIONS = st.floats(0, 1)
 # Steps, peak.
 RUNS = (st.integers(2, 300), st.floats(1e-8, 10))
@@ -87,13 +87,46 @@ def test_after_warm_up_the_rate_never_rises(
 def test_wsd_is_flat_in_the_middle_and_falls_evenly(
     total: int, peak: float, warmup: float, decay: float, low: float
 ) -> None:
-    c = ScheduleConfig(kind="wsd", warmup=warmup, decay=decay, min_lr_ratio=low)
+    c = ScheduleConfig(
+        kind="wsd", warmup=warmup, decay=decay, decay_shape="linear", min_lr_ratio=low
+    )
     start, end = math.ceil(warmup * total), total - math.ceil(decay * total)
     found = rates(total, peak, c)
     assert all(rate == peak for rate in found[start:end])
     fall = found[max(start, end) :]
     drops = [a - b for a, b in itertools.pairwise(fall)]
     assert all(math.isclose(drop, drops[0], rel_tol=1e-6, abs_tol=peak * 1e-12) for drop in drops)
+
+
+@few
+@given(st.integers(4, 300), st.floats(0.01, 1), FRACTIONS)
+def test_wsd_falls_by_one_minus_the_root_unless_told_otherwise(
+    total: int, decay: float, low: float
+) -> None:
+    c = ScheduleConfig(kind="wsd", warmup=0.0, decay=decay, min_lr_ratio=low)
+    steps = math.ceil(decay * total)
+    assume(steps > 1)
+    for index, rate in enumerate(rates(total, 1.0, c)[total - steps :]):
+        assert close(rate, low + (1 - low) * (1 - math.sqrt(index / (steps - 1))))
+
+
+@few
+@given(*RUNS, st.floats(0, 0.9), FRACTIONS)
+def test_linear_is_wsd_that_falls_evenly_from_warm_up_on(
+    total: int, peak: float, warmup: float, low: float
+) -> None:
+    linear = ScheduleConfig(kind="linear", warmup=warmup, min_lr_ratio=low)
+    share = 1 - math.ceil(warmup * total) / total
+    wsd = ScheduleConfig(
+        kind="wsd", warmup=warmup, decay=share, decay_shape="linear", min_lr_ratio=low
+    )
+    assume(math.ceil(share * total) == total - math.ceil(warmup * total))
+    assert rates(total, peak, linear) == rates(total, peak, wsd)
+
+
+def test_the_shape_of_a_decay_is_for_wsd() -> None:
+    (problem,) = ScheduleConfig(kind="cosine", decay_shape="linear").problems()
+    assert problem == "decay_shape=linear is for kind=wsd: omit it"
 
 
 def test_cosine_is_half_way_down_in_the_middle() -> None:

@@ -25,7 +25,6 @@ from manta.train import checkpoint
 from manta.train.optimizer import make_optimizer
 from manta.train.pretrain import (
     Outcome,
-    PretrainConfig,
     fit,
     order_of,
     outcome,
@@ -34,6 +33,7 @@ from manta.train.pretrain import (
     with_vocabulary,
 )
 from manta.train.schedule import lr_at
+from manta.train.settings import PretrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

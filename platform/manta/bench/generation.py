@@ -19,7 +19,7 @@ BATCH = 8
 def generation(c: BenchConfig) -> dict[str, Any]:
     """Tokens/s of a new model of the config's shape: the speed does not depend on its weights."""
     device = find_device("fp32", bool(c.gpus_per_worker), c.threads_per_worker or available_cpus())
-    shape = c.model_with_vocabulary
+    shape = c.expected_model
     context = max(shape.context_length, PROMPT + c.new_tokens)
     shape = dataclasses.replace(shape, context_length=context)
     torch.manual_seed(c.seed)

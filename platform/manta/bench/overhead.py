@@ -15,11 +15,11 @@ from manta.bench.memory import MemoryWatch
 from manta.bench.settings import BenchConfig
 from manta.data import mixture
 from manta.data.manifest import Manifest
-from manta.model.gpt import GPT
+from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoint import TrainState
-from manta.train.device import DTYPES, Device
+from manta.train.device import DTYPES
 from manta.train.logbook import METRICS, read_metrics
-from manta.train.loop import to_device, train
+from manta.train.loop import Run, to_device, train
 from manta.train.optimizer import OptimizerConfig, make_optimizer
 from manta.train.pretrain import fit, setup, with_vocabulary
 from manta.train.settings import EvalConfig, SampleConfig
@@ -56,7 +56,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     model = with_vocabulary(c.model, tokenizer)
     run = setup(c, datasets, tokenizer, model, TrainState(), 0, 1, lambda line: None)
     torch.manual_seed(c.seed)
-    bare = _BareLoop(GPT(model), c, run.device)
+    bare = _BareLoop(model, c, run)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}
     for _ in range(c.rounds + 1):
         started = time.perf_counter()
@@ -87,16 +87,21 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
 
 
 class _BareLoop:
-    """What a person would write by hand: model, AdamW, autocast, one batch, kept in memory."""
+    """What a person would write by hand: model, optimizer, autocast, one batch, kept in memory."""
 
-    def __init__(self, model: GPT, c: BenchConfig, device: Device):
+    def __init__(self, shape: ModelConfig, c: BenchConfig, run: Run):
+        model, device = GPT(shape), run.device
+        model.recompute = c.activation_checkpointing
+        if run.state.compiled:
+            model.compile_blocks()
         self._model = model.to(device.torch_device)
-        self._optimizer = make_optimizer(model, c.optimizer)
+        self._optimizer = make_optimizer(model, c.optimizer, device.dtype)
         self._settings: OptimizerConfig = c.optimizer
         self._device = device
-        self._accum = c.grad_accum_steps(0)
-        vocab_size = model.config.vocab_size or 1
-        tokens = torch.randint(vocab_size, (c.micro_batch, c.sequence_length + 1))
+        self._accum = run.config.grad_accum_steps(0)
+        tokens = torch.randint(
+            shape.vocab_size or 1, (run.config.micro_batch, c.sequence_length + 1)
+        )
         self._batch = to_device(tokens.numpy(), device)
 
     def train(self, steps: int) -> None:

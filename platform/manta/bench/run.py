@@ -1,28 +1,39 @@
 """`bench`: measures one thing, prints a table, writes JSON."""
 
 import dataclasses
+import importlib
 from typing import Any
 
-from manta import cluster, storage
 from manta import config as configs
-from manta.bench import data, overhead, tokenization
-from manta.bench.settings import BenchConfig
+from manta import storage
+from manta.bench.settings import ON_RAY, BenchConfig
 
+# The module of each bench and its function, which takes the config; imported when it is asked for,
+# as not all of them need Ray.
 BENCHES = {
-    "overhead": (overhead.overhead, overhead.table),
-    "data": (data.data, data.table),
-    "tokenize": (tokenization.tokenize, tokenization.table),
+    "model": ("model", "model"),
+    "overhead": ("overhead", "overhead"),
+    "data": ("data", "data"),
+    "tokenize": ("tokenization", "tokenize"),
+    "checkpoint": ("checkpoints", "checkpoints"),
+    "evaluate": ("evaluation", "evaluation"),
+    "generate": ("generation", "generation"),
+    "memory": ("stages", "stages"),
 }
 
 
 def bench(c: BenchConfig) -> dict[str, Any]:
     """Measures, prints a table, writes JSON, returns the figures."""
     c = dataclasses.replace(c, home=c.home_folder)
-    cluster.connect()
-    cluster.require(1, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    measure, table = BENCHES[c.what]
-    result = {"what": c.what, **measure(c), "config": configs.to_dict(c)}
-    print(table(result), flush=True)
+    if c.what in ON_RAY:
+        from manta import cluster
+
+        cluster.connect()
+        cluster.require(1, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    name, function = BENCHES[c.what]
+    module = importlib.import_module(f"manta.bench.{name}")
+    result = {"what": c.what, **getattr(module, function)(c), "config": configs.to_dict(c)}
+    print(module.table(result), flush=True)
     if c.json is not None:
         storage.write_json(storage.absolute(c.json), result)
         print(f"written to {c.json}")

@@ -148,6 +148,9 @@ class GPT(nn.Module):
         if c.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.apply(self._init)
+        with torch.no_grad():  # padding: so that a model that was saved and read is the same
+            self.embedding.weight[c.vocab_size :] = 0
+            self.head.weight[c.vocab_size :] = 0
         self._compiled: Callable[..., Tensor] = _run
         # Outside, the padding does not exist.
         self.register_state_dict_post_hook(_without_padding)

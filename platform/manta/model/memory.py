@@ -34,10 +34,10 @@ USABLE = 0.92
 # Beside what is counted: cuBLAS's workspaces, NCCL's buffers. An assumption, not a measurement.
 ALLOWANCE = GIB // 4
 # DeepSpeed's own settings, in values.
-BUCKET = 500_000_000  # reduce_bucket_size, and what stage 0 reduces at once
+STAGE_0_BUCKET = 500_000_000  # what stage 0 reduces at once
 PREFETCH = 50_000_000  # stage3_prefetch_bucket_size
 PERSISTENT = 100_000  # stage3_param_persistence_threshold: smaller weights are not sharded
-SMALL_BUCKET = 16_000_000  # 64 MB: as fast, from about 25 MB on (what torch's DDP reduces at once)
+BUCKET = 16_000_000  # reduce_bucket_size: 64 MB, which is Manta's (engine.reduce_bucket_mb)
 LIVE = 1_000_000_000  # stage3_max_live_parameters: gathered at once
 
 
@@ -146,7 +146,7 @@ def costs(s: Setup) -> Costs:
     held_weights, master, host, buffers, working = P, share, 0, 0, 0
     if stage == 0:
         master, gradients = 0, P
-        stepping = min(P, FP32 * BUCKET + largest)
+        stepping = min(P, FP32 * STAGE_0_BUCKET + largest)
         if s.optimizer_kind == "muon":  # two fp32 directions, all ranks' updates and this rank's
             stepping = max(stepping, 2 * matrices + matrices + matrices // W)
     elif stage == 1:
@@ -271,8 +271,6 @@ def remedies(s: Setup, memory_bytes: float) -> list[str]:
         if n > s.num_workers
     ]
     tried += more
-    if s.zero_stage and s.reduce_bucket > SMALL_BUCKET:
-        tried.append(("engine.reduce_bucket_mb=64", _with(s, reduce_bucket=SMALL_BUCKET)))
     if s.device == "cuda" and not s.offload_optimizer:
         stage = s.zero_stage or 1
         text = ("" if s.zero_stage else "zero_stage=1 ") + "engine.offload_optimizer=cpu"
@@ -288,13 +286,12 @@ def remedies(s: Setup, memory_bytes: float) -> list[str]:
     for n in (s.num_workers, 2, 4, 8, 16, 32, 64):
         if n >= max(2, s.num_workers):
             strong = _with(s, activation_checkpointing="full", zero_stage=top, num_workers=n)
-            strong = _with(strong, reduce_bucket=SMALL_BUCKET)
-            text = f"activation_checkpointing=full engine.reduce_bucket_mb=64 zero_stage={top}"
+            text = f"activation_checkpointing=full zero_stage={top}"
             together.append((f"{text} num_workers={n}", strong))
     if s.device == "cuda":
         strong = _with(s, activation_checkpointing="full", zero_stage=top, offload_optimizer=True)
-        strong = _with(strong, reduce_bucket=SMALL_BUCKET, offload_parameters=top == 3)
-        text = f"activation_checkpointing=full engine.reduce_bucket_mb=64 zero_stage={top} "
+        strong = _with(strong, offload_parameters=top == 3)
+        text = f"activation_checkpointing=full zero_stage={top} "
         text += "engine.offload_parameters=cpu " if top == 3 else ""
         together.append((f"{text}engine.offload_optimizer=cpu", strong))
     for layers in range(s.model.n_layer - 1, 0, -1):

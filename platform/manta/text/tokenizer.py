@@ -25,6 +25,7 @@ FILE_NAME = "encoding.json"
 FORMAT = "manta-bpe-1"
 END_OF_TEXT = "<|endoftext|>"
 R50K = "r50k_base"
+R50K_SIZE = 50257  # ids, end-of-text included
 # sha256 of r50k_base.tiktoken, as tiktoken 0.14 checks it (tiktoken_ext/openai_public.py).
 R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # A longer text is encoded a window (in characters) at a time. Windows change no id; they bound what

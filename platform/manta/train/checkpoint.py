@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from manta import config as configs
 from manta import storage
 from manta.errors import CheckpointError, DataError
-from manta.model.gpt import GPT, ModelConfig
+from manta.model.gpt import GPT, ModelConfig, unpadded
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train import engine as engines
@@ -49,6 +49,11 @@ class TrainState:
     train_seconds: float = 0.0
     stopped_early: bool = False
     dtype: str = ""
+    optimizer: str = ""
+    compiled: bool | None = None
+    micro_batch: int = 0
+    """Sequences that a worker computes at once: what was decided at the start is kept, so that a
+    run that goes on computes as one that never stopped."""
     world_size: int = 1
     zero_stage: int = 0
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -76,7 +81,7 @@ def save(run: str, engine: Any, state: TrainState, model: ModelConfig, tokenizer
     try:
         (staging / ENGINE).mkdir(parents=True, exist_ok=True)
         engines.save_state(engine, str(staging))
-        weights = engines.full_weights(engine)
+        weights = {n: unpadded(n, w, model) for n, w in engines.full_weights(engine).items()}
         if rank == 0:
             save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
             (staging / CONFIG).write_text(json.dumps(configs.to_dict(model), indent=1))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import re
 import time
 from typing import Literal
 
@@ -14,13 +15,19 @@ BF16_SPEEDUP = 1.5  # bf16 costs precision: it has to bring at least this much
 # Dense bf16 matrix peaks without sparsity, FLOP/s, from NVIDIA's data sheets and architecture white
 # papers (GeForce: with fp32 accumulation).
 GPU_PEAKS = {
+    "A10": 125e12,
     "A100": 312e12,
-    "H100 PCIe": 756e12,
+    "A40": 149.7e12,
+    "B200": 2250e12,
     "H100": 989e12,
+    "H100 PCIe": 756e12,
     "H200": 989e12,
+    "L4": 121e12,
     "L40S": 362e12,
     "RTX 3090": 71e12,
     "RTX 4090": 165.2e12,
+    "RTX 5090": 209.5e12,
+    "RTX A6000": 154.8e12,
 }
 
 
@@ -40,7 +47,7 @@ def find_device(dtype: str, use_gpu: bool, threads: int) -> Device:
     if use_gpu:
         device = torch.device("cuda", torch.cuda.current_device())
         name = torch.cuda.get_device_name(device)
-        peak = next((GPU_PEAKS[key] for key in GPU_PEAKS if key in name), None)
+        peak = gpu_peak(name)
         chosen = (
             ("bf16" if torch.cuda.is_bf16_supported() else "fp32") if dtype == "auto" else dtype
         )
@@ -51,6 +58,12 @@ def find_device(dtype: str, use_gpu: bool, threads: int) -> Device:
     if dtype == "auto":
         dtype = "bf16" if cpu_is_fast_in_bf16() else "fp32"
     return Device(device, dtype, cpu_peak(dtype), f"CPU, {threads} threads")  # type: ignore[arg-type]
+
+
+def gpu_peak(name: str) -> float | None:
+    """FLOP/s of a GPU by the name that CUDA gives it; None for one that is not in the table."""
+    known = [key for key in GPU_PEAKS if re.search(rf"(?<!\w){key}(?!\d)", name)]
+    return GPU_PEAKS[max(known, key=len)] if known else None
 
 
 def cpu_is_fast_in_bf16() -> bool:

@@ -4,9 +4,11 @@ It reads top to bottom: evaluate, sample, step, log, evaluate, save. Every rank 
 """
 
 import dataclasses
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 from manta.data.fingerprint import fingerprint
 from manta.data.order import stage_of
 from manta.model.cost import flops_per_token
-from manta.model.generate import generate
+from manta.model.generate import generate_batch
 from manta.model.gpt import IGNORED, ModelConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint, engine
@@ -58,6 +60,11 @@ class Run:
 def train(run: Run, until: int | None = None) -> TrainState:
     """Trains from `run.state.step` to the end, and saves; or to step `until`, and leaves the end
     (the last samples and checkpoint) to a later call."""
+    with no_garbage_collection():
+        return _train(run, until)
+
+
+def _train(run: Run, until: int | None) -> TrainState:
     c, state = run.config, run.state
     end = c.total_steps if until is None else until
     if state.step == 0:
@@ -66,8 +73,8 @@ def train(run: Run, until: int | None = None) -> TrainState:
     meter = Meter(run)
     while state.step < end and not state.stopped_early:
         step = state.step
-        lr = lr_at(step, c.total_steps, c.optimizer.lr, c.schedule)
-        engine.set_lr(run.engine, lr)
+        share = lr_at(step, c.total_steps, 1.0, c.schedule)
+        lr = engine.set_lr(run.engine, share)
         if run.model.dropout:
             torch.manual_seed(_mix(c.seed, step, dist.get_rank()))
         losses, norm = [], None
@@ -98,6 +105,20 @@ def train(run: Run, until: int | None = None) -> TrainState:
         sample(run)
         save(run)
     return state
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Python looks for cycles whenever it has made so many objects, which stalls a step, and all
+    ranks wait for the one that does. Here none is looked for but after each evaluation."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def to_device(batch: np.ndarray, device: Device) -> tuple[Tensor, Tensor]:
@@ -245,6 +266,7 @@ def evaluate(run: Run) -> dict[str, float]:
             )
         run.logbook.sync(curve=_title(run))
     run.report(metrics)
+    gc.collect()
     return metrics
 
 
@@ -294,27 +316,32 @@ def measure(run: Run, batches: list[np.ndarray]) -> Sums:
 def sample(run: Run) -> None:
     """Completes the prompts; all ranks compute (at ZeRO stage 3 they must), rank 0 writes."""
     c = run.config.sample
-    with engine.evaluating(run.engine):
-        model = run.engine.module
-        with torch.autocast(
+    if not c.prompts:
+        return
+    tokenizer = run.tokenizer
+    with (
+        engine.evaluating(run.engine),
+        torch.autocast(
             run.device.torch_device.type, torch.bfloat16, enabled=run.device.dtype == "bf16"
-        ):
-            for index, prompt in enumerate(c.prompts):
-                ids = run.tokenizer.encode(prompt) or [run.tokenizer.eot]
-                new = generate(
-                    model,
-                    ids,
-                    c.tokens,
-                    temperature=c.temperature,
-                    top_k=c.top_k,
-                    stop=run.tokenizer.eot,
-                    seed=_mix(run.config.seed, index),
-                )
-                text = run.tokenizer.decode(list(new))
-                if run.logbook is not None:
-                    run.logbook.sample(run.state.step, prompt, text)
-                    shown = f"{prompt}\u2502{text}".replace("\n", "\u23ce")
-                    run.logbook.say(f"step {run.state.step} sample: {shown}")
+        ),
+    ):
+        batch = generate_batch(
+            run.engine.module,
+            [tokenizer.encode(prompt) or [tokenizer.eot] for prompt in c.prompts],
+            c.tokens,
+            seeds=[_mix(run.config.seed, index) for index in range(len(c.prompts))],
+            temperature=c.temperature,
+            top_k=c.top_k,
+            stop=tokenizer.eot,
+        )
+        new = list(batch)
+    if run.logbook is None:
+        return
+    for index, prompt in enumerate(c.prompts):
+        text = tokenizer.decode([tokens[index] for tokens in new if index in tokens])
+        run.logbook.sample(run.state.step, prompt, text)
+        shown = f"{prompt}\u2502{text}".replace("\n", "\u23ce")
+        run.logbook.say(f"step {run.state.step} sample: {shown}")
 
 
 def save(run: Run) -> None:

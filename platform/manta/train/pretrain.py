@@ -2,10 +2,9 @@
 
 import dataclasses
 import os
-import re
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -15,62 +14,20 @@ from ray.train.torch import TorchTrainer
 
 from manta import cluster, storage
 from manta import config as configs
-from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, config
 from manta.data import mixture, stream
 from manta.data import order as orders
 from manta.data.manifest import Manifest
-from manta.data.mixture import DataConfig
 from manta.data.order import Order
 from manta.errors import CheckpointError, ConfigError
-from manta.model.gpt import GPT, ModelConfig, num_parameters
+from manta.model.gpt import ModelConfig, num_parameters
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint
+from manta.train.build import build, compiles, micro_batch
 from manta.train.checkpoint import TrainState
-from manta.train.device import available_cpus, find_device
-from manta.train.engine import make_engine
+from manta.train.device import Device, available_cpus, find_device
 from manta.train.logbook import METRICS, Logbook, duration, read_metrics
 from manta.train.loop import Run, train
-from manta.train.settings import TrainConfig
-
-NAME = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
-
-
-@config
-class PretrainConfig(TrainConfig):
-    name: str = "quickstart"
-    """Name of the run, a folder under HOME/runs."""
-    home: str | None = None
-    """Folder or URI (s3://...) for data and runs; null: $MANTA_HOME, or ~/manta."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the run's newest whole checkpoint; never: refuse a run that exists."""
-    cpus_per_worker: PositiveFloat = 1.0
-    """CPUs that Ray reserves for a worker."""
-    gpus_per_worker: Literal[0, 1] = 0
-    """1: train on GPUs, one a worker; 0: on CPUs."""
-    threads_per_worker: Count | None = None
-    """Compute threads of a worker; null: its node's CPUs, shared by the workers on it."""
-    wait_seconds: NonNegativeFloat = 0.0
-    """How long to wait for an autoscaling cluster to grow to what is asked for."""
-    max_failures: Natural = 0
-    """How often a failed worker is started anew, from the newest checkpoint."""
-    data: DataConfig = DataConfig()
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not re.fullmatch(NAME, self.name):
-            found.append(
-                f"name={self.name}: letters, digits, '.', '_' and '-' are valid, in parts joined "
-                "by '/', none of them starting with '.'"
-            )
-        return found
-
-    @property
-    def home_folder(self) -> str:
-        return storage.home(self.home)
-
-    @property
-    def run_folder(self) -> str:
-        return storage.join(self.home_folder, "runs", self.name)
+from manta.train.settings import PretrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +59,8 @@ def pretrain(
     Raises:
         MantaError: before anything has started, if it cannot work; nothing is half-written.
     """
-    c = dataclasses.replace(c, home=c.home_folder)  # the workers' environment may differ from ours
+    # The workers' environment and files may differ from ours.
+    c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     cluster.connect()
     cluster.require(c.num_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     path = checkpoint.latest(c.run_folder)  # once: it reads every file, to check its sha256
@@ -176,7 +134,7 @@ def check_resumable(
     remedy = "use the run's own value, or give another name="
     saved, wanted = (configs.to_dict(m) for m in (checkpoint.load_model_config(path), model))
     for key in saved:
-        if key != "preset" and saved[key] != wanted[key]:
+        if key not in ("preset", "depth") and saved[key] != wanted[key]:
             raise CheckpointError(
                 f"{path} is of another model: its model.{key} is {saved[key]}, the config says "
                 f"{wanted[key]}; {remedy}"
@@ -195,6 +153,11 @@ def check_resumable(
     if c.dtype not in ("auto", state.dtype):
         raise CheckpointError(
             f"{path} was trained in {state.dtype}, the config says dtype={c.dtype}; {remedy}"
+        )
+    if state.optimizer != c.optimizer.kind:
+        raise CheckpointError(
+            f"{path} holds the state of {state.optimizer or 'an earlier version'}, the config says "
+            f"optimizer.kind={c.optimizer.kind}; {remedy}"
         )
     # At stage 0 every worker holds all of the optimizer's state, so any number can read it.
     saved_by = (state.world_size if c.zero_stage else c.num_workers, state.zero_stage)
@@ -221,7 +184,11 @@ def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     run.report = lambda metrics: ray.train.report(dict(metrics))
     if rank == 0:
         started = f"resuming at step {state.step} from {path}" if path else "starting"
-        say(f"{started} on {run.device.description}, {run.device.dtype}")
+        how = ", compiled" if state.compiled else ""
+        say(
+            f"{started} on {run.device.description}, {run.device.dtype}{how}, micro batches of "
+            f"{state.micro_batch} sequences"
+        )
     train(run)
     if run.logbook is not None:
         run.logbook.close()
@@ -241,25 +208,26 @@ def setup(
     threads = c.threads_per_worker or _share_of_cpus()
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
+    dtype = state.dtype or _agreed(find_device(c.dtype, bool(c.gpus_per_worker), threads).dtype)
+    device = find_device(dtype, bool(c.gpus_per_worker), threads)
+    c = _decided(c, model, device, state)
     may_skip = c.data.on_corrupt == "skip"
     best_fit = c.data.packing == "best_fit"
     reader = stream.Reader(datasets, order_of(c, datasets), rank, world_size, best_fit, may_skip)
     batches = stream.train_batches(
         reader, start=state.step, stop=c.total_steps, micro_batch_size=c.micro_batch, say=say
     )
-    dtype = state.dtype or _agreed(find_device(c.dtype, bool(c.gpus_per_worker), threads).dtype)
-    device = find_device(dtype, bool(c.gpus_per_worker), threads)
-    state.dtype, state.world_size, state.zero_stage = dtype, world_size, c.zero_stage
+    state.dtype, state.optimizer = dtype, c.optimizer.kind
+    state.world_size, state.zero_stage = world_size, c.zero_stage
     state.data = decisions(c, datasets)
     state.datasets = [manifest.path for manifest in datasets]
-    torch.manual_seed(c.seed)
-    engine = make_engine(
-        GPT(model),
-        c.optimizer,
+    engine = build(
+        c,
+        model,
         device,
-        zero_stage=c.zero_stage,
-        micro_batch_size=c.micro_batch,
-        grad_accum_steps=c.grad_accum_steps(state.step),
+        size=c.micro_batch,
+        steps=c.grad_accum_steps(state.step),
+        compiled=bool(state.compiled),
     )
     val = {
         manifest.name: stream.val_batches(
@@ -277,6 +245,23 @@ def setup(
         c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook,
         log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
     )  # fmt: skip
+
+
+def _decided(
+    c: PretrainConfig, model: ModelConfig, device: Device, state: TrainState
+) -> PretrainConfig:
+    """The config with what the machine decides; a run keeps to what it was started with."""
+    local = ray.train.get_context().get_local_world_size()
+    if state.compiled is None or c.compile != "auto":
+        state.compiled = _agreed(compiles(c, model, device))
+    if c.micro_batch_size != "auto":
+        state.micro_batch = c.micro_batch
+    elif state.micro_batch not in c.micro_batches:
+        # The least that any worker has room for.
+        size = torch.tensor(micro_batch(c, model, device, local), device=device.torch_device)
+        dist.all_reduce(size, op=dist.ReduceOp.MIN)
+        state.micro_batch = int(size)
+    return dataclasses.replace(c, micro_batch_size=state.micro_batch)
 
 
 def _where_to_start(c: PretrainConfig) -> tuple[str | None, TrainState]:

@@ -8,17 +8,21 @@ from manta.config import Fraction, config
 
 @config
 class ScheduleConfig:
-    kind: Literal["cosine", "wsd"] = "cosine"
-    """cosine: decays from the end of warm-up to the last step; wsd (warm-up, stable, decay): stays
-    at the peak, then falls linearly over the last `decay` of the run."""
+    kind: Literal["cosine", "linear", "wsd"] = "cosine"
+    """cosine, linear: falls so from the end of warm-up to the last step; wsd (warm-up, stable,
+    decay): stays at the peak, then falls over the last `decay` of the run."""
     warmup: Fraction = 0.02
     """Share of the run's steps over which the rate climbs from zero to its peak."""
     decay: Fraction = 0.2
     """Share of the run's steps over which wsd falls."""
+    decay_shape: Literal["sqrt", "linear"] = "sqrt"
+    """How wsd falls. sqrt: by 1 - sqrt(share of the decay that is over) (Hagele et al. 2024)."""
     min_lr_ratio: Fraction = 0.1
     """The rate at the last step, as a share of the peak."""
 
     def problems(self) -> list[str]:
+        if self.kind != "wsd" and self.decay_shape != "sqrt":
+            return [f"decay_shape={self.decay_shape} is for kind=wsd: omit it"]
         if self.kind == "wsd" and self.warmup + self.decay > 1:
             return [f"warmup + decay = {self.warmup + self.decay:g}: more than the whole run (1)"]
         return []
@@ -42,4 +46,6 @@ def lr_at(step: int, total_steps: int, peak: float, c: ScheduleConfig) -> float:
     share = max(left, 0) / (decay_steps - 1)  # 1 at the start of the decay, 0 at the last step
     if c.kind == "cosine":
         share = 0.5 * (1 - math.cos(math.pi * share))
+    elif c.kind == "wsd" and c.decay_shape == "sqrt":
+        share = 1 - math.sqrt(1 - share)
     return low + (peak - low) * share

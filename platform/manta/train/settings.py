@@ -1,16 +1,25 @@
-"""What the training loop needs to know, wherever it runs."""
+"""What the training loop needs to know, wherever it runs; and what a run on Ray does beside."""
 
 import dataclasses
 import math
+import re
 from typing import Any, Literal
 
-from manta.config import Count, Natural, NonNegativeFloat, Seed, config
+from manta import storage
+from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, Seed, config
 from manta.data.order import Stage, batches_for, make_stages, sequences_before, stage_of
-from manta.model.gpt import ModelConfig
+from manta.data.recipe import BPE_VOCAB_SIZE, DataConfig
+from manta.model.gpt import ModelConfig, num_parameters
+from manta.model.memory import Setup, costs
+from manta.model.recomputation import Recompute
+from manta.text.tokenizer import R50K, R50K_SIZE
+from manta.train.engine import EngineConfig
 from manta.train.optimizer import OptimizerConfig
+from manta.train.scaling import lr_scales, recipe_of_depth
 from manta.train.schedule import ScheduleConfig
 
 MAX_DEFAULT_MICRO_BATCH = 16
+NAME = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
 
 
 @config
@@ -58,9 +67,13 @@ class TrainConfig:
     after the last of them, batches of `tokens_per_batch`."""
     seq_len: Count | None = None
     """Tokens in a training sequence; null: the model's context_length."""
-    micro_batch_size: Count | None = None
+    micro_batch_size: Count | Literal["auto"] | None = None
     """Sequences that a worker computes at once; gradient accumulation follows from it. null: the
-    largest number up to 16 that divides its share of the batch."""
+    largest number up to 16 that divides its share of the batch; auto: the largest that divides it
+    and fits the worker's memory, by the cost model."""
+    memory_per_worker: PositiveFloat | None = None
+    """Memory for micro_batch_size=auto, in GiB; null: what the worker finds (nine tenths of a
+    GPU's, its share of four fifths of what is free on a CPU)."""
     num_workers: Count = 1
     """Data-parallel workers; the batch is split over them."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -68,16 +81,28 @@ class TrainConfig:
     gradients; 3: and weights."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the matrix products (weights stay fp32). auto: bf16 where a probe finds it fast."""
+    activation_checkpointing: Recompute = "none"
+    """What a block computes anew in the backward pass, to save memory: none; selective (norms,
+    activations, rotations: all but matrix products and attention); full (all of it)."""
+    compile: Literal["auto", "blocks", "none"] = "auto"
+    """torch.compile of the model's blocks, which share one compilation; auto: on GPUs, and on CPUs
+    that have a C++ compiler where the run is longer than ten minutes; none: nothing."""
     document_mask: bool = False
     """Attention does not cross the documents of a sequence, and positions restart with each."""
     log_every: Count = 10
     """Steps between lines; metrics.jsonl has every step."""
     model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     eval: EvalConfig = EvalConfig()
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @classmethod
+    def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        model = tree.get("model")
+        return recipe_of_depth(model.get("depth") if isinstance(model, dict) else None)
 
     def problems(self) -> list[str]:
         found = []
@@ -87,14 +112,15 @@ class TrainConfig:
                 f"seq_len={self.seq_len} is beyond the model's context: use at most {context}, or "
                 f"set model.context_length={self.seq_len}"
             )
-        unit = self.sequence_length * self.num_workers * (self.micro_batch_size or 1)
+        micro_batch = self.micro_batch_size if isinstance(self.micro_batch_size, int) else None
+        unit = self.sequence_length * self.num_workers * (micro_batch or 1)
         sizes = [("tokens_per_batch", self.tokens_per_batch)]
         sizes += [("batch_ramp", size) for size in self.batch_ramp]
         for key, size in sizes:
             if size % unit:
                 below = size // unit * unit
                 parts = f"seq_len {self.sequence_length} x num_workers {self.num_workers}" + (
-                    f" x micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else ""
+                    f" x micro_batch_size {micro_batch}" if micro_batch else ""
                 )
                 found.append(
                     f"{key}={size} does not divide by {parts} = {unit}; "
@@ -103,6 +129,9 @@ class TrainConfig:
         untils = list(self.batch_ramp.values())
         if len(set(untils)) < len(untils):
             found.append(f"batch_ramp={self.batch_ramp}: two sizes end at the same token count")
+        found += self.optimizer.conflicts(self.zero_stage, self.model.tie_embeddings)
+        if self.memory_per_worker is not None and self.micro_batch_size != "auto":
+            found.append("memory_per_worker is for micro_batch_size=auto: omit it, or set that")
         return found
 
     @property
@@ -114,12 +143,20 @@ class TrainConfig:
         return make_stages(self.batch_ramp, self.sequence_length, self.tokens_per_batch)
 
     @property
-    def micro_batch(self) -> int:
-        if self.micro_batch_size is not None:
-            return self.micro_batch_size
+    def micro_batches(self) -> list[int]:
+        """Sizes that divide a worker's share of every batch, ascending."""
         shares = [stage.sequences_per_batch // self.num_workers for stage in self.stages]
         share = math.gcd(*shares)
-        return max(n for n in range(1, MAX_DEFAULT_MICRO_BATCH + 1) if share % n == 0)
+        small = [n for n in range(1, math.isqrt(share) + 1) if share % n == 0]
+        return sorted({*small, *(share // n for n in small)})
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences that a worker computes at once; for `auto`, a worker has to decide first."""
+        assert self.micro_batch_size != "auto", "decided in the worker"
+        if self.micro_batch_size is not None:
+            return self.micro_batch_size
+        return max(n for n in self.micro_batches if n <= MAX_DEFAULT_MICRO_BATCH)
 
     def grad_accum_steps(self, step: int) -> int:
         """Micro batches of each worker in step `step` (0 is the first)."""
@@ -134,12 +171,107 @@ class TrainConfig:
     def total_steps(self) -> int:
         return batches_for(self.stages, self.total_tokens, self.sequence_length)
 
+    @property
+    def lr_scales(self) -> dict[str, float]:
+        """Factors of the learning rates of each group of weights, for this batch and width."""
+        o = self.optimizer
+        return lr_scales(
+            o.kind, self.model.n_embd, o.reference_width, self.tokens_per_batch, o.reference_batch
+        )
+
     def derived(self) -> dict[str, Any]:
         """Values that follow from the keys, shown by --dry-run."""
-        return {
+        found: dict[str, Any] = {
             "steps": self.total_steps,
             "sequence length": self.sequence_length,
             "sequences per batch": self.tokens_per_batch // self.sequence_length,
-            "micro batch size": self.micro_batch,
-            "gradient accumulation steps": self.grad_accum_steps(self.total_steps),
         }
+        if self.micro_batch_size != "auto":
+            found["micro batch size"] = self.micro_batch
+            found["gradient accumulation steps"] = self.grad_accum_steps(self.total_steps)
+        if self.optimizer.reference_batch or self.optimizer.reference_width:
+            scales = ", ".join(f"{name} {scale:.4g}" for name, scale in self.lr_scales.items())
+            found["learning rates are multiplied by"] = scales
+        return found
+
+
+def memory_setup(
+    c: TrainConfig,
+    model: ModelConfig,
+    dtype: Literal["fp32", "bf16"],
+    device: Literal["cpu", "cuda"],
+) -> Setup:
+    """What of a config decides a worker's memory."""
+    return Setup(
+        model,
+        c.sequence_length,
+        num_workers=c.num_workers,
+        zero_stage=c.zero_stage,
+        dtype=dtype,
+        optimizer_kind=c.optimizer.kind,
+        activation_checkpointing=c.activation_checkpointing,
+        offload_optimizer=c.engine.offload_optimizer != "none",
+        offload_parameters=c.engine.offload_parameters != "none",
+        overlap_comm=bool(c.engine.overlap_comm),
+        reduce_bucket=c.engine.reduce_bucket,
+        device=device,
+    )
+
+
+@config
+class PretrainConfig(TrainConfig):
+    name: str = "quickstart"
+    """Name of the run, a folder under HOME/runs."""
+    home: str | None = None
+    """Folder or URI (s3://...) for data and runs; null: $MANTA_HOME, or ~/manta."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the run's newest whole checkpoint; never: refuse a run that exists."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray reserves for a worker."""
+    gpus_per_worker: Literal[0, 1] = 0
+    """1: train on GPUs, one a worker; 0: on CPUs."""
+    threads_per_worker: Count | None = None
+    """Compute threads of a worker; null: its node's CPUs, shared by the workers on it."""
+    wait_seconds: NonNegativeFloat = 0.0
+    """How long to wait for an autoscaling cluster to grow to what is asked for."""
+    max_failures: Natural = 0
+    """How often a failed worker is started anew, from the newest checkpoint."""
+    data: DataConfig = DataConfig()
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        on_gpu = self.gpus_per_worker > 0
+        if not self.engine.problems():
+            found += self.engine.conflicts(self.zero_stage, on_gpu, self.optimizer)
+        if not re.fullmatch(NAME, self.name):
+            found.append(
+                f"name={self.name}: letters, digits, '.', '_' and '-' are valid, in parts joined "
+                "by '/', none of them starting with '.'"
+            )
+        return found
+
+    @property
+    def home_folder(self) -> str:
+        return storage.home(self.home)
+
+    @property
+    def run_folder(self) -> str:
+        return storage.join(self.home_folder, "runs", self.name)
+
+    @property
+    def expected_model(self) -> ModelConfig:
+        """The model, before a dataset gives its vocabulary: as large as the tokenizer's will be."""
+        size = R50K_SIZE if self.data.tokenizer == R50K else self.data.vocab_size or BPE_VOCAB_SIZE
+        return dataclasses.replace(self.model, vocab_size=self.model.vocab_size or size)
+
+    def derived(self) -> dict[str, Any]:
+        on_gpu = self.gpus_per_worker > 0
+        model, found = self.expected_model, super().derived()
+        found["parameters"] = f"{num_parameters(model):,}"
+        setup = memory_setup(self, model, "bf16" if on_gpu else "fp32", "cuda" if on_gpu else "cpu")
+        if self.micro_batch_size != "auto":
+            setup = dataclasses.replace(setup, micro_batch_size=self.micro_batch)
+        size = setup.micro_batch_size
+        parts = [" ".join(line.split()) for line in costs(setup).lines()]
+        found[f"memory of a worker (cost model, micro batches of {size})"] = ", ".join(parts)
+        return found

@@ -1,0 +1,86 @@
+"""Evaluation: lm-eval's requests in the batches of our adapter, against one request at a time."""
+
+import random
+import statistics
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lm_eval.api.instance import Instance
+
+from manta.bench.settings import BenchConfig
+from manta.evaluate.adapter import MantaLM
+from manta.model.gpt import GPT, num_parameters
+from manta.text import tokenizer
+from manta.train.device import available_cpus, find_device
+
+REQUESTS = 200
+WORDS = ["a ray", "glides", "over", "the reef", "at night", "and", "feeds", "on plankton", "slowly"]
+
+
+def evaluation(c: BenchConfig) -> dict[str, Any]:
+    """Requests/s of a new model of the config's shape, on made-up multiple-choice requests of 10 to
+    80 words: the speed does not depend on the weights."""
+    device = find_device("fp32", bool(c.gpus_per_worker), c.threads_per_worker or available_cpus())
+    torch.manual_seed(c.seed)
+    model = GPT(c.expected_model).to(device.torch_device).eval()
+    made = tokenizer.train(WORDS, 290)
+    lm = MantaLM(model, made)
+    requests = _requests(random.Random(c.seed))
+    batched, one_by_one = [], []
+    for index in range(c.rounds + 1):
+        started = time.perf_counter()
+        found = lm.loglikelihood(requests)
+        between = time.perf_counter()
+        plain = [_score(lm, *request.args) for request in requests]
+        ended = time.perf_counter()
+        worst = max(abs(a - b) for (a, _), b in zip(found, plain, strict=True))
+        assert worst < 1e-2, f"both score the same: {worst}"
+        if index:  # the first round warms up
+            batched.append(REQUESTS / (between - started))
+            one_by_one.append(REQUESTS / (ended - between))
+    ratios = [a / b for a, b in zip(batched, one_by_one, strict=True)]
+    return {
+        "device": device.description,
+        "parameters": num_parameters(model.config),
+        "requests_per_second": statistics.median(batched),
+        "one_by_one_per_second": statistics.median(one_by_one),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def _requests(chosen: random.Random) -> list[Instance]:
+    def words(low: int, high: int) -> str:
+        return " ".join(chosen.choice(WORDS) for _ in range(chosen.randint(low, high)))
+
+    return [
+        Instance("loglikelihood", {}, (words(8, 60), " " + words(2, 20)), index)
+        for index in range(REQUESTS)
+    ]
+
+
+@torch.no_grad()
+def _score(lm: MantaLM, context: str, continuation: str) -> float:
+    """The log-likelihood of one request, as one would write it by hand."""
+    before, after = lm.tok_encode(context), lm.tok_encode(context + continuation)
+    place = lm.model.embedding.weight.device
+    tokens = torch.tensor([after[-(lm.max_length + 1) :]], device=place)
+    count = min(len(after) - len(before), tokens.size(1) - 1)
+    logits = lm.model(tokens[:, :-1])[0, -count:]
+    return -F.cross_entropy(logits.float(), tokens[0, -count:], reduction="sum").item()
+
+
+def table(result: dict[str, Any]) -> str:
+    ratios = result["ratios"]
+    return "\n".join(
+        [
+            f"device            {result['device']}, fp32",
+            f"model             {result['parameters'] / 1e6:,.1f}M parameters",
+            f"one by one        {result['one_by_one_per_second']:>10,.1f} requests/s",
+            f"in batches        {result['requests_per_second']:>10,.1f} requests/s",
+            f"  / one by one    {result['ratio']:>10.2f}x  (median of {len(ratios)} rounds, "
+            f"{min(ratios):.2f}x to {max(ratios):.2f}x)",
+        ]
+    )

@@ -1,0 +1,190 @@
+"""The training step alone: engine and model, without Ray and without a stream of data.
+
+It needs torch and DeepSpeed only. Whole steps are timed as they run; the parts of a step in steps
+of their own, in which the machine is waited for after each part.
+"""
+
+import dataclasses
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from manta import storage
+from manta.bench.settings import BenchConfig
+from manta.model.cost import flops_per_token
+from manta.model.gpt import num_parameters
+from manta.train import engine as engines
+from manta.train.build import build, compiles, micro_batch
+from manta.train.device import Device, available_cpus, find_device
+from manta.train.loop import to_device
+
+PARTS = ("data", "forward", "backward", "optimizer")
+TRACE = "trace.json"
+
+
+def model(c: BenchConfig) -> dict[str, Any]:
+    """Times steps of the config's model on this machine's device, in one process."""
+    return alone(c, _measure)
+
+
+def alone(
+    c: BenchConfig, measure: Callable[[BenchConfig, Device], dict[str, Any]]
+) -> dict[str, Any]:
+    """`measure` in this process, as the only rank of a process group."""
+    on_gpu = bool(c.gpus_per_worker)
+    device = find_device(c.dtype, on_gpu, c.threads_per_worker or available_cpus())
+    with tempfile.TemporaryDirectory() as folder:
+        store = dist.FileStore(str(Path(folder) / "ranks"), 1)
+        backend = "nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        try:
+            return measure(c, device)
+        finally:
+            dist.destroy_process_group()
+
+
+class Step:
+    """One optimizer step over random tokens, made of the parts that the training loop has."""
+
+    def __init__(self, c: BenchConfig, device: Device):
+        self.model, self.device = c.expected_model, device
+        self.compiled = compiles(c, self.model, device)
+        self.size = micro_batch(c, self.model, device, 1)
+        c = dataclasses.replace(c, micro_batch_size=self.size)
+        self.accum = c.grad_accum_steps(c.total_steps)
+        self.grad_clip = c.optimizer.grad_clip
+        self.engine = build(
+            c, self.model, device, size=self.size, steps=self.accum, compiled=self.compiled
+        )
+        assert self.model.vocab_size is not None
+        shape = (self.size, c.sequence_length + 1)
+        self.batch = np.random.default_rng(c.seed).integers(self.model.vocab_size, size=shape)
+
+    def run(self, timed: Callable[[str], None] = lambda part: None) -> Tensor:
+        """The loss of the last micro batch, still on the device."""
+        for index in range(self.accum):
+            is_last = index == self.accum - 1
+            tokens, targets = to_device(self.batch, self.device)
+            timed("data")
+            loss = self.engine(tokens, targets)
+            timed("forward")
+            engines.backward(self.engine, loss, is_last=is_last)
+            timed("backward")
+            engines.step(self.engine, self.grad_clip, is_last=is_last)
+            timed("optimizer")
+        return loss.detach()
+
+    def wait(self) -> None:
+        if self.device.torch_device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
+    step = Step(c, device)
+    started = time.perf_counter()
+    step.run()
+    step.wait()
+    first = time.perf_counter() - started
+    step.run()
+    seconds, parts = [], []
+    for _ in range(c.rounds):
+        step.wait()
+        started = time.perf_counter()
+        for _ in range(c.steps_per_round):
+            loss = step.run()
+        step.wait()
+        seconds.append((time.perf_counter() - started) / c.steps_per_round)
+        parts.append(_parts(step))
+    typical = statistics.median(seconds)
+    tokens = step.accum * step.size * c.sequence_length
+    found = {
+        "device": device.description,
+        "dtype": device.dtype,
+        "parameters": num_parameters(step.model),
+        "compiled": step.compiled,
+        "tokens_per_step": tokens,
+        "micro_batch_size": step.size,
+        "seq_len": c.sequence_length,
+        "loss": float(loss),
+        "first_step_seconds": first,
+        "step_seconds": typical,
+        "step_seconds_of_rounds": seconds,
+        "part_seconds": {k: statistics.median(p[k] for p in parts) for k in PARTS},
+        "tokens_per_second": tokens / typical,
+        "mfu": tokens / typical * flops_per_token(step.model, c.sequence_length) / device.peak,
+        "peak_flops": device.peak,
+        "peak_memory_bytes": _peak_memory(device),
+    }
+    if c.profile:
+        found["trace"] = _trace(c, step)
+    return found
+
+
+def _parts(step: Step) -> dict[str, float]:
+    """Seconds of each part of one step."""
+    found = dict.fromkeys(PARTS, 0.0)
+    step.wait()
+    last = time.perf_counter()
+
+    def timed(part: str) -> None:
+        nonlocal last
+        step.wait()
+        now = time.perf_counter()
+        found[part] += now - last
+        last = now
+
+    step.run(timed)
+    return found
+
+
+def _peak_memory(device: Device) -> int:
+    """Bytes: of the GPU's tensors, or on a CPU of the process, with all its libraries."""
+    if device.torch_device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _trace(c: BenchConfig, step: Step) -> str:
+    """Where the trace of one step was written: Perfetto (ui.perfetto.dev) opens it."""
+    with torch.profiler.profile() as profile:
+        step.run()
+        step.wait()
+    path = storage.join(c.home_folder, "bench-model", TRACE)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / TRACE
+        profile.export_chrome_trace(str(file))
+        storage.write_bytes(path, file.read_bytes())
+    return path
+
+
+def table(result: dict[str, Any]) -> str:
+    shares = result["part_seconds"]
+    whole = sum(shares.values())
+    how = ", compiled" if result["compiled"] else ""
+    lines = [
+        f"device            {result['device']}, {result['dtype']}{how}",
+        f"model             {result['parameters'] / 1e6:,.1f}M parameters, sequences of "
+        f"{result['seq_len']}, micro batches of {result['micro_batch_size']}",
+        f"step              {result['step_seconds'] * 1e3:>10,.1f} ms for "
+        f"{result['tokens_per_step']:,} tokens",
+        *(
+            f"  {part:<14}  {seconds * 1e3:>10,.1f} ms  {seconds / whole:>6.1%}"
+            for part, seconds in shares.items()
+        ),
+        f"speed             {result['tokens_per_second']:>10,.0f} tok/s",
+        f"MFU               {result['mfu']:>10.1%}  of {result['peak_flops'] / 1e12:,.2f} TFLOP/s",
+        f"peak memory       {result['peak_memory_bytes'] / 2**30:>10.2f} GiB",
+        f"first step        {result['first_step_seconds']:>10.1f} s",
+    ]
+    if "trace" in result:
+        lines.append(f"trace             {result['trace']}  (open it at ui.perfetto.dev)")
+    return "\n".join(lines)

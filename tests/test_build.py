@@ -1,0 +1,222 @@
+"""What follows from a config, and what a worker decides by its machine."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manta.config import differences, from_dict, load, to_dict
+from manta.errors import ConfigError
+from manta.model.cost import parameters
+from manta.model.gpt import GPT, ModelConfig
+from manta.model.memory import costs
+from manta.train import scaling
+from manta.train.build import compiles, micro_batch
+from manta.train.device import Device, gpu_peak
+from manta.train.optimizer import make_optimizer
+from manta.train.settings import PretrainConfig, TrainConfig, memory_setup
+
+few = settings(deadline=None, max_examples=25)
+CPU = Device(torch.device("cpu"), "fp32", 1e11, "CPU")
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(PretrainConfig, arguments)
+    return str(caught.value)
+
+
+# One dial
+
+
+@few
+@given(depth=st.integers(1, 64))
+def test_depth_gives_a_model_and_a_recipe_that_fit_together(depth: int) -> None:
+    c = load(PretrainConfig, [f"model.depth={depth}"])
+    assert (c.model.n_layer, c.model.n_embd) == (depth, 64 * depth)
+    assert c.model.head_size == 64 and c.model.family == "modern" and c.model.qk_norm
+    assert c.total_tokens == 20 * 12 * depth * c.model.n_embd**2
+    assert c.tokens_per_batch == 2 ** round(math.log2(c.tokens_per_batch))
+    assert c.tokens_per_batch % c.sequence_length == 0
+    assert 1e-5 < c.optimizer.lr < 1e-2
+
+
+def test_depth_12_is_the_reference() -> None:
+    c = load(PretrainConfig, ["model.depth=12"])
+    assert (c.optimizer.lr, c.tokens_per_batch) == (6e-4, 524288)
+    blocks = parameters(from_dict(ModelConfig, {"depth": 12, "vocab_size": 50257}))
+    assert c.total_tokens == pytest.approx(20 * (blocks.attention + blocks.mlp), rel=0.01)
+
+
+def test_a_deeper_model_gets_more_tokens_in_larger_batches() -> None:
+    found = [load(PretrainConfig, [f"model.depth={d}"]) for d in (2, 4, 8, 12, 20, 32)]
+    assert sorted(c.total_tokens for c in found) == [c.total_tokens for c in found]
+    assert sorted(c.tokens_per_batch for c in found) == [c.tokens_per_batch for c in found]
+
+
+@few
+@given(
+    depth=st.integers(1, 20),
+    keys=st.fixed_dictionaries(
+        {},
+        optional={
+            "n_layer": st.integers(1, 9),
+            "n_embd": st.just(256),
+            "n_head": st.just(4),
+            "qk_norm": st.booleans(),
+        },
+    ),
+    tokens=st.none() | st.integers(1, 9),
+    lr=st.none() | st.floats(1e-5, 1e-2),
+)
+def test_what_is_given_goes_over_what_depth_gives_and_all_of_it_comes_back(
+    depth: int, keys: dict[str, Any], tokens: int | None, lr: float | None
+) -> None:
+    # n_embd and n_head go together.
+    keys = keys if ("n_embd" in keys) == ("n_head" in keys) else {}
+    tree: dict[str, Any] = {"model": {"depth": depth, **keys}}
+    if tokens is not None:
+        tree["tokens_per_batch"] = tokens * 1024
+    if lr is not None:
+        tree["optimizer"] = {"lr": lr}
+    c = from_dict(TrainConfig, tree)
+    assert all(getattr(c.model, key) == value for key, value in keys.items())
+    assert tokens is None or c.tokens_per_batch == tokens * 1024
+    assert lr is None or c.optimizer.lr == lr
+    assert from_dict(TrainConfig, to_dict(c)) == c
+    assert from_dict(TrainConfig, differences(c)) == c
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "true", "many", "1.5"])
+def test_a_depth_that_is_none_is_said(value: str) -> None:
+    assert refusal(f"model.depth={value}").startswith("model.depth=")
+
+
+def test_depth_and_preset_are_one_or_the_other() -> None:
+    said = refusal("model.depth=4", "model.preset=gpt2-124m")
+    assert "depth=4 and preset=gpt2-124m: give one of them" in said
+
+
+def test_rules_of_scaling() -> None:
+    assert scaling.lr_scales("adamw", 512, None, 4096, None) == dict.fromkeys(
+        ["matrices", "head", "embeddings", "vectors"], 1.0
+    )
+    found = scaling.lr_scales("adamw", 1024, 256, 4096, 1024)
+    assert found == {"matrices": 0.5, "head": 0.5, "embeddings": 2.0, "vectors": 2.0}
+    assert scaling.lr_scales("muon", 1024, 256, 1, None)["matrices"] == 0.5
+    c = config_of(optimizer={"reference_width": 128, "reference_batch": 512})
+    assert c.lr_scales["matrices"] == pytest.approx(1.0)  # twice the root of batch, half the width
+    assert "matrices 1," in c.derived()["learning rates are multiplied by"]
+    model = GPT(from_dict(ModelConfig, {"n_layer": 1, "n_embd": 32, "vocab_size": 50}))
+    groups = make_optimizer(model, c.optimizer, lr_scales={"matrices": 0.25}).param_groups
+    rates = {group["name"]: group["peak_lr"] / c.optimizer.lr for group in groups}
+    assert rates == {"matrices": 0.25, "embeddings": 1.0, "vectors": 1.0}
+
+
+# What a worker decides
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 125e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("Tesla T4", None),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_a_gpu_is_found_by_its_name(name: str, peak: float | None) -> None:
+    assert gpu_peak(name) == peak
+
+
+def config_of(**keys: Any) -> TrainConfig:
+    return from_dict(TrainConfig, keys)
+
+
+MODEL = ModelConfig(vocab_size=4096)
+
+
+def test_a_short_run_is_not_worth_compiling_and_a_long_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not compiles(config_of(total_tokens=2048), MODEL, CPU)
+    long = config_of(total_tokens=2048 << 20)
+    assert compiles(long, MODEL, CPU)
+    assert compiles(config_of(total_tokens=2048, compile="blocks"), MODEL, CPU)
+    assert not compiles(config_of(total_tokens=2048 << 20, compile="none"), MODEL, CPU)
+    monkeypatch.setenv("PATH", "")
+    assert not compiles(long, MODEL, CPU)
+    with pytest.raises(ConfigError, match=r"compile=blocks needs a C\+\+ compiler.*g\+\+"):
+        compiles(config_of(compile="blocks"), MODEL, CPU)
+
+
+@few
+@given(gib=st.floats(0.3, 64), sequences=st.integers(1, 60), workers=st.integers(1, 4))
+def test_an_automatic_micro_batch_is_the_largest_that_divides_and_fits(
+    gib: float, sequences: int, workers: int
+) -> None:
+    c = config_of(
+        micro_batch_size="auto",
+        memory_per_worker=gib,
+        tokens_per_batch=256 * sequences * workers,
+        num_workers=workers,
+    )
+
+    def peak(size: int) -> float:
+        return costs(
+            dataclasses.replace(memory_setup(c, MODEL, "fp32", "cpu"), micro_batch_size=size)
+        ).peak
+
+    memory = gib * 2**30
+    try:
+        size = micro_batch(c, MODEL, CPU, 1)
+    except ConfigError as e:
+        assert peak(1) > memory
+        assert str(e).startswith("micro_batch_size=1 needs ") and "\n" not in str(e)
+        return
+    assert sequences % size == 0 and peak(size) <= memory
+    for larger in range(size + 1, sequences + 1):
+        assert sequences % larger or peak(larger) > memory
+
+
+def test_without_a_figure_a_worker_looks_at_its_own_memory() -> None:
+    c = config_of(micro_batch_size="auto", tokens_per_batch=256 * 8)
+    assert micro_batch(c, MODEL, CPU, 1) == 8
+
+
+def test_a_memory_is_for_the_automatic_micro_batch() -> None:
+    assert "memory_per_worker is for micro_batch_size=auto" in refusal("memory_per_worker=8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["optimizer.kind=muon", "zero_stage=3"], "optimizer.kind=muon works at zero_stage 0, 1"),
+        (["optimizer.muon_lr=0.01"], "for kind=muon"),
+        (["optimizer.head_lr=0.01"], "model.tie_embeddings=false"),
+        (["engine.offload_optimizer=nvme", "zero_stage=3"], "set engine.offload_path"),
+        (["engine.offload_parameters=cpu", "zero_stage=2"], "zero_stage=2: omit it"),
+        (["engine.overlap_comm=true"], "zero_stage=0: omit it"),
+        (["engine.deepspeed_json='[1]'"], "is not a JSON object"),
+        (["activation_checkpointing=some"], "activation_checkpointing='some'"),
+        (["compile=all"], "compile='all'"),
+        (["micro_batch_size=large"], "micro_batch_size='large'"),
+    ],
+)
+def test_what_cannot_work_is_one_line_that_says_what_would(
+    arguments: list[str], words: str
+) -> None:
+    said = refusal(*arguments)
+    assert words in said and "\n" not in said
