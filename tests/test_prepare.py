@@ -618,7 +618,7 @@ def test_the_shards_are_the_distinct_documents_in_order_whatever_the_hashes(
         written = []
         for number, documents in enumerate(runs):
             held: Any = FakeHeld(documents, start, split)
-            written += scatter._write(held, f"run-{number}")
+            written += scatter._write(held, 0, f"run-{number}")
         counts = (count, 2) if split == "train" else (2, count)
         gather = Gather(folder, written, counts, "uint16", 16)
         records = [gather.run(i) for i in range(sum(counts))]

@@ -52,7 +52,7 @@ def _exit(code: int) -> NoReturn:
     sys.stderr.flush()
     if "pytest" in sys.modules:
         sys.exit(code)
-    if "ray" in sys.modules:
+    if sys.modules.get("ray"):  # (None where an import of it was blocked)
         from manta import cluster
 
         cluster.disconnect()

@@ -37,7 +37,7 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
             checkpoint.verify(path)
             checkpoint.load_engine(path, step.engine)
             loaded = time.perf_counter()
-            size = sum(info.size for info in storage.list_files(path))
+            size = sum(info.size or 0 for info in storage.list_files(path))
             written = _write(folder, size)
             stepping = time.perf_counter()
             step.run()

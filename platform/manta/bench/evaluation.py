@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lm_eval.api.instance import Instance
 
 from manta.bench.settings import BenchConfig
-from manta.evaluate.adapter import MantaLM
+from manta.evaluate.adapter import MantaLM, loglikelihood_requests
 from manta.model.gpt import GPT, num_parameters
 from manta.text import tokenizer
 from manta.train.device import available_cpus, find_device
@@ -27,13 +26,14 @@ def evaluation(c: BenchConfig) -> dict[str, Any]:
     model = GPT(c.expected_model).to(device.torch_device).eval()
     made = tokenizer.train(WORDS, 290)
     lm = MantaLM(model, made)
-    requests = _requests(random.Random(c.seed))
+    pairs = _pairs(random.Random(c.seed), lm.max_length)
+    requests = loglikelihood_requests(pairs)
     batched, one_by_one = [], []
     for index in range(c.rounds + 1):
         started = time.perf_counter()
         found = lm.loglikelihood(requests)
         between = time.perf_counter()
-        plain = [_score(lm, *request.args) for request in requests]
+        plain = [_score(lm, *pair) for pair in pairs]
         ended = time.perf_counter()
         worst = max(abs(a - b) for (a, _), b in zip(found, plain, strict=True))
         assert worst < 1e-2, f"both score the same: {worst}"
@@ -51,14 +51,14 @@ def evaluation(c: BenchConfig) -> dict[str, Any]:
     }
 
 
-def _requests(chosen: random.Random) -> list[Instance]:
+def _pairs(chosen: random.Random, context: int) -> list[tuple[str, str]]:
+    """(context, continuation); a word is at most 6 tokens, and a continuation has to fit."""
+
     def words(low: int, high: int) -> str:
         return " ".join(chosen.choice(WORDS) for _ in range(chosen.randint(low, high)))
 
-    return [
-        Instance("loglikelihood", {}, (words(8, 60), " " + words(2, 20)), index)
-        for index in range(REQUESTS)
-    ]
+    longest = max(1, min(20, context // 8))
+    return [(words(8, 60), " " + words(1, longest)) for _ in range(REQUESTS)]
 
 
 @torch.no_grad()

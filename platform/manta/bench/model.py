@@ -5,6 +5,7 @@ of their own, in which the machine is waited for after each part.
 """
 
 import dataclasses
+import os
 import resource
 import statistics
 import tempfile
@@ -40,6 +41,7 @@ def alone(
     c: BenchConfig, measure: Callable[[BenchConfig, Device], dict[str, Any]]
 ) -> dict[str, Any]:
     """`measure` in this process, as the only rank of a process group."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     on_gpu = bool(c.gpus_per_worker)
     device = find_device(c.dtype, on_gpu, c.threads_per_worker or available_cpus())
     with tempfile.TemporaryDirectory() as folder:

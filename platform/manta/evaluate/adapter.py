@@ -22,6 +22,11 @@ Scored = tuple[float, bool]
 Pair = tuple[tuple[str, str], list[int], list[int]]
 
 
+def loglikelihood_requests(pairs: list[tuple[str, str]]) -> list[Instance]:
+    """lm-eval's requests for (context, continuation) pairs outside a task."""
+    return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+
+
 class MantaLM(TemplateLM):
     """Log-likelihoods (in fp32, or under bf16 autocast) and completions (in fp32) of a model.
 
