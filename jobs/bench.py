@@ -24,4 +24,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_job(main, BenchConfig)
+    run_job(main, BenchConfig, Path(__file__).parent / "configs" / "quickstart.yaml")

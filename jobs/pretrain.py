@@ -24,4 +24,4 @@ def main(config: PretrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_job(main, PretrainConfig)
+    run_job(main, PretrainConfig, Path(__file__).parent / "configs" / "quickstart.yaml")

@@ -24,4 +24,4 @@ def main(config: SweepConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_job(main, SweepConfig)
+    run_job(main, SweepConfig, Path(__file__).parent / "configs" / "quickstart.yaml")

@@ -447,6 +447,17 @@ def test_each_prompt_of_a_batch_gets_what_it_gets_alone(
         assert tokens == list(alone)
 
 
+def test_what_memory_held_before_reaches_no_row() -> None:
+    model = small_model("modern")
+    was = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # and so torch.empty is filled with NaN
+    try:
+        batch = generate_batch(model, [[1], [2, 3, 4, 5], [6, 7]], 8, seeds=[0, 1, 2])
+        assert [len(new) for new in batch] == [3] * 8
+    finally:
+        torch.use_deterministic_algorithms(was)
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_ends_before_the_stop_token(use_cache: bool) -> None:
     model = small_model("modern")

@@ -149,6 +149,19 @@ def test_best_fit_reads_the_same_tokens_and_cuts_fewer_documents(
     assert np.array_equal(np.concatenate(shares, axis=1).reshape(packed.shape), packed)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_pairs_are_counted_over_an_epoch_whatever_the_rank(
+    datasets: tuple[Manifest, ...], count: int
+) -> None:
+    chosen = datasets[:count]
+    order = order_over(chosen)
+    epoch = sum(line.total_tokens for line in order.lines)
+    rows = expected(chosen, order, 0, 2 * epoch // (PER_BATCH * SEQ_LEN)).astype(np.int64)
+    codes = (rows[:, :-1] * 1000 + rows[:, 1:]).ravel()[:epoch]
+    counts = stream.Reader(chosen, order, rank=1, world_size=3).count_pairs(1000)
+    assert np.array_equal(counts.ravel(), np.bincount(codes, minlength=1000**2))
+
+
 @pytest.fixture
 def damaged(tmp_path: Path) -> Manifest:
     """A dataset of which a byte is wrong, in a row group near the end of its largest shard."""
@@ -191,6 +204,7 @@ def test_damage_is_skipped_if_asked_and_everything_else_is_the_same(
     per_epoch = is_lost[:, :-1].sum() / (40 * PER_BATCH * SEQ_LEN / order.total_tokens)
     assert GROUP * 0.5 < per_epoch < GROUP * 1.5
     assert said and all("row group 50 is damaged" in line for line in said)
+    assert 0.9 * order.total_tokens < reader.count_pairs(1000).sum() <= order.total_tokens
     # Through Ray too, note and all.
     (block,) = stream._through_ray(reader, [0])
     assert np.array_equal(block["tokens"], reader.read(0)[0])

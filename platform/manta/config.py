@@ -72,7 +72,7 @@ def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
     tree: Any = {}
     for argument in arguments:
         over = _with_text_keys(OmegaConf.to_container(_read(argument)))
-        _drop_replaced(cls, tree, over, 0 if _is_file(argument) else _depth(argument))
+        _drop_replaced(cls, tree, over, 0 if is_file(argument) else _depth(argument))
         try:
             tree = OmegaConf.to_container(OmegaConf.merge(tree, over))
         except (OmegaConfBaseException, TypeError) as e:
@@ -91,11 +91,11 @@ def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
 def _read(argument: str) -> Any:
     key, equals, _ = argument.partition("=")
     try:
-        if equals and not _is_file(argument):
+        if equals and not is_file(argument):
             if not key.strip():
                 raise ConfigError(f"'{argument}': a key is missing before '='")
             return OmegaConf.from_dotlist([argument])
-        if not _is_file(argument):
+        if not is_file(argument):
             raise ConfigError(
                 f"'{argument}': no such config file (arguments are a YAML file or key=value)"
             )
@@ -138,7 +138,8 @@ def _groups_of(cls: type) -> dict[str, type]:
     return {k: h for k, h in hints.items() if isinstance(h, type) and dataclasses.is_dataclass(h)}
 
 
-def _is_file(argument: str) -> bool:
+def is_file(argument: str) -> bool:
+    """Whether an argument is a config file, not key=value."""
     try:
         return Path(argument).is_file()
     except (OSError, ValueError):  # too long for a name, or with a NUL: a value

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from manta import config as configs
@@ -13,8 +14,16 @@ from manta.errors import MantaError
 C = TypeVar("C")
 
 
-def run_job(main: Callable[[C], Any], config_class: type[C]) -> NoReturn:
+# Names of another model than a default config's, and so of another recipe.
+OTHER_MODEL = ("model.preset=", "model.depth=")
+
+
+def run_job(
+    main: Callable[[C], Any], config_class: type[C], default: Path | None = None
+) -> NoReturn:
     """Runs `main(config)` for `python jobs/X.py [config.yaml ...] [key=value ...]`, then exits.
+
+    `default` is the config file where the arguments name none, and no model of another size.
 
     Exit code: 0 done; 2 a problem that the person can mend, said in one line on stderr;
     1 a defect of Manta or of a library, with its traceback; 130 interrupted.
@@ -23,10 +32,13 @@ def run_job(main: Callable[[C], Any], config_class: type[C]) -> NoReturn:
     if "--help" in arguments or "-h" in arguments:
         print((inspect.getdoc(sys.modules[main.__module__]) or "").strip())
         print("\nKeys, with their types and defaults:\n")
+        if default is not None:
+            print(f"  (without a config file, those of {default} go over them)\n")
         print(configs.help_text(config_class))
         sys.exit(0)
     try:
-        config = configs.load(config_class, [a for a in arguments if a != "--dry-run"])
+        given = [argument for argument in arguments if argument != "--dry-run"]
+        config = configs.load(config_class, with_default(given, default))
         if "--dry-run" in arguments:
             print(configs.to_yaml(config), end="")
             for key, value in getattr(config, "derived", dict)().items():
@@ -43,6 +55,12 @@ def run_job(main: Callable[[C], Any], config_class: type[C]) -> NoReturn:
         traceback.print_exc()
         _exit(1)
     _exit(0)
+
+
+def with_default(arguments: list[str], default: Path | None) -> list[str]:
+    """The arguments, after the default config where they want it."""
+    names_another = any(configs.is_file(a) or a.startswith(OTHER_MODEL) for a in arguments)
+    return arguments if default is None or names_another else [str(default), *arguments]
 
 
 def _exit(code: int) -> NoReturn:

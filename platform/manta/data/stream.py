@@ -30,6 +30,7 @@ T = TypeVar("T")
 # One task of no reserved CPU: it keeps far ahead of training, and cannot be starved by workers that
 # have reserved every CPU there is. A second one would be little faster, and hold as much memory.
 READ_TASKS = 1
+PAIRS_COUNTED = 1 << 24  # a window: what is read at once anyway
 READS_AT_ONCE = 4  # an object store answers each read after a while
 # Ray Data plans all of a dataset's tasks at its start, so an endless stream is several datasets.
 DATASET_WINDOWS = 512
@@ -83,6 +84,23 @@ class Reader:
                     piece = tokens[start : start + len(take.rows) * length + 1]
                     self._place(piece, take, out)
         return out, notes
+
+    def count_pairs(self, vocab_size: int) -> np.ndarray:
+        """(V, V) float32: how often each token follows each other one, whatever the rank; in an
+        epoch, or its first PAIRS_COUNTED tokens."""
+        wanted = min(PAIRS_COUNTED, sum(line.total_tokens for line in self.order.lines))
+        everyone = dataclasses.replace(self, rank=0, world_size=1)
+        codes: list[np.ndarray] = []
+        batch = count = 0
+        while count < wanted:
+            rows = everyone.read(batch)[0].astype(np.int64)
+            before, after = rows[:, :-1], rows[:, 1:]
+            is_read = (before != IGNORED) & (after != IGNORED)
+            codes.append((before * vocab_size + after)[is_read])
+            count += before.size
+            batch = self.order.window_at(batch).stop_batch
+        counts = np.bincount(np.concatenate(codes)[:wanted], minlength=vocab_size**2)
+        return counts.astype(np.float32).reshape(vocab_size, vocab_size)
 
     def _place(self, piece: np.ndarray, take: Take, out: np.ndarray) -> None:
         length = self.order.seq_len

@@ -22,7 +22,9 @@ class KVCache:
         dtype = None
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        self.store = torch.empty(shape, device=device, dtype=dtype)
+        # Zero: a shorter row's free places have no weight in attention, but no weight times the NaN
+        # that memory may hold is NaN.
+        self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch
 
     @property

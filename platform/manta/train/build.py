@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any, Literal
 
 import psutil
@@ -10,6 +11,7 @@ import torch
 from manta.errors import ConfigError
 from manta.model.cost import flops_per_token
 from manta.model.gpt import GPT, ModelConfig
+from manta.model.init import initialise
 from manta.model.memory import USABLE, largest_micro_batch
 from manta.train.device import Device
 from manta.train.engine import make_engine
@@ -57,12 +59,22 @@ def micro_batch(c: TrainConfig, model: ModelConfig, device: Device, local_worker
 
 
 def build(
-    c: TrainConfig, model: ModelConfig, device: Device, *, size: int, steps: int, compiled: bool
+    c: TrainConfig,
+    model: ModelConfig,
+    device: Device,
+    *,
+    size: int,
+    steps: int,
+    compiled: bool,
+    fit: Callable[[GPT], None] = lambda model: None,
 ) -> Any:
     """A new model, from the config's seed, in an engine for micro batches of `size`, of which
-    `steps` make an optimizer step at first."""
+    `steps` make an optimizer step at first. `fit` may change its weights before the engine, which
+    keeps copies of them."""
     torch.manual_seed(c.seed)
-    made = GPT(model)
+    made = GPT(model).to(device.torch_device)
+    initialise(made, c.init)
+    fit(made)
     made.recompute = c.activation_checkpointing
     if compiled:
         made.compile_blocks()

@@ -16,9 +16,17 @@ from torch import Tensor, nn
 from manta.config import Count, Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, config
 from manta.model.gpt import Attention
 
-# Of Newton-Schulz's quintic, as in the paper: steep at zero, so that five rounds are enough.
-QUINTIC = (3.4445, -4.7750, 2.0315)
-ROUNDS = 5
+# Of each round's quintic: the best one for what the rounds before leave ("Polar Express", Amsel et
+# al. 2025, table of its appendix), so that three are enough where a step is small.
+QUINTICS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845749, 0.4188073119525673),
+)
+# Rounding must not take a singular value beyond one, where the first quintics run away.
+SAFETY = 1.01
 # An orthogonal update of r x c has the RMS 1/sqrt(max(r, c)); AdamW's is about 0.2-0.4 in practice.
 # With this scale (Liu et al. 2025) learning rate and weight decay mean the same to both.
 UPDATE_RMS = 0.2
@@ -52,6 +60,8 @@ class OptimizerConfig:
     """Muon's peak learning rate; null: lr. A step's RMS is 0.2 of it, much like AdamW's."""
     muon_momentum: OpenFraction | None = None
     """Muon's decay of its running mean (Nesterov); null: 0.95."""
+    muon_rounds: Literal[1, 2, 3, 4, 5] = 5
+    """Rounds of Newton-Schulz, 1 to 5: fewer cost less and orthogonalise less well."""
     muon_weight_decay: NonNegativeFloat | None = None
     """Decoupled weight decay of Muon's matrices; null: weight_decay."""
     grad_clip: NonNegativeFloat = 1.0
@@ -60,11 +70,11 @@ class OptimizerConfig:
     def problems(self) -> list[str]:
         if self.kind == "muon":
             return []
-        keys = ("muon_lr", "muon_momentum", "muon_weight_decay")
+        keys = ("muon_lr", "muon_momentum", "muon_rounds", "muon_weight_decay")
         return [
             f"{key}={getattr(self, key):g} is for kind=muon: omit it, or set optimizer.kind=muon"
             for key in keys
-            if getattr(self, key) is not None
+            if getattr(self, key) not in (None, len(QUINTICS))
         ]
 
     def conflicts(self, zero_stage: int, tie_embeddings: bool) -> list[str]:
@@ -174,6 +184,7 @@ class MuonAdamW(torch.optim.AdamW):
         # Where the matrices are orthogonalised, also when their state is offloaded to the CPU.
         self.device: torch.device = groups[0]["params"][0].device
         self.dtype = dtype
+        self.rounds = c.muon_rounds
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         torch.optim.Optimizer.__setstate__(self, state)  # AdamW's looks for AdamW's state in all
@@ -281,17 +292,17 @@ class MuonAdamW(torch.optim.AdamW):
             size = max(1, BATCH_VALUES // shape.numel())
             for some in (indices[at : at + size] for at in range(0, len(indices), size)):
                 batch = torch.stack([matrices[i] for i in some]).to(self.device)
-                done |= zip(some, orthogonalise(batch, self.dtype), strict=True)
+                done |= zip(some, orthogonalise(batch, self.dtype, self.rounds), strict=True)
         return [done[i] for i in range(len(matrices))]
 
 
-def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+def orthogonalise(matrices: Tensor, dtype: torch.dtype, rounds: int = len(QUINTICS)) -> Tensor:
     """(N, rows, columns) -> the same with singular values of about one, by Newton-Schulz."""
-    a, b, c = QUINTIC
     x = matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
     # Of a tiny gradient too, but not of none; in fp32, as bf16 would round the norm.
-    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-20)).to(dtype)
-    for _ in range(ROUNDS):
+    x = (x / (SAFETY * x.norm(dim=(-2, -1), keepdim=True)).clamp(min=1e-20)).to(dtype)
+    for a, b, c in QUINTICS[:rounds]:
+        a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if matrices.size(-2) > matrices.size(-1) else x

@@ -1,6 +1,7 @@
 """The loop inside Ray Train: what the driver checks, what each worker sets up, the summary."""
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from manta.data import order as orders
 from manta.data.manifest import Manifest
 from manta.data.order import Order
 from manta.errors import CheckpointError, ConfigError
-from manta.model.gpt import ModelConfig, num_parameters
+from manta.model.gpt import GPT, ModelConfig, num_parameters
+from manta.model.init import fit_bigrams
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint
 from manta.train.build import build, compiles, micro_batch
@@ -76,6 +78,8 @@ def pretrain(
     model = with_vocabulary(c.model, datasets[0].load_tokenizer())
     if path is not None:
         check_resumable(c, path, model, datasets)
+    elif problems := c.init.conflicts(model):
+        raise ConfigError(problems[0])
     storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
@@ -221,6 +225,7 @@ def setup(
     state.world_size, state.zero_stage = world_size, c.zero_stage
     state.data = decisions(c, datasets)
     state.datasets = [manifest.path for manifest in datasets]
+    is_new = state.step == 0
     engine = build(
         c,
         model,
@@ -228,6 +233,7 @@ def setup(
         size=c.micro_batch,
         steps=c.grad_accum_steps(state.step),
         compiled=bool(state.compiled),
+        fit=functools.partial(_fit_bigrams, c, reader, say) if is_new else lambda model: None,
     )
     val = {
         manifest.name: stream.val_batches(
@@ -245,6 +251,25 @@ def setup(
         c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook,
         log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
     )  # fmt: skip
+
+
+def _fit_bigrams(
+    c: PretrainConfig, reader: stream.Reader, say: Callable[[str], None], model: GPT
+) -> None:
+    """Embeddings and head as the counts of token pairs have them, alike on all ranks."""
+    if not c.init.bigram_steps:
+        return
+    if dist.get_rank() == 0:
+        started = time.perf_counter()
+        assert model.config.vocab_size is not None
+        counts = torch.from_numpy(reader.count_pairs(model.config.vocab_size))
+        loss = fit_bigrams(model, counts, c.init)
+        say(
+            f"embeddings and head fitted to {counts.sum() / 1e6:.1f}M pairs of tokens: loss "
+            f"{loss:.4f} as a bigram model, {time.perf_counter() - started:.1f} s"
+        )
+    for weight in (model.embedding.weight, model.head.weight):
+        dist.broadcast(weight.data, src=0)
 
 
 def _decided(
@@ -359,14 +384,14 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         f"curve        {storage.join(done.folder, 'loss.png')}",
         f"tensorboard  tensorboard --logdir {storage.join(done.folder, 'tensorboard')}",
     ]
-    own = "" if c.name == "quickstart" else f" name={c.name}"
+    config = storage.join(done.folder, "config.yaml")
     extend = f"total_tokens={2 * max(tokens, c.total_tokens)}"
     if state.stopped_early:
         extend += " eval.patience=null"
     lines += [
         f"next         python jobs/evaluate.py checkpoint={c.name}",
         f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
-        f"extend       python jobs/pretrain.py{own} {extend}",
-        "start anew   python jobs/pretrain.py name=another-name",
+        f"extend       python jobs/pretrain.py {config} {extend}",
+        f"start anew   python jobs/pretrain.py {config} name=another-name",
     ]
     return "\n".join(lines)

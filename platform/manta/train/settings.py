@@ -10,6 +10,7 @@ from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, Seed, 
 from manta.data.order import Stage, batches_for, make_stages, sequences_before, stage_of
 from manta.data.recipe import BPE_VOCAB_SIZE, DataConfig
 from manta.model.gpt import ModelConfig, num_parameters
+from manta.model.init import InitConfig
 from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
 from manta.text.tokenizer import R50K, R50K_SIZE
@@ -92,6 +93,7 @@ class TrainConfig:
     log_every: Count = 10
     """Steps between lines; metrics.jsonl has every step."""
     model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
     engine: EngineConfig = EngineConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -130,9 +132,15 @@ class TrainConfig:
         if len(set(untils)) < len(untils):
             found.append(f"batch_ramp={self.batch_ramp}: two sizes end at the same token count")
         found += self.optimizer.conflicts(self.zero_stage, self.model.tie_embeddings)
+        found += self.init.conflicts(self.expected_model)
         if self.memory_per_worker is not None and self.micro_batch_size != "auto":
             found.append("memory_per_worker is for micro_batch_size=auto: omit it, or set that")
         return found
+
+    @property
+    def expected_model(self) -> ModelConfig:
+        """The model, as far as it is known before there is a dataset."""
+        return self.model
 
     @property
     def sequence_length(self) -> int:
