@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from manta.config import Count, config, differences, from_dict, help_text, load, to_dict, to_yaml
 from manta.data.recipe import DataConfig
 from manta.errors import ConfigError, DataError
-from manta.job import run_job
+from manta.job import run_job, with_default
 from manta.model.presets import PRESETS
 from manta.sweep.run import SweepConfig
 from manta.train.settings import PretrainConfig
@@ -459,6 +459,23 @@ def run(
         run_job(main, PretrainConfig)
     assert isinstance(caught.value.code, int)
     return caught.value.code
+
+
+def test_the_default_config_is_for_arguments_that_name_no_other(tmp_path: Path) -> None:
+    default, other = tmp_path / "default.yaml", tmp_path / "other.yaml"
+    default.write_text("seed: 5\nmodel: {n_layer: 3}\n")
+    other.write_text("log_every: 7\n")
+
+    def loaded(*arguments: str) -> tuple[int, int, int]:
+        c = load(PretrainConfig, with_default(list(arguments), default))
+        return c.seed, c.model.n_layer, c.log_every
+
+    assert loaded() == (5, 3, 10)
+    assert loaded("seed=6", "name=mine") == (6, 3, 10)
+    assert loaded(str(other)) == (1337, 4, 7)
+    assert loaded("model.preset=gpt2-124m") == (1337, 12, 10)
+    assert loaded("seed=6", "model.depth=2") == (6, 2, 10)
+    assert with_default(["seed=6"], None) == ["seed=6"]
 
 
 def never(config: PretrainConfig) -> None:

@@ -17,6 +17,7 @@ from manta.evaluate.run import EvaluateConfig
 from manta.model.generate import GenerateConfig
 from manta.sweep.run import SweepConfig
 from manta.train import checkpoint
+from manta.train.pretrain import pretrain
 from manta.train.settings import PretrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -243,6 +244,22 @@ def test_evaluate_says_what_is_missing(
     config = load(EvaluateConfig, [f"home={trained}", "checkpoint=pulse", *arguments])
     with pytest.raises(error, match=words):
         load_job("evaluate").main(config)
+
+
+def test_the_quickstarts_recipe_starts_alike_on_any_number_of_workers(
+    tmp_path: Path, corpus: Path
+) -> None:
+    file = str(ROOT / "jobs" / "configs" / "quickstart.yaml")
+    recipe = [file, *tiny_arguments(tmp_path, corpus), "batch_ramp={128: 256}"]
+    recipe += ["init.previous_tokens=2", "total_tokens=512"]
+    starts, said = [], list[str]()
+    for keys in (["name=one"], ["name=two", "num_workers=2", "zero_stage=1"]):
+        done = pretrain(load(PretrainConfig, [*recipe, *keys]), said.append)
+        losses = [m["val_loss"] for m in done.metrics if "val_loss" in m]
+        assert losses[0] < 2  # 5.7 is a guess among 300
+        starts.append(losses[0])
+    assert starts[0] == pytest.approx(starts[1], abs=1e-5)
+    assert len([line for line in said if "pairs of tokens: loss" in line]) == 2
 
 
 @pytest.mark.parametrize(

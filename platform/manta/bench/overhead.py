@@ -33,6 +33,7 @@ def overhead(c: BenchConfig) -> dict[str, Any]:
         c,
         name="bench-overhead",
         total_tokens=steps * c.tokens_per_batch,
+        batch_ramp={},  # the bare loop has one size
         eval=EvalConfig(every=NEVER, tokens=c.sequence_length),
         sample=SampleConfig(prompts=()),
     )
