@@ -32,8 +32,8 @@ class InitConfig:
     embedding_rms: PositiveFloat | None = None
     """Root mean square of the embeddings; null: 0.02 for gpt2, 0.5 for identity."""
     previous_tokens: Natural = 0
-    """So many heads of the first block look at the token before, the one before that, ... at first;
-    for qk_norm."""
+    """So many heads of the first block, at most all of them, look at the token before, the one
+    before that, ... at first; for qk_norm."""
     bigram_steps: Natural = 0
     """Before training, embeddings and head are fitted to how often each token follows each other
     one in the data (its first 16M tokens), in so many steps over all pairs at once; 0: not. For a
@@ -56,11 +56,6 @@ class InitConfig:
             found.append(
                 f"init.previous_tokens={self.previous_tokens} needs model.qk_norm=true and the "
                 "modern family: set them, or init.previous_tokens=0"
-            )
-        if self.previous_tokens > model.n_head:
-            found.append(
-                f"init.previous_tokens={self.previous_tokens}: the model has {model.n_head} heads; "
-                "use at most so many"
             )
         return found
 
@@ -85,7 +80,7 @@ def initialise(model: GPT, c: InitConfig) -> None:
         nn.init.normal_(_embeddings(model), std=c.rms)
     if c.previous_tokens:
         _embeddings(model)[:, 0] = _constant(model) * c.rms
-        _look_back(model, c.previous_tokens)
+        _look_back(model, min(c.previous_tokens, model.config.n_head))
 
 
 def _embeddings(model: GPT) -> Tensor:
