@@ -19,7 +19,7 @@ from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoint import TrainState
 from manta.train.device import DTYPES
 from manta.train.logbook import METRICS, read_metrics
-from manta.train.loop import Run, to_device, train
+from manta.train.loop import Run, no_garbage_collection, to_device, train
 from manta.train.optimizer import OptimizerConfig, make_optimizer
 from manta.train.pretrain import fit, setup, with_vocabulary
 from manta.train.settings import EvalConfig, SampleConfig
@@ -59,15 +59,16 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     torch.manual_seed(c.seed)
     bare = _BareLoop(model, c, run)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}
-    for _ in range(c.rounds + 1):
-        started = time.perf_counter()
-        bare.train(c.steps_per_round)
-        between = time.perf_counter()
-        train(run, until=run.state.step + c.steps_per_round)
-        ended = time.perf_counter()
-        tokens = c.steps_per_round * c.tokens_per_batch
-        rates["bare"].append(tokens / (between - started))
-        rates["platform"].append(tokens / (ended - between))
+    with no_garbage_collection():  # which `train` would see to once for all steps
+        for _ in range(c.rounds + 1):
+            started = time.perf_counter()
+            bare.train(c.steps_per_round)
+            between = time.perf_counter()
+            train(run, until=run.state.step + c.steps_per_round)
+            ended = time.perf_counter()
+            tokens = c.steps_per_round * c.tokens_per_batch
+            rates["bare"].append(tokens / (between - started))
+            rates["platform"].append(tokens / (ended - between))
     assert run.logbook is not None
     run.logbook.close()
     records = read_metrics(storage.join(c.run_folder, METRICS))

@@ -253,6 +253,8 @@ def make_engine(
             raise
         what = " ".join(str(e).split())[:300]
         raise ConfigError(f"engine.deepspeed_json: DeepSpeed refuses it: {what}") from e
+    if zero_stage == 0 and dist.get_world_size() == 1:
+        engine.enable_backward_allreduce = False  # copies all gradients, to average them with none
     return engine
 
 
