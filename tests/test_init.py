@@ -149,9 +149,95 @@ def test_no_steps_leave_a_head_that_knows_nothing() -> None:
         (["init.previous_tokens=2"], "model.qk_norm=true"),
         (["init.previous_tokens=1", "model.preset=gpt2-124m"], "modern family"),
         (["init.embedding_rms=0"], "greater than 0"),
+        (["init.induction_heads=[1]", "init.previous_tokens=1"], "need init.kind=identity"),
+        (["init.induction_heads=[1,2]", "init.previous_tokens=1"], "init.previous_tokens=2"),
+        (["init.induction_heads=[1]", "model.n_layer=1"], "model.n_layer=2"),
+        (["init.induction_heads=[0]"], "greater than or equal to 1"),
+        (
+            ["init.induction_heads=[1]", "init.previous_tokens=1", "model.context_length=30000"],
+            "model.rope_theta=900000000",
+        ),
     ],
 )
 def test_what_cannot_start_so_is_said(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(PretrainConfig, arguments)
     assert words in str(caught.value)
+
+
+def attention_of(model: GPT, tokens: Tensor, layer: int) -> Tensor:
+    """(B, H, T, T) where each head of a block looks."""
+    c, x = model.config, model.embedding(tokens)
+    rope = model.cos[: tokens.size(1)], model.sin[: tokens.size(1)]
+    for block in model.blocks[:layer]:
+        x = block(x, rope, None, None)
+    block = model.blocks[layer]
+    attention = block.get_submodule("attention")
+    assert isinstance(attention, Attention)
+    found = attention.qkv(block.get_submodule("attention_norm")(x))
+    found = found.view(*tokens.shape, -1, c.head_size).transpose(1, 2)
+    q, k, _ = found.split([c.n_head, c.kv_heads, c.kv_heads], dim=1)
+    q, k = rotate(attention.q_norm(q), *rope), rotate(attention.k_norm(k), *rope)
+    scores = q @ k.repeat_interleave(c.n_head // c.kv_heads, dim=1).mT / c.head_size**0.5
+    at = torch.arange(tokens.size(1))
+    return scores.masked_fill(at > at[:, None], -torch.inf).softmax(-1)
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    shape=st.sampled_from([(4, 4, 64), (4, 2, 64), (2, 2, 128)]),
+    heads=st.lists(st.integers(1, 2), min_size=1, max_size=5),
+    fits=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@torch.no_grad()
+def test_induction_heads_look_at_what_came_next(
+    shape: tuple[int, int, int], heads: list[int], fits: bool, seed: int
+) -> None:
+    n_head, n_kv_head, head_size = shape
+    c = ModelConfig(
+        vocab_size=500, context_length=200, n_layer=2, n_head=n_head, n_kv_head=n_kv_head,
+        n_embd=n_head * head_size, qk_norm=True, rope_theta=1e5, tie_embeddings=False,
+    )  # fmt: skip
+    init = InitConfig(
+        kind="identity",
+        previous_tokens=n_head,
+        induction_heads=tuple(heads),
+        bigram_steps=5 if fits else 0,
+    )
+    torch.manual_seed(seed)
+    model = GPT(c)
+
+    def fit(model: GPT) -> None:
+        fit_bigrams(model, torch.rand(500, 500) ** 8, init)
+
+    initialise(model, init, fit if fits else lambda model: None)
+    tokens = torch.stack([torch.randperm(500)[:100] for _ in range(4)])
+    # All a second time, pair by pair in another order: each token has stood at one place before,
+    # and the second of a pair after the same token.
+    order = torch.randperm(50)
+    again = tokens.view(4, 50, 2)[:, order].reshape(4, 100)
+    weights = attention_of(model, torch.cat([tokens, again], dim=1), layer=1)
+    first = (2 * order[:, None] + torch.arange(2)).flatten()  # where each stood before
+    for head, alike in enumerate(heads[:n_head]):
+        leader = head * n_kv_head // n_head * n_head // n_kv_head
+        if heads[leader] != alike:
+            continue
+        rows = torch.arange(100) if alike == 1 else torch.arange(1, 100, 2)
+        rows = rows[first[rows] + 1 < 100]  # where something came next before the repeat
+        found = weights[:, head, 100 + rows, first[rows] + 1]
+        assert found.median() > 0.7, f"head {head}, {alike} alike: {found.median()}"
+
+
+def test_channels_for_signatures_are_free_at_first() -> None:
+    c = ModelConfig(
+        vocab_size=60, context_length=32, n_layer=2, n_embd=64, n_head=2, tie_embeddings=False,
+        qk_norm=True, rope_theta=1e4,
+    )  # fmt: skip
+    init = InitConfig(kind="identity", previous_tokens=2, induction_heads=(1, 2), bigram_steps=4)
+    model = made(c, init)
+    fit_bigrams(model, counts_of(chain(0, 60, 500), 60), init)
+    free = init.reserved(c)
+    assert free == slice(1, 17)
+    assert not model.embedding.weight[:, free].any() and not model.head.weight[:, free].any()
+    assert model.embedding.weight[:60, 17:].all()

@@ -1,16 +1,19 @@
 """How a new model's weights start, where not as GPT-2's do: blocks that pass their input on, heads
-that look back, embeddings and head that know which token follows which.
+that look back, heads that find repeats, embeddings and head that know which token follows which.
 
-What training would find first, found sooner: it changes no shape, so that a model exports as ever.
+What training would find first, or late, found sooner: it changes no shape, so that a model exports
+as ever.
 """
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manta.config import Natural, PositiveFloat, config
+from manta.config import Count, Natural, PositiveFloat, config
 from manta.model.gpt import GPT, Attention, ModelConfig
 
 MAX_VOCAB = 8192  # the counts of all pairs are held at once
@@ -21,6 +24,7 @@ EMBEDDING_LR, HEAD_LR = 0.3, 0.03
 BETAS = (0.8, 0.95)
 WARMUP_STEPS = 3
 ROWS_AT_ONCE = 1024  # bounds the logits held
+LARGEST_SCORE = 8.0  # before the softmax, of a repeat: e^8 is more than a context has tokens
 
 
 @config
@@ -38,6 +42,9 @@ class InitConfig:
     """Before training, embeddings and head are fitted to how often each token follows each other
     one in the data (its first 16M tokens), in so many steps over all pairs at once; 0: not. For a
     head of its own and vocabularies up to 8,192."""
+    induction_heads: tuple[Count, ...] = ()
+    """Heads of the second block, at most all of them, that look at first at what came next where
+    the last n tokens stood before: n for each, as [1, 1, 2, 2]. At most previous_tokens."""
 
     def conflicts(self, model: ModelConfig) -> list[str]:
         """What of this cannot work with a model."""
@@ -57,7 +64,41 @@ class InitConfig:
                 f"init.previous_tokens={self.previous_tokens} needs model.qk_norm=true and the "
                 "modern family: set them, or init.previous_tokens=0"
             )
+        if self.induction_heads:
+            found += [f"init.induction_heads: {problem}" for problem in self._problems(model)]
         return found
+
+    def _problems(self, model: ModelConfig) -> list[str]:
+        """Of induction heads."""
+        found = []
+        most = max(self.induction_heads)
+        if self.kind != "identity":  # the first block's other writing would drown the signatures
+            found.append("need init.kind=identity: set it, or omit them")
+        if most > self.previous_tokens:
+            found.append(
+                f"for {most} tokens alike, that many heads must look back: set "
+                f"init.previous_tokens={most}, or ask for less"
+            )
+        if model.n_layer < 2:
+            found.append("are in the second block: set model.n_layer=2 or more, or omit them")
+        if self.previous_tokens and not _slow_pairs(model):
+            found.append(
+                f"model.rope_theta={model.rope_theta:g} turns too much over {model.context_length} "
+                f"tokens: set model.rope_theta={model.context_length**2}, or omit them"
+            )
+        return found
+
+    def signature(self, model: ModelConfig) -> int:
+        """Channels that tell tokens apart, which a head writes beside a token's own: they fit in
+        the slow half of a head, and all in a quarter of the stream. 0 without induction heads."""
+        if not self.induction_heads:
+            return 0
+        room = model.n_embd // (4 * max(self.induction_heads))
+        return min(2 * len(_slow_pairs(model)), max(2, room // 2 * 2))
+
+    def reserved(self, model: ModelConfig) -> slice:
+        """Channels that embeddings leave to what heads write there."""
+        return slice(1, 1 + self.signature(model) * max(self.induction_heads, default=0))
 
     @property
     def rms(self) -> float:
@@ -65,8 +106,11 @@ class InitConfig:
 
 
 @torch.no_grad()
-def initialise(model: GPT, c: InitConfig) -> None:
-    """Sets the weights of a new model, in place, from torch's random state."""
+def initialise(
+    model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda model: None
+) -> None:
+    """Sets the weights of a new model, in place, from torch's random state. `fit` may set its
+    embeddings and head, from data."""
     if c.kind == "identity":
         for block in model.blocks:
             for name, module in block.named_modules():
@@ -79,8 +123,13 @@ def initialise(model: GPT, c: InitConfig) -> None:
     if c.kind == "identity" or c.embedding_rms is not None:
         nn.init.normal_(_embeddings(model), std=c.rms)
     if c.previous_tokens:
+        _embeddings(model)[:, c.reserved(model.config)] = 0
         _embeddings(model)[:, 0] = _constant(model) * c.rms
         _look_back(model, min(c.previous_tokens, model.config.n_head))
+    with torch.enable_grad():
+        fit(model)
+    if c.induction_heads:
+        _find_repeats(model, c)
 
 
 def _embeddings(model: GPT) -> Tensor:
@@ -93,6 +142,27 @@ def _constant(model: GPT) -> float:
     return (CONSTANT_SHARE * model.config.n_embd) ** 0.5
 
 
+def _attention(model: GPT, layer: int) -> tuple[Attention, Tensor]:
+    """And its weights for queries, keys and values by the head, (H + 2K, D, C)."""
+    attention = model.blocks[layer].get_submodule("attention")
+    assert isinstance(attention, Attention)
+    return attention, attention.qkv.weight.data.view(-1, model.config.head_size, model.config.n_embd)
+
+
+def _frequencies(c: ModelConfig) -> Tensor:
+    """(D / 2,) RoPE's angle from one token to the next, of each pair of channels; fastest first."""
+    half = c.head_size // 2
+    return c.rope_theta ** (-torch.arange(half) / half)
+
+
+def _slow_pairs(c: ModelConfig) -> list[int]:
+    """Pairs of channels that RoPE turns by less than a right angle over the whole context, which
+    can therefore say what a token is wherever it is; of the slower half."""
+    slow = _frequencies(c) * c.context_length <= math.pi / 2
+    half = c.head_size // 2
+    return [i for i in range(half // 2, half) if slow[i]]
+
+
 def _look_back(model: GPT, heads: int) -> None:
     """The first heads of the first block look 1, 2, ... tokens back.
 
@@ -100,13 +170,11 @@ def _look_back(model: GPT, heads: int) -> None:
     query R(d) k. RoPE turns a query and a key by their positions' angles, so that the two agree
     most at the distance d. Only the fastest quarter of the pairs tells neighbours apart.
     """
-    c, attention = model.config, model.blocks[0].get_submodule("attention")
-    assert isinstance(attention, Attention)
+    c, (attention, weight) = model.config, _attention(model, 0)
     half = c.head_size // 2
     fast = max(1, half // 4)
-    weight = attention.qkv.weight.data.view(-1, c.head_size, c.n_embd)  # (H + 2K, D, C)
     size = 4.0 / _constant(model)  # so that it outweighs the other channels, which are for learning
-    frequencies = c.rope_theta ** (-torch.arange(fast) / half)
+    frequencies = _frequencies(c)[:fast]
     for head in range(heads):
         query, key = weight[head], weight[c.n_head + head * c.kv_heads // c.n_head]
         for row in (query, key) if head * c.kv_heads % c.n_head == 0 else (query,):
@@ -118,6 +186,59 @@ def _look_back(model: GPT, heads: int) -> None:
         query[half : half + fast, 0] = -size * angles.sin()
     for norm in (attention.q_norm, attention.k_norm):
         norm.weight.data.mul_(2**0.5)  # a softmax sharp enough to pick one of 16 neighbours
+
+
+def _find_repeats(model: GPT, c: InitConfig) -> None:
+    """Induction heads (Olsson et al. 2022), which training alone finds late if at all.
+
+    Heads of the first block that look b back write that token's signature, so that each place says
+    what was before it. A head of the second block compares: with key signatures 1, 2, ... back, and
+    as query those of the token itself, 1 back, ... Where they agree, the tokens before that place
+    are the last ones; what is there may come again. What to do with it is left to training.
+    """
+    shape, size = model.config, c.signature(model.config)
+    first, values = _attention(model, 0)
+    second, weight = _attention(model, 1)
+    D, H, K = shape.head_size, shape.n_head, shape.kv_heads
+    code = _signatures(model, size)
+    written = range(max(c.induction_heads[:H]))
+    channels = [slice(1 + back * size, 1 + (back + 1) * size) for back in written]
+    for back in written:
+        values[H + K + back * K // H, :size] = code
+        first.out.weight.data[:, back * D : (back + 1) * D] *= 0.1
+        first.out.weight.data[channels[back], back * D : back * D + size] = c.rms * torch.eye(size)
+    pairs = _slow_pairs(shape)[-size // 2 :]
+    for head in range(len(c.induction_heads[:H])):
+        query, key = weight[head], weight[H + head * K // H]
+        leader = head * K // H * H // K  # the first head of those that share a key
+        alike = c.induction_heads[leader]
+        query.zero_()
+        if head == leader:
+            key.zero_()
+        for back in range(alike):
+            rows = [row for i in pairs[back::alike] for row in (i, i + D // 2)]
+            which = torch.arange(len(rows))
+            if back == 0:
+                query[rows] = code[: len(rows)]
+            else:
+                query[rows, channels[back - 1].start + which] = 1.0
+            if head == leader:
+                key[rows, channels[back].start + which] = 1.0
+    for norm in (second.q_norm, second.k_norm):
+        norm.weight.data.mul_((LARGEST_SCORE / D**0.5) ** 0.5)
+
+
+def _signatures(model: GPT, size: int) -> Tensor:
+    """(size, C), which makes of a token's normalized embedding numbers of mean 0 and variance 1
+    over the vocabulary, without correlation: as unlike for different tokens as may be."""
+    x = F.rms_norm(_embeddings(model).float(), (model.config.n_embd,))
+    mean = x.mean(0)
+    variances, directions = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    used = variances > 1e-3 * variances.max()
+    turned = F.normalize(torch.randn(int(used.sum()), size), dim=0).to(x)
+    code = (directions[:, used] / variances[used].sqrt() @ turned).T
+    code[:, 0] -= code @ mean / mean[0]  # the channel that is alike for all takes the mean away
+    return code
 
 
 def fit_bigrams(model: GPT, counts: Tensor, c: InitConfig) -> float:
@@ -144,6 +265,7 @@ def fit_bigrams(model: GPT, counts: Tensor, c: InitConfig) -> float:
     adam = torch.optim.AdamW(groups, betas=BETAS, eps=1e-12, weight_decay=0.0, fused=True)
     for step in range(c.bigram_steps + 1):
         if c.previous_tokens:
+            embeddings.data[:, c.reserved(model.config)] = 0
             embeddings.data[:, 0] = _constant(model)
         loss = 0.0
         for some, targets in zip(

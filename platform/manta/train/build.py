@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import psutil
 import torch
+import torch.distributed as dist
 
 from manta.errors import ConfigError
 from manta.model.cost import flops_per_token
@@ -69,12 +70,14 @@ def build(
     fit: Callable[[GPT], None] = lambda model: None,
 ) -> Any:
     """A new model, from the config's seed, in an engine for micro batches of `size`, of which
-    `steps` make an optimizer step at first. `fit` may change its weights before the engine, which
-    keeps copies of them."""
+    `steps` make an optimizer step at first. `fit`, on rank 0, may set embeddings and head
+    from data. All ranks start from rank 0's weights."""
     torch.manual_seed(c.seed)
     made = GPT(model).to(device.torch_device)
-    initialise(made, c.init)
-    fit(made)
+    if dist.get_rank() == 0:
+        initialise(made, c.init, fit)
+    for weight in made.parameters():
+        dist.broadcast(weight.data, src=0)
     made.recompute = c.activation_checkpointing
     if compiled:
         made.compile_blocks()

@@ -256,20 +256,17 @@ def setup(
 def _fit_bigrams(
     c: PretrainConfig, reader: stream.Reader, say: Callable[[str], None], model: GPT
 ) -> None:
-    """Embeddings and head as the counts of token pairs have them, alike on all ranks."""
+    """Embeddings and head as the counts of token pairs have them."""
     if not c.init.bigram_steps:
         return
-    if dist.get_rank() == 0:
-        started = time.perf_counter()
-        assert model.config.vocab_size is not None
-        counts = torch.from_numpy(reader.count_pairs(model.config.vocab_size))
-        loss = fit_bigrams(model, counts, c.init)
-        say(
-            f"embeddings and head fitted to {counts.sum() / 1e6:.1f}M pairs of tokens: loss "
-            f"{loss:.4f} as a bigram model, {time.perf_counter() - started:.1f} s"
-        )
-    for weight in (model.embedding.weight, model.head.weight):
-        dist.broadcast(weight.data, src=0)
+    started = time.perf_counter()
+    assert model.config.vocab_size is not None
+    counts = torch.from_numpy(reader.count_pairs(model.config.vocab_size))
+    loss = fit_bigrams(model, counts, c.init)
+    say(
+        f"embeddings and head fitted to {counts.sum() / 1e6:.1f}M pairs of tokens: loss "
+        f"{loss:.4f} as a bigram model, {time.perf_counter() - started:.1f} s"
+    )
 
 
 def _decided(
