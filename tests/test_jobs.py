@@ -145,6 +145,7 @@ def test_bench_overhead_writes_its_figures(
         "what=overhead",
         "rounds=1",
         "steps_per_round=2",
+        "num_workers=2",
         f"json={tmp_path / 'overhead.json'}",
     ]
     load_job("bench").main(load(BenchConfig, arguments))
@@ -197,9 +198,10 @@ def test_the_model_bench_runs_where_ray_is_not_installed(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
     assert found["parameters"] > 0 and found["mfu"] > 0 and found["loss"] > 0
+    assert found["workers"] == 2 and found["communication_seconds"] > 0  # by the default config
     assert set(found["part_seconds"]) == {"data", "forward", "backward", "optimizer"}
     assert "traceEvents" in json.loads(Path(found["trace"]).read_text())
-    for line in ("MFU", "forward", "peak memory", "trace"):
+    for line in ("MFU", "forward", "communication", "peak memory", "trace"):
         assert line in done.stdout
     command[3:] = [*tiny_model_arguments(tmp_path), "what=checkpoint", f"json={file}", "rounds=1"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """What a checkpoint costs: a save as training does it, against a bare write of as many bytes to the
 same disk; and the read that resumes from it."""
 
+import dataclasses
 import os
 import statistics
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manta import storage
-from manta.bench.model import Step, alone
+from manta.bench.model import Step, on_workers
 from manta.bench.settings import BenchConfig
 from manta.text import tokenizer
 from manta.train import checkpoint
@@ -18,7 +19,7 @@ from manta.train.device import Device
 
 def checkpoints(c: BenchConfig) -> dict[str, Any]:
     """Seconds of saves and loads of the config's model, in one process."""
-    return alone(c, _measure)
+    return on_workers(dataclasses.replace(c, num_workers=1), _measure)
 
 
 def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:

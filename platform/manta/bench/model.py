@@ -1,11 +1,11 @@
 """The training step alone: engine and model, without Ray and without a stream of data.
 
 It needs torch and DeepSpeed only. Whole steps are timed as they run; the parts of a step in steps
-of their own, in which the machine is waited for after each part.
+of their own, in which the machine is waited for after each part; and communication, which lies in
+the backward pass and the optimizer's, by a profile of one more step.
 """
 
 import dataclasses
-import os
 import resource
 import statistics
 import tempfile
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from manta import storage
 from manta.bench.settings import BenchConfig
+from manta.bench.workers import together
 from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
 from manta.train import engine as engines
@@ -33,25 +34,23 @@ TRACE = "trace.json"
 
 
 def model(c: BenchConfig) -> dict[str, Any]:
-    """Times steps of the config's model on this machine's device, in one process."""
-    return alone(c, _measure)
+    """Times steps of the config's model on this machine, in `num_workers` processes."""
+    return on_workers(c, _measure)
 
 
-def alone(
+def on_workers(
     c: BenchConfig, measure: Callable[[BenchConfig, Device], dict[str, Any]]
 ) -> dict[str, Any]:
-    """`measure` in this process, as the only rank of a process group."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    on_gpu = bool(c.gpus_per_worker)
-    device = find_device(c.dtype, on_gpu, c.threads_per_worker or available_cpus())
-    with tempfile.TemporaryDirectory() as folder:
-        store = dist.FileStore(str(Path(folder) / "ranks"), 1)
-        backend = "nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
-        try:
-            return measure(c, device)
-        finally:
-            dist.destroy_process_group()
+    """What `measure` finds on the first of `num_workers` processes of this machine."""
+    backend = "nccl" if c.gpus_per_worker else "gloo"
+    return together(c.num_workers, backend, _with_device, c, measure)
+
+
+def _with_device(
+    c: BenchConfig, measure: Callable[[BenchConfig, Device], dict[str, Any]]
+) -> dict[str, Any]:
+    threads = c.threads_per_worker or max(1, available_cpus() // c.num_workers)
+    return measure(c, find_device(c.dtype, bool(c.gpus_per_worker), threads))
 
 
 class Step:
@@ -60,7 +59,7 @@ class Step:
     def __init__(self, c: BenchConfig, device: Device):
         self.model, self.device = c.expected_model, device
         self.compiled = compiles(c, self.model, device)
-        self.size = micro_batch(c, self.model, device, 1)
+        self.size = micro_batch(c, self.model, device, c.num_workers)
         c = dataclasses.replace(c, micro_batch_size=self.size)
         self.accum = c.grad_accum_steps(c.total_steps)
         self.grad_clip = c.optimizer.grad_clip
@@ -97,7 +96,7 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
     step.wait()
     first = time.perf_counter() - started
     step.run()
-    seconds, parts = [], []
+    seconds, parts, communication = [], [], []
     for _ in range(c.rounds):
         step.wait()
         started = time.perf_counter()
@@ -106,13 +105,16 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
         step.wait()
         seconds.append((time.perf_counter() - started) / c.steps_per_round)
         parts.append(_parts(step))
+        communication.append(_communication(step))
     typical = statistics.median(seconds)
-    tokens = step.accum * step.size * c.sequence_length
+    flops = flops_per_token(step.model, c.sequence_length)
+    tokens = step.accum * step.size * c.sequence_length * c.num_workers
     found = {
         "device": device.description,
         "dtype": device.dtype,
         "parameters": num_parameters(step.model),
         "compiled": step.compiled,
+        "workers": c.num_workers,
         "tokens_per_step": tokens,
         "micro_batch_size": step.size,
         "seq_len": c.sequence_length,
@@ -121,9 +123,10 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
         "step_seconds": typical,
         "step_seconds_of_rounds": seconds,
         "part_seconds": {k: statistics.median(p[k] for p in parts) for k in PARTS},
+        "communication_seconds": statistics.median(communication),
         "tokens_per_second": tokens / typical,
-        "mfu": tokens / typical * flops_per_token(step.model, c.sequence_length) / device.peak,
-        "peak_flops": device.peak,
+        "mfu": tokens / typical * flops / device.peak / c.num_workers,
+        "peak_flops": device.peak * c.num_workers,
         "peak_memory_bytes": _peak_memory(device),
     }
     if c.profile:
@@ -148,6 +151,19 @@ def _parts(step: Step) -> dict[str, float]:
     return found
 
 
+def _communication(step: Step) -> float:
+    """Seconds of one step in which this worker reduced or gathered, or waited for others to."""
+    if dist.get_world_size() == 1:
+        return 0.0
+    with torch.profiler.profile() as profile:
+        step.run()
+        step.wait()
+    found = profile.key_averages()
+    if step.device.torch_device.type == "cuda":
+        return sum(e.device_time_total for e in found if e.key.startswith("nccl")) / 1e6
+    return sum(e.cpu_time_total for e in found if e.key.startswith("gloo:")) / 1e6
+
+
 def _peak_memory(device: Device) -> int:
     """Bytes: of the GPU's tensors, or on a CPU of the process, with all its libraries."""
     if device.torch_device.type == "cuda":
@@ -156,11 +172,13 @@ def _peak_memory(device: Device) -> int:
 
 
 def _trace(c: BenchConfig, step: Step) -> str:
-    """Where the trace of one step was written: Perfetto (ui.perfetto.dev) opens it."""
+    """Where the trace of one step of the first worker was written: Perfetto (ui.perfetto.dev) opens it."""
     with torch.profiler.profile() as profile:
         step.run()
         step.wait()
     path = storage.join(c.home_folder, "bench-model", TRACE)
+    if dist.get_rank():
+        return path
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / TRACE
         profile.export_chrome_trace(str(file))
@@ -175,13 +193,16 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"device            {result['device']}, {result['dtype']}{how}",
         f"model             {result['parameters'] / 1e6:,.1f}M parameters, sequences of "
-        f"{result['seq_len']}, micro batches of {result['micro_batch_size']}",
+        f"{result['seq_len']}, micro batches of {result['micro_batch_size']}, "
+        f"{result['workers']} worker(s)",
         f"step              {result['step_seconds'] * 1e3:>10,.1f} ms for "
         f"{result['tokens_per_step']:,} tokens",
         *(
             f"  {part:<14}  {seconds * 1e3:>10,.1f} ms  {seconds / whole:>6.1%}"
             for part, seconds in shares.items()
         ),
+        f"  communication   {result['communication_seconds'] * 1e3:>10,.1f} ms  in these, with the "
+        "wait for the slowest",
         f"speed             {result['tokens_per_second']:>10,.0f} tok/s",
         f"MFU               {result['mfu']:>10.1%}  of {result['peak_flops'] / 1e12:,.2f} TFLOP/s",
         f"peak memory       {result['peak_memory_bytes'] / 2**30:>10.2f} GiB",

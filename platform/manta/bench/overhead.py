@@ -1,13 +1,18 @@
 """The whole platform (Ray Train, DeepSpeed, Ray Data, the loop with its records) against a bare
-PyTorch loop over the same model, dtype and batch, in the same worker process."""
+PyTorch loop (with DistributedDataParallel on more than one worker) over the same model, dtype and
+batch, in the same worker processes."""
 
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from manta import config as configs
 from manta import storage
@@ -55,7 +60,9 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     datasets: tuple[Manifest, ...] = arguments["datasets"]
     tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer)
-    run = setup(c, datasets, tokenizer, model, TrainState(), 0, 1, lambda line: None)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    state = TrainState()
+    run = setup(c, datasets, tokenizer, model, state, rank, world_size, lambda line: None)
     torch.manual_seed(c.seed)
     bare = _BareLoop(model, c, run)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}
@@ -69,7 +76,8 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
             tokens = c.steps_per_round * c.tokens_per_batch
             rates["bare"].append(tokens / (between - started))
             rates["platform"].append(tokens / (ended - between))
-    assert run.logbook is not None
+    if run.logbook is None:
+        return
     run.logbook.close()
     records = read_metrics(storage.join(c.run_folder, METRICS))
     waits = [r["data_wait_seconds"] / r["step_seconds"] for r in records if "loss" in r]
@@ -78,6 +86,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     put(
         {
             "device": run.device.description,
+            "workers": world_size,
             "dtype": run.device.dtype,
             "bare_tokens_per_second": statistics.median(bare_rates),
             "platform_tokens_per_second": statistics.median(platform_rates),
@@ -96,8 +105,10 @@ class _BareLoop:
         model.recompute = c.activation_checkpointing
         if run.state.compiled:
             model.compile_blocks()
-        self._model = model.to(device.torch_device)
+        self._model: nn.Module = model.to(device.torch_device)
         self._optimizer = make_optimizer(model, c.optimizer, device.dtype)
+        if c.num_workers > 1:
+            self._model = DistributedDataParallel(self._model)
         self._settings: OptimizerConfig = c.optimizer
         self._device = device
         self._accum = run.config.grad_accum_steps(0)
@@ -109,14 +120,16 @@ class _BareLoop:
     def train(self, steps: int) -> None:
         tokens, targets = self._batch
         for _ in range(steps):
-            for _ in range(self._accum):
-                with torch.autocast(
-                    self._device.torch_device.type,
-                    torch.bfloat16,
-                    enabled=DTYPES[self._device.dtype] == torch.bfloat16,
-                ):
-                    loss = self._model(tokens, targets)
-                (loss / self._accum).backward()
+            for index in range(self._accum):
+                last = index == self._accum - 1
+                with nullcontext() if last else _alone(self._model):
+                    with torch.autocast(
+                        self._device.torch_device.type,
+                        torch.bfloat16,
+                        enabled=DTYPES[self._device.dtype] == torch.bfloat16,
+                    ):
+                        loss = self._model(tokens, targets)
+                    (loss / self._accum).backward()
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.grad_clip)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
@@ -124,11 +137,17 @@ class _BareLoop:
             torch.cuda.synchronize()
 
 
+def _alone(model: nn.Module) -> AbstractContextManager[None]:
+    """Gradients are summed here, and not yet averaged over the workers."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
 def table(result: dict[str, Any]) -> str:
     ratios = result["ratios"]
     return "\n".join(
         [
             f"device              {result['device']}, {result['dtype']}",
+            f"workers             {result['workers']:>10}",
             f"bare loop           {result['bare_tokens_per_second']:>10,.0f} tok/s",
             f"platform            {result['platform_tokens_per_second']:>10,.0f} tok/s",
             f"platform / bare     {result['ratio']:>10.1%}  (median of {len(ratios)} rounds, "

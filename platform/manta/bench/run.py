@@ -29,7 +29,8 @@ def bench(c: BenchConfig) -> dict[str, Any]:
         from manta import cluster
 
         cluster.connect()
-        cluster.require(1, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+        workers = c.num_workers if c.what == "overhead" else 1
+        cluster.require(workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     name, function = BENCHES[c.what]
     module = importlib.import_module(f"manta.bench.{name}")
     result = {"what": c.what, **getattr(module, function)(c), "config": configs.to_dict(c)}

@@ -17,7 +17,8 @@ class BenchConfig(PretrainConfig):
     PyTorch loop; data: the stream against a bare pyarrow read of the same shards; tokenize:
     preparation against tiktoken; checkpoint: a save against a bare write; evaluate: lm-eval's
     requests in batches against one by one; generate: sampling with and without the KV cache;
-    memory: what each ZeRO stage holds on two workers, against the cost model."""
+    memory: what each ZeRO stage holds on two workers, against the cost model. num_workers counts
+    for model and overhead."""
     json: str | None = None
     """Where to write the figures as JSON; null: nowhere."""
     rounds: Count = 8
@@ -38,6 +39,4 @@ class BenchConfig(PretrainConfig):
         found = super().problems()
         if self.profile and self.what != "model":
             found.append(f"profile=true is for what=model, not {self.what}: omit it")
-        if self.num_workers != 1:
-            found.append(f"num_workers: what={self.what} measures one worker; omit it")
         return found

@@ -10,19 +10,15 @@ storage once, and what the process has become larger by (USS: the memory that is
 import ctypes
 import dataclasses
 import gc
-import json
 import os
-import socket
-import tempfile
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from manta.bench.settings import BenchConfig
+from manta.bench.workers import together
 from manta.model.cost import parameters
 from manta.model.gpt import GPT
 from manta.model.memory import Setup, costs
@@ -43,8 +39,8 @@ M_MMAP_THRESHOLD = -3
 
 
 def stages(c: BenchConfig) -> dict[str, Any]:
-    """`measure` on two workers; of MODEL, unless the config asks for another model."""
-    model = MODEL if c.model == ModelConfig() else c.model
+    """`measure` on two workers; of MODEL, unless the config's model is larger."""
+    model = max(MODEL, _with_vocabulary(c.model), key=lambda model: parameters(model).total)
     only = STAGES if c.optimizer.kind == "adamw" else STAGES[:3]  # Muon needs whole matrices
     return measure(model, optimizer=c.optimizer, only=only)
 
@@ -62,8 +58,7 @@ def measure(
         workers: processes on this machine.
         only: the stages to measure.
     """
-    if model.vocab_size is None:
-        model = dataclasses.replace(model, vocab_size=MODEL.vocab_size)
+    model = _with_vocabulary(model)
     measured = _measured(model, workers, optimizer, only)
     return {
         "parameters": parameters(model).total,
@@ -74,6 +69,10 @@ def measure(
             for stage, found in zip(only, measured, strict=True)
         ],
     }
+
+
+def _with_vocabulary(model: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(model, vocab_size=model.vocab_size or MODEL.vocab_size)
 
 
 def _predicted(
@@ -107,55 +106,25 @@ def _measured(
     model: ModelConfig, workers: int, optimizer: OptimizerConfig, only: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     """For each stage, by moment, the bytes of the tensors and of the process."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(
-            _work,
-            (workers, only, model, optimizer, _free_port(), folder),
-            nprocs=workers,
-            start_method="spawn",
-        )
-        return json.loads(Path(folder, "found.json").read_text())
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return together(workers, "gloo", _work, only, model, optimizer)
 
 
 def _work(
-    rank: int,
-    workers: int,
-    only: tuple[int, ...],
-    model: ModelConfig,
-    optimizer: OptimizerConfig,
-    port: int,
-    folder: str,
-) -> None:
-    """One worker; the first writes what it found."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(workers),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    only: tuple[int, ...], model: ModelConfig, optimizer: OptimizerConfig
+) -> list[dict[str, Any]]:
+    """One worker; what the first finds."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     _return_freed_memory()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=workers)
     # What Python, DeepSpeed and gloo load at their first use is no part of a stage.
     found = []
     for stage in only:
         _train(WARM_UP, stage, optimizer, looks=False)
         gc.collect()
         gc.freeze()  # looking at what there is goes through what is new alone
-        found.append(_train(model, stage, optimizer, looks=rank == 0))
-    if rank == 0:
-        Path(folder, "found.json").write_text(json.dumps(found))
+        found.append(_train(model, stage, optimizer, looks=dist.get_rank() == 0))
     dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def _train(

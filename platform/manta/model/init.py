@@ -34,7 +34,8 @@ class InitConfig:
     and a head of its own, are zero, so that each block passes its input on; the other matrices are
     normal(0.6 / sqrt(n_embd))."""
     embedding_rms: PositiveFloat | None = None
-    """Root mean square of the embeddings; null: 0.02 for gpt2, 0.5 for identity."""
+    """Root mean square of the embeddings; null: 0.5 for identity with a head of its own, or 0.02,
+    as a head must have it that knows nothing yet."""
     previous_tokens: Natural = 0
     """So many heads of the first block, at most all of them, look at the token before, the one
     before that, ... at first; for qk_norm."""
@@ -100,15 +101,14 @@ class InitConfig:
         """Channels that embeddings leave to what heads write there."""
         return slice(1, 1 + self.signature(model) * max(self.induction_heads, default=0))
 
-    @property
-    def rms(self) -> float:
-        return self.embedding_rms or (0.02 if self.kind == "gpt2" else 0.5)
+    def rms(self, model: ModelConfig) -> float:
+        """Of the embeddings."""
+        is_small = self.kind == "gpt2" or model.tie_embeddings
+        return self.embedding_rms or (0.02 if is_small else 0.5)
 
 
 @torch.no_grad()
-def initialise(
-    model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda model: None
-) -> None:
+def initialise(model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda model: None) -> None:
     """Sets the weights of a new model, in place, from torch's random state. `fit` may set its
     embeddings and head, from data."""
     if c.kind == "identity":
@@ -121,10 +121,10 @@ def initialise(
         if not model.config.tie_embeddings:
             nn.init.zeros_(model.head.weight)
     if c.kind == "identity" or c.embedding_rms is not None:
-        nn.init.normal_(_embeddings(model), std=c.rms)
+        nn.init.normal_(_embeddings(model), std=c.rms(model.config))
     if c.previous_tokens:
         _embeddings(model)[:, c.reserved(model.config)] = 0
-        _embeddings(model)[:, 0] = _constant(model) * c.rms
+        _embeddings(model)[:, 0] = _constant(model) * c.rms(model.config)
         _look_back(model, min(c.previous_tokens, model.config.n_head))
     with torch.enable_grad():
         fit(model)
@@ -146,7 +146,9 @@ def _attention(model: GPT, layer: int) -> tuple[Attention, Tensor]:
     """And its weights for queries, keys and values by the head, (H + 2K, D, C)."""
     attention = model.blocks[layer].get_submodule("attention")
     assert isinstance(attention, Attention)
-    return attention, attention.qkv.weight.data.view(-1, model.config.head_size, model.config.n_embd)
+    return attention, attention.qkv.weight.data.view(
+        -1, model.config.head_size, model.config.n_embd
+    )
 
 
 def _frequencies(c: ModelConfig) -> Tensor:
@@ -203,10 +205,11 @@ def _find_repeats(model: GPT, c: InitConfig) -> None:
     code = _signatures(model, size)
     written = range(max(c.induction_heads[:H]))
     channels = [slice(1 + back * size, 1 + (back + 1) * size) for back in written]
+    unit = c.rms(shape) * torch.eye(size)
     for back in written:
         values[H + K + back * K // H, :size] = code
         first.out.weight.data[:, back * D : (back + 1) * D] *= 0.1
-        first.out.weight.data[channels[back], back * D : back * D + size] = c.rms * torch.eye(size)
+        first.out.weight.data[channels[back], back * D : back * D + size] = unit
     pairs = _slow_pairs(shape)[-size // 2 :]
     for head in range(len(c.induction_heads[:H])):
         query, key = weight[head], weight[H + head * K // H]
@@ -281,7 +284,7 @@ def fit_bigrams(model: GPT, counts: Tensor, c: InitConfig) -> float:
                 group["lr"] = left * group["peak"]
             adam.step()
             adam.zero_grad()
-    scale = c.rms / embeddings.detach().square().mean().sqrt()
+    scale = c.rms(model.config) / embeddings.detach().square().mean().sqrt()
     model.embedding.weight.data[:V] = scale * embeddings.detach()
     model.head.weight.data[:V] = head.detach()
     return loss

@@ -262,7 +262,10 @@ def _fit_bigrams(
     started = time.perf_counter()
     assert model.config.vocab_size is not None
     counts = torch.from_numpy(reader.count_pairs(model.config.vocab_size))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(available_cpus())  # the other workers of this machine wait
     loss = fit_bigrams(model, counts, c.init)
+    torch.set_num_threads(threads)
     say(
         f"embeddings and head fitted to {counts.sum() / 1e6:.1f}M pairs of tokens: loss "
         f"{loss:.4f} as a bigram model, {time.perf_counter() - started:.1f} s"
