@@ -172,7 +172,8 @@ def _peak_memory(device: Device) -> int:
 
 
 def _trace(c: BenchConfig, step: Step) -> str:
-    """Where the trace of one step of the first worker was written: Perfetto (ui.perfetto.dev) opens it."""
+    """Where the trace of one step of the first worker was written: Perfetto (ui.perfetto.dev)
+    opens it."""
     with torch.profiler.profile() as profile:
         step.run()
         step.wait()
