@@ -14,6 +14,7 @@ from manta.train.device import available_cpus, find_device
 
 PROMPT = 16
 BATCH = 8
+LAST = 32  # tokens over which the speed at the full length is measured
 
 
 def generation(c: BenchConfig) -> dict[str, Any]:
@@ -24,41 +25,45 @@ def generation(c: BenchConfig) -> dict[str, Any]:
     shape = dataclasses.replace(shape, context_length=context)
     torch.manual_seed(c.seed)
     model = GPT(shape).to(device.torch_device)
-    rates: dict[str, list[float]] = {"cached": [], "uncached": [], "batched": []}
+    rates: dict[str, list[float]] = {}
     for index in range(c.rounds + 1):
-        found = {
-            "cached": _rate(model, c, 1, True),
-            "batched": _rate(model, c, BATCH, True),
-            "uncached": _rate(model, c, 1, False),
-        }
+        found = {}
+        found["cached"], found["cached_last"] = _rates(model, c, 1, True)
+        found["batched"], _ = _rates(model, c, BATCH, True)
+        found["uncached"], found["uncached_last"] = _rates(model, c, 1, False)
         for key, rate in found.items() if index else ():  # the first round warms up
-            rates[key].append(rate)
-    pairs = list(zip(rates["cached"], rates["uncached"], rates["batched"], strict=True))
+            rates.setdefault(key, []).append(rate)
+
+    def ratios(a: str, b: str) -> list[float]:
+        return [x / y for x, y in zip(rates[a], rates[b], strict=True)]
+
     return {
         "device": device.description,
         "parameters": num_parameters(shape),
         "new_tokens": c.new_tokens,
         "batch": BATCH,
         **{f"{key}_tokens_per_second": statistics.median(found) for key, found in rates.items()},
-        "cached_ratio": statistics.median(a / b for a, b, _ in pairs),
-        "cached_ratios": [a / b for a, b, _ in pairs],
-        "batched_ratio": statistics.median(b / a for a, _, b in pairs),
+        "cached_ratio": statistics.median(ratios("cached", "uncached")),
+        "cached_ratios": ratios("cached", "uncached"),
+        "cached_last_ratio": statistics.median(ratios("cached_last", "uncached_last")),
+        "batched_ratio": statistics.median(ratios("batched", "cached")),
     }
 
 
-def _rate(model: GPT, c: BenchConfig, prompts: int, use_cache: bool) -> float:
-    """Tokens/s over all prompts."""
-    started = time.perf_counter()
-    count = 0
-    for new in generate_batch(
+def _rates(model: GPT, c: BenchConfig, prompts: int, use_cache: bool) -> tuple[float, float]:
+    """Tokens/s over all prompts; and of the last tokens alone, which have all others before."""
+    times = [time.perf_counter()]
+    for _ in generate_batch(
         model,
         [list(range(i, i + PROMPT)) for i in range(prompts)],
         c.new_tokens,
         seeds=list(range(prompts)),
         use_cache=use_cache,
     ):
-        count += len(new)
-    return count / (time.perf_counter() - started)
+        times.append(time.perf_counter())
+    last = min(LAST, c.new_tokens)
+    whole = prompts * c.new_tokens / (times[-1] - times[0])
+    return whole, prompts * last / (times[-1] - times[-1 - last])
 
 
 def table(result: dict[str, Any]) -> str:
@@ -72,6 +77,9 @@ def table(result: dict[str, Any]) -> str:
             f"with KV cache      {result['cached_tokens_per_second']:>10,.1f} tok/s",
             f"  / without        {result['cached_ratio']:>10.1f}x  (median of {len(ratios)} "
             f"rounds, {min(ratios):.1f}x to {max(ratios):.1f}x)",
+            f"  at the end, each {result['cached_last_tokens_per_second']:,.1f} and "
+            f"{result['uncached_last_tokens_per_second']:,.1f} tok/s, "
+            f"{result['cached_last_ratio']:.1f}x",
             f"{result['batch']} prompts at once  "
             f"{result['batched_tokens_per_second']:>10,.1f} tok/s",
             f"  / one            {result['batched_ratio']:>10.1f}x",

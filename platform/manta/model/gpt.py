@@ -256,17 +256,18 @@ def make_norm(c: ModelConfig) -> nn.Module:
 
 
 def rope_table(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, (T, D) each, of RoPE's angles (Su et al. 2021), both halves alike (Llama)."""
+    """cos and sin, (T, D) each, of RoPE's angles (Su et al. 2021), for both halves of the channels
+    (Llama's order); the sines of the first are negative, as `rotate` wants them."""
     frequencies = theta ** (-torch.arange(0, head_size, 2).float() / head_size)
     angles = torch.outer(torch.arange(length).float(), frequencies)
-    angles = torch.cat([angles, angles], dim=1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair (x[i], x[i + D/2]) of (B, H, T, D) by its position's angle."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return x * cos + torch.cat([second, first], dim=-1) * sin
 
 
 def num_parameters(c: ModelConfig) -> int:
