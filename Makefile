@@ -43,7 +43,7 @@ quickstart: $(INSTALLED)  ## Train and evaluate a small GPT on this machine, in 
 	@echo "  ray dashboard: http://127.0.0.1:8265           ray stop: end Ray"
 
 test: $(DEVELOPING)  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(DEVELOPING)  ## The longer matrices: 10,000 damaged shards, ten kills of a preparation
 	MANTA_TEST_LONG=1 $(BIN)/python -m pytest tests/test_corruption.py tests/test_prepare.py \

@@ -22,10 +22,16 @@ TEXT = "\n".join(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first: another one may run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_training.py")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray for the whole session, with more CPUs than the machine may have: they are
-    only counted, and two-worker runs must fit on any machine."""
+    """One local Ray for the whole session (for each of the processes that run tests), with more
+    CPUs than the machine may have: they are only counted, and two-worker runs must fit on any
+    machine."""
     import ray
 
     from manta import cluster
