@@ -10,32 +10,42 @@ from typing import Any
 import torch.distributed as dist
 import torch.multiprocessing
 
+from manta.errors import MantaError
+
 
 def together(count: int, backend: str, work: Callable[..., Any], *arguments: Any) -> Any:
     """What `work(*arguments)` returns on the first of `count` workers, each of which runs it, in
     one process group; of one alone, in this process, and of more as JSON brings it back. `work`
-    is a function of a module, as is what `arguments` hold."""
+    is a function of a module, as is what `arguments` hold.
+
+    Raises:
+        MantaError: the first worker's own.
+    """
     with tempfile.TemporaryDirectory() as folder:
         if count == 1:
             return _member(0, 1, folder, backend, work, arguments)
-        torch.multiprocessing.start_processes(
-            _write, (count, folder, backend, work, arguments), nprocs=count, start_method="spawn"
-        )
-        return json.loads(_result(folder).read_text())
+        file = Path(folder, "found.json")
+        job = (count, folder, file, backend, work, arguments)
+        torch.multiprocessing.start_processes(_write, job, nprocs=count, start_method="spawn")
+        result = json.loads(file.read_text())
+        if "problem" in result:
+            raise MantaError(result["problem"])
+        return result["found"]
 
 
-def _result(folder: str) -> Path:
-    return Path(folder, "found.json")
-
-
-def _write(rank: int, count: int, folder: str, backend: str, work: Any, arguments: Any) -> None:
+def _write(
+    rank: int, count: int, folder: str, file: Path, backend: str, work: Any, arguments: Any
+) -> None:
     if backend == "nccl":  # each sees its own, as Ray has it
         known = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = known.split(",") if known else [str(i) for i in range(count)]
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[rank]
-    found = _member(rank, count, folder, backend, work, arguments)
+    try:
+        result = {"found": _member(rank, count, folder, backend, work, arguments)}
+    except MantaError as e:  # on all of them alike, and an exception's class would be lost
+        result = {"problem": str(e)}
     if rank == 0:
-        _result(folder).write_text(json.dumps(found))
+        file.write_text(json.dumps(result))
 
 
 def _member(rank: int, count: int, folder: str, backend: str, work: Any, arguments: Any) -> Any:
