@@ -153,6 +153,7 @@ def test_no_steps_leave_a_head_that_knows_nothing() -> None:
         (["init.induction_heads=[1]", "init.previous_tokens=1"], "need init.kind=identity"),
         (["init.induction_heads=[1,2]", "init.previous_tokens=1"], "init.previous_tokens=2"),
         (["init.induction_heads=[1]", "model.n_layer=1"], "model.n_layer=2"),
+        (["init.induction_heads=[2]", "init.previous_tokens=2", "model.n_head=1"], "n_head=2"),
         (["init.induction_heads=[0]"], "greater than or equal to 1"),
         (
             ["init.induction_heads=[1]", "init.previous_tokens=1", "model.context_length=30000"],

@@ -72,13 +72,18 @@ class InitConfig:
     def _problems(self, model: ModelConfig) -> list[str]:
         """Of induction heads."""
         found = []
-        most = max(self.induction_heads)
+        most = max(self.induction_heads[: model.n_head])
         if self.kind != "identity":  # the first block's other writing would drown the signatures
             found.append("need init.kind=identity: set it, or omit them")
         if most > self.previous_tokens:
             found.append(
                 f"for {most} tokens alike, that many heads must look back: set "
                 f"init.previous_tokens={most}, or ask for less"
+            )
+        if most > model.n_head:
+            found.append(
+                f"for {most} tokens alike, that many heads must look back, of the {model.n_head} "
+                f"that a block has: set model.n_head={most} or more, or ask for less"
             )
         if model.n_layer < 2:
             found.append("are in the second block: set model.n_layer=2 or more, or omit them")
