@@ -63,6 +63,24 @@ def test_identity_passes_the_embeddings_on(family: str, is_tied: bool) -> None:
     assert not model.embedding.weight.data[60:].any()  # the padding
 
 
+def attention_of(model: GPT, tokens: Tensor, layer: int) -> Tensor:
+    """(B, H, T, T) where each head of a block looks."""
+    c, x = model.config, model.embedding(tokens)
+    rope = model.cos[: tokens.size(1)], model.sin[: tokens.size(1)]
+    for block in model.blocks[:layer]:
+        x = block(x, rope, None, None)
+    block = model.blocks[layer]
+    attention = block.get_submodule("attention")
+    assert isinstance(attention, Attention)
+    found = attention.qkv(block.get_submodule("attention_norm")(x))
+    found = found.view(*tokens.shape, -1, c.head_size).transpose(1, 2)
+    q, k, _ = found.split([c.n_head, c.kv_heads, c.kv_heads], dim=1)
+    q, k = rotate(attention.q_norm(q), *rope), rotate(attention.k_norm(k), *rope)
+    scores = q @ k.repeat_interleave(c.n_head // c.kv_heads, dim=1).mT / c.head_size**0.5
+    at = torch.arange(tokens.size(1))
+    return scores.masked_fill(at > at[:, None], -torch.inf).softmax(-1)
+
+
 @few
 @given(
     shape=st.sampled_from([(4, 4, 16), (4, 2, 16), (4, 1, 32), (2, 2, 64), (6, 3, 32)]),
@@ -79,20 +97,12 @@ def test_heads_look_at_the_token_that_is_their_number_back(
         n_embd=n_head * head_size, qk_norm=True, rope_theta=theta, tie_embeddings=False,
     )  # fmt: skip
     model = made(c, InitConfig(kind="identity", previous_tokens=heads), seed)
-    block, x = model.blocks[0], model.embedding(tokens_of(c, 1))
-    attention = block.get_submodule("attention")
-    assert isinstance(attention, Attention)
-    found = attention.qkv(block.get_submodule("attention_norm")(x))
-    found = found.view(1, c.context_length, -1, head_size).transpose(1, 2)
-    q, k, _ = found.split([n_head, n_kv_head, n_kv_head], dim=1)
-    rope = model.cos[: c.context_length], model.sin[: c.context_length]
-    q, k = rotate(attention.q_norm(q), *rope), rotate(attention.k_norm(k), *rope)
-    scores = q @ k.repeat_interleave(n_head // n_kv_head, dim=1).mT
+    with torch.no_grad():
+        weights = attention_of(model, tokens_of(c, 1), layer=0)[0]
     at = torch.arange(c.context_length)
-    scores = scores.masked_fill(at > at[:, None], -torch.inf)[0]
     for head in range(min(heads, n_head)):
         back = head + 1
-        nearest = scores[head].argmax(dim=-1)[back:]
+        nearest = weights[head].argmax(dim=-1)[back:]
         hits = (nearest == at[back:] - back).float().mean()
         assert hits > 0.8, f"head {head}: {hits}"  # the rest of the channels have a small say
 
@@ -165,24 +175,6 @@ def test_what_cannot_start_so_is_said(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(PretrainConfig, arguments)
     assert words in str(caught.value)
-
-
-def attention_of(model: GPT, tokens: Tensor, layer: int) -> Tensor:
-    """(B, H, T, T) where each head of a block looks."""
-    c, x = model.config, model.embedding(tokens)
-    rope = model.cos[: tokens.size(1)], model.sin[: tokens.size(1)]
-    for block in model.blocks[:layer]:
-        x = block(x, rope, None, None)
-    block = model.blocks[layer]
-    attention = block.get_submodule("attention")
-    assert isinstance(attention, Attention)
-    found = attention.qkv(block.get_submodule("attention_norm")(x))
-    found = found.view(*tokens.shape, -1, c.head_size).transpose(1, 2)
-    q, k, _ = found.split([c.n_head, c.kv_heads, c.kv_heads], dim=1)
-    q, k = rotate(attention.q_norm(q), *rope), rotate(attention.k_norm(k), *rope)
-    scores = q @ k.repeat_interleave(c.n_head // c.kv_heads, dim=1).mT / c.head_size**0.5
-    at = torch.arange(tokens.size(1))
-    return scores.masked_fill(at > at[:, None], -torch.inf).softmax(-1)
 
 
 @settings(deadline=None, max_examples=8)

@@ -151,14 +151,19 @@ def _parts(step: Step) -> dict[str, float]:
     return found
 
 
+def _profiled(step: Step) -> torch.profiler.profile:
+    """A profile of one step."""
+    with torch.profiler.profile() as profile:
+        step.run()
+        step.wait()
+    return profile
+
+
 def _communication(step: Step) -> float:
     """Seconds of one step in which this worker reduced or gathered, or waited for others to."""
     if dist.get_world_size() == 1:
         return 0.0
-    with torch.profiler.profile() as profile:
-        step.run()
-        step.wait()
-    found = profile.key_averages()
+    found = _profiled(step).key_averages()
     if step.device.torch_device.type == "cuda":
         return sum(e.device_time_total for e in found if e.key.startswith("nccl")) / 1e6
     return sum(e.cpu_time_total for e in found if e.key.startswith("gloo:")) / 1e6
@@ -174,9 +179,7 @@ def _peak_memory(device: Device) -> int:
 def _trace(c: BenchConfig, step: Step) -> str:
     """Where the trace of one step of the first worker was written: Perfetto (ui.perfetto.dev)
     opens it."""
-    with torch.profiler.profile() as profile:
-        step.run()
-        step.wait()
+    profile = _profiled(step)
     path = storage.join(c.home_folder, "bench-model", TRACE)
     if dist.get_rank():
         return path

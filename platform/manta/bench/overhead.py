@@ -121,8 +121,7 @@ class _BareLoop:
         tokens, targets = self._batch
         for _ in range(steps):
             for index in range(self._accum):
-                last = index == self._accum - 1
-                with nullcontext() if last else _alone(self._model):
+                with _averaging(self._model, is_last=index == self._accum - 1):
                     with torch.autocast(
                         self._device.torch_device.type,
                         torch.bfloat16,
@@ -137,9 +136,11 @@ class _BareLoop:
             torch.cuda.synchronize()
 
 
-def _alone(model: nn.Module) -> AbstractContextManager[None]:
-    """Gradients are summed here, and not yet averaged over the workers."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+def _averaging(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Gradients are summed on each worker, and averaged over them after a step's last backward."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return nullcontext()
 
 
 def table(result: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ import torch.multiprocessing
 
 from manta.errors import MantaError
 
+FOUND = "found.json"
+
 
 def together(count: int, backend: str, work: Callable[..., Any], *arguments: Any) -> Any:
     """What `work(*arguments)` returns on the first of `count` workers, each of which runs it, in
@@ -24,18 +26,15 @@ def together(count: int, backend: str, work: Callable[..., Any], *arguments: Any
     with tempfile.TemporaryDirectory() as folder:
         if count == 1:
             return _member(0, 1, folder, backend, work, arguments)
-        file = Path(folder, "found.json")
-        job = (count, folder, file, backend, work, arguments)
+        job = (count, folder, backend, work, arguments)
         torch.multiprocessing.start_processes(_write, job, nprocs=count, start_method="spawn")
-        result = json.loads(file.read_text())
+        result = json.loads(Path(folder, FOUND).read_text())
         if "problem" in result:
             raise MantaError(result["problem"])
         return result["found"]
 
 
-def _write(
-    rank: int, count: int, folder: str, file: Path, backend: str, work: Any, arguments: Any
-) -> None:
+def _write(rank: int, count: int, folder: str, backend: str, work: Any, arguments: Any) -> None:
     if backend == "nccl":  # each sees its own, as Ray has it
         known = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = known.split(",") if known else [str(i) for i in range(count)]
@@ -45,7 +44,7 @@ def _write(
     except MantaError as e:  # on all of them alike, and an exception's class would be lost
         result = {"problem": str(e)}
     if rank == 0:
-        file.write_text(json.dumps(result))
+        Path(folder, FOUND).write_text(json.dumps(result))
 
 
 def _member(rank: int, count: int, folder: str, backend: str, work: Any, arguments: Any) -> Any:

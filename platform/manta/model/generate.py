@@ -145,7 +145,5 @@ def pick(logits: Tensor, temperature: float, top_k: int | None, random: torch.Ge
     # what torch.multinomial takes, which draws a number for each token.
     sums = torch.softmax(logits.double() / temperature, dim=0).cumsum(0)
     drawn = torch.rand(1, generator=random, dtype=torch.float64) * sums[-1]
-    # (A product that rounds up to the whole is that of the last token that has a share.)
-    return int(
-        torch.searchsorted(sums, drawn.minimum(sums[-1].nextafter(sums.new_zeros(()))), right=True)
-    )
+    below = sums[-1].nextafter(sums.new_zeros(()))  # where the product rounds up to the whole
+    return int(torch.searchsorted(sums, drawn.minimum(below), right=True))

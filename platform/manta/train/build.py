@@ -71,13 +71,11 @@ def build(
 ) -> Any:
     """A new model, from the config's seed, in an engine for micro batches of `size`, of which
     `steps` make an optimizer step at first. `fit`, on rank 0, may set embeddings and head
-    from data. All ranks start from rank 0's weights."""
+    from data. All ranks start from rank 0's weights, which DeepSpeed sends them."""
     torch.manual_seed(c.seed)
     made = GPT(model).to(device.torch_device)
     if dist.get_rank() == 0:
         initialise(made, c.init, fit)
-    for weight in made.parameters():
-        dist.broadcast(weight.data, src=0)
     made.recompute = c.activation_checkpointing
     if compiled:
         made.compile_blocks()
