@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.model.gpt import GPT, ModelConfig
 from manta.train import engine as engines
+from manta.train import fragments
 from manta.train import optimizer as optimizers
 from manta.train.device import Device
 from manta.train.optimizer import MuonAdamW, OptimizerConfig, make_optimizer, orthogonalise
@@ -139,9 +141,18 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     return results
 
 
-def engine_of(name: str, c: OptimizerConfig, stage: int, dtype: str = "fp32") -> Any:
+def engine_of(
+    name: str,
+    c: OptimizerConfig,
+    stage: int,
+    dtype: str = "fp32",
+    start: dict[str, Tensor] | None = None,
+) -> Any:
+    model = make_model(name)
+    if start is not None:
+        model.load_state_dict(start, strict=False)  # a tied head is the embedding
     return engines.make_engine(
-        make_model(name),
+        model,
         c,
         device(dtype),
         zero_stage=stage,
@@ -161,6 +172,20 @@ def steps(engine: Any, c: OptimizerConfig, rank: int, which: range) -> dict[str,
     return engines.full_weights(engine)
 
 
+def save(engine: Any, rank: int, folder: Path) -> Any:
+    """Weights, optimizer state and its index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entry = fragments.write(fragments.copy_state(engine), folder / f"rank-{rank}.safetensors")
+    entries: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(entries, entry)
+    weights = engines.full_weights(engine)
+    if rank == 0:
+        torch.save(weights, folder / "weights.pt")
+        (folder / "index.json").write_text(json.dumps(fragments.index_of(entries)))
+    dist.barrier()
+    return json.loads((folder / "index.json").read_text())
+
+
 def engine_training(
     name: str, c: OptimizerConfig, stage: int, rank: int, dtype: str = "fp32"
 ) -> dict[str, Tensor]:
@@ -173,15 +198,15 @@ def resumed(stage: int, rank: int, folder: str) -> Any:
     c = OPTIMIZERS["muon"]
     first = engine_of("modern", c, stage)
     steps(first, c, rank, range(2))
-    engines.save_state(first, folder)
+    index = save(first, rank, Path(folder))
     whole = steps(first, c, rank, range(2, STEPS))
     found = [whole]
     other = dataclasses.replace(
         c, lr=1e-9, weight_decay=0.0, muon_momentum=0.5, embedding_lr=1e-9, grad_clip=0.25
     )
     for optimizer in (c, other):
-        again = engine_of("modern", optimizer, stage)
-        engines.load_state(again, folder)
+        again = engine_of("modern", optimizer, stage, start=torch.load(f"{folder}/weights.pt"))
+        fragments.load_state(again, index, Path(folder))
         start = engines.full_weights(again)
         found.append(steps(again, optimizer, rank, range(2, STEPS)))
     clip = again.optimizer.clip_grad if stage else 0.25

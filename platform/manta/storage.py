@@ -123,9 +123,14 @@ def _beside(inside: str) -> str:
 
 def _take_name(beside: str, inside: str) -> None:
     """Onto the disk, then into its place: a machine that loses power leaves all or nothing."""
-    with Path(beside).open("rb") as f:
-        os.fsync(f.fileno())
+    sync(Path(beside))
     Path(beside).replace(inside)
+
+
+def sync(file: Path) -> None:
+    """Waits until a local file's content is on the disk."""
+    with file.open("rb") as f:
+        os.fsync(f.fileno())
 
 
 def remove_unfinished(path: str) -> None:
@@ -144,7 +149,11 @@ def read_json(path: str) -> Any:
 
 
 def write_json(path: str, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, encode_json(value))
+
+
+def encode_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def make_folder(path: str) -> None:
@@ -167,6 +176,21 @@ def delete_folder(path: str) -> None:
     fs, inside = filesystem(path)
     if exists(path):
         fs.delete_dir(inside)
+
+
+def move_folder(path: str, to: str) -> None:
+    """Renames a folder; in an object store, which cannot, file by file."""
+    fs, inside = filesystem(path)
+    _, there = filesystem(to)
+    if is_local(path):
+        Path(inside).rename(there)
+        return
+    for item in list_files(path):
+        if item.type == pafs.FileType.File:
+            target = there + item.path[len(inside) :]
+            _make_parent(join(to, item.path[len(inside) + 1 :]))
+            fs.copy_file(item.path, target)
+    fs.delete_dir(inside)
 
 
 def upload(local: str | Path, path: str) -> None:

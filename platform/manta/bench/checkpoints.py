@@ -1,5 +1,5 @@
-"""What a checkpoint costs: a save as training does it, against a bare write of as many bytes to the
-same disk; and the read that resumes from it."""
+"""What a checkpoint costs training, which goes on while it is written; what it would cost if it
+waited; a bare write of as many bytes to the same disk; and the read that resumes from it."""
 
 import dataclasses
 import os
@@ -11,10 +11,12 @@ from typing import Any
 from manta import storage
 from manta.bench.model import Step, on_workers
 from manta.bench.settings import BenchConfig
+from manta.model.gpt import GPT
 from manta.text import tokenizer
 from manta.train import checkpoint
-from manta.train.checkpoint import TrainState
+from manta.train.checkpoint import CheckpointConfig, TrainState
 from manta.train.device import Device
+from manta.train.saver import Saver
 
 
 def checkpoints(c: BenchConfig) -> dict[str, Any]:
@@ -24,42 +26,64 @@ def checkpoints(c: BenchConfig) -> dict[str, Any]:
 
 def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
     step = Step(c, device)
-    step.run()  # the optimizer has no state before
-    step.wait()
+    _time(step)  # the optimizer has no state before
     folder = storage.join(c.home_folder, "bench-checkpoint")
     made = tokenizer.train(["a text to train a tokenizer on"], 257)
-    found: dict[str, list[float]] = {"save": [], "load": [], "write": [], "step": []}
+    saver = Saver(folder, CheckpointConfig(keep=1), step.model, made, lambda line: None)
+    found: dict[str, list[float]] = {}
     size = 0
     try:
         for index in range(c.rounds + 1):
+            state = TrainState(step=index)
+            quiet = statistics.median(_time(step) for _ in range(c.steps_per_round))
             started = time.perf_counter()
-            path = checkpoint.save(folder, step.engine, TrainState(step=index), step.model, made)
+            copied = saver.save(step.engine, state)
+            steps = 0
+            while saver.is_writing or not steps:
+                _time(step)
+                steps += 1
+            lost = time.perf_counter() - started - steps * quiet
+            started = time.perf_counter()
+            saver.save(step.engine, state)
+            saver.finish()
             saved = time.perf_counter()
+            path = checkpoint.path_of(folder, index)
             checkpoint.verify(path)
-            checkpoint.load_engine(path, step.engine)
+            checkpoint.load_weights(path, GPT(step.model))
+            checkpoint.load_optimizer(path, step.engine)
             loaded = time.perf_counter()
             size = sum(info.size or 0 for info in storage.list_files(path))
-            written = _write(folder, size)
-            stepping = time.perf_counter()
-            step.run()
-            step.wait()
-            ended = time.perf_counter()
-            checkpoint.prune(folder, 1)
-            if index:  # the first round warms up
-                found["save"].append(saved - started)
-                found["load"].append(loaded - saved)
-                found["write"].append(written)
-                found["step"].append(ended - stepping)
+            times = {
+                "step": quiet,
+                "copy": copied,
+                "lost": lost,
+                "save": saved - started,
+                "load": loaded - saved,
+                "write": _write(folder, size),
+            }
+            for key, seconds in times.items() if index else ():  # the first round warms up
+                found.setdefault(key, []).append(seconds)
     finally:
         storage.delete_folder(folder)
-    ratios = [a / b for a, b in zip(found["save"], found["write"], strict=True)]
     return {
         "device": device.description,
         "bytes": size,
+        "rounds": c.rounds,
         **{f"{key}_seconds": statistics.median(seconds) for key, seconds in found.items()},
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
+        **{
+            f"{key}_steps": statistics.median(
+                a / b for a, b in zip(found[key], found["step"], strict=True)
+            )
+            for key in ("copy", "lost", "save")
+        },
     }
+
+
+def _time(step: Step) -> float:
+    started = time.perf_counter()
+    step.run()
+    step.wait()
+    return time.perf_counter() - started
 
 
 def _write(folder: str, size: int) -> float:
@@ -78,18 +102,20 @@ def _write(folder: str, size: int) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    ratios, size = result["ratios"], result["bytes"]
+    def line(what: str, key: str, note: str) -> str:
+        return f"{what:<22}{result[f'{key}_seconds']:>8.2f} s  {note}"
+
+    size = result["bytes"] / 1e6
+    steps = {key: f"{result[f'{key}_steps']:.2f} steps" for key in ("copy", "lost", "save")}
     return "\n".join(
         [
-            f"device            {result['device']}",
-            f"checkpoint        {size / 1e6:>10,.1f} MB",
-            f"save              {result['save_seconds']:>10.2f} s  "
-            f"{size / result['save_seconds'] / 1e6:,.0f} MB/s; training waits for it",
-            f"bare write        {result['write_seconds']:>10.2f} s  "
-            f"{size / result['write_seconds'] / 1e6:,.0f} MB/s, with fsync",
-            f"  save / write    {result['ratio']:>10.2f}x  (median of {len(ratios)} rounds, "
-            f"{min(ratios):.2f}x to {max(ratios):.2f}x)",
-            f"verify and load   {result['load_seconds']:>10.2f} s",
-            f"a training step   {result['step_seconds']:>10.2f} s",
+            f"device                {result['device']}",
+            f"checkpoint            {size:>8,.1f} MB (medians of {result['rounds']} rounds)",
+            line("a training step", "step", "when nothing is saved"),
+            line("training waits", "copy", f"{steps['copy']}: the copy"),
+            line("training loses", "lost", f"{steps['lost']}: that, and slower steps beside it"),
+            line("if it waited for all", "save", f"{steps['save']}"),
+            line("bare write", "write", f"{size / result['write_seconds']:,.0f} MB/s, with fsync"),
+            line("verify and load", "load", ""),
         ]
     )

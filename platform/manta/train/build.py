@@ -1,5 +1,6 @@
 """From a config to an engine on this machine: what only the worker can decide, and the engine."""
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -67,15 +68,15 @@ def build(
     size: int,
     steps: int,
     compiled: bool,
-    fit: Callable[[GPT], None] = lambda model: None,
+    start: Callable[[GPT], None] | None = None,
 ) -> Any:
-    """A new model, from the config's seed, in an engine for micro batches of `size`, of which
-    `steps` make an optimizer step at first. `fit`, on rank 0, may set embeddings and head
-    from data. All ranks start from rank 0's weights, which DeepSpeed sends them."""
+    """A model in an engine for micro batches of `size`, of which `steps` make an optimizer step at
+    first. `start`, on rank 0, gives it its weights; without, they are new, from the config's seed.
+    All ranks start from rank 0's weights, which DeepSpeed sends them."""
     torch.manual_seed(c.seed)
     made = GPT(model).to(device.torch_device)
     if dist.get_rank() == 0:
-        initialise(made, c.init, fit)
+        (start or functools.partial(initialise, c=c.init))(made)
     made.recompute = c.activation_checkpointing
     if compiled:
         made.compile_blocks()

@@ -4,35 +4,54 @@ checkpoints/step-00001000/model.safetensors    weights, fp32, readable without M
                           config.json          the model's config
                           encoding.json        the tokenizer
                           state.json           where training was (TrainState)
-                          engine/              optimizer state, private to the run
+                          optimizer/           the optimizer's state, a file from each rank
+                          optimizer.json       which weight's state is where in these
                           MANIFEST.json        every file's size and sha256, written LAST
+            damaged-step-00000900-.../         one that did not verify, set aside
+
+Nothing in them is a pickle: reading one runs no code, whoever wrote it.
 """
 
+import contextlib
 import dataclasses
-import json
-import shutil
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pyarrow import fs as pafs
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from manta import config as configs
 from manta import storage
+from manta.config import Count, config
 from manta.errors import CheckpointError, DataError
-from manta.model.gpt import GPT, ModelConfig, unpadded
+from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
-from manta.train import engine as engines
+from manta.train import fragments
 
 MANIFEST = "MANIFEST.json"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 STATE = "state.json"
-ENGINE = "engine"
+OPTIMIZER = "optimizer"
+INDEX = "optimizer.json"
+DAMAGED = "damaged-"
+
+
+@config
+class CheckpointConfig:
+    every: Count = 100
+    """Steps between checkpoints; one is also saved at the end."""
+    keep: Count = 2
+    """Newest checkpoints to keep."""
+    keep_every: Count | None = None
+    """Checkpoints of steps that this divides are kept for good; null: none."""
+    keep_best: bool = True
+    """The one with the lowest val loss is kept too, of those saved where that was measured."""
 
 
 @dataclasses.dataclass
@@ -44,6 +63,8 @@ class TrainState:
     """
 
     step: int = 0
+    val_loss: float | None = None
+    """As measured at this step; null: it was not."""
     best_val_loss: float | None = None
     evals_since_best: int = 0
     train_seconds: float = 0.0
@@ -64,60 +85,6 @@ class TrainState:
 
 def path_of(run: str, step: int) -> str:
     return storage.join(run, "checkpoints", f"step-{step:08d}")
-
-
-def save(run: str, engine: Any, state: TrainState, model: ModelConfig, tokenizer: Tokenizer) -> str:
-    """Writes a checkpoint (a collective call: all ranks, same arguments); its path.
-
-    Each rank writes its own files; the manifest, written last by rank 0, makes them a checkpoint.
-    """
-    final = path_of(run, state.step)
-    rank = dist.get_rank()
-    if rank == 0:
-        storage.delete_folder(final)  # what a save that was cut short may have left
-        storage.make_folder(storage.join(final, ENGINE))
-    dist.barrier()
-    staging = _staging_folder(final, rank)
-    try:
-        (staging / ENGINE).mkdir(parents=True, exist_ok=True)
-        engines.save_state(engine, str(staging))
-        weights = {n: unpadded(n, w, model) for n, w in engines.full_weights(engine).items()}
-        if rank == 0:
-            save_file(weights, staging / WEIGHTS, metadata={"format": "pt"})
-            (staging / CONFIG).write_text(json.dumps(configs.to_dict(model), indent=1))
-            (staging / tokenizers.FILE_NAME).write_bytes(tokenizer.serialized)
-            (staging / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1))
-        written = {}
-        for file in sorted(p for p in staging.rglob("*") if p.is_file()):
-            name = str(file.relative_to(staging))
-            if file.suffix == ".py":
-                continue  # DeepSpeed adds scripts; the weights are in model.safetensors
-            written[name] = {
-                "size": file.stat().st_size,
-                "sha256": storage.sha256(str(file)),
-            }
-            _move(file, storage.join(final, name))
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, written)
-    if rank == 0:
-        files = {name: entry for share in everyone for name, entry in share.items()}
-        storage.write_json(storage.join(final, MANIFEST), {"files": files})
-    dist.barrier()
-    return final
-
-
-def load_engine(path: str, engine: Any) -> None:
-    """Weights, optimizer state and counters into the engine (a collective call)."""
-    if storage.is_local(path):
-        engines.load_state(engine, storage.filesystem(path)[1])
-        return
-    with tempfile.TemporaryDirectory(prefix="manta-") as folder:
-        for name in _files(path):
-            if name.startswith(ENGINE + "/"):
-                storage.download(storage.join(path, name), Path(folder) / name)
-        engines.load_state(engine, folder)
 
 
 def load_state(path: str) -> TrainState:
@@ -144,20 +111,45 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
     """
     verify(path, only=WEIGHTS)
     model = GPT(load_model_config(path))
-    with tempfile.TemporaryDirectory(prefix="manta-") as folder:
-        file = storage.join(path, WEIGHTS)
-        if storage.is_local(file):
-            weights = load_file(storage.filesystem(file)[1])
-        else:
-            storage.download(file, Path(folder) / WEIGHTS)
-            weights = load_file(Path(folder) / WEIGHTS)
+    load_weights(path, model)
+    return model.to(device or torch.device("cpu")).eval()
+
+
+def load_weights(path: str, model: GPT) -> None:
+    """The checkpoint's weights into a model of its config, which is not checked to be whole.
+
+    Raises:
+        CheckpointError: they are of another model.
+    """
+    with _local(path, [WEIGHTS]) as folder:
+        weights = load_file(folder / WEIGHTS)
     # A tied head is saved once, as the embedding.
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = {"head.weight"} if model.config.tie_embeddings else set()
     if unexpected or set(missing) - tied:
         names = ", ".join([*unexpected, *(set(missing) - tied)][:3])
         raise CheckpointError(f"{path}: {WEIGHTS} is not of the model in {CONFIG} ({names} ...)")
-    return model.to(device or torch.device("cpu")).eval()
+
+
+def load_optimizer(path: str, engine: Any) -> None:
+    """The optimizer's state into an engine of the same model and optimizer, on any number of
+    workers at any ZeRO stage; each reads its own part. Rates and decays stay as the config says."""
+    index = storage.read_json(storage.join(path, INDEX))
+    names = [f"{OPTIMIZER}/{file}" for file in sorted(fragments.files_for(engine, index))]
+    with _local(path, names) as folder:
+        fragments.load_state(engine, index, folder / OPTIMIZER)
+
+
+@contextlib.contextmanager
+def _local(path: str, names: list[str]) -> Iterator[Path]:
+    """A folder on this machine's disk that has these files of a checkpoint."""
+    if storage.is_local(path):
+        yield Path(storage.filesystem(path)[1])
+        return
+    with tempfile.TemporaryDirectory(prefix="manta-") as folder:
+        for name in names:
+            storage.download(storage.join(path, name), Path(folder) / name)
+        yield Path(folder)
 
 
 def find(run: str) -> list[str]:
@@ -172,15 +164,23 @@ def find(run: str) -> list[str]:
     return [path for path in paths if storage.exists(storage.join(path, MANIFEST))]
 
 
-def latest(run: str) -> str | None:
+def latest(
+    run: str, *, set_aside: bool = False, say: Callable[[str], None] = lambda line: print(line)
+) -> str | None:
     """The newest checkpoint whose files are all there and whole; damaged ones are named and
-    skipped."""
+    skipped; with `set_aside` renamed too, so that what is trained anew does not replace them."""
     for path in reversed(find(run)):
         try:
             verify(path)
             return path
         except CheckpointError as e:
-            print(f"skipping a damaged checkpoint: {e}", flush=True)
+            where = ""
+            if set_aside:
+                folder, _, name = path.rpartition("/")
+                aside = storage.join(folder, f"{DAMAGED}{name}-{time.time_ns()}")
+                storage.move_folder(path, aside)
+                where = f" (set aside as {aside})"
+            say(f"skipping a damaged checkpoint: {e}{where}")
     return None
 
 
@@ -217,12 +217,27 @@ def verify(path: str, only: str | None = None) -> None:
             storage.check_file(file, entry["size"], entry["sha256"], CheckpointError)
 
 
-def prune(run: str, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints, each from its manifest on: one that is half
-    deleted does not look whole."""
-    for path in find(run)[:-keep]:
+def prune(run: str, c: CheckpointConfig) -> list[str]:
+    """Deletes the run's checkpoints that `c` does not say to keep; their paths."""
+    paths = find(run)
+    states = {path: load_state(path) for path in paths}
+    kept = set(paths[-c.keep :])
+    if c.keep_every is not None:
+        kept |= {path for path in paths if states[path].step % c.keep_every == 0}
+    measured = [path for path in paths if states[path].val_loss is not None]
+    if c.keep_best and measured:
+        kept.add(min(measured, key=lambda path: states[path].val_loss or 0.0))
+    gone = [path for path in paths if path not in kept]
+    for path in gone:
+        delete(path)
+    return gone
+
+
+def delete(path: str) -> None:
+    """Deletes a checkpoint from its manifest on: one that is half deleted does not look whole."""
+    if storage.exists(storage.join(path, MANIFEST)):
         storage.delete_file(storage.join(path, MANIFEST))
-        storage.delete_folder(path)
+    storage.delete_folder(path)
 
 
 def _files(path: str) -> dict[str, dict[str, Any]]:
@@ -230,18 +245,3 @@ def _files(path: str) -> dict[str, dict[str, Any]]:
         return storage.read_json(storage.join(path, MANIFEST))["files"]
     except (DataError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path}: not a whole checkpoint ({e})") from None
-
-
-def _staging_folder(final: str, rank: int) -> Path:
-    """Where a rank writes before its files take their place: on the same disk when that is local,
-    so that moving costs nothing."""
-    if storage.is_local(final):
-        return Path(storage.filesystem(final)[1]) / f".rank-{rank}"
-    return Path(tempfile.mkdtemp(prefix="manta-"))
-
-
-def _move(file: Path, path: str) -> None:
-    if storage.is_local(path):
-        file.replace(storage.filesystem(path)[1])
-    else:
-        storage.upload(file, path)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -362,9 +362,14 @@ def evaluating(engine: Any) -> Iterator[nn.Module]:
         engine.train()
 
 
-def full_weights(engine: Any) -> dict[str, Tensor]:
-    """Every weight by its name, whole, on the CPU, on rank 0; {} on the others. A tied weight
-    appears once."""
+def to_cpu(name: str, values: Tensor) -> Tensor:
+    """A copy of them, in memory of its own."""
+    return values.detach().to("cpu", copy=True)
+
+
+def full_weights(engine: Any, copy: Callable[[str, Tensor], Tensor] = to_cpu) -> dict[str, Tensor]:
+    """Every weight by its name, whole, on rank 0; {} on the others. A tied weight appears once.
+    `copy(name, weight)` copies it to the CPU."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, parameter in engine.module.named_parameters():
@@ -375,24 +380,5 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
         is_sharded = hasattr(parameter, "ds_id")
         with _deepspeed().zero.GatheredParameters([parameter], enabled=is_sharded):
             if dist.get_rank() == 0:
-                found[name] = parameter.detach().to("cpu", copy=True)
+                found[name] = copy(name, parameter)
     return found
-
-
-def save_state(engine: Any, folder: str) -> None:
-    """Writes this rank's share of the resume state under `folder`/engine (a collective call)."""
-    engine.save_checkpoint(folder, tag="engine", save_latest=False)
-
-
-def load_state(engine: Any, folder: str) -> None:
-    """Reads back what `save_state` wrote, on as many ranks (a collective call). Rates, decays and
-    clipping stay as the config says: a run may go on with others."""
-    optimizer = engine.optimizer
-    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    clip = getattr(optimizer, "clip_grad", None)
-    path, _ = engine.load_checkpoint(folder, tag="engine")
-    assert path is not None, f"{folder}/engine holds no state"
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
-    if clip is not None:  # ZeRO keeps a number of its own
-        optimizer.clip_grad = clip

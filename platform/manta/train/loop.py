@@ -22,10 +22,11 @@ from manta.model.cost import flops_per_token
 from manta.model.generate import generate_batch
 from manta.model.gpt import IGNORED, ModelConfig
 from manta.text.tokenizer import Tokenizer
-from manta.train import checkpoint, engine
+from manta.train import engine
 from manta.train.checkpoint import TrainState
 from manta.train.device import Device
 from manta.train.logbook import Logbook, duration
+from manta.train.saver import Saver
 from manta.train.schedule import lr_at
 from manta.train.settings import TrainConfig
 
@@ -42,6 +43,7 @@ class Run:
     tokenizer: Tokenizer
     device: Device
     engine: Any
+    saver: Saver
     state: TrainState
     batches: Iterator[np.ndarray]
     val: dict[str, list[np.ndarray]]
@@ -87,7 +89,7 @@ def _train(run: Run, until: int | None) -> TrainState:
                 run.engine, loss, c.optimizer.grad_clip, is_last=index == micro_batches - 1
             )
             losses.append(loss.detach())
-        state.step += 1
+        state.step, state.val_loss = step + 1, None
         is_last = state.step == c.total_steps
         run.records.append(meter.record(losses, norm, lr))
 
@@ -104,6 +106,7 @@ def _train(run: Run, until: int | None) -> TrainState:
         log(run, meter)
         sample(run)
         save(run)
+        run.saver.finish()
     return state
 
 
@@ -249,7 +252,7 @@ def evaluate(run: Run) -> dict[str, float]:
         for name, part in sums.items():
             metrics |= {f"val_loss/{name}": part.loss, f"val_bpb/{name}": part.bits_per_byte}
     metrics["train_seconds"] = state.train_seconds
-    loss = total.loss
+    loss = state.val_loss = total.loss
     if state.best_val_loss is None or loss < state.best_val_loss:
         state.best_val_loss, state.evals_since_best = loss, 0
     else:
@@ -348,13 +351,9 @@ def sample(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    started = time.perf_counter()
-    path = checkpoint.save(run.folder, run.engine, run.state, run.model, run.tokenizer)
+    run.saver.save(run.engine, run.state)
     if run.logbook is not None:
-        checkpoint.prune(run.folder, run.config.checkpoint.keep)
-        run.logbook.sync(curve=_title(run))
-        seconds = time.perf_counter() - started
-        run.logbook.say(f"step {run.state.step} saved to {path} in {seconds:.1f}s")
+        run.logbook.sync()
 
 
 def _title(run: Run) -> str:

@@ -21,7 +21,7 @@ from manta.data.manifest import Manifest
 from manta.data.order import Order
 from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import GPT, ModelConfig, num_parameters
-from manta.model.init import fit_bigrams
+from manta.model.init import fit_bigrams, initialise
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint
 from manta.train.build import build, compiles, micro_batch
@@ -29,6 +29,7 @@ from manta.train.checkpoint import TrainState
 from manta.train.device import Device, available_cpus, find_device
 from manta.train.logbook import METRICS, Logbook, duration, read_metrics
 from manta.train.loop import Run, train
+from manta.train.saver import Saver
 from manta.train.settings import PretrainConfig
 
 
@@ -133,8 +134,8 @@ def decisions(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, An
 def check_resumable(
     c: PretrainConfig, path: str, model: ModelConfig, datasets: tuple[Manifest, ...]
 ) -> None:
-    """Raises CheckpointError when the checkpoint is not of this model, tokenizer or data order, or
-    its optimizer state cannot be read by these workers."""
+    """Raises CheckpointError when the checkpoint is not of this model, tokenizer, data order or
+    optimizer. It may be of another number of workers, or another ZeRO stage."""
     remedy = "use the run's own value, or give another name="
     saved, wanted = (configs.to_dict(m) for m in (checkpoint.load_model_config(path), model))
     for key in saved:
@@ -163,14 +164,6 @@ def check_resumable(
             f"{path} holds the state of {state.optimizer or 'an earlier version'}, the config says "
             f"optimizer.kind={c.optimizer.kind}; {remedy}"
         )
-    # At stage 0 every worker holds all of the optimizer's state, so any number can read it.
-    saved_by = (state.world_size if c.zero_stage else c.num_workers, state.zero_stage)
-    if saved_by != (c.num_workers, c.zero_stage):
-        raise CheckpointError(
-            f"{path} holds the optimizer state of {state.world_size} workers at ZeRO stage "
-            f"{state.zero_stage}: set num_workers={state.world_size} "
-            f"zero_stage={state.zero_stage}, or give another name="
-        )
 
 
 def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -182,9 +175,7 @@ def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     path, state = _where_to_start(c)
-    run = setup(c, datasets, tokenizer, model, state, rank, world_size, say)
-    if path is not None:
-        checkpoint.load_engine(path, run.engine)
+    run = setup(c, datasets, tokenizer, model, state, path, rank, world_size, say)
     run.report = lambda metrics: ray.train.report(dict(metrics))
     if rank == 0:
         started = f"resuming at step {state.step} from {path}" if path else "starting"
@@ -193,7 +184,10 @@ def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
             f"{started} on {run.device.description}, {run.device.dtype}{how}, micro batches of "
             f"{state.micro_batch} sequences"
         )
-    train(run)
+    try:
+        train(run)
+    finally:
+        run.saver.wait()
     if run.logbook is not None:
         run.logbook.close()
 
@@ -204,11 +198,13 @@ def setup(
     tokenizer: Tokenizer,
     model: ModelConfig,
     state: TrainState,
+    path: str | None,
     rank: int,
     world_size: int,
     say: Callable[[str], None],
 ) -> Run:
-    """Everything that the loop works on, for this rank, at the state's step."""
+    """Everything that the loop works on, for this rank, at the state's step: that of the checkpoint
+    at `path`, if there is one."""
     threads = c.threads_per_worker or _share_of_cpus()
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
@@ -225,7 +221,11 @@ def setup(
     state.world_size, state.zero_stage = world_size, c.zero_stage
     state.data = decisions(c, datasets)
     state.datasets = [manifest.path for manifest in datasets]
-    is_new = state.step == 0
+    if path is None:
+        fit = functools.partial(_fit_bigrams, c, reader, say)
+        start = functools.partial(initialise, c=c.init, fit=fit)
+    else:
+        start = functools.partial(checkpoint.load_weights, path)
     engine = build(
         c,
         model,
@@ -233,8 +233,10 @@ def setup(
         size=c.micro_batch,
         steps=c.grad_accum_steps(state.step),
         compiled=bool(state.compiled),
-        fit=functools.partial(_fit_bigrams, c, reader, say) if is_new else lambda model: None,
+        start=start,
     )
+    if path is not None:
+        checkpoint.load_optimizer(path, engine)
     val = {
         manifest.name: stream.val_batches(
             manifest,
@@ -247,8 +249,9 @@ def setup(
         for manifest in datasets
     }
     logbook = Logbook(c.run_folder, say, state.step) if rank == 0 else None
+    saver = Saver(c.run_folder, c.checkpoint, model, tokenizer, say)
     return Run(
-        c.run_folder, c, model, tokenizer, device, engine, state, batches, val, logbook,
+        c.run_folder, c, model, tokenizer, device, engine, saver, state, batches, val, logbook,
         log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from manta.model.init import InitConfig
 from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
 from manta.text.tokenizer import R50K, R50K_SIZE
+from manta.train.checkpoint import CheckpointConfig
 from manta.train.engine import EngineConfig
 from manta.train.optimizer import OptimizerConfig
 from manta.train.scaling import lr_scales, recipe_of_depth
@@ -45,14 +46,6 @@ class SampleConfig:
     """Sampling temperature; 0: always the likeliest token."""
     top_k: Count | None = 50
     """Sample among so many likeliest tokens; null: all."""
-
-
-@config
-class CheckpointConfig:
-    every: Count = 100
-    """Steps between checkpoints; one is also saved at the end."""
-    keep: Count = 2
-    """Newest checkpoints to keep."""
 
 
 @config
