@@ -40,13 +40,13 @@ ROOMS = {
     "tokenizers": ["text/tokenizer"],
     "lm_eval": ["evaluate"],
     "deepspeed": ["train/engine"],
-    "safetensors": ["train/checkpoint"],
+    "safetensors": ["train/checkpoint", "train/fragments", "train/saver"],
     "matplotlib": ["plot"],
     "tensorboardX": ["train/logbook"],
     "ray.data": ["data"],
-    "ray.train": ["train/pretrain"],
+    "ray.train": ["train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
-    "ray": ["cluster", "data", "train/pretrain", "sweep", "evaluate/run"],
+    "ray": ["cluster", "data", "train/supervise", "train/worker", "sweep", "evaluate/run"],
 }
 
 

@@ -23,7 +23,7 @@ from manta.data.recipe import DataConfig
 from manta.data.shards import ShardWriter
 from manta.errors import ConfigError, DataError
 from manta.text import tokenizer
-from manta.train.pretrain import decisions
+from manta.train.resume import decisions
 from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)

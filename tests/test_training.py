@@ -23,17 +23,11 @@ from manta.errors import CheckpointError, ClusterError, ConfigError, DataError
 from manta.model.gpt import GPT
 from manta.train import checkpoint
 from manta.train.optimizer import make_optimizer
-from manta.train.pretrain import (
-    Outcome,
-    fit,
-    order_of,
-    outcome,
-    pretrain,
-    summary,
-    with_vocabulary,
-)
+from manta.train.pretrain import Outcome, outcome, pretrain, summary
+from manta.train.resume import order_of, with_vocabulary
 from manta.train.schedule import lr_at
 from manta.train.settings import PretrainConfig
+from manta.train.supervise import fit
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -201,7 +195,7 @@ def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     """In the worker: each run from its start; those named "stopped" die in their fifth step, after
     steps that no checkpoint has, and are started again."""
     from manta.config import to_dict
-    from manta.train import loop, pretrain
+    from manta.train import loop, worker
 
     def dying(step: int) -> Callable[[Any, Any], None]:
         def log_and_die(run: Any, meter: Any) -> None:
@@ -220,12 +214,12 @@ def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
         if death is not None:
             loop.log = dying(death)
             with contextlib.suppress(RuntimeError):
-                pretrain.worker(job, say)
+                worker.worker(job, say)
             loop.log = log
             last = (death - 1) // c.checkpoint.every * c.checkpoint.every
             assert checkpoint.load_state(checkpoint.find(c.run_folder)[-1]).step == last
         if death is None or is_stopped or c.name == "ramp-cut":
-            pretrain.worker(job, say)
+            worker.worker(job, say)
 
 
 def test_the_engine_at_stage_0_equals_a_plain_adamw_loop(
@@ -381,7 +375,7 @@ def _kill_once(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     import signal
 
     from manta.config import to_dict
-    from manta.train import loop, pretrain
+    from manta.train import loop, worker
 
     def log(run: Any, meter: Any) -> None:
         real(run, meter)
@@ -393,7 +387,7 @@ def _kill_once(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     real, loop.log = loop.log, log
     c = arguments["config"]
     datasets = mixture.ready(c.data, c.home_folder, silent)
-    pretrain.worker({"config": to_dict(c), "datasets": datasets}, say)
+    worker.worker({"config": to_dict(c), "datasets": datasets}, say)
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:

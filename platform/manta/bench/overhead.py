@@ -26,8 +26,10 @@ from manta.train.device import DTYPES
 from manta.train.logbook import METRICS, read_metrics
 from manta.train.loop import Run, no_garbage_collection, to_device, train
 from manta.train.optimizer import OptimizerConfig, make_optimizer
-from manta.train.pretrain import fit, setup, with_vocabulary
+from manta.train.resume import with_vocabulary
 from manta.train.settings import EvalConfig, SampleConfig
+from manta.train.supervise import fit
+from manta.train.worker import setup
 
 NEVER = 1 << 40
 

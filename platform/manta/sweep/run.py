@@ -13,7 +13,8 @@ from manta import config as configs
 from manta.config import Count, PositiveFloat, config
 from manta.data import mixture
 from manta.errors import ClusterError
-from manta.train.pretrain import order_of, pretrain
+from manta.train.pretrain import pretrain
+from manta.train.resume import order_of
 from manta.train.settings import PretrainConfig
 
 METRIC = "val_loss"

@@ -1,0 +1,89 @@
+"""What a run is made of that does not change while it trains, and whether it can go on."""
+
+import dataclasses
+from typing import Any
+
+from manta import config as configs
+from manta.data import mixture
+from manta.data import order as orders
+from manta.data.manifest import Manifest
+from manta.data.order import Order
+from manta.errors import CheckpointError, ConfigError
+from manta.model.gpt import ModelConfig
+from manta.text.tokenizer import Tokenizer
+from manta.train import checkpoint
+from manta.train.settings import PretrainConfig
+
+
+def is_finished(c: PretrainConfig, path: str) -> bool:
+    """Whether the run whose newest checkpoint is at `path` has nothing left to do."""
+    state = checkpoint.load_state(path)
+    if state.data["tokens_per_batch"] != c.tokens_per_batch:
+        return False  # steps of another size: `check_resumable` refuses them
+    return state.step >= c.total_steps or (state.stopped_early and c.eval.patience is not None)
+
+
+def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model for this tokenizer. Raises ConfigError when its own vocabulary is too small."""
+    if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={model.vocab_size} is less than the tokenizer's "
+            f"{tokenizer.vocab_size} ids ({tokenizer.name}): omit it, or raise it"
+        )
+    return dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer.vocab_size)
+
+
+def order_of(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> Order:
+    """Which tokens each step reads. Raises DataError when there are too few."""
+    phases = c.data.phases(c.sequence_length)
+    return mixture.make_order(datasets, phases, c.stages, c.seed, c.sequence_length)
+
+
+def decisions(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
+    """What decides which tokens each step reads; a run keeps to it."""
+    return {
+        "order": orders.VERSION,
+        "seed": c.seed,
+        "seq_len": c.sequence_length,
+        "tokens_per_batch": c.tokens_per_batch,
+        "batch_ramp": {str(size): until for size, until in c.batch_ramp.items()},
+        "packing": c.data.packing,
+        "document_mask": c.document_mask,
+        "tokenizer": datasets[0].tokenizer_sha256,
+        "mix": mixture.shares(datasets, c.data.phases(c.sequence_length)),
+    }
+
+
+def check_resumable(
+    c: PretrainConfig, path: str, model: ModelConfig, datasets: tuple[Manifest, ...]
+) -> None:
+    """Raises CheckpointError when the checkpoint is not of this model, tokenizer, data order or
+    optimizer. It may be of another number of workers, or another ZeRO stage."""
+    remedy = "use the run's own value, or give another name="
+    saved, wanted = (configs.to_dict(m) for m in (checkpoint.load_model_config(path), model))
+    for key in saved:
+        if key not in ("preset", "depth") and saved[key] != wanted[key]:
+            raise CheckpointError(
+                f"{path} is of another model: its model.{key} is {saved[key]}, the config says "
+                f"{wanted[key]}; {remedy}"
+            )
+    state = checkpoint.load_state(path)
+    done = order_of(c, datasets).sequences_planned(state.step)
+    was = {**state.data, "mix": mixture.so_far(state.data.get("mix", {}), done)}
+    for key, value in decisions(c, datasets).items():
+        value = mixture.so_far(value, done) if key == "mix" else value
+        if was.get(key) != value:
+            where = ", ".join(manifest.path for manifest in datasets)
+            raise CheckpointError(
+                f"{path} was trained with another {key} ({was.get(key)}; the config and "
+                f"{where} give {value}): its place in the data would be lost; {remedy}"
+            )
+    if c.dtype not in ("auto", state.dtype):
+        raise CheckpointError(
+            f"{path} was trained in {state.dtype}, the config says dtype={c.dtype}; {remedy}"
+        )
+    if state.optimizer != c.optimizer.kind:
+        raise CheckpointError(
+            f"{path} holds the state of {state.optimizer or 'an earlier version'}, the config says "
+            f"optimizer.kind={c.optimizer.kind}; {remedy}"
+        )

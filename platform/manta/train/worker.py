@@ -1,0 +1,173 @@
+"""One rank of a run, in Ray Train's worker process: sets up and runs the loop."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from manta import config as configs
+from manta.data import stream
+from manta.data.manifest import Manifest
+from manta.model.gpt import GPT, ModelConfig
+from manta.model.init import fit_bigrams, initialise
+from manta.text.tokenizer import Tokenizer
+from manta.train import checkpoint
+from manta.train.build import build, compiles, micro_batch
+from manta.train.checkpoint import TrainState
+from manta.train.device import Device, available_cpus, find_device
+from manta.train.logbook import Logbook
+from manta.train.loop import Run, train
+from manta.train.resume import decisions, order_of, with_vocabulary
+from manta.train.saver import Saver
+from manta.train.settings import PretrainConfig
+
+
+def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
+    """One rank: sets up and runs the loop. Runs in Ray Train's worker process."""
+    c = configs.from_dict(PretrainConfig, arguments["config"])
+    datasets: tuple[Manifest, ...] = arguments["datasets"]
+    tokenizer = datasets[0].load_tokenizer()
+    model = with_vocabulary(c.model, tokenizer)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    path, state = _where_to_start(c)
+    run = setup(c, datasets, tokenizer, model, state, path, rank, world_size, say)
+    run.report = lambda metrics: ray.train.report(dict(metrics))
+    if rank == 0:
+        started = f"resuming at step {state.step} from {path}" if path else "starting"
+        how = ", compiled" if state.compiled else ""
+        say(
+            f"{started} on {run.device.description}, {run.device.dtype}{how}, micro batches of "
+            f"{state.micro_batch} sequences"
+        )
+    try:
+        train(run)
+    finally:
+        run.saver.wait()
+    if run.logbook is not None:
+        run.logbook.close()
+
+
+def setup(
+    c: PretrainConfig,
+    datasets: tuple[Manifest, ...],
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    state: TrainState,
+    path: str | None,
+    rank: int,
+    world_size: int,
+    say: Callable[[str], None],
+) -> Run:
+    """Everything that the loop works on, for this rank, at the state's step: that of the checkpoint
+    at `path`, if there is one."""
+    threads = c.threads_per_worker or _share_of_cpus()
+    if c.gpus_per_worker:
+        torch.cuda.set_device(ray.train.torch.get_device())
+    dtype = state.dtype or _agreed(find_device(c.dtype, bool(c.gpus_per_worker), threads).dtype)
+    device = find_device(dtype, bool(c.gpus_per_worker), threads)
+    c = _decided(c, model, device, state)
+    may_skip = c.data.on_corrupt == "skip"
+    best_fit = c.data.packing == "best_fit"
+    reader = stream.Reader(datasets, order_of(c, datasets), rank, world_size, best_fit, may_skip)
+    batches = stream.train_batches(
+        reader, start=state.step, stop=c.total_steps, micro_batch_size=c.micro_batch, say=say
+    )
+    state.dtype, state.optimizer = dtype, c.optimizer.kind
+    state.world_size, state.zero_stage = world_size, c.zero_stage
+    state.data = decisions(c, datasets)
+    state.datasets = [manifest.path for manifest in datasets]
+    if path is None:
+        fit = functools.partial(_fit_bigrams, c, reader, say)
+        start = functools.partial(initialise, c=c.init, fit=fit)
+    else:
+        start = functools.partial(checkpoint.load_weights, path)
+    engine = build(
+        c,
+        model,
+        device,
+        size=c.micro_batch,
+        steps=c.grad_accum_steps(state.step),
+        compiled=bool(state.compiled),
+        start=start,
+    )
+    if path is not None:
+        checkpoint.load_optimizer(path, engine)
+    val = {
+        manifest.name: stream.val_batches(
+            manifest,
+            tokens=max(1, c.eval.tokens // len(datasets)),
+            seq_len=c.sequence_length,
+            micro_batch_size=c.micro_batch,
+            rank=rank,
+            world_size=world_size,
+        )
+        for manifest in datasets
+    }
+    logbook = Logbook(c.run_folder, say, state.step) if rank == 0 else None
+    saver = Saver(c.run_folder, c.checkpoint, model, tokenizer, say)
+    return Run(
+        c.run_folder, c, model, tokenizer, device, engine, saver, state, batches, val, logbook,
+        log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
+    )  # fmt: skip
+
+
+def _fit_bigrams(
+    c: PretrainConfig, reader: stream.Reader, say: Callable[[str], None], model: GPT
+) -> None:
+    """Embeddings and head as the counts of token pairs have them."""
+    if not c.init.bigram_steps:
+        return
+    started = time.perf_counter()
+    assert model.config.vocab_size is not None
+    counts = torch.from_numpy(reader.count_pairs(model.config.vocab_size))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(available_cpus())  # the other workers of this machine wait
+    loss = fit_bigrams(model, counts, c.init)
+    torch.set_num_threads(threads)
+    say(
+        f"embeddings and head fitted to {counts.sum() / 1e6:.1f}M pairs of tokens: loss "
+        f"{loss:.4f} as a bigram model, {time.perf_counter() - started:.1f} s"
+    )
+
+
+def _decided(
+    c: PretrainConfig, model: ModelConfig, device: Device, state: TrainState
+) -> PretrainConfig:
+    """The config with what the machine decides; a run keeps to what it was started with."""
+    local = ray.train.get_context().get_local_world_size()
+    if state.compiled is None or c.compile != "auto":
+        state.compiled = _agreed(compiles(c, model, device))
+    if c.micro_batch_size != "auto":
+        state.micro_batch = c.micro_batch
+    elif state.micro_batch not in c.micro_batches:
+        # The least that any worker has room for.
+        size = torch.tensor(micro_batch(c, model, device, local), device=device.torch_device)
+        dist.all_reduce(size, op=dist.ReduceOp.MIN)
+        state.micro_batch = int(size)
+    return dataclasses.replace(c, micro_batch_size=state.micro_batch)
+
+
+def _where_to_start(c: PretrainConfig) -> tuple[str | None, TrainState]:
+    """The newest whole checkpoint, as rank 0 sees it: all ranks start from the same."""
+    path = _agreed(checkpoint.latest(c.run_folder) if dist.get_rank() == 0 else None)
+    state = checkpoint.load_state(path) if path else TrainState()
+    state.stopped_early = False  # `finished` let us pass: the config no longer stops it
+    return path, state
+
+
+def _agreed(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _share_of_cpus() -> int:
+    return max(1, available_cpus() // ray.train.get_context().get_local_world_size())
