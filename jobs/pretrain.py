@@ -3,7 +3,8 @@
     python jobs/pretrain.py [config.yaml ...] [key=value ...]
     ray job submit -- python jobs/pretrain.py jobs/configs/shakespeare.yaml
 
-Prepares the data first if it is missing. The same command again goes on where a run stopped.
+Prepares the data first if it is missing. The same command again goes on where a run stopped,
+however that was. SIGTERM has it save and end, with exit code 143.
 """
 
 import sys
@@ -18,9 +19,10 @@ from manta.train.pretrain import pretrain, summary
 from manta.train.settings import PretrainConfig
 
 
-def main(config: PretrainConfig) -> None:
+def main(config: PretrainConfig) -> int:
     done = pretrain(config)
     print("\n" + summary(config, done))
+    return done.exit_code
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.train import engine as engines
-from manta.train.engine import EngineConfig
+from manta.train.engine_settings import EngineConfig
 from manta.train.optimizer import OptimizerConfig
 
 RANKS = 2

@@ -130,6 +130,31 @@ def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
         queue.shutdown(force=True)
 
 
+@contextlib.contextmanager
+def requests() -> Iterator[Any]:
+    """A queue for what a driver asks of its workers; `mailbox` is its other end."""
+    from ray.util.queue import Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    try:
+        yield queue
+    finally:
+        queue.shutdown(force=True)
+
+
+def mailbox(queue: Any, handle: Callable[[Any], None]) -> None:
+    """Starts to hand over what arrives in a queue of `requests`, for as long as that lasts."""
+    from ray.util.queue import Empty
+
+    def listen() -> None:
+        with contextlib.suppress(Exception):  # the driver is gone, and the queue with it
+            while True:
+                with contextlib.suppress(Empty):
+                    handle(queue.get(timeout=60))
+
+    threading.Thread(target=listen, name="manta-mailbox", daemon=True).start()
+
+
 def cause_of(error: BaseException) -> Exception:
     """The MantaError inside a failure of Ray's, if there is one; else the failure, as one error."""
     failures = list(getattr(error, "worker_failures", {}).values())

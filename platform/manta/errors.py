@@ -17,7 +17,11 @@ class DataError(MantaError):
 
 
 class CheckpointError(MantaError):
-    """A checkpoint that is missing, damaged, or of another model, tokenizer or worker count."""
+    """A checkpoint that is missing, damaged, or of another model, tokenizer or optimizer."""
+
+
+class TrainingError(MantaError):
+    """A run that cannot go on as it is: its loss diverges, or its memory does not suffice."""
 
 
 class ClusterError(MantaError):

@@ -25,8 +25,8 @@ def run_job(
 
     `default` is the config file where the arguments name none, and no model of another size.
 
-    Exit code: 0 done; 2 a problem that the person can mend, said in one line on stderr;
-    1 a defect of Manta or of a library, with its traceback; 130 interrupted.
+    Exit code: 0 done (or what `main` returns); 2 a problem that the person can mend, said in one
+    line on stderr; 1 a defect of Manta or of a library, with its traceback; 130 interrupted.
     """
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
@@ -44,7 +44,7 @@ def run_job(
             for key, value in getattr(config, "derived", dict)().items():
                 print(f"# {key}: {value}")
             sys.exit(0)
-        main(config)
+        code = main(config) or 0
     except MantaError as e:
         print(f"error: {e}", file=sys.stderr)
         _exit(2)
@@ -54,7 +54,7 @@ def run_job(
     except Exception:
         traceback.print_exc()
         _exit(1)
-    _exit(0)
+    _exit(code)
 
 
 def with_default(arguments: list[str], default: Path | None) -> list[str]:

@@ -24,7 +24,8 @@ from manta.model.gpt import GPT
 from manta.model.memory import Setup, costs
 from manta.model.shape import ModelConfig
 from manta.train.device import Device
-from manta.train.engine import EngineConfig, backward_and_step, make_engine
+from manta.train.engine import backward_and_step, make_engine
+from manta.train.engine_settings import EngineConfig
 from manta.train.optimizer import OptimizerConfig
 
 # 27.7 million parameters: far above what a process's size varies by.

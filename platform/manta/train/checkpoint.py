@@ -14,11 +14,13 @@ Nothing in them is a pickle: reading one runs no code, whoever wrote it.
 
 import contextlib
 import dataclasses
+import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyarrow import fs as pafs
@@ -26,7 +28,7 @@ from safetensors.torch import load_file
 
 from manta import config as configs
 from manta import storage
-from manta.config import Count, config
+from manta.config import Count, PositiveFloat, config
 from manta.errors import CheckpointError, DataError
 from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
@@ -44,14 +46,35 @@ DAMAGED = "damaged-"
 
 @config
 class CheckpointConfig:
-    every: Count = 100
-    """Steps between checkpoints; one is also saved at the end."""
+    every: Count | None = 100
+    """Steps between checkpoints; null: none by steps. One is also saved at the end, and at
+    SIGTERM."""
+    every_tokens: Count | None = None
+    """Tokens between checkpoints, also."""
+    every_minutes: PositiveFloat | Literal["auto"] | None = None
+    """Minutes between checkpoints, also. auto: the root of twice the time between failures times
+    the time that training waits for a save (Young 1974)."""
+    hours_between_failures: PositiveFloat = 3.0
+    """Mean time between failures, for every_minutes=auto (Llama 3's was 3.1 hours on 16,384
+    GPUs)."""
     keep: Count = 2
     """Newest checkpoints to keep."""
     keep_every: Count | None = None
     """Checkpoints of steps that this divides are kept for good; null: none."""
     keep_best: bool = True
     """The one with the lowest val loss is kept too, of those saved where that was measured."""
+
+    def is_due(self, step: int, tokens_before: int, tokens_after: int) -> bool:
+        """Whether step number `step`, which went from so many tokens to so many, ends with one."""
+        by_step = self.every is not None and step % self.every == 0
+        size = self.every_tokens
+        return by_step or (size is not None and tokens_before // size < tokens_after // size)
+
+    def seconds_between(self, cost: float) -> float | None:
+        """Between checkpoints by time, each of which costs training so many seconds."""
+        if self.every_minutes == "auto":
+            return math.sqrt(2 * 3600 * self.hours_between_failures * cost)
+        return None if self.every_minutes is None else 60 * self.every_minutes
 
 
 @dataclasses.dataclass
@@ -75,6 +98,8 @@ class TrainState:
     micro_batch: int = 0
     """Sequences that a worker computes at once: what was decided at the start is kept, so that a
     run that goes on computes as one that never stopped."""
+    spikes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the detector of loss spikes looks back on."""
     world_size: int = 1
     zero_stage: int = 0
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -85,6 +110,11 @@ class TrainState:
 
 def path_of(run: str, step: int) -> str:
     return storage.join(run, "checkpoints", f"step-{step:08d}")
+
+
+def step_of(path: str) -> int:
+    """The step of a checkpoint that is named as `path_of` names it."""
+    return int(path.rpartition("-")[2])
 
 
 def load_state(path: str) -> TrainState:
@@ -176,12 +206,26 @@ def latest(
         except CheckpointError as e:
             where = ""
             if set_aside:
-                folder, _, name = path.rpartition("/")
-                aside = storage.join(folder, f"{DAMAGED}{name}-{time.time_ns()}")
-                storage.move_folder(path, aside)
-                where = f" (set aside as {aside})"
+                where = f" (set aside as {set_aside_as(path, DAMAGED)})"
             say(f"skipping a damaged checkpoint: {e}{where}")
     return None
+
+
+def set_aside_as(path: str, why: str) -> str:
+    """Renames a checkpoint, so that no run goes on from it; its new path."""
+    folder, _, name = path.rpartition("/")
+    aside = storage.join(folder, f"{why}{name}-{time.time_ns()}")
+    storage.move_folder(path, aside)
+    return aside
+
+
+def remove_unfinished(run: str) -> None:
+    """Deletes what saves that were cut short left; for a process that alone writes to the run."""
+    folder = storage.join(run, "checkpoints")
+    for item in storage.list_files(folder, recursive=False):
+        path = storage.join(folder, item.base_name)
+        if item.base_name.startswith("step-") and not storage.exists(storage.join(path, MANIFEST)):
+            storage.delete_folder(path)
 
 
 def resolve(checkpoint: str, home: str) -> str:
@@ -206,7 +250,8 @@ def resolve(checkpoint: str, home: str) -> str:
 
 
 def verify(path: str, only: str | None = None) -> None:
-    """Checks size and sha256 of the files (or of one) against the manifest.
+    """Checks size and sha256 of the files (or of one) against the manifest; and that they are what
+    they should be, as somebody may have written a manifest to a file of another kind.
 
     Raises:
         CheckpointError: naming the file that is missing or differs.
@@ -215,6 +260,11 @@ def verify(path: str, only: str | None = None) -> None:
         if only is None or name == only:
             file = storage.join(path, name)
             storage.check_file(file, entry["size"], entry["sha256"], CheckpointError)
+            if name.endswith(".safetensors"):
+                _check_safetensors(file, entry["size"])
+    folder = path.rpartition("/")[2]
+    if only is None and folder.startswith("step-") and load_state(path).step != step_of(path):
+        raise CheckpointError(f"{path}: holds step {load_state(path).step}: it is of another step")
 
 
 def prune(run: str, c: CheckpointConfig) -> list[str]:
@@ -238,6 +288,19 @@ def delete(path: str) -> None:
     if storage.exists(storage.join(path, MANIFEST)):
         storage.delete_file(storage.join(path, MANIFEST))
     storage.delete_folder(path)
+
+
+def _check_safetensors(path: str, size: int) -> None:
+    """Its header: eight bytes of its own length, and that much JSON."""
+    fs, inside = storage.filesystem(path)
+    with fs.open_input_stream(inside, compression=None) as f:
+        length = int.from_bytes(f.read(8), "little")
+        try:
+            if not 2 <= length <= size - 8:
+                raise ValueError
+            json.loads(f.read(length))
+        except ValueError:
+            raise CheckpointError(f"{path}: is not safetensors, whatever it is") from None
 
 
 def _files(path: str) -> dict[str, dict[str, Any]]:

@@ -39,8 +39,10 @@ class Logbook:
                 if storage.exists(storage.join(run, name)):
                     storage.download(storage.join(run, name), self._folder / name)
         # What was logged after the checkpoint that we go on from will be logged again.
-        for name in (METRICS, SAMPLES):
-            _keep_until(self._folder / name, resumed_step)
+        gone = _keep_until(self._folder / METRICS, resumed_step)
+        self.lost_seconds = sum(float(r.get("step_seconds", 0)) for r in gone)
+        """Of the steps among it."""
+        _keep_until(self._folder / SAMPLES, resumed_step)
         self._board = SummaryWriter(
             str(self._folder / TENSORBOARD), purge_step=resumed_step + 1 if resumed_step else None
         )
@@ -89,11 +91,14 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
     return records
 
 
-def _keep_until(file: Path, step: int) -> None:
+def _keep_until(file: Path, step: int) -> list[dict[str, Any]]:
+    """Takes the records of later steps out; they."""
     if not file.exists():
-        return
-    kept = [json.dumps(r, ensure_ascii=False) for r in read_metrics(str(file)) if r["step"] <= step]
+        return []
+    records = read_metrics(str(file))
+    kept = [json.dumps(r, ensure_ascii=False) for r in records if r["step"] <= step]
     storage.write_bytes(str(file.absolute()), "".join(line + "\n" for line in kept).encode())
+    return [r for r in records if r["step"] > step]
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:

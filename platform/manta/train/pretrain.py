@@ -1,6 +1,8 @@
 """A run, from the process that a person starts: checks, workers, the summary."""
 
 import dataclasses
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,25 +10,32 @@ from manta import cluster, storage
 from manta import config as configs
 from manta.data import mixture
 from manta.errors import ConfigError
+from manta.lock import lock
 from manta.model.gpt import num_parameters
-from manta.train import checkpoint
+from manta.train import checkpoint, ledger
 from manta.train.checkpoint import TrainState
 from manta.train.logbook import METRICS, duration, read_metrics
 from manta.train.resume import check_resumable, is_finished, order_of, with_vocabulary
 from manta.train.settings import PretrainConfig
-from manta.train.supervise import fit
-from manta.train.worker import worker
+from manta.train.supervise import Supervisor
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `finished_before`: it had already, and nothing was done."""
+    """How a run ended. `finished_before`: it had already, and nothing was done. `stopped`: it has
+    not, but was told to (SIGTERM), and goes on when it is started again."""
 
     folder: str
     checkpoint: str
     state: TrainState
     metrics: list[dict[str, Any]]
     finished_before: bool = False
+    stopped: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell has it for what SIGTERM ended; 0 otherwise."""
+        return 128 + signal.SIGTERM if self.stopped else 0
 
     @property
     def last_eval(self) -> dict[str, Any]:
@@ -47,6 +56,7 @@ def pretrain(
     Raises:
         MantaError: before anything has started, if it cannot work; nothing is half-written.
     """
+    started = time.time()
     # The workers' environment and files may differ from ours.
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     cluster.connect()
@@ -71,10 +81,10 @@ def pretrain(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.num_workers} worker(s), ZeRO stage {c.zero_stage}"
     )
-    fit(worker, {"config": configs.to_dict(c), "datasets": datasets}, c, say, callbacks())
-    path = checkpoint.latest(c.run_folder)
-    assert path is not None, "a run that ends has saved"
-    return outcome(c, path)
+    with lock(storage.join(c.run_folder, ".lock"), f"run {c.name}"):
+        ended = Supervisor(c, datasets, say, callbacks, started).to_the_end()
+    path = checkpoint.find(c.run_folder)[-1]
+    return dataclasses.replace(outcome(c, path), stopped=not ended)
 
 
 def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outcome:
@@ -92,12 +102,15 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
     if done.finished_before:
         why = "stopped early" if state.stopped_early else "is finished"
         lines.append(f"run {c.name} {why}, at step {state.step}; nothing was done")
+    if done.stopped:
+        lines.append(f"run {c.name} stopped at step {state.step}; the same command goes on")
     lines += [
         f"run          {done.folder}",
         f"checkpoint   {done.checkpoint}",
         f"trained      {state.step} steps, {tokens:,} tokens, {duration(state.train_seconds)}",
         f"val loss     {float(last.get('val_loss', 'nan')):.4f}   "
         f"bits per byte {float(last.get('val_bpb', 'nan')):.4f}",
+        *ledger.table(done.folder),
         f"curve        {storage.join(done.folder, 'loss.png')}",
         f"tensorboard  tensorboard --logdir {storage.join(done.folder, 'tensorboard')}",
     ]

@@ -30,6 +30,7 @@ from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint, fragments
 from manta.train import engine as engines
 from manta.train.checkpoint import CheckpointConfig, TrainState
+from manta.train.signals import Asked
 
 # Of which no second attempt is of use.
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -66,6 +67,9 @@ class Saver:
         self._group = dist.new_group(backend="gloo")  # of its own: its calls come from the threads
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
+        self._last_time = time.monotonic()
+        self._cost = 1.0  # seconds that training waits for a save; a guess until one has been
+        self.last_step: int | None = None
         self.problem: str | None = None
         """What was wrong with the last save that has ended; on all ranks alike."""
 
@@ -77,12 +81,19 @@ class Saver:
         weights = engines.full_weights(engine, self._copy)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        waited = time.perf_counter() - started
+        self._cost = waited = time.perf_counter() - started
+        self._last_time, self.last_step = time.monotonic(), state.step
         path = checkpoint.path_of(self._run, state.step)
         snapshot = Snapshot(path, dataclasses.replace(state), share, weights, waited)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="manta-saver")
         self._thread.start()
         return waited
+
+    def asked(self) -> Asked:
+        """Whether it is time, where checkpoints are saved by time."""
+        seconds = self._c.seconds_between(self._cost)
+        is_late = seconds is not None and time.monotonic() - self._last_time >= seconds
+        return Asked.SAVE if is_late and dist.get_rank() == 0 else Asked.NOTHING
 
     @property
     def is_writing(self) -> bool:

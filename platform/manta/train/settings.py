@@ -15,10 +15,11 @@ from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
 from manta.text.tokenizer import R50K, R50K_SIZE
 from manta.train.checkpoint import CheckpointConfig
-from manta.train.engine import EngineConfig
+from manta.train.engine_settings import EngineConfig
 from manta.train.optimizer import OptimizerConfig
 from manta.train.scaling import lr_scales, recipe_of_depth
 from manta.train.schedule import ScheduleConfig
+from manta.train.spikes import SpikeConfig
 
 MAX_DEFAULT_MICRO_BATCH = 16
 NAME = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
@@ -93,6 +94,7 @@ class TrainConfig:
     eval: EvalConfig = EvalConfig()
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    spikes: SpikeConfig = SpikeConfig()
 
     @classmethod
     def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
@@ -235,8 +237,15 @@ class PretrainConfig(TrainConfig):
     """Compute threads of a worker; null: its node's CPUs, shared by the workers on it."""
     wait_seconds: NonNegativeFloat = 0.0
     """How long to wait for an autoscaling cluster to grow to what is asked for."""
-    max_failures: Natural = 0
-    """How often a failed worker is started anew, from the newest checkpoint."""
+    max_failures: Natural = 3
+    """How often in a row failed workers are started anew, from the newest checkpoint, before a new
+    one has been saved; then the run ends. (What a person has to mend ends it at once.)"""
+    out_of_memory: Literal["halve", "stop"] = "halve"
+    """What happens when a worker runs out of memory. halve: it goes on with micro batches of half
+    the size, in a step of the same batch; stop: the run ends, saying what would fit."""
+    hang_seconds: PositiveFloat | None = 600.0
+    """A worker that makes no progress for so long (no micro batch, no batch of an evaluation) has
+    the stacks of all workers written to the run's folder, and all are started anew; null: never."""
     data: DataConfig = DataConfig()
 
     def problems(self) -> list[str]:

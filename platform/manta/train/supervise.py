@@ -1,15 +1,163 @@
-"""A function on Ray Train's workers."""
+"""Ray Train's workers, started again when they fail."""
 
+import contextlib
+import dataclasses
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from manta import cluster, storage
-from manta.train.settings import PretrainConfig
+from manta import config as configs
+from manta.data.manifest import Manifest
+from manta.errors import MantaError, TrainingError
+from manta.model.memory import costs
+from manta.train import checkpoint
+from manta.train.resume import is_finished
+from manta.train.settings import PretrainConfig, memory_setup
+from manta.train.signals import Asked
+from manta.train.worker import worker
+
+
+@dataclasses.dataclass
+class Supervisor:
+    """Has a run trained to its end, whatever becomes of its workers."""
+
+    c: PretrainConfig
+    datasets: tuple[Manifest, ...]
+    say: Callable[[str], None]
+    callbacks: Callable[[], list[Any]]
+    started: float
+    """time.time() of the start."""
+
+    def to_the_end(self) -> bool:
+        """Whether the end was reached; False: SIGTERM asked to stop, and all is saved.
+
+        Raises:
+            MantaError: what a person has to mend.
+            RuntimeError: the workers have failed too often without a new checkpoint.
+        """
+        failures, newest = 0, self._newest()
+        with cluster.requests() as requests, _told_to_stop(requests, self.say) as told:
+            while True:
+                try:
+                    self._fit(requests)
+                except MantaError:
+                    raise
+                except RuntimeError as e:
+                    self.started = time.time()
+                    reached = self._newest()
+                    failures = 1 if reached > newest else failures + 1
+                    newest = reached
+                    if told.is_set():
+                        raise
+                    self._weigh(e, failures, reached)
+                    continue
+                self.started = time.time()
+                path = checkpoint.find(self.c.run_folder)[-1]
+                if is_finished(self.c, path):
+                    return True
+                if told.is_set():
+                    return False
+                self.say(f"a worker's machine is to go: starting again from {path}")
+
+    def _fit(self, requests: Any) -> None:
+        arguments = {
+            "config": configs.to_dict(self.c),
+            "datasets": self.datasets,
+            "started": self.started,
+            "requests": requests,
+        }
+        fit(worker, arguments, self.c, self.say, self.callbacks())
+
+    def _newest(self) -> int:
+        """The step of the newest checkpoint; -1: there is none."""
+        paths = checkpoint.find(self.c.run_folder)
+        return checkpoint.step_of(paths[-1]) if paths else -1
+
+    def _weigh(self, error: RuntimeError, failures: int, reached: int) -> None:
+        """Raises what ends the run; else says what happened, and changes what has to change."""
+        c = self.c
+        why = " ".join(str(error).split())
+        why = why if len(why) < 300 else f"{why[:100]} ... {why[-200:]}"
+        if is_out_of_memory(str(error)):
+            self.c = less_memory(c, why)
+            self.say(
+                f"out of memory ({why}): going on with micro batches of {self.c.micro_batch_size} "
+                "sequences, more of them to a step; the batch is the same"
+            )
+        if failures > c.max_failures:
+            self.say(
+                f"the workers failed {failures} times without a new checkpoint "
+                f"(max_failures={c.max_failures}); the run ends"
+            )
+            raise error
+        where = f"step {reached}" if reached >= 0 else "the start"
+        self.say(
+            f"the workers failed ({why}): starting them again from {where} (failure {failures} of "
+            f"{c.max_failures} since the last checkpoint)"
+        )
+
+
+def is_out_of_memory(text: str) -> bool:
+    signs = ("OutOfMemory", "out of memory", "can't allocate memory", "low on memory")
+    return any(sign in text for sign in signs)
+
+
+def less_memory(c: PretrainConfig, why: str) -> PretrainConfig:
+    """With the next smaller micro batch, where `c` allows that and there is one.
+
+    Raises:
+        TrainingError: with what a worker needs by the cost model, and what would need less.
+    """
+    model = c.expected_model
+    kind: Literal["cpu", "cuda"] = "cuda" if c.gpus_per_worker else "cpu"
+    size = c.micro_batch_size if isinstance(c.micro_batch_size, int) else max(c.micro_batches)
+    smaller = [n for n in c.micro_batches if n <= size // 2]
+    if c.out_of_memory == "halve" and smaller:
+        return dataclasses.replace(c, micro_batch_size=smaller[-1])
+    setup = memory_setup(c, model, "bf16" if c.dtype == "bf16" else "fp32", kind)
+    needs = [
+        f"{costs(dataclasses.replace(setup, micro_batch_size=n)).total / 2**30:.2f} GiB with "
+        f"micro_batch_size={n}"
+        for n in (size, *smaller[-1:])
+    ]
+    raise TrainingError(
+        f"out of memory ({why}): by the cost model a worker needs {', '.join(needs)}; lower that, "
+        "or set activation_checkpointing=full, a higher zero_stage, or out_of_memory=halve"
+    )
+
+
+@contextlib.contextmanager
+def _told_to_stop(requests: Any, say: Callable[[str], None]) -> Iterator[threading.Event]:
+    """While it lasts, SIGTERM has the workers save and end, and sets the event."""
+    told, over = threading.Event(), threading.Event()
+
+    def pass_on() -> None:
+        told.wait()
+        if not over.is_set():
+            say("SIGTERM: saving, and ending")
+            requests.put(Asked.STOP)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield told  # as in a sweep's trial: signals are not ours
+        return
+    thread = threading.Thread(target=pass_on, name="manta-sigterm", daemon=True)
+    thread.start()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if not told.is_set():
+            over.set()
+            told.set()
+        thread.join()
 
 
 def fit(
@@ -42,7 +190,7 @@ def fit(
                 storage_path=records,
                 storage_filesystem=records_filesystem,
                 failure_config=ray.train.FailureConfig(
-                    max_failures=c.max_failures,
+                    max_failures=0,  # `to_the_end` knows better what is worth another start
                     controller_failure_limit=3,  # type: ignore[call-arg]  # Train V2's
                 ),
                 callbacks=callbacks,

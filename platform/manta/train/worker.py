@@ -12,46 +12,87 @@ import torch
 import torch.distributed as dist
 
 from manta import config as configs
+from manta import storage
+from manta.cluster import mailbox
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
 from manta.text.tokenizer import Tokenizer
-from manta.train import checkpoint
+from manta.train import checkpoint, rollbacks
 from manta.train.build import build, compiles, micro_batch
 from manta.train.checkpoint import TrainState
 from manta.train.device import Device, available_cpus, find_device
+from manta.train.ledger import Ledger
 from manta.train.logbook import Logbook
-from manta.train.loop import Run, train
+from manta.train.loop import train
 from manta.train.resume import decisions, order_of, with_vocabulary
+from manta.train.run import Interrupted, Rollback, Run
 from manta.train.saver import Saver
 from manta.train.settings import PretrainConfig
+from manta.train.signals import Asked, Signals, sigterm
+from manta.train.spikes import Detector
+from manta.train.watchdog import Watchdog
 
 
 def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
-    """One rank: sets up and runs the loop. Runs in Ray Train's worker process."""
+    """One rank: sets up and runs the loop, and again where the run has to go back. Runs in Ray
+    Train's worker process."""
     c = configs.from_dict(PretrainConfig, arguments["config"])
     datasets: tuple[Manifest, ...] = arguments["datasets"]
     tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    path, state = _where_to_start(c)
-    run = setup(c, datasets, tokenizer, model, state, path, rank, world_size, say)
-    run.report = lambda metrics: ray.train.report(dict(metrics))
-    if rank == 0:
-        started = f"resuming at step {state.step} from {path}" if path else "starting"
-        how = ", compiled" if state.compiled else ""
-        say(
-            f"{started} on {run.device.description}, {run.device.dtype}{how}, micro batches of "
-            f"{state.micro_batch} sequences"
-        )
-    try:
-        train(run)
-    finally:
-        run.saver.wait()
-    if run.logbook is not None:
-        run.logbook.close()
+    started = arguments["started"]
+    requested: list[Asked] = []
+    if rank == 0 and arguments["requests"] is not None:
+        mailbox(arguments["requests"], requested.append)
+    with sigterm() as told_to_go:
+        while True:
+            path, state = _where_to_start(c, say)
+            passed_over = rollbacks.passed_over(c.run_folder)
+            run = setup(c, datasets, tokenizer, model, state, path, rank, world_size, say, started)
+            run.passed_over = passed_over
+            run.signals = Signals(
+                [
+                    told_to_go,
+                    _preempted,
+                    lambda: max(requested, default=Asked.NOTHING),
+                    run.saver.asked,
+                ]
+            )
+            run.report = lambda metrics: ray.train.report(dict(metrics))
+            if rank == 0:
+                say(_beginning(run, path))
+            try:
+                train(run)
+                return
+            except Interrupted:
+                return  # it is saved: what comes next is the driver's affair
+            except Rollback as e:
+                started = time.time()
+                run.close()
+                if rank == 0:
+                    rollbacks.go_back(c.run_folder, c.spikes, e.found, say)
+                dist.barrier()
+            finally:
+                run.close()
+
+
+def _beginning(run: Run, path: str | None) -> str:
+    state = run.state
+    started = f"resuming at step {state.step} from {path}" if path else "starting"
+    how = ", compiled" if state.compiled else ""
+    return (
+        f"{started} on {run.device.description}, {run.device.dtype}{how}, micro batches of "
+        f"{state.micro_batch} sequences"
+    )
+
+
+def _preempted() -> Asked:
+    """Ray knows of nodes that are about to go."""
+    return Asked.NOTHING if ray.train.get_preemption_info() is None else Asked.MOVE
 
 
 def setup(
@@ -64,6 +105,7 @@ def setup(
     rank: int,
     world_size: int,
     say: Callable[[str], None],
+    started: float,
 ) -> Run:
     """Everything that the loop works on, for this rank, at the state's step: that of the checkpoint
     at `path`, if there is one."""
@@ -112,8 +154,13 @@ def setup(
     }
     logbook = Logbook(c.run_folder, say, state.step) if rank == 0 else None
     saver = Saver(c.run_folder, c.checkpoint, model, tokenizer, say)
+    ledger = Ledger(
+        c.run_folder if rank == 0 else None, started, logbook.lost_seconds if logbook else 0.0
+    )
+    watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank, say))
     return Run(
         c.run_folder, c, model, tokenizer, device, engine, saver, state, batches, val, logbook,
+        ledger, Detector(c.spikes, state.spikes), Signals([]), watchdog,
         log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
     )  # fmt: skip
 
@@ -154,9 +201,19 @@ def _decided(
     return dataclasses.replace(c, micro_batch_size=state.micro_batch)
 
 
-def _where_to_start(c: PretrainConfig) -> tuple[str | None, TrainState]:
+def _keep_stacks(c: PretrainConfig, rank: int, say: Callable[[str], None], stacks: str) -> None:
+    path = storage.join(c.run_folder, "stacks", f"{time.time_ns()}-rank-{rank:05d}.txt")
+    say(f"rank {rank} has made no progress for {c.hang_seconds:g} s: its stacks are in {path}")
+    storage.write_bytes(path, stacks.encode())
+
+
+def _where_to_start(c: PretrainConfig, say: Callable[[str], None]) -> tuple[str | None, TrainState]:
     """The newest whole checkpoint, as rank 0 sees it: all ranks start from the same."""
-    path = _agreed(checkpoint.latest(c.run_folder) if dist.get_rank() == 0 else None)
+    path = None
+    if dist.get_rank() == 0:
+        path = checkpoint.latest(c.run_folder, set_aside=True, say=say)
+        checkpoint.remove_unfinished(c.run_folder)
+    path = _agreed(path)
     state = checkpoint.load_state(path) if path else TrainState()
     state.stopped_early = False  # `finished` let us pass: the config no longer stops it
     return path, state

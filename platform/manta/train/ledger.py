@@ -1,0 +1,116 @@
+"""Where a run's time has gone, since its first start and across restarts: its goodput.
+
+Goodput is the time of steps that the run kept, without their wait for data, over all time. Wall
+clocks are read only to tell how long nothing ran: within a process time is monotonic, so that a
+clock that jumps does no harm.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+from manta import storage
+from manta.errors import DataError
+
+FILE = "goodput.json"
+Cause = Literal[
+    "productive", "data wait", "start", "replay", "checkpoint", "evaluation", "down", "other"
+]
+CAUSES: dict[Cause, str] = {
+    "productive": "steps",
+    "data wait": "waiting for data within steps",
+    "start": "from a start to the first step: Ray, the model, the checkpoint",
+    "replay": "steps that were lost, and trained again",
+    "checkpoint": "training waited for a copy of what is saved",
+    "evaluation": "val loss and samples",
+    "down": "nothing ran: from a death to the next start",
+    "other": "logging, and the rest",
+}
+SECONDS_BETWEEN_WRITES = 1.0
+
+
+class Ledger:
+    """Kept on rank 0; the other ranks' has no `run` and counts for nothing."""
+
+    def __init__(self, run: str | None, started: float, lost_seconds: float):
+        """
+        Args:
+            started: when the process that a person started did, or found its workers dead
+                (time.time()).
+            lost_seconds: of steps after the checkpoint that this run goes on from.
+        """
+        self._path = None if run is None else storage.join(run, FILE)
+        self._seconds: dict[str, float] = dict.fromkeys(CAUSES, 0.0)
+        self._begun = time.monotonic()
+        self._written = 0.0
+        self.starts = 1
+        before = _read(self._path) if self._path else None
+        now = time.time()
+        if before is not None:
+            self._seconds |= before["seconds"]
+            self.starts = before["starts"] + 1
+            lost = min(lost_seconds, self._seconds["productive"])
+            self._seconds["productive"] -= lost
+            self._seconds["replay"] += lost
+            self._seconds["down"] += max(0.0, started - before["updated"])
+        self._seconds["start"] += max(0.0, now - started)
+        self._base = sum(self._seconds.values())
+
+    def add(self, cause: Cause, seconds: float) -> None:
+        self._seconds[cause] += seconds
+
+    @contextmanager
+    def timing(self, cause: Cause) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(cause, time.monotonic() - started)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By cause; they add up to the time since the run's first start."""
+        total = self._base + time.monotonic() - self._begun
+        known = sum(s for cause, s in self._seconds.items() if cause != "other")
+        return {**self._seconds, "other": max(0.0, total - known)}
+
+    @property
+    def goodput(self) -> float:
+        seconds = self.seconds
+        return seconds["productive"] / max(sum(seconds.values()), 1e-9)
+
+    def write(self, *, last: bool = False) -> None:
+        """Keeps what there is so far; not too often, unless it is the last word."""
+        now = time.monotonic()
+        if self._path is None or (now - self._written < SECONDS_BETWEEN_WRITES and not last):
+            return
+        self._written = now
+        entry = {"seconds": self.seconds, "updated": time.time(), "starts": self.starts}
+        with suppress(OSError):  # a full disk: the run goes on
+            storage.write_json(self._path, entry)
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    if not storage.exists(path):
+        return None
+    try:
+        found = storage.read_json(path)
+        return {
+            "seconds": {cause: float(found["seconds"].get(cause, 0.0)) for cause in CAUSES},
+            "updated": float(found["updated"]),
+            "starts": int(found["starts"]),
+        }
+    except (DataError, KeyError, TypeError, ValueError, AttributeError):
+        return None  # it is a count, not a reason to stop
+
+
+def table(run: str) -> list[str]:
+    """Lines for the summary: goodput, and what was lost to what."""
+    found = _read(storage.join(run, FILE))
+    if found is None:
+        return []
+    seconds, total = found["seconds"], max(sum(found["seconds"].values()), 1e-9)
+    lost = sorted(((s, c) for c, s in seconds.items() if c != "productive"), reverse=True)
+    parts = ", ".join(f"{cause} {s / total:.1%}" for s, cause in lost if s / total >= 0.0005)
+    return [f"goodput      {seconds['productive'] / total:.1%} of {total:,.0f} s ({parts})"]

@@ -1,0 +1,152 @@
+"""Steps: how long they took, what is written of them, and whether they are as the ones before."""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from manta.data.fingerprint import fingerprint
+from manta.data.order import stage_of
+from manta.errors import TrainingError
+from manta.model.cost import flops_per_token
+from manta.train.logbook import Logbook, duration
+from manta.train.run import Rollback, Run
+
+
+class Meter:
+    """Times steps; what lies between `record` and `skip` (logging, evaluation, saving) is no
+    part of a step."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        c = run.config
+        flops = flops_per_token(run.model, c.sequence_length)
+        self._peak_rate = run.device.peak * c.num_workers / flops
+        self._waited = 0.0
+        self._micro_batches = self._fingerprint = self._skipped = 0
+        self._started = time.perf_counter()
+
+    def next_batch(self) -> np.ndarray:
+        asked = time.perf_counter()
+        batch = next(self._run.batches)
+        self._waited += time.perf_counter() - asked
+        c = self._run.config
+        if self._run.log_fingerprint:
+            slots = stage_of(c.stages, self._run.state.step).sequences_per_batch // c.num_workers
+            first = dist.get_rank() * slots + self._micro_batches * len(batch)
+            self._fingerprint += fingerprint(batch, first)
+        if batch.dtype.kind == "i":  # only a stream that skips what is damaged has negative ids
+            self._skipped += int((batch[:, 1:] < 0).sum())
+        self._micro_batches += 1
+        return batch
+
+    def record(
+        self, losses: list[Tensor], grad_norm: Tensor | float | None, lr: float
+    ) -> dict[str, Any]:
+        """The step that just ended. Its loss and norm stay on the device until they are logged, so
+        that the step waits for nothing."""
+        now = time.perf_counter()
+        seconds = now - self._started
+        state, c = self._run.state, self._run.config
+        state.train_seconds += seconds
+        self._run.ledger.add("productive", seconds - self._waited)
+        self._run.ledger.add("data wait", self._waited)
+        total = c.tokens_before(state.step)
+        speed = (total - c.tokens_before(state.step - 1)) / seconds
+        record = {
+            "step": state.step,
+            "tokens": total,
+            "loss": torch.stack(losses).mean(),
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "step_seconds": seconds,
+            "tokens_per_second": speed,
+            "mfu": speed / self._peak_rate,
+            "data_wait_seconds": self._waited,
+            "fingerprint": self._fingerprint % 2**64,
+            "skipped_tokens": self._skipped,
+        }
+        self._started, self._waited = now, 0.0
+        self._micro_batches = self._fingerprint = self._skipped = 0
+        return record
+
+    def skip(self) -> None:
+        self._started = time.perf_counter()
+
+
+def log(run: Run, meter: Meter) -> None:
+    """Writes the steps since the last call, with what all ranks did, and one line: the loss in it
+    is the mean over those steps."""
+    if not run.records:
+        return
+    records, run.records = run.records, []
+    losses = torch.stack([record["loss"] for record in records])
+    dist.all_reduce(losses)
+    # Two's complement: the sum of int64s wraps as the fingerprint does.
+    counts = np.array([[r["fingerprint"], r["skipped_tokens"]] for r in records], dtype=np.uint64)
+    totals = torch.from_numpy(counts.view(np.int64)).to(losses.device)
+    if run.log_fingerprint or run.may_skip:
+        dist.all_reduce(totals)
+    means = (losses / dist.get_world_size()).tolist()
+    for record in records:
+        record["grad_norm"] = float(record["grad_norm"])
+    if run.logbook is not None:
+        _write(run, run.logbook, records, means, totals)
+    run.ledger.write()
+    _look_for_spikes(run, records, means)
+
+
+def _write(
+    run: Run,
+    logbook: Logbook,
+    records: list[dict[str, Any]],
+    losses: list[float],
+    totals: Tensor,
+) -> None:
+    for record, loss, (mark, skipped) in zip(records, losses, totals.tolist(), strict=True):
+        record["loss"], record["goodput"] = loss, run.ledger.goodput
+        record["fingerprint"], record["skipped_tokens"] = f"{mark % 2**64:016x}", skipped
+        if not run.log_fingerprint:
+            del record["fingerprint"]
+        if not run.may_skip:
+            del record["skipped_tokens"]
+    logbook.metrics(records)
+    c, last = run.config, records[-1]
+    seconds = sum(r["step_seconds"] for r in records)
+    waited = sum(r["data_wait_seconds"] for r in records)
+    speed = (last["tokens"] - c.tokens_before(records[0]["step"] - 1)) / seconds
+    left = (c.tokens_before(c.total_steps) - last["tokens"]) / speed
+    mean = sum(r["loss"] for r in records) / len(records)
+    skipped = sum(r.get("skipped_tokens", 0) for r in records)
+    logbook.say(
+        f"step {last['step']}/{c.total_steps} | loss {mean:.4f} | lr {last['lr']:.2e} | "
+        f"grad norm {last['grad_norm']:.2f} | {speed:,.0f} tok/s | "
+        f"MFU {sum(r['mfu'] * r['step_seconds'] for r in records) / seconds:.1%} | "
+        f"data wait {waited / seconds:.1%} | ETA {duration(left)}"
+        + (f" | {skipped:,} tokens skipped" if skipped else "")
+    )
+
+
+def _look_for_spikes(run: Run, records: list[dict[str, Any]], losses: list[float]) -> None:
+    """All ranks see the same numbers, and so decide alike.
+
+    Raises:
+        Rollback: the run has to go back, and may.
+        TrainingError: too many steps in a row were not taken, and it may not.
+    """
+    action = run.config.spikes.action
+    for record, loss in zip(records, losses, strict=True):
+        found = run.detector.look(record["step"], loss, record["grad_norm"])
+        if found is None:
+            continue
+        if action == "rollback" and found.kind != "skipped":
+            raise Rollback(found)
+        if found.kind == "stuck":
+            raise TrainingError(f"{found.why}: lower optimizer.lr, or set spikes.action=rollback")
+        if run.logbook is not None:
+            taken = math.isfinite(record["grad_norm"])
+            run.logbook.say(found.why + ("" if taken else "; that step was not taken"))

@@ -1,0 +1,51 @@
+"""Going back before a loss spike, and past the tokens that it came from.
+
+A run's rollbacks.json says which steps are passed over: their tokens are read, and not trained on.
+It is written before anything else happens, so that a run that dies while it goes back goes back.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from manta import storage
+from manta.errors import TrainingError
+from manta.train import checkpoint
+from manta.train.spikes import Found, SpikeConfig
+
+FILE = "rollbacks.json"
+
+
+def go_back(run: str, c: SpikeConfig, found: Found, say: Callable[[str], None]) -> None:
+    """Notes what is passed over, and sets aside the checkpoints from it on; by one rank.
+
+    Raises:
+        TrainingError: the run has gone back as often as it may.
+    """
+    before = _read(run)
+    if len(before) >= c.max_rollbacks:
+        steps = ", ".join(f"{r['first']} to {r['last']}" for r in before) or "none"
+        raise TrainingError(
+            f"{found.why}; the run has gone back {len(before)} times (steps passed over: {steps}) "
+            "and ends here: lower optimizer.lr or optimizer.grad_clip, look at these tokens "
+            "(jobs/inspect.py), or raise spikes.max_rollbacks"
+        )
+    first = max(1, found.first - c.margin)
+    entry = {"first": first, "last": found.last, "why": found.why}
+    storage.write_json(storage.join(run, FILE), [*before, entry])
+    for path in checkpoint.find(run):
+        if checkpoint.load_state(path).step >= first:
+            checkpoint.set_aside_as(path, "rolled-back-")
+    left = checkpoint.find(run)
+    where = f"back to {left[-1]}" if left else "back to the start"
+    say(f"{found.why}: {where}; the tokens of steps {first} to {found.last} are passed over")
+
+
+def passed_over(run: str) -> frozenset[int]:
+    """The steps (0 is the first) whose tokens are not trained on."""
+    # Step number n is the one that ends with n steps done: the loop's step n - 1.
+    return frozenset(step for r in _read(run) for step in range(r["first"] - 1, r["last"]))
+
+
+def _read(run: str) -> list[dict[str, Any]]:
+    path = storage.join(run, FILE)
+    return storage.read_json(path) if storage.exists(path) else []

@@ -1,0 +1,74 @@
+"""What reaches one rank from outside and concerns all: agreed on at the end of a step."""
+
+import enum
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+class Asked(enum.IntFlag):
+    """What is asked of a run."""
+
+    NOTHING = 0
+    SAVE = 1
+    """It is time for a checkpoint."""
+    MOVE = 2
+    """This machine or process is about to go: save, and be started again elsewhere."""
+    STOP = 4
+    """Save, and end."""
+
+
+class Signals:
+    """Asks each of `sources` at the end of a step, on each rank; made on all ranks alike."""
+
+    def __init__(self, sources: list[Callable[[], Asked]]):
+        self._sources = sources
+        # On the CPU, whatever trains: the ranks meet here without waiting for a GPU.
+        self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+
+    def agree(self) -> Asked:
+        """What is asked of any rank (a collective call)."""
+        asked = Asked.NOTHING
+        for source in self._sources:
+            asked |= source()
+        if self._group is None:
+            return asked
+        flags = torch.tensor([bool(asked & flag) for flag in Asked], dtype=torch.int32)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        return Asked(sum(flag for flag, is_set in zip(Asked, flags, strict=True) if is_set))
+
+
+@contextmanager
+def sigterm() -> Iterator[Callable[[], Asked]]:
+    """While it lasts, SIGTERM does not end this process: it asks to MOVE.
+
+    Python lets only the main thread handle signals, and Ray runs training in another one. The
+    faulthandler module may be told in any thread to write a traceback at a signal, in C: it writes
+    it into a pipe that a thread reads.
+    """
+    arrived = threading.Event()
+    reader, writer = os.pipe()
+
+    def wait() -> None:
+        while os.read(reader, 1 << 12):
+            if not closing:
+                arrived.set()
+        os.close(reader)
+
+    closing: list[bool] = []
+    thread = threading.Thread(target=wait, name="manta-sigterm", daemon=True)
+    faulthandler.register(signal.SIGTERM, file=writer, all_threads=False, chain=False)
+    thread.start()
+    try:
+        yield lambda: Asked.MOVE if arrived.is_set() else Asked.NOTHING
+    finally:
+        faulthandler.unregister(signal.SIGTERM)
+        closing.append(True)
+        os.close(writer)
+        thread.join(timeout=5)

@@ -1,0 +1,67 @@
+"""A rank that makes no progress is found out: its stacks are kept, and its process ends, so that
+all start again from the last checkpoint."""
+
+import faulthandler
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+EXIT_CODE = 70
+# One rank hangs, and all wait for it: time for each to write down where it is.
+GRACE_SECONDS = 5.0
+
+
+class Watchdog:
+    """Ends this process when `beat` has not been called for `limit` seconds (None: never)."""
+
+    def __init__(self, limit: float | None, dump: Callable[[str], None]):
+        """`dump(stacks)` keeps the stacks of all threads."""
+        self._limit, self._dump = limit, dump
+        self._last = time.monotonic()
+        self._paused = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="manta-watchdog", daemon=True)
+        if limit is not None:
+            self._thread.start()
+
+    def beat(self) -> None:
+        self._last = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For what may take any time, such as an upload."""
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self.beat()
+            self._paused -= 1
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        assert self._limit is not None
+        while not self._stop.wait(min(1.0, self._limit / 4)):
+            seen = self._last
+            if self._paused or time.monotonic() - seen < self._limit:
+                continue
+            try:
+                self._dump(stacks())
+            finally:
+                ended = self._stop.wait(GRACE_SECONDS)
+                if not ended and self._last == seen:
+                    os._exit(EXIT_CODE)
+
+
+def stacks() -> str:
+    """Where all threads of this process are."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()

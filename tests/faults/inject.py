@@ -1,0 +1,173 @@
+"""What goes wrong, inside a worker: each fault happens once, at its step, on its rank.
+
+Nothing in Manta knows of this: a fault replaces functions in the worker's process, which then runs
+the real worker.
+"""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STEP = 13  # steps of a run: 24; checkpoints: every 5
+CLOCK_JUMP = 86400.0
+
+
+def once(folder: Path, name: str) -> bool:
+    """Whether this is the first time, in any process; the file's time is when."""
+    try:
+        os.close(os.open(folder / name, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def faulty(arguments: dict[str, Any], say: Callable[[str], None], *, fault: str, at: Path) -> None:
+    """Stands for Manta's worker."""
+    from manta.train import worker
+
+    kind, _, rank = fault.partition(":")
+    FAULTS[kind](int(rank or 0), at)
+    worker.worker(arguments, say)
+
+
+def after_step(act: Callable[[Any], None]) -> Callable[[int, Path], None]:
+    """A fault right after STEP has been logged."""
+
+    def install(rank: int, at: Path) -> None:
+        from manta.train import loop
+
+        def log(run: Any, meter: Any) -> None:
+            real(run, meter)
+            here = torch.distributed.get_rank() == rank
+            if run.state.step == STEP and here and once(at, "fault"):
+                act(run)
+
+        real, loop.log = loop.log, log
+
+    return install
+
+
+def send(number: int) -> Callable[[Any], None]:
+    return lambda run: os.kill(os.getpid(), number)
+
+
+def hang(run: Any) -> None:
+    time.sleep(10_000)
+
+
+def fail(run: Any) -> None:
+    raise RuntimeError("something in a library broke")
+
+
+def run_out_of_memory(run: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (simulated)")
+
+
+def jump(run: Any) -> None:
+    real = time.time
+    time.time = lambda: real() + CLOCK_JUMP
+
+
+def while_saving(number: int) -> Callable[[int, Path], None]:
+    """A signal between a rank's file of the optimizer and the rest of the third checkpoint."""
+
+    def install(rank: int, at: Path) -> None:
+        from manta.train import fragments
+
+        def write(state: Any, file: Path) -> Any:
+            entry = real(state, file)
+            here = torch.distributed.get_rank() == rank and "step-00000015" in str(file)
+            if here and once(at, "fault"):
+                os.kill(os.getpid(), number)
+            return entry
+
+        real, fragments.write = fragments.write, write
+
+    return install
+
+
+def storage_fails(rank: int, at: Path) -> None:
+    """The storage answers errors for four seconds, from the second checkpoint on."""
+    from manta import storage
+
+    def sha256(path: str) -> str:
+        if "step-00000010" in path:
+            once(at, "fault")
+            if time.time() - (at / "fault").stat().st_mtime < 4:
+                raise OSError(errno.EIO, "Input/output error (simulated)")
+        return real(path)
+
+    real, storage.sha256 = storage.sha256, sha256
+
+
+def bad_gradients(steps: range) -> Callable[[int, Path], None]:
+    """A loss that is no number, on one rank, whenever one of these steps is trained on."""
+
+    def install(rank: int, at: Path) -> None:
+        from manta.train import engine, loop
+
+        def backward_and_step(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
+            step = current["run"].state.step + 1
+            if step in steps and torch.distributed.get_rank() == rank:
+                once(at, "fault")
+                loss = loss * float("nan")
+            return real(used, loss, *arguments, **keys)
+
+        current = _watch_run(loop)
+        real, engine.backward_and_step = engine.backward_and_step, backward_and_step
+
+    return install
+
+
+def spike(rank: int, at: Path) -> None:
+    """Whatever is trained on in STEP breaks the model: its update is a thousand times too large."""
+    from manta.train import engine, loop
+
+    def backward_and_step(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
+        if current["run"].state.step + 1 == STEP:
+            once(at, "fault")
+            for group in used.optimizer.param_groups:
+                group["lr"] *= 1000
+        return real(used, loss, *arguments, **keys)
+
+    current = _watch_run(loop)
+    real, engine.backward_and_step = engine.backward_and_step, backward_and_step
+
+
+def _watch_run(loop: Any) -> dict[str, Any]:
+    """The run that is being trained."""
+    current: dict[str, Any] = {}
+
+    def meter(run: Any) -> Any:
+        current["run"] = run
+        return real(run)
+
+    real, loop.Meter = loop.Meter, meter
+    return current
+
+
+def nothing(rank: int, at: Path) -> None:
+    pass
+
+
+FAULTS: dict[str, Callable[[int, Path], None]] = {
+    "none": nothing,
+    "kill": after_step(send(signal.SIGKILL)),
+    "term": after_step(send(signal.SIGTERM)),
+    "hang": after_step(hang),
+    "fail": after_step(fail),
+    "memory": after_step(run_out_of_memory),
+    "clock": after_step(jump),
+    "kill-in-save": while_saving(signal.SIGKILL),
+    "term-in-save": while_saving(signal.SIGTERM),
+    "storage": storage_fails,
+    "nan": bad_gradients(range(STEP, STEP + 1)),
+    "nans": bad_gradients(range(STEP, STEP + 6)),
+    "spike": spike,
+}

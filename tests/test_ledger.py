@@ -1,0 +1,64 @@
+"""Goodput: all time is accounted for, across restarts, whatever clocks do."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from manta.train import ledger as ledgers
+from manta.train.ledger import Ledger
+
+
+def test_causes_add_up_to_the_time_that_passed(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ledger = Ledger(str(tmp_path), time.time() - 2.0, 0.0)
+    with ledger.timing("evaluation"):
+        time.sleep(0.05)
+    ledger.add("productive", 0.02)
+    time.sleep(0.05)
+    seconds = ledger.seconds
+    passed = time.monotonic() - began
+    assert sum(seconds.values()) == pytest.approx(2.0 + passed, abs=0.02)
+    assert seconds["start"] == pytest.approx(2.0, abs=0.02)
+    assert seconds["evaluation"] >= 0.05 and seconds["other"] >= 0.02
+    assert ledger.goodput == pytest.approx(0.02 / sum(ledger.seconds.values()), rel=0.1)
+
+
+def test_a_restart_counts_what_was_lost(tmp_path: Path) -> None:
+    first = Ledger(str(tmp_path), time.time(), 0.0)
+    first.add("productive", 100.0)
+    first.write(last=True)
+    entry = json.loads((tmp_path / ledgers.FILE).read_text())
+    (tmp_path / ledgers.FILE).write_text(json.dumps({**entry, "updated": time.time() - 60}))
+    second = Ledger(str(tmp_path), time.time() - 10, 30.0)
+    seconds = second.seconds
+    assert second.starts == 2
+    assert seconds["productive"] == pytest.approx(70)
+    assert seconds["replay"] == pytest.approx(30)
+    assert seconds["down"] == pytest.approx(50, abs=1)
+    assert seconds["start"] == pytest.approx(10, abs=1)
+    second.write(last=True)
+    (line,) = ledgers.table(str(tmp_path))
+    assert "goodput" in line and "down" in line and "replay" in line
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 86400.0])
+def test_a_clock_that_jumps_makes_no_time_negative(
+    tmp_path: Path, jump: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(str(tmp_path), time.time(), 0.0)
+    ledger.add("productive", 1.0)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    ledger.write(last=True)
+    assert sum(ledger.seconds.values()) < 5  # the process's own time does not jump
+    again = Ledger(str(tmp_path), time.time(), 0.0)
+    assert all(s >= 0 for s in again.seconds.values())
+
+
+def test_other_ranks_and_damaged_files_count_for_nothing(tmp_path: Path) -> None:
+    Ledger(None, time.time(), 0.0).write(last=True)
+    assert list(tmp_path.iterdir()) == [] and ledgers.table(str(tmp_path)) == []
+    (tmp_path / ledgers.FILE).write_text('{"seconds": 3}')
+    assert Ledger(str(tmp_path), time.time(), 5.0).starts == 1

@@ -1,0 +1,233 @@
+"""Saving beside training: whole or absent, whatever the disk says; on two ranks."""
+
+import errno
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from test_fragments import train
+from test_optimizer import engine_of, on_ranks
+
+from manta import storage
+from manta.errors import CheckpointError
+from manta.text import tokenizer as tokenizers
+from manta.train import checkpoint, fragments
+from manta.train import engine as engines
+from manta.train import saver as savers
+from manta.train.checkpoint import CheckpointConfig, TrainState
+from manta.train.optimizer import OptimizerConfig
+from manta.train.saver import Saver
+
+TEXT = "a text to train a tokenizer on"
+
+
+def failing(times: int, error: OSError, rank: int) -> Callable[..., Any]:
+    """Stands for `fragments.write`: fails so often on one rank."""
+    left = [times]
+
+    def write(state: Any, file: Path) -> Any:
+        if dist.get_rank() == rank and left[0]:
+            left[0] -= 1
+            raise error
+        return real(state, file)
+
+    real = fragments.write
+    return write
+
+
+def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    savers.FIRST_PAUSE = 0.01
+    lines: list[str] = []
+    engine = engine_of("modern", OptimizerConfig(), 1)
+    model, tokenizer = engine.module.config, tokenizers.train([TEXT], 257)
+    run = f"{folder}/run"
+    saver = Saver(run, CheckpointConfig(keep=2, keep_every=4), model, tokenizer, lines.append)
+    found: dict[str, Any] = {}
+    real = fragments.write
+
+    # What is written is what was there when it was copied, though training goes on.
+    train(engine, range(1))
+    before = engines.full_weights(engine)
+
+    def slowly(state: Any, file: Path) -> Any:
+        time.sleep(0.5)
+        return real(state, file)
+
+    fragments.write = slowly
+    waited = saver.save(engine, TrainState(step=1))
+    was_writing = saver.is_writing
+    train(engine, range(1, 2))
+    after = engines.full_weights(engine)
+    saver.finish()
+    fragments.write = real
+    saved = load_file(checkpoint.path_of(run, 1) + "/model.safetensors")
+    found["beside"] = waited < 0.5 and was_writing
+    found["copied"] = rank > 0 or all(torch.equal(saved[name], before[name]) for name in before)
+    found["moved on"] = rank > 0 or any(not torch.equal(saved[name], after[name]) for name in after)
+
+    # An error of the storage that passes.
+    fragments.write = failing(2, OSError(errno.EIO, "Input/output error"), 1)
+    saver.save(engine, TrainState(step=2, val_loss=1.0))
+    saver.finish()
+    found["after errors"] = checkpoint.find(run) == [checkpoint.path_of(run, n) for n in (1, 2)]
+
+    # A disk that is full, on one rank: nobody commits, and the run goes on.
+    fragments.write = failing(1, OSError(errno.ENOSPC, "No space left on device"), 1)
+    saver.save(engine, TrainState(step=3))
+    saver.wait()
+    found["full"] = saver.problem
+    found["kept"] = [Path(path).name for path in checkpoint.find(run)]
+    found["gone"] = not storage.exists(checkpoint.path_of(run, 3))
+    with pytest.raises(CheckpointError) as caught:
+        saver.finish()
+    found["error"] = str(caught.value)
+    fragments.write = real
+    for step in range(4, 8):
+        saver.save(engine, TrainState(step=step, val_loss=1.0 + step))
+    saver.finish()  # each has waited for the one before
+    found["pruned"] = [Path(path).name for path in checkpoint.find(run)]
+    found["lines"] = lines
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return on_ranks(run_rank, 2, tmp_path_factory.mktemp("saver"))
+
+
+def test_training_goes_on_while_what_was_copied_is_written(found: dict[str, Any]) -> None:
+    assert found["beside"] and found["copied"] and found["moved on"]
+
+
+def test_a_passing_error_is_tried_again(found: dict[str, Any]) -> None:
+    assert found["after errors"]
+
+
+def test_a_full_disk_costs_one_checkpoint_and_is_said(found: dict[str, Any]) -> None:
+    assert found["kept"] == ["step-00000001", "step-00000002"] and found["gone"]
+    for text in (found["full"], found["error"], "\n".join(found["lines"])):
+        assert "step 3 was not saved" in text and "the disk is full" in text
+    assert any("training goes on" in line and "step-00000002" in line for line in found["lines"])
+    assert "run the same again" in found["error"]
+
+
+def test_newest_best_and_every_nth_are_kept(found: dict[str, Any]) -> None:
+    names = [f"step-{step:08d}" for step in (2, 4, 6, 7)]  # 2 is the best, 4 a multiple
+    assert found["pruned"] == names
+
+
+@pytest.fixture
+def whole(found: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run's checkpoints."""
+    import shutil
+
+    source = next(tmp_path_factory.getbasetemp().glob("saver*/run"))
+    shutil.copytree(source, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def newest(run: Path) -> Path:
+    return Path(checkpoint.find(str(run))[-1])
+
+
+def rewrite_manifest(path: Path) -> None:
+    """As somebody does who wants a file to be taken for whole."""
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    for name, entry in manifest["files"].items():
+        file = path / name
+        entry |= {"size": file.stat().st_size, "sha256": storage.sha256(str(file))}
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def pickled(path: Path) -> bytes:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (path,)
+
+    return pickle.dumps(Evil())
+
+
+DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "truncated": (lambda p, t: _cut(p / "model.safetensors"), "it is truncated"),
+    "a bit": (lambda p, t: _flip(p / "optimizer" / "rank-00001.safetensors"), "sha256 differs"),
+    "a missing rank": (lambda p, t: (p / "optimizer/rank-00000.safetensors").unlink(), "missing"),
+    "manifest": (lambda p, t: _flip(p / "MANIFEST.json", 0), "not a whole checkpoint"),
+    "a pickle": (
+        lambda p, t: _replace(p / "optimizer/rank-00000.safetensors", pickled(t)),
+        "not safetensors",
+    ),
+    "pickled weights": (
+        lambda p, t: _replace(p / "model.safetensors", pickled(t)),
+        "not safetensors",
+    ),
+    "stale": (lambda p, t: _stale(p), "holds step 6"),
+}
+
+
+def _cut(file: Path) -> None:
+    with file.open("r+b") as f:
+        f.truncate(file.stat().st_size // 2)
+
+
+def _flip(file: Path, at: int | None = None) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    file.write_bytes(data)
+
+
+def _replace(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+    rewrite_manifest(file.parents[1] if file.parent.name == "optimizer" else file.parent)
+
+
+def _stale(path: Path) -> None:
+    """An older one under a newer one's name."""
+    import shutil
+
+    shutil.rmtree(path)
+    shutil.copytree(path.with_name("step-00000006"), path)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_set_aside_and_not_read(
+    whole: Path, damage: str, tmp_path: Path
+) -> None:
+    act, words = DAMAGE[damage]
+    path, trap = newest(whole), tmp_path / "code-has-run"
+    act(path, trap)
+    lines: list[str] = []
+    assert checkpoint.latest(str(whole), say=lines.append) == str(path.with_name("step-00000006"))
+    assert path.exists() and len(lines) == 1 and words in lines[0] and path.name in lines[0]
+    checkpoint.latest(str(whole), set_aside=True, say=lines.append)
+    assert not path.exists()
+    aside = list(whole.glob(f"checkpoints/damaged-{path.name}-*"))
+    assert len(aside) == 1 and str(aside[0]) in lines[-1]
+    assert newest(whole).name == "step-00000006"
+    assert not trap.exists()
+
+
+def test_what_a_save_left_that_was_cut_short_is_removed(whole: Path) -> None:
+    (newest(whole) / "MANIFEST.json").unlink()
+    before = checkpoint.find(str(whole))
+    checkpoint.remove_unfinished(str(whole))
+    assert checkpoint.find(str(whole)) == before
+    assert not (whole / "checkpoints" / "step-00000007").exists()
+
+
+def test_checkpoints_are_due_by_steps_tokens_and_time() -> None:
+    c = CheckpointConfig(every=10, every_tokens=1000)
+    due = [step for step in range(1, 41) if c.is_due(step, (step - 1) * 64, step * 64)]
+    assert due == [10, 16, 20, 30, 32, 40]
+    assert CheckpointConfig(every=None).is_due(100, 0, 1 << 40) is False
+    assert CheckpointConfig(every_minutes=2).seconds_between(1.0) == 120
+    auto = CheckpointConfig(every_minutes="auto", hours_between_failures=2)
+    assert auto.seconds_between(4.0) == pytest.approx((2 * 7200 * 4) ** 0.5)
+    assert CheckpointConfig().seconds_between(1.0) is None
