@@ -151,7 +151,7 @@ def load_weights(path: str, model: GPT) -> None:
     Raises:
         CheckpointError: they are of another model.
     """
-    with _local(path, [WEIGHTS]) as folder:
+    with local(path, [WEIGHTS]) as folder:
         weights = load_file(folder / WEIGHTS)
     # A tied head is saved once, as the embedding.
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -166,12 +166,12 @@ def load_optimizer(path: str, engine: Any) -> None:
     workers at any ZeRO stage; each reads its own part. Rates and decays stay as the config says."""
     index = storage.read_json(storage.join(path, INDEX))
     names = [f"{OPTIMIZER}/{file}" for file in sorted(fragments.files_for(engine, index))]
-    with _local(path, names) as folder:
+    with local(path, names) as folder:
         fragments.load_state(engine, index, folder / OPTIMIZER)
 
 
 @contextlib.contextmanager
-def _local(path: str, names: list[str]) -> Iterator[Path]:
+def local(path: str, names: list[str]) -> Iterator[Path]:
     """A folder on this machine's disk that has these files of a checkpoint."""
     if storage.is_local(path):
         yield Path(storage.filesystem(path)[1])
@@ -211,6 +211,13 @@ def latest(
     return None
 
 
+def names_of_runs(home: str) -> list[str]:
+    """The names of the runs that have a checkpoint."""
+    folder = storage.join(home, "runs")
+    names = [item.base_name for item in storage.list_files(folder, recursive=False)]
+    return [name for name in names if find(storage.join(folder, name))]
+
+
 def set_aside_as(path: str, why: str) -> str:
     """Renames a checkpoint, so that no run goes on from it; its new path."""
     folder, _, name = path.rpartition("/")
@@ -241,8 +248,7 @@ def resolve(checkpoint: str, home: str) -> str:
         found = latest(folder)
         if found is not None:
             return found
-    names = [item.base_name for item in storage.list_files(runs, recursive=False)]
-    names = [name for name in names if find(storage.join(runs, name))]
+    names = names_of_runs(home)
     there = f"runs with one: {', '.join(names)}" if names else f"no run under {runs} has one yet"
     raise CheckpointError(
         f"checkpoint={checkpoint}: no checkpoint there; give a run's name or a folder ({there})"

@@ -1,0 +1,26 @@
+"""List, verify, compare and prune a run's checkpoints.
+
+python jobs/checkpoints.py run=NAME
+python jobs/checkpoints.py run=NAME action=verify
+python jobs/checkpoints.py run=NAME action=compare steps=[100,200]
+python jobs/checkpoints.py run=NAME action=prune checkpoint.keep=1
+"""
+
+import sys
+from pathlib import Path
+
+# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
+# hide the package of that name, which lm-eval imports.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from manta.job import run_job
+from manta.train.listing import CheckpointsConfig, report
+
+
+def main(config: CheckpointsConfig) -> None:
+    print("\n".join(report(config)))
+    print(f"\nnext  python jobs/evaluate.py checkpoint={config.run}")
+
+
+if __name__ == "__main__":
+    run_job(main, CheckpointsConfig)
