@@ -279,7 +279,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(
     keys += [f"micro_batch_size={micro}"] if micro else []
     if tokens % unit == 0:
         c = load(PretrainConfig, [*keys, f"tokens_per_batch={tokens}"])
-        assert c.grad_accum_steps(0) * c.micro_batch * c.num_workers * c.sequence_length == tokens
+        assert c.grad_accum_steps(0) * c.micro_batch * c.workers * c.sequence_length == tokens
         return
     message = refusal(*keys, f"tokens_per_batch={tokens}")
     assert message.startswith(f"tokens_per_batch={tokens} does not divide by ")
@@ -287,7 +287,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do(
     assert named == [n for n in (tokens - tokens % unit, tokens - tokens % unit + unit) if n]
     for n in named:
         c = load(PretrainConfig, [*keys, f"tokens_per_batch={n}"])
-        assert c.grad_accum_steps(0) * c.micro_batch * c.num_workers * c.sequence_length == n
+        assert c.grad_accum_steps(0) * c.micro_batch * c.workers * c.sequence_length == n
 
 
 def test_a_sequence_beyond_the_context_is_refused_with_both_remedies() -> None:

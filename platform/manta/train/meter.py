@@ -25,7 +25,7 @@ class Meter:
         self._run = run
         c = run.config
         flops = flops_per_token(run.model, c.sequence_length)
-        self._peak_rate = run.device.peak * c.num_workers / flops
+        self._peak_rate = run.device.peak * c.workers / flops
         self._waited = 0.0
         self._micro_batches = self._fingerprint = self._skipped = 0
         self._started = time.perf_counter()
@@ -36,7 +36,7 @@ class Meter:
         self._waited += time.perf_counter() - asked
         c = self._run.config
         if self._run.log_fingerprint:
-            slots = stage_of(c.stages, self._run.state.step).sequences_per_batch // c.num_workers
+            slots = stage_of(c.stages, self._run.state.step).sequences_per_batch // c.workers
             first = dist.get_rank() * slots + self._micro_batches * len(batch)
             self._fingerprint += fingerprint(batch, first)
         if batch.dtype.kind == "i":  # only a stream that skips what is damaged has negative ids

@@ -60,7 +60,7 @@ def pretrain(
     # The workers' environment and files may differ from ours.
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     cluster.connect()
-    cluster.require(c.num_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     path = checkpoint.latest(c.run_folder)  # once: it reads every file, to check its sha256
     if path is not None and c.resume == "never":
         raise ConfigError(
@@ -79,7 +79,7 @@ def pretrain(
     storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
-        f"{c.tokens_per_batch:,} tokens, {c.num_workers} worker(s), ZeRO stage {c.zero_stage}"
+        f"{c.tokens_per_batch:,} tokens, {c.workers} worker(s), ZeRO stage {c.zero_stage}"
     )
     with lock(storage.join(c.run_folder, ".lock"), f"run {c.name}"):
         ended = Supervisor(c, datasets, say, callbacks, started).to_the_end()

@@ -1,6 +1,7 @@
 """What the training loop needs to know, wherever it runs; and what a run on Ray does beside."""
 
 import dataclasses
+import itertools
 import math
 import re
 from typing import Any, Literal
@@ -69,8 +70,9 @@ class TrainConfig:
     memory_per_worker: PositiveFloat | None = None
     """Memory for micro_batch_size=auto, in GiB; null: what the worker finds (nine tenths of a
     GPU's, its share of four fifths of what is free on a CPU)."""
-    num_workers: Count = 1
-    """Data-parallel workers; the batch is split over them."""
+    num_workers: Count | tuple[Count, Count] = 1
+    """Data-parallel workers; the batch is split over them. [fewest, most]: as many as the cluster
+    holds, also where nodes come and go; the batch stays the same."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: what is sharded over the workers. 0: nothing; 1: optimizer state; 2: and
     gradients; 3: and weights."""
@@ -110,13 +112,17 @@ class TrainConfig:
                 f"set model.context_length={self.seq_len}"
             )
         micro_batch = self.micro_batch_size if isinstance(self.micro_batch_size, int) else None
-        unit = self.sequence_length * self.num_workers * (micro_batch or 1)
         sizes = [("tokens_per_batch", self.tokens_per_batch)]
         sizes += [("batch_ramp", size) for size in self.batch_ramp]
-        for key, size in sizes:
+        if self.fewest_workers > self.workers:
+            given = f"[{self.fewest_workers}, {self.workers}]"
+            found.append(f"num_workers={given}: [fewest, most] is expected")
+        counts = range(self.fewest_workers, self.workers + 1)
+        for (key, size), workers in itertools.product(sizes, counts):
+            unit = self.sequence_length * workers * (micro_batch or 1)
             if size % unit:
                 below = size // unit * unit
-                parts = f"seq_len {self.sequence_length} x num_workers {self.num_workers}" + (
+                parts = f"seq_len {self.sequence_length} x num_workers {workers}" + (
                     f" x micro_batch_size {micro_batch}" if micro_batch else ""
                 )
                 found.append(
@@ -138,6 +144,15 @@ class TrainConfig:
         return self.model
 
     @property
+    def workers(self) -> int:
+        """Data-parallel workers, at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def fewest_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
     def sequence_length(self) -> int:
         return self.seq_len or self.model.context_length
 
@@ -148,7 +163,7 @@ class TrainConfig:
     @property
     def micro_batches(self) -> list[int]:
         """Sizes that divide a worker's share of every batch, ascending."""
-        shares = [stage.sequences_per_batch // self.num_workers for stage in self.stages]
+        shares = [stage.sequences_per_batch // self.workers for stage in self.stages]
         share = math.gcd(*shares)
         small = [n for n in range(1, math.isqrt(share) + 1) if share % n == 0]
         return sorted({*small, *(share // n for n in small)})
@@ -164,7 +179,7 @@ class TrainConfig:
     def grad_accum_steps(self, step: int) -> int:
         """Micro batches of each worker in step `step` (0 is the first)."""
         sequences = stage_of(self.stages, step).sequences_per_batch
-        return sequences // self.num_workers // self.micro_batch
+        return sequences // self.workers // self.micro_batch
 
     def tokens_before(self, step: int) -> int:
         """Tokens of the steps before this one."""
@@ -208,7 +223,7 @@ def memory_setup(
     return Setup(
         model,
         c.sequence_length,
-        num_workers=c.num_workers,
+        num_workers=c.workers,
         zero_stage=c.zero_stage,
         dtype=dtype,
         optimizer_kind=c.optimizer.kind,

@@ -167,7 +167,7 @@ def fit(
     say: Callable[[Any], None],
     callbacks: list[Any],
 ) -> None:
-    """Runs `function(arguments, say)` on c.num_workers Ray Train workers; what they say arrives
+    """Runs `function(arguments, say)` on c.workers Ray Train workers; what they say arrives
     here, as it is said.
 
     Raises:
@@ -182,7 +182,9 @@ def fit(
             train_loop_config=arguments,
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=c.num_workers, use_gpu=use_gpu, resources_per_worker=resources
+                num_workers=c.num_workers,  # type: ignore[arg-type]  # Train V2 takes [least, most]
+                use_gpu=use_gpu,
+                resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(
                 # Ray Train's own records; the run's are in its folder and do not depend on them.

@@ -44,6 +44,7 @@ def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     model = with_vocabulary(c.model, tokenizer)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    c = dataclasses.replace(c, num_workers=world_size)
     started = arguments["started"]
     requested: list[Asked] = []
     if rank == 0 and arguments["requests"] is not None:

@@ -1,0 +1,72 @@
+"""A driver on a cluster of several nodes on this machine, one of which goes while it trains.
+
+    python tests/faults/nodes.py name=... [key=value ...] gone=kill|term|drain
+
+Run by test_nodes.py, in a process of its own: it has a Ray of its own.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2] / "platform")]
+
+
+def main(arguments: list[str]) -> int:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from manta import cluster, config
+    from manta.train.pretrain import pretrain
+    from manta.train.settings import PretrainConfig
+
+    gone = next(a.partition("=")[2] for a in arguments if a.startswith("gone="))
+    c = config.load(PretrainConfig, [a for a in arguments if not a.startswith("gone=")])
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+    os.environ["RAY_ADDRESS"] = made.address
+    cluster.connect()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if line.startswith("step 60/"):
+            threading.Thread(target=go, daemon=True).start()
+
+    def go() -> None:
+        """The node on which the worker is."""
+        busy = {
+            node["NodeID"]
+            for node in ray.nodes()
+            if node["Alive"]
+            and node["Resources"].get("CPU")
+            and not ray._private.state.available_resources_per_node()[node["NodeID"]].get("CPU")
+        }
+        node = next(n for n in nodes if n.node_id in busy)
+        print(f"{gone}: the node of the worker", flush=True)
+        if gone == "drain":
+            command = [
+                str(Path(sys.executable).parent / "ray"), "drain-node", "--address", made.address,
+                "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+                "--reason-message", "a spot machine is wanted back",
+                "--deadline-remaining-seconds", "40",
+            ]  # fmt: skip
+            subprocess.run(command, check=True)
+            return
+        raylet = node.all_processes["raylet"][0].process
+        os.kill(raylet.pid, signal.SIGKILL if gone == "kill" else signal.SIGTERM)
+
+    try:
+        done = pretrain(c, say)
+        print(f"ended at step {done.state.step}", flush=True)
+    finally:
+        ray.shutdown()
+        made.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""Faults of the process that a person started, of the disk, and of whole nodes, from outside.
+
+All but one take minutes: `make faults` (MANTA_TEST_FAULTS=1).
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, tiny_arguments
+
+from faults.runs import KEYS
+from manta.train import checkpoint
+
+ALL = os.environ.get("MANTA_TEST_FAULTS") == "1"
+long = pytest.mark.skipif(not ALL, reason="takes a minute; MANTA_TEST_FAULTS=1")
+# Long enough for somebody outside to act in the middle of it.
+LONGER = ["total_tokens=102400", "eval.tokens=64", "checkpoint.every=50"]  # 400 steps
+
+
+class Job:
+    """A job as a person starts it, with a Ray of its own; its lines as they come."""
+
+    def __init__(self, name: str, arguments: list[str], script: Path | None = None):
+        script = script or ROOT / "jobs" / "pretrain.py"
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), f"name={name}", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "token"},
+        )
+        self.lines: list[str] = []
+        self._came = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._came:
+                self.lines.append(line.rstrip())
+                self._came.notify_all()
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        with self._came:
+            done = self._came.wait_for(lambda: any(text in line for line in self.lines), seconds)
+        assert done, "\n".join(self.lines)
+
+    def end(self, seconds: float = 240) -> int:
+        code = self.process.wait(timeout=seconds)
+        self._reader.join(timeout=30)
+        return code
+
+    def first(self, start: str) -> str:
+        return next((line for line in self.lines if line.startswith(start)), "")
+
+
+@contextlib.contextmanager
+def job(name: str, *arguments: str) -> Iterator[Job]:
+    made = Job(name, list(arguments))
+    try:
+        yield made
+    finally:
+        if made.process.poll() is None:
+            made.process.kill()
+
+
+@pytest.fixture(scope="module")
+def arguments(prepared: Path, corpus: Path) -> list[str]:
+    one = [*KEYS, "num_workers=1", *LONGER]
+    return [*tiny_arguments(prepared, corpus), *one]
+
+
+@pytest.fixture(scope="module")
+def weights(arguments: list[str], prepared: Path) -> bytes:
+    """Of the run that nothing befell."""
+    with job("driver-whole", *arguments) as whole:
+        assert whole.end() == 0, "\n".join(whole.lines)
+    return final(prepared, "driver-whole")
+
+
+def final(home: Path, name: str, step: int = 400) -> bytes:
+    path = checkpoint.path_of(f"{home}/runs/{name}", step)
+    return Path(path, checkpoint.WEIGHTS).read_bytes()
+
+
+def trained(job: Job) -> int:
+    """The last step that the job logged."""
+    steps = [line for line in job.lines if line.startswith("step ") and " | loss " in line]
+    return int(steps[-1].split()[1].partition("/")[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "lost"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM, 0),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, None, marks=long),
+    ],
+    ids=["SIGTERM", "SIGKILL"],
+)
+def test_a_driver_that_is_ended_goes_on_when_it_is_started_again(
+    arguments: list[str], weights: bytes, prepared: Path, number: int, code: int, lost: int | None
+) -> None:
+    name = f"driver-{number}"
+    with job(name, *arguments) as first:
+        first.wait_for("step 60/400")
+        first.process.send_signal(number)
+        assert first.end(60) == code, "\n".join(first.lines)
+    reached = trained(first)
+    with job(name, *arguments) as second:
+        assert second.end() == 0, "\n".join(second.lines)
+    resumed = int(second.first("resuming at step ").split()[3])
+    if lost is None:
+        assert resumed >= 50 and reached - resumed <= 50
+    else:
+        assert resumed == reached + lost
+        assert any("the same command goes on" in line for line in first.lines)
+    assert final(prepared, name) == weights
+
+
+@long
+def test_a_full_disk_is_said_and_survived(
+    arguments: list[str], weights: bytes, prepared: Path
+) -> None:
+    """A small disk of its own for the checkpoints, which is full for a while."""
+    folder = prepared / "runs" / "full-disk" / "checkpoints"
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a disk of its own needs the right to mount one")
+    try:
+        filler = folder / "filler"
+        with job("full-disk", *arguments, "checkpoint.keep=1", "checkpoint.keep_best=false") as it:
+            it.wait_for("step 50 saved")
+            filler.write_bytes(bytes(os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize))
+            it.wait_for("the disk is full")
+            filler.unlink()
+            assert it.end() == 0, "\n".join(it.lines)
+        assert any("training goes on" in line and "step-00000050" in line for line in it.lines)
+        assert final(prepared, "full-disk") == weights
+    finally:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+@long
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_workers_change_from_two_to_one_to_two(
+    arguments: list[str], prepared: Path, stage: int
+) -> None:
+    """Same batches, and the same losses within rounding, as two workers all along."""
+    keys = [*arguments, "total_tokens=38400", f"zero_stage={stage}"]
+    for workers, until in ((2, 20), (1, 70), (2, None)):
+        with job(f"count-{stage}", *keys, f"num_workers={workers}") as part:
+            if until is not None:
+                part.wait_for(f"step {until}/150")
+                part.process.send_signal(signal.SIGTERM)
+            expected = 0 if until is None else 128 + signal.SIGTERM
+            assert part.end() == expected, "\n".join(part.lines)
+    with job(f"two-{stage}", *keys, "num_workers=2") as whole:
+        assert whole.end() == 0, "\n".join(whole.lines)
+    found = [records(prepared, f"{stem}-{stage}") for stem in ("count", "two")]
+    assert len(found[0]) == 150
+    assert [r["fingerprint"] for r in found[0]] == [r["fingerprint"] for r in found[1]]
+    assert [r["loss"] for r in found[0]] == pytest.approx([r["loss"] for r in found[1]], rel=1e-3)
+
+
+def records(home: Path, name: str) -> list[dict[str, Any]]:
+    lines = (home / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if "loss" in r]
