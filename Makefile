@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Lines as they come, also where the output is piped.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help quickstart test test-long check format clean
+.PHONY: help quickstart test test-long faults check format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
@@ -48,6 +48,11 @@ test: $(DEVELOPING)  ## Run the tests
 test-long: $(DEVELOPING)  ## The longer matrices: 10,000 damaged shards, ten kills of a preparation
 	MANTA_TEST_LONG=1 $(BIN)/python -m pytest tests/test_corruption.py tests/test_prepare.py \
 		tests/test_prepare_killed.py tests/test_training.py
+
+faults: $(DEVELOPING)  ## Every fault that a run survives, as a table (some 40 minutes)
+	rm -f faults.md
+	MANTA_TEST_FAULTS=1 MANTA_FAULTS_TABLE=$(CURDIR)/faults.md $(BIN)/python -m pytest tests/faults tests/test_saver.py
+	cat faults.md
 
 check: $(DEVELOPING)  ## Lint, formatting and types
 	$(BIN)/ruff check .

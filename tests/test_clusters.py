@@ -183,6 +183,7 @@ def test_ray_starts_as_head_and_as_workers(config: dict[str, Any]) -> None:
     head = config["head_start_ray_commands"][-1].split()
     assert {"--head", "--port=6379", "--dashboard-host=127.0.0.1"} <= set(head)
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
+    assert "RAY_JOB_STOP_WAIT_TIME_S=60" in head  # a job that is stopped saves first
     worker = config["worker_start_ray_commands"][-1].split()
     assert "--address=$RAY_HEAD_IP:6379" in worker
     # Jobs on the head and workers have to agree on where data and runs are.

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "platform" / "manta"
 # A room may import itself and the rooms before it. (A config class that composes another's counts.)
 ORDER = [
     "errors",
+    "security",
     "config",
     "storage",
     "lock",
@@ -40,7 +41,7 @@ ROOMS = {
     "tokenizers": ["text/tokenizer"],
     "lm_eval": ["evaluate"],
     "deepspeed": ["train/engine"],
-    "safetensors": ["train/checkpoint", "train/fragments", "train/saver"],
+    "safetensors": ["train/checkpoint", "train/fragments", "train/listing", "train/saver"],
     "matplotlib": ["plot"],
     "tensorboardX": ["train/logbook"],
     "ray.data": ["data"],

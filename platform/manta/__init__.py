@@ -3,6 +3,7 @@
 The rooms, in the order that data flows; imports point up this list, never down:
 
     errors      what a person can mend
+    security    versions with known holes
     config      frozen configs from YAML and key=value                  [omegaconf, pydantic]
     storage     files, local or in an object store                      [pyarrow.fs]
     progress    a bar, or now and then a line                           [tqdm]

@@ -26,6 +26,7 @@ AUTH_HINT = (
 TOKEN_FILE = Path("~/.ray/auth_token")
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
 DASHBOARD = "http://127.0.0.1:8265"
+JOB_STOP_SECONDS = "60"
 
 
 def connect(own: bool = False, **local: Any) -> None:
@@ -252,6 +253,8 @@ def up() -> None:
         return
     except ConnectionError:
         pass
+    # A job that is stopped (`ray job stop`) saves first; Ray would kill it after three seconds.
+    os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_SECONDS)
     started = subprocess.run(
         [
             ray_command,

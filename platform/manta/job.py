@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from manta import config as configs
 from manta.errors import MantaError
+from manta.security import check_versions
 
 C = TypeVar("C")
 
@@ -44,6 +45,7 @@ def run_job(
             for key, value in getattr(config, "derived", dict)().items():
                 print(f"# {key}: {value}")
             sys.exit(0)
+        check_versions()
         code = main(config) or 0
     except MantaError as e:
         print(f"error: {e}", file=sys.stderr)
