@@ -9,9 +9,11 @@ from faults.test_drivers import (  # noqa: F401  # fixtures
     arguments,
     final,
     long,
+    records,
     trained,
     weights,
 )
+from manta.train import checkpoint
 
 
 @long
@@ -37,3 +39,28 @@ def test_a_run_goes_on_on_another_node(
     assert lost == 0 if gone == "drain" else lost <= 50
     assert final(prepared, f"node-{gone}") == weights
     assert trained(it) == 400
+
+
+@long
+def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
+    arguments: list[str],  # noqa: F811
+    weights: bytes,  # noqa: F811
+    prepared: Path,
+) -> None:
+    """From two workers to one, with the same batches."""
+    script = Path(__file__).with_name("nodes.py")
+    keys = ["num_workers=[1,2]", "zero_stage=2", "gone=kill"]
+    it = Job("node-elastic", [*arguments, *keys], script)
+    try:
+        assert it.end(300) == 0, "\n".join(it.lines)
+    finally:
+        if it.process.poll() is None:
+            it.process.kill()
+    counts = [
+        checkpoint.load_state(path).world_size
+        for path in checkpoint.find(f"{prepared}/runs/node-elastic")
+    ]
+    assert counts[0] == 2 and counts[-1] == 1
+    found, whole = (records(prepared, name) for name in ("node-elastic", "driver-whole"))
+    assert [r["fingerprint"] for r in found] == [r["fingerprint"] for r in whole]
+    assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in whole], rel=1e-3)

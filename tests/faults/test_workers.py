@@ -35,7 +35,7 @@ LAST_SAVED = STEP // EVERY * EVERY
 CASES = [
     Case("kill:1", "SIGKILL of a worker", STEP - LAST_SAVED, quick=True, says="workers failed"),
     Case("kill:0", "SIGKILL of the worker of rank 0", STEP - LAST_SAVED),
-    Case("term:1", "SIGTERM of a worker", 0, quick=True, says="machine is to go"),
+    Case("term:1", "SIGTERM of a worker", 0, says="machine is to go"),
     Case("term:0", "SIGTERM of the worker of rank 0", 0),
     Case("hang:1", "a worker hangs", STEP - LAST_SAVED, ("hang_seconds=4",), says="stacks are in"),
     Case("fail:0", "an error in a library, on one rank", STEP - LAST_SAVED, says="a library broke"),
