@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-STEP = 13  # steps of a run: 24; checkpoints: every 5
+STEP = 18  # steps of a run: 24; checkpoints: every 5. A spike needs 16 steps before it
 CLOCK_JUMP = 86400.0
 
 
@@ -126,14 +126,14 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
 
 
 def spike(rank: int, at: Path) -> None:
-    """Whatever is trained on in STEP breaks the model: its update is a thousand times too large."""
+    """Whatever is trained on in STEP breaks the model: its update is far too large."""
     from manta.train import engine, loop
 
     def backward_and_step(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
         if current["run"].state.step + 1 == STEP:
             once(at, "fault")
             for group in used.optimizer.param_groups:
-                group["lr"] *= 1000
+                group["lr"] *= 1e5
         return real(used, loss, *arguments, **keys)
 
     current = _watch_run(loop)
