@@ -47,12 +47,12 @@ CASES = [
     Case("storage:0", "storage answers errors for four seconds", None),
     Case("nan:1", "a gradient that is NaN, on one rank", None, same=False, says="was not taken"),
     Case(
-        "nans:1", "NaN for six steps on end", STEP + 3 - LAST_SAVED, ("spikes.max_skipped=4",), False,
-        says="are passed over",
+        "nans:1", "NaN for six steps on end", STEP + 3 - LAST_SAVED, ("spikes.max_skipped=4",),
+        same=False, says="are passed over",
     ),
     Case(
-        "spike:0", "a loss spike", STEP + 1 - LAST_SAVED, ("spikes.threshold=8",), False, quick=True,
-        says="are passed over",
+        "spike:0", "a loss spike", STEP + 1 - LAST_SAVED, ("spikes.threshold=8",),
+        same=False, quick=True, says="are passed over",
     ),
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from ray.train.torch import TorchTrainer
 from manta import cluster, storage
 from manta import config as configs
 from manta.data.manifest import Manifest
-from manta.errors import MantaError, TrainingError
+from manta.errors import TrainingError
 from manta.model.memory import costs
 from manta.train import checkpoint
 from manta.train.resume import is_finished
@@ -47,16 +47,14 @@ class Supervisor:
             while True:
                 try:
                     self._fit(requests)
-                except MantaError:
-                    raise
-                except RuntimeError as e:
-                    self.started = time.time()
-                    reached = self._newest()
+                except RuntimeError as e:  # (a MantaError is none, and is for a person)
+                    self.started, reached = time.time(), self._newest()
                     failures = 1 if reached > newest else failures + 1
                     newest = reached
                     if told.is_set():
                         raise
                     self._weigh(e, failures, reached)
+                    self._wait_for_room()
                     continue
                 self.started = time.time()
                 path = checkpoint.find(self.c.run_folder)[-1]
@@ -65,6 +63,7 @@ class Supervisor:
                 if told.is_set():
                     return False
                 self.say(f"a worker's machine is to go: starting again from {path}")
+                self._wait_for_room()
 
     def _fit(self, requests: Any) -> None:
         arguments = {
@@ -74,6 +73,11 @@ class Supervisor:
             "requests": requests,
         }
         fit(worker, arguments, self.c, self.say, self.callbacks())
+
+    def _wait_for_room(self) -> None:
+        """A node may have gone: `wait_seconds` is for another one to come. Raises ClusterError."""
+        c = self.c
+        cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
 
     def _newest(self) -> int:
         """The step of the newest checkpoint; -1: there is none."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,54 +32,59 @@ from manta.train.run import Interrupted, Rollback, Run
 from manta.train.saver import Saver
 from manta.train.settings import PretrainConfig
 from manta.train.signals import Asked, Signals, sigterm
-from manta.train.spikes import Detector
+from manta.train.spikes import Detector, Found
 from manta.train.watchdog import Watchdog
 
 
 def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     """One rank: sets up and runs the loop, and again where the run has to go back. Runs in Ray
     Train's worker process."""
-    c = configs.from_dict(PretrainConfig, arguments["config"])
-    datasets: tuple[Manifest, ...] = arguments["datasets"]
-    tokenizer = datasets[0].load_tokenizer()
-    model = with_vocabulary(c.model, tokenizer)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    c = configs.from_dict(PretrainConfig, arguments["config"])
     c = dataclasses.replace(c, num_workers=world_size)
     started = arguments["started"]
     requested: list[Asked] = []
     if rank == 0 and arguments["requests"] is not None:
         mailbox(arguments["requests"], requested.append)
     with sigterm() as told_to_go:
-        while True:
-            path, state = _where_to_start(c, say)
-            passed_over = rollbacks.passed_over(c.run_folder)
-            run = setup(c, datasets, tokenizer, model, state, path, rank, world_size, say, started)
-            run.passed_over = passed_over
-            run.signals = Signals(
-                [
-                    told_to_go,
-                    _preempted,
-                    lambda: max(requested, default=Asked.NOTHING),
-                    run.saver.asked,
-                ]
-            )
-            run.report = lambda metrics: ray.train.report(dict(metrics))
+        sources = [told_to_go, _preempted, lambda: max(requested, default=Asked.NOTHING)]
+        while found := _until_rollback(c, arguments["datasets"], rank, say, started, sources):
+            started = time.time()
             if rank == 0:
-                say(_beginning(run, path))
-            try:
-                train(run)
-                return
-            except Interrupted:
-                return  # it is saved: what comes next is the driver's affair
-            except Rollback as e:
-                started = time.time()
-                run.close()
-                if rank == 0:
-                    rollbacks.go_back(c.run_folder, c.spikes, e.found, say)
-                dist.barrier()
-            finally:
-                run.close()
+                rollbacks.go_back(c.run_folder, c.spikes, found, say)
+            dist.barrier()
+            gc.collect()  # the engine that was: there is no room for two
+
+
+def _until_rollback(
+    c: PretrainConfig,
+    datasets: tuple[Manifest, ...],
+    rank: int,
+    say: Callable[[str], None],
+    started: float,
+    sources: list[Callable[[], Asked]],
+) -> Found | None:
+    """Trains from the newest checkpoint to the end, or until it is told to stop; or what was found,
+    if the run has to go back."""
+    tokenizer = datasets[0].load_tokenizer()
+    model = with_vocabulary(c.model, tokenizer)
+    path, state = _where_to_start(c, say)
+    run = setup(c, datasets, tokenizer, model, state, path, rank, c.workers, say, started)
+    run.passed_over = rollbacks.passed_over(c.run_folder)
+    run.signals = Signals([*sources, run.saver.asked])
+    run.report = lambda metrics: ray.train.report(dict(metrics))
+    if rank == 0:
+        say(_beginning(run, path))
+    try:
+        train(run)
+    except Interrupted:
+        pass  # it is saved: what comes next is the driver's affair
+    except Rollback as e:
+        return e.found
+    finally:
+        run.close()
+    return None
 
 
 def _beginning(run: Run, path: str | None) -> str:
