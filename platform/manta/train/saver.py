@@ -150,7 +150,9 @@ class Saver:
         if self.problem is not None:
             self.problem = f"step {step} was not saved: {self.problem}"
         if rank == 0 and self.problem is None:
-            checkpoint.prune(self._run, self._c)
+            left = _attempt(lambda: checkpoint.prune(self._run, self._c))
+            if left is not None:
+                self._say(f"older checkpoints could not be deleted: {left}")
             self._say(
                 f"step {step} saved to {path} in {seconds:.1f}s, of which training waited "
                 f"{snapshot.waited:.2f}s"
