@@ -338,7 +338,7 @@ def test_a_torn_or_damaged_checkpoint_is_skipped(
 def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path) -> None:
     """fsspec's local:// stands for one: Manta treats it as it does s3://, nothing in place."""
     home = f"local://{tmp_path / 'bucket'}"
-    c = tiny(tmp_path, corpus, f"home={home}", "name=far", "num_workers=2", "zero_stage=1")
+    c = tiny(tmp_path, corpus, f"home={home}", "name=far")  # what two have saved, one reads
     half = tiny(
         tmp_path, corpus, f"home={home}", "name=far", "num_workers=2", "zero_stage=1",
         "total_tokens=512",
