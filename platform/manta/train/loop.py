@@ -80,14 +80,14 @@ def _train(run: Run, until: int | None) -> TrainState:
         tokens_before, tokens_after = c.tokens_before(step), c.tokens_before(state.step)
         due = Asked.SAVE in asked or c.checkpoint.is_due(state.step, tokens_before, tokens_after)
         if due and not is_last:
-            save(run)
+            save(run, meter)
         if asked & (Asked.MOVE | Asked.STOP):
             leave(run, meter, asked)
         meter.skip()
     if until is None:
         log(run, meter)
         sample(run)
-        save(run)
+        save(run, meter)
         finish(run)
     return state
 
@@ -144,10 +144,12 @@ def sample(run: Run) -> None:
         run.logbook.say(f"step {run.state.step} sample: {shown}")
 
 
-def save(run: Run) -> None:
-    """Training waits for a copy; the rest goes on beside it."""
+def save(run: Run, meter: Meter) -> None:
+    """Training waits for a copy; the rest goes on beside it. What is saved has been logged: no
+    record of a step is lost with what comes after, and there is no spike in it."""
     if run.saver.last_step == run.state.step:
         return
+    log(run, meter)
     run.state.spikes = run.detector.state
     with run.watchdog.paused(), run.ledger.timing("checkpoint"):
         run.saver.save(run.engine, run.state)
@@ -164,8 +166,7 @@ def finish(run: Run) -> None:
 
 def leave(run: Run, meter: Meter, asked: Asked) -> NoReturn:
     """Saves, so that no step is lost, and ends."""
-    log(run, meter)
-    save(run)
+    save(run, meter)
     finish(run)
     raise Interrupted(asked, run.state.step)
 

@@ -70,12 +70,13 @@ class Meter:
             "fingerprint": self._fingerprint % 2**64,
             "skipped_tokens": self._skipped,
         }
-        self._started, self._waited = now, 0.0
-        self._micro_batches = self._fingerprint = self._skipped = 0
+        self.skip()
         return record
 
     def skip(self) -> None:
-        self._started = time.perf_counter()
+        """The next step begins now."""
+        self._started, self._waited = time.perf_counter(), 0.0
+        self._micro_batches = self._fingerprint = self._skipped = 0
 
 
 def log(run: Run, meter: Meter) -> None:

@@ -62,14 +62,6 @@ class Run:
     passed_over: Set[int] = frozenset()
     """Steps whose tokens are not trained on: a spike came from them."""
 
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self.saver.wait()
-        self.ledger.write(last=True)
-        self.watchdog.close()
-        if self.logbook is not None:
-            self.logbook.close()
-
     report: Callable[[dict[str, float]], None] = lambda metrics: None
     """Called on every rank alike with each evaluation's metrics."""
     log_fingerprint: bool = False
@@ -78,6 +70,14 @@ class Run:
     """The stream goes on without what is damaged: count those tokens."""
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Steps not yet logged; their losses are still on the device."""
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.saver.wait()
+        self.ledger.write(last=True)
+        self.watchdog.close()
+        if self.logbook is not None:
+            self.logbook.close()
 
 
 def to_device(batch: np.ndarray, device: Device) -> tuple[Tensor, Tensor]:
