@@ -15,12 +15,14 @@ from test_fragments import train
 from test_optimizer import engine_of, on_ranks
 
 from manta import storage
-from manta.errors import CheckpointError
+from manta.config import load
+from manta.errors import CheckpointError, ConfigError
 from manta.text import tokenizer as tokenizers
-from manta.train import checkpoint, fragments
+from manta.train import checkpoint, fragments, listing
 from manta.train import engine as engines
 from manta.train import saver as savers
 from manta.train.checkpoint import CheckpointConfig, TrainState
+from manta.train.listing import CheckpointsConfig
 from manta.train.optimizer import OptimizerConfig
 from manta.train.saver import Saver
 
@@ -231,3 +233,26 @@ def test_checkpoints_are_due_by_steps_tokens_and_time() -> None:
     auto = CheckpointConfig(every_minutes="auto", hours_between_failures=2)
     assert auto.seconds_between(4.0) == pytest.approx((2 * 7200 * 4) ** 0.5)
     assert CheckpointConfig().seconds_between(1.0) is None
+
+
+def looked(whole: Path, *arguments: str) -> str:
+    c = load(CheckpointsConfig, [f"run={whole}", *arguments])
+    return "\n".join(listing.report(c))
+
+
+def test_a_person_lists_verifies_compares_and_prunes(whole: Path) -> None:
+    assert [line.split()[0] for line in looked(whole).splitlines()[1:]] == ["2", "4", "6", "7"]
+    assert looked(whole, "action=verify").count("whole") == 4
+    same = looked(whole, "action=compare", "steps=[6,7]")
+    assert same.count("identical, bit for bit") == 2 and "step: 6 and 7" in same
+    other = looked(whole, "action=compare", "steps=[2]", f"other={whole}")
+    assert "step: 2 and 7" in other
+    gone = looked(whole, "action=prune", "checkpoint.keep=1", "checkpoint.keep_best=false")
+    assert gone.count("deleted") == 3 and "kept: steps 7" in gone
+    with pytest.raises(ConfigError, match=r"steps=\[3\].*it has 7"):
+        looked(whole, "action=verify", "steps=[3]")
+    _flip(newest(whole) / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"sha256 differs"):
+        looked(whole, "action=verify")
+    with pytest.raises(CheckpointError, match=r"run=nowhere: no checkpoint there"):
+        listing.report(load(CheckpointsConfig, ["run=nowhere"]))
