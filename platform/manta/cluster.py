@@ -108,9 +108,9 @@ def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
     Ray's own forwarding of output puts a process's name before each line, and forwards every
     library's chatter with it.
     """
-    from ray.util.queue import Empty, Queue
+    from ray.util.queue import Empty
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = _queue()
     stop = threading.Event()
 
     def listen() -> None:
@@ -131,12 +131,20 @@ def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
         queue.shutdown(force=True)
 
 
+def _queue() -> Any:
+    """Its process is on this node: another one may go, and this one goes with the driver."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
 @contextlib.contextmanager
 def requests() -> Iterator[Any]:
     """A queue for what a driver asks of its workers; `mailbox` is its other end."""
-    from ray.util.queue import Queue
-
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = _queue()
     try:
         yield queue
     finally:

@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> int:
     from manta.train.settings import PretrainConfig
 
     gone = next(a.partition("=")[2] for a in arguments if a.startswith("gone="))
-    c = config.load(PretrainConfig, [a for a in arguments if not a.startswith("gone=")])
+    recipe = str(HERE.parents[2] / "jobs" / "configs" / "quickstart.yaml")  # as jobs/pretrain.py
+    given = [a for a in arguments if not a.startswith("gone=")]
+    c = config.load(PretrainConfig, [recipe, *given])
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [made.add_node(num_cpus=1) for _ in range(2)]
     os.environ["RAY_ADDRESS"] = made.address
