@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import hashlib
+import os
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 from conftest import tiny
 
@@ -20,12 +20,20 @@ from manta.train.pretrain import Outcome, pretrain
 from manta.train.settings import PretrainConfig
 from manta.train.worker import worker
 
+ALL = os.environ.get("MANTA_TEST_FAULTS") == "1"
+long = pytest.mark.skipif(not ALL, reason="takes a minute; MANTA_TEST_FAULTS=1")
 STEPS, EVERY = 24, 5
 KEYS = [
     "num_workers=2", "total_tokens=6144", f"checkpoint.every={EVERY}", "eval.every=100",
     "sample.prompts=[]", "log_every=1", "data.log_fingerprint=true", "schedule.warmup=0",
     "checkpoint.keep=100",
 ]  # fmt: skip
+
+
+def last_step(lines: list[str]) -> int:
+    """The number of the last step among these lines of a run."""
+    steps = [line for line in lines if line.startswith("step ") and " | loss " in line]
+    return int(steps[-1].split()[1].partition("/")[0])
 
 
 @dataclasses.dataclass
@@ -96,9 +104,3 @@ def story(
     finally:
         supervise.worker = worker
     return told
-
-
-def meanwhile(act: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    return thread

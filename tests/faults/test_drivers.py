@@ -1,103 +1,18 @@
-"""Faults of the process that a person started, of the disk, and of whole nodes, from outside.
+"""Faults of the process that a person started, and of the disk, from outside.
 
 They take minutes: `make faults` (MANTA_TEST_FAULTS=1).
 """
 
-import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import ROOT, tiny_arguments
 
-from faults.runs import KEYS
-from manta.train import checkpoint
-
-ALL = os.environ.get("MANTA_TEST_FAULTS") == "1"
-long = pytest.mark.skipif(not ALL, reason="takes a minute; MANTA_TEST_FAULTS=1")
-# Long enough for somebody outside to act in the middle of it.
-LONGER = ["total_tokens=102400", "eval.tokens=64", "checkpoint.every=50"]  # 400 steps
-
-
-class Job:
-    """A job as a person starts it, with a Ray of its own; its lines as they come."""
-
-    def __init__(self, name: str, arguments: list[str], script: Path | None = None):
-        script = script or ROOT / "jobs" / "pretrain.py"
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), f"name={name}", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "token"},
-        )
-        self.lines: list[str] = []
-        self._came = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._came:
-                self.lines.append(line.rstrip())
-                self._came.notify_all()
-
-    def wait_for(self, text: str, seconds: float = 120) -> None:
-        with self._came:
-            done = self._came.wait_for(lambda: any(text in line for line in self.lines), seconds)
-        assert done, "\n".join(self.lines)
-
-    def end(self, seconds: float = 240) -> int:
-        code = self.process.wait(timeout=seconds)
-        self._reader.join(timeout=30)
-        return code
-
-    def first(self, start: str) -> str:
-        return next((line for line in self.lines if line.startswith(start)), "")
-
-
-@contextlib.contextmanager
-def job(name: str, *arguments: str) -> Iterator[Job]:
-    made = Job(name, list(arguments))
-    try:
-        yield made
-    finally:
-        if made.process.poll() is None:
-            made.process.kill()
-
-
-@pytest.fixture(scope="module")
-def arguments(prepared: Path, corpus: Path) -> list[str]:
-    one = [*KEYS, "num_workers=1", *LONGER]
-    return [*tiny_arguments(prepared, corpus), *one]
-
-
-@pytest.fixture(scope="module")
-def weights(arguments: list[str], prepared: Path) -> bytes:
-    """Of the run that nothing befell."""
-    with job("driver-whole", *arguments) as whole:
-        assert whole.end() == 0, "\n".join(whole.lines)
-    return final(prepared, "driver-whole")
-
-
-def final(home: Path, name: str, step: int = 400) -> bytes:
-    path = checkpoint.path_of(f"{home}/runs/{name}", step)
-    return Path(path, checkpoint.WEIGHTS).read_bytes()
-
-
-def trained(job: Job) -> int:
-    """The last step that the job logged."""
-    steps = [line for line in job.lines if line.startswith("step ") and " | loss " in line]
-    return int(steps[-1].split()[1].partition("/")[0])
+from faults.jobs import final, job, records
+from faults.runs import last_step, long
 
 
 @long
@@ -114,7 +29,7 @@ def test_a_driver_that_is_ended_goes_on_when_it_is_started_again(
         first.wait_for("step 60/400")
         first.process.send_signal(number)
         assert first.end(60) == code, "\n".join(first.lines)
-    reached = trained(first)
+    reached = last_step(first.lines)
     with job(name, *arguments) as second:
         assert second.end() == 0, "\n".join(second.lines)
     resumed = int(second.first("resuming at step ").split()[3])
@@ -173,8 +88,3 @@ def test_workers_change_from_two_to_one_to_two(
     assert len(found[0]) == 150
     assert [r["fingerprint"] for r in found[0]] == [r["fingerprint"] for r in found[1]]
     assert [r["loss"] for r in found[0]] == pytest.approx([r["loss"] for r in found[1]], rel=1e-3)
-
-
-def records(home: Path, name: str) -> list[dict[str, Any]]:
-    lines = (home / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return [r for r in map(json.loads, lines) if "loss" in r]

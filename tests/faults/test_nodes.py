@@ -4,23 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from faults.test_drivers import (  # noqa: F401  # fixtures
-    Job,
-    arguments,
-    final,
-    long,
-    records,
-    trained,
-    weights,
-)
+from faults.jobs import Job, final, records
+from faults.runs import last_step, long
 from manta.train import checkpoint
 
 
 @long
 @pytest.mark.parametrize("gone", ["kill", "term", "drain"])
 def test_a_run_goes_on_on_another_node(
-    arguments: list[str],  # noqa: F811
-    weights: bytes,  # noqa: F811
+    arguments: list[str],
+    weights: bytes,
     prepared: Path,
     gone: str,
 ) -> None:
@@ -33,18 +26,17 @@ def test_a_run_goes_on_on_another_node(
             it.process.kill()
     at = it.lines.index(f"{gone}: the node of the worker")
     resumed = next(line for line in it.lines[at:] if line.startswith("resuming at step "))
-    before = [line for line in it.lines[: it.lines.index(resumed)] if " | loss " in line]
-    reached = int(before[-1].split()[1].partition("/")[0])
+    reached = last_step(it.lines[: it.lines.index(resumed)])
     lost = reached - int(resumed.split()[3])
     assert lost == 0 if gone == "drain" else lost <= 50
     assert final(prepared, f"node-{gone}") == weights
-    assert trained(it) == 400
+    assert last_step(it.lines) == 400
 
 
 @long
 def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
-    arguments: list[str],  # noqa: F811
-    weights: bytes,  # noqa: F811
+    arguments: list[str],
+    weights: bytes,
     prepared: Path,
 ) -> None:
     """From two workers to one, with the same batches."""

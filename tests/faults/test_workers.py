@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from faults.inject import STEP
-from faults.runs import EVERY, STEPS, Story, story
+from faults.runs import ALL, EVERY, STEPS, Story, last_step, long, story
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-ALL = os.environ.get("MANTA_TEST_FAULTS") == "1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ def test_a_fault_in_a_worker_is_survived(
     if case.same:
         assert told.weights == whole.weights
         assert [r["loss"] for r in told.steps] == [r["loss"] for r in whole.steps]
-    lost = None if case.lost is None else told_lost(told, case)
+    lost = None if case.lost is None else told_lost(told)
     assert lost == case.lost
     seconds = told.seconds_to_recover
     table.append(
@@ -102,23 +101,14 @@ def test_a_fault_in_a_worker_is_survived(
     )
 
 
-def told_lost(told: Story, case: Case) -> int:
+def told_lost(told: Story) -> int:
     """Steps that were trained twice."""
     assert told.resumed is not None
-    reached = max(
-        int(line.split()[1].partition("/")[0])
-        for moment, line in told.lines
-        if " | loss " in line and line.startswith("step ") and moment <= resumed_at(told)
-    )
-    return reached - told.resumed
-
-
-def resumed_at(told: Story) -> float:
     starts = [t for t, line in told.lines if line.startswith(("resuming at", "starting on"))]
-    return starts[1]
+    return last_step([line for t, line in told.lines if t <= starts[1]]) - told.resumed
 
 
-@pytest.mark.skipif(not ALL, reason="takes a minute; MANTA_TEST_FAULTS=1")
+@long
 def test_after_going_back_a_run_is_the_one_that_never_saw_those_tokens(
     prepared: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -24,9 +24,10 @@ from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoint import TrainState
 from manta.train.device import DTYPES
 from manta.train.logbook import METRICS, read_metrics
-from manta.train.loop import Run, no_garbage_collection, to_device, train
+from manta.train.loop import no_garbage_collection, train
 from manta.train.optimizer import OptimizerConfig, make_optimizer
 from manta.train.resume import with_vocabulary
+from manta.train.run import Run, to_device
 from manta.train.settings import EvalConfig, SampleConfig
 from manta.train.supervise import fit
 from manta.train.worker import setup

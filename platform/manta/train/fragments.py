@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from manta.errors import CheckpointError
@@ -163,6 +163,20 @@ def load_state(engine: Any, index: dict[str, Any], folder: Path) -> None:
                                 f"{folder}: holds {read} of {part.size} values of {part.name}'s "
                                 f"{key}: the checkpoint is damaged"
                             )
+
+
+def whole_state(index: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+    """The whole state of each weight, flat, by "WEIGHT:KEY", whichever ranks have saved it."""
+    loaded = {file: load_file(folder / file) for file in files_in(index)}
+    return {
+        f"{name}:{key}": torch.cat([loaded[file][f"{name}:{key}"] for _, _, file in sorted(parts)])
+        for name, entry in index.items()
+        for key, parts in entry["parts"].items()
+    }
+
+
+def files_in(index: dict[str, Any]) -> set[str]:
+    return {f for e in index.values() for parts in e["parts"].values() for _, _, f in parts}
 
 
 def _overlaps(

@@ -8,25 +8,23 @@ clock that jumps does no harm.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from manta import storage
 from manta.errors import DataError
 
 FILE = "goodput.json"
 Cause = Literal[
-    "productive", "data wait", "start", "replay", "checkpoint", "evaluation", "down", "other"
+    "productive",  # steps
+    "data wait",  # within steps
+    "start",  # to the first step: Ray, the model, the checkpoint
+    "replay",  # steps that were lost, and trained again
+    "checkpoint",  # training waited for a copy of what is saved
+    "evaluation",  # val loss and samples
+    "down",  # nothing ran: from a death to the next start
+    "other",  # logging, and the rest
 ]
-CAUSES: dict[Cause, str] = {
-    "productive": "steps",
-    "data wait": "waiting for data within steps",
-    "start": "from a start to the first step: Ray, the model, the checkpoint",
-    "replay": "steps that were lost, and trained again",
-    "checkpoint": "training waited for a copy of what is saved",
-    "evaluation": "val loss and samples",
-    "down": "nothing ran: from a death to the next start",
-    "other": "logging, and the rest",
-}
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 SECONDS_BETWEEN_WRITES = 1.0
 
 

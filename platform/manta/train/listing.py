@@ -11,7 +11,7 @@ from manta import config as configs
 from manta import storage
 from manta.config import config
 from manta.errors import CheckpointError, ConfigError
-from manta.train import checkpoint
+from manta.train import checkpoint, fragments
 from manta.train.checkpoint import CheckpointConfig
 
 
@@ -123,10 +123,8 @@ def compare(a: str, b: str) -> list[str]:
     lines = [f"a  {a}", f"b  {b}"]
     for path in (a, b):
         checkpoint.verify(path)
-    weights, others = (_tensors(path, [checkpoint.WEIGHTS]) for path in (a, b))
-    lines += _differences("weights", weights, others)
-    states, other_states = (_optimizer(path) for path in (a, b))
-    lines += _differences("optimizer", states, other_states)
+    lines += _differences("weights", _weights(a), _weights(b))
+    lines += _differences("optimizer", _optimizer(a), _optimizer(b))
     was, is_now = (dataclasses.asdict(checkpoint.load_state(path)) for path in (a, b))
     for key in was:
         if was[key] != is_now[key] and key not in ("spikes", "data"):
@@ -138,26 +136,16 @@ def compare(a: str, b: str) -> list[str]:
     return lines
 
 
-def _tensors(path: str, names: list[str]) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    with checkpoint.local(path, names) as folder:
-        for name in names:
-            found |= load_file(folder / name)
-    return found
+def _weights(path: str) -> dict[str, torch.Tensor]:
+    with checkpoint.local(path, [checkpoint.WEIGHTS]) as folder:
+        return load_file(folder / checkpoint.WEIGHTS)
 
 
 def _optimizer(path: str) -> dict[str, torch.Tensor]:
-    """The whole state of each weight, by its name and key, whichever ranks have saved it."""
-    index: dict[str, Any] = storage.read_json(storage.join(path, checkpoint.INDEX))
-    files = {f for e in index.values() for parts in e["parts"].values() for _, _, f in parts}
-    found: dict[str, torch.Tensor] = {}
-    with checkpoint.local(path, [f"{checkpoint.OPTIMIZER}/{file}" for file in files]) as folder:
-        loaded = {file: load_file(folder / checkpoint.OPTIMIZER / file) for file in files}
-    for name, entry in index.items():
-        for key, parts in entry["parts"].items():
-            values = [loaded[file][f"{name}:{key}"] for _, _, file in sorted(parts)]
-            found[f"{name}:{key}"] = torch.cat(values)
-    return found
+    index = storage.read_json(storage.join(path, checkpoint.INDEX))
+    names = [f"{checkpoint.OPTIMIZER}/{file}" for file in fragments.files_in(index)]
+    with checkpoint.local(path, names) as folder:
+        return fragments.whole_state(index, folder / checkpoint.OPTIMIZER)
 
 
 def _differences(what: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -51,6 +51,7 @@ def _train(run: Run, until: int | None) -> TrainState:
         losses, norm = [], None
         micro_batches = c.grad_accum_steps(step)
         engine.set_grad_accum_steps(run.engine, micro_batches)
+        limit = run.detector.norm_limit
         for index in range(micro_batches):
             tokens, targets = to_device(meter.next_batch(), run.device)
             if step in run.passed_over:
@@ -61,7 +62,7 @@ def _train(run: Run, until: int | None) -> TrainState:
                 loss,
                 c.optimizer.grad_clip,
                 is_last=index == micro_batches - 1,
-                limit=run.detector.norm_limit,
+                limit=limit,
             )
             losses.append(loss.detach())
             run.watchdog.beat()
@@ -82,7 +83,7 @@ def _train(run: Run, until: int | None) -> TrainState:
         if due and not is_last:
             save(run, meter)
         if asked & (Asked.MOVE | Asked.STOP):
-            leave(run, meter, asked)
+            leave(run, meter)
         meter.skip()
     if until is None:
         log(run, meter)
@@ -164,11 +165,11 @@ def finish(run: Run) -> None:
     run.ledger.write(last=True)
 
 
-def leave(run: Run, meter: Meter, asked: Asked) -> NoReturn:
+def leave(run: Run, meter: Meter) -> NoReturn:
     """Saves, so that no step is lost, and ends."""
     save(run, meter)
     finish(run)
-    raise Interrupted(asked, run.state.step)
+    raise Interrupted
 
 
 def _mix(*numbers: int) -> int:

@@ -16,17 +16,13 @@ from manta.train.ledger import Ledger
 from manta.train.logbook import Logbook
 from manta.train.saver import Saver
 from manta.train.settings import TrainConfig
-from manta.train.signals import Asked, Signals
+from manta.train.signals import Signals
 from manta.train.spikes import Detector, Found
 from manta.train.watchdog import Watchdog
 
 
 class Interrupted(Exception):
     """Training has ended before its time, as asked, and is saved."""
-
-    def __init__(self, asked: Asked, step: int):
-        super().__init__(f"interrupted at step {step}")
-        self.asked, self.step = asked, step
 
 
 class Rollback(Exception):

@@ -28,14 +28,14 @@ class Signals:
     """Asks each of `sources` at the end of a step, on each rank; made on all ranks alike."""
 
     def __init__(self, sources: list[Callable[[], Asked]]):
-        self._sources = sources
+        self.sources = sources
         # On the CPU, whatever trains: the ranks meet here without waiting for a GPU.
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
 
     def agree(self) -> Asked:
         """What is asked of any rank (a collective call)."""
         asked = Asked.NOTHING
-        for source in self._sources:
+        for source in self.sources:
             asked |= source()
         if self._group is None:
             return asked

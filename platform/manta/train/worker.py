@@ -72,7 +72,7 @@ def _until_rollback(
     path, state = _where_to_start(c, say)
     run = setup(c, datasets, tokenizer, model, state, path, rank, c.workers, say, started)
     run.passed_over = rollbacks.passed_over(c.run_folder)
-    run.signals = Signals([*sources, run.saver.asked])
+    run.signals.sources += sources
     run.report = lambda metrics: ray.train.report(dict(metrics))
     if rank == 0:
         say(_beginning(run, path))
@@ -167,7 +167,7 @@ def setup(
     watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank, say))
     return Run(
         c.run_folder, c, model, tokenizer, device, engine, saver, state, batches, val, logbook,
-        ledger, Detector(c.spikes, state.spikes), Signals([]), watchdog,
+        ledger, Detector(c.spikes, state.spikes), Signals([saver.asked]), watchdog,
         log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
     )  # fmt: skip
 
