@@ -5,7 +5,9 @@ from importlib import metadata
 import pytest
 
 from manta import security
+from manta.config import load
 from manta.errors import ConfigError
+from manta.train.settings import PretrainConfig
 
 
 def test_what_is_installed_here_is_new_enough() -> None:
@@ -34,3 +36,22 @@ def test_old_versions_are_refused_with_the_remedy(
         return
     with pytest.raises(ConfigError, match=rf"{name} .*CVE.*pip install '{name}>="):
         security.check_versions()
+
+
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    [
+        ("home=s3://me:hunter2@bucket/manta", "home"),
+        ("data.source=https://me:hunter2@example.com/a.txt", "data.source"),
+        ("data.decontaminate=[a.txt,s3://me:hunter2@b/c]", "data.decontaminate.1"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(argument: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}: a password.*AWS_SECRET_ACCESS_KEY") as caught:
+        load(PretrainConfig, [argument])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_addresses_without_a_password_are_fine() -> None:
+    for source in ("s3://bucket/a:b@c", "hf:owner/name", "file:///a/b:c@d"):
+        assert load(PretrainConfig, [f"data.source={source}"]).data.source == source

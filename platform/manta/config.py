@@ -154,7 +154,13 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: with every problem found, one to a line.
     """
-    problems: list[str] = []
+    problems = [
+        f"{key}: a password in an address would get into logs, configs and manifests; leave it to "
+        "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
+        for key in _with_password(tree)
+    ]
+    if problems:  # and say no more: another message might quote it
+        raise ConfigError("\n  ".join(problems))
     expanded = _expand(cls, dict(tree), "", problems)
     try:
         made = TypeAdapter(cls).validate_python(expanded)
@@ -173,6 +179,17 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
         raise ConfigError(head + "\n  ".join(problems))
     assert made is not None
     return made
+
+
+def _with_password(tree: Any, key: str = "") -> Iterator[str]:
+    """The keys of a tree whose values hold a password, as in s3://name:password@bucket."""
+    if isinstance(tree, str) and re.search(r"\w://[^/@\s]+:[^/@\s]+@", tree):
+        yield key
+    parts: Any = tree.items() if isinstance(tree, Mapping) else ()
+    if isinstance(tree, list | tuple):
+        parts = enumerate(tree)
+    for name, value in parts:
+        yield from _with_password(value, f"{key}.{name}".lstrip("."))
 
 
 def find_problems(made: Any, prefix: str = "") -> list[str]:
