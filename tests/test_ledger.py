@@ -57,6 +57,16 @@ def test_a_clock_that_jumps_makes_no_time_negative(
     assert all(s >= 0 for s in again.seconds.values())
 
 
+def test_time_counts_from_the_first_start_also_if_that_came_to_nothing(tmp_path: Path) -> None:
+    now = time.time()
+    ledgers.begin(str(tmp_path), now - 100)
+    ledgers.begin(str(tmp_path), now - 30)  # the same command again
+    first = Ledger(str(tmp_path), now - 30, 0.0)
+    assert first.starts == 1
+    assert first.seconds["down"] == pytest.approx(70, abs=1)
+    assert first.seconds["start"] == pytest.approx(30, abs=1)
+
+
 def test_other_ranks_and_damaged_files_count_for_nothing(tmp_path: Path) -> None:
     Ledger(None, time.time(), 0.0).write(last=True)
     assert list(tmp_path.iterdir()) == [] and ledgers.table(str(tmp_path)) == []

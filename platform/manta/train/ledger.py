@@ -89,6 +89,17 @@ class Ledger:
             storage.write_json(self._path, entry)
 
 
+def begin(run: str, started: float) -> None:
+    """Has a new run's time counted from here on: it may die before any worker counts.
+
+    Args:
+        started: time.time() of its first start.
+    """
+    path = storage.join(run, FILE)
+    if _read(path) is None:
+        storage.write_json(path, {"seconds": {}, "updated": started, "starts": 0})
+
+
 def _read(path: str) -> dict[str, Any] | None:
     if not storage.exists(path):
         return None

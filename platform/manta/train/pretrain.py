@@ -77,6 +77,7 @@ def pretrain(
     elif problems := c.init.conflicts(model):
         raise ConfigError(problems[0])
     storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
+    ledger.begin(c.run_folder, started)
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.workers} worker(s), ZeRO stage {c.zero_stage}"
