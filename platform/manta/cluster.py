@@ -7,6 +7,7 @@ only) and checks that its job server lets us in.
 import contextlib
 import logging
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -30,7 +31,8 @@ JOB_STOP_SECONDS = "60"
 
 
 def connect(own: bool = False, **local: Any) -> None:
-    """Joins the cluster that RAY_ADDRESS or this machine names, else starts a local one.
+    """Joins the cluster that RAY_ADDRESS or this machine names, else starts a local one (as
+    RAY_ADDRESS=local always does).
 
     The code that runs here is sent along, so that workers never run another version of it. With
     `own`, a local one is started in any case; `local` goes to `ray.init` when that happens.
@@ -54,6 +56,7 @@ def connect(own: bool = False, **local: Any) -> None:
         "logging_level": logging.WARNING,
         "configure_logging": True,
     }
+    own = own or os.environ.get("RAY_ADDRESS") == "local"
     if not own and _join(common):
         print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
         return
@@ -164,8 +167,29 @@ def mailbox(queue: Any, handle: Callable[[Any], None]) -> None:
     threading.Thread(target=listen, name="manta-mailbox", daemon=True).start()
 
 
+def gauges(run: str) -> Callable[[dict[str, Any]], None]:
+    """A function that shows a record's numbers as metrics of Ray's, `manta_KEY{run="..."}`: its
+    dashboard and Prometheus have them from there."""
+    from ray.util.metrics import Gauge
+
+    made: dict[str, Gauge] = {}
+
+    def publish(record: dict[str, Any]) -> None:
+        for key, value in record.items():
+            if not isinstance(value, int | float):
+                continue
+            if key not in made:
+                name = "manta_" + re.sub(r"\W", "_", key)
+                made[key] = Gauge(name, f"{key} of a run's newest step", tag_keys=("run",))
+            made[key].set(value, {"run": run})
+
+    return publish
+
+
 def cause_of(error: BaseException) -> Exception:
     """The MantaError inside a failure of Ray's, if there is one; else the failure, as one error."""
+    from ray.exceptions import RayError
+
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures or [error]:
         cause: BaseException | None = getattr(failure, "_base_exc", failure)
@@ -177,7 +201,9 @@ def cause_of(error: BaseException) -> Exception:
             cause = inner
     controller = getattr(error, "controller_failure", None)
     if controller is not None:
-        return ClusterError(f"Ray Train could not start or keep the workers: {controller}")
+        why = f"Ray Train could not start or keep the workers: {' '.join(str(controller).split())}"
+        # What dies can be started again; what does not fit cannot.
+        return RuntimeError(why) if isinstance(controller, RayError) else ClusterError(why)
     # The first worker's whole traceback: Ray's own message cuts it off.
     return RuntimeError("\n".join([str(failure) for failure in failures][:1]) or str(error))
 

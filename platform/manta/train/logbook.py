@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,15 @@ class Logbook:
     in a local folder and are sent at each `sync`.
     """
 
-    def __init__(self, run: str, say: Callable[[str], None], resumed_step: int):
-        self.say = say
+    def __init__(
+        self,
+        run: str,
+        say: Callable[[str], None],
+        resumed_step: int,
+        publish: Callable[[dict[str, Any]], None] = lambda record: None,
+    ):
+        """`publish(record)` is called with the newest of the records that are logged."""
+        self.say, self._publish = say, publish
         self._run = run
         self._is_local = storage.is_local(run)
         if self._is_local:
@@ -47,7 +54,7 @@ class Logbook:
             str(self._folder / TENSORBOARD), purge_step=resumed_step + 1 if resumed_step else None
         )
 
-    def metrics(self, records: Iterable[dict[str, Any]]) -> None:
+    def metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """One line of metrics.jsonl a record; each has its `step`."""
         with (self._folder / METRICS).open("a") as f:
             for record in records:
@@ -55,6 +62,7 @@ class Logbook:
                 for key, value in record.items():
                     if key != "step" and isinstance(value, int | float):
                         self._board.add_scalar(key, value, record["step"])
+        self._publish(records[-1])
 
     def sample(self, step: int, prompt: str, completion: str) -> None:
         with (self._folder / SAMPLES).open("a") as f:

@@ -152,15 +152,17 @@ def save(run: Run, meter: Meter) -> None:
         return
     log(run, meter)
     run.state.spikes = run.detector.state
-    with run.watchdog.paused(), run.ledger.timing("checkpoint"):
+    run.watchdog.beat()
+    with run.ledger.timing("checkpoint"):
         run.saver.save(run.engine, run.state)
+    run.watchdog.beat()
     if run.logbook is not None:
         run.logbook.sync()
 
 
 def finish(run: Run) -> None:
     """Waits until all is on the disk."""
-    with run.watchdog.paused(), run.ledger.timing("checkpoint"):
+    with run.ledger.timing("checkpoint"):
         run.saver.finish()
     run.ledger.write(last=True)
 

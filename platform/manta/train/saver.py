@@ -61,9 +61,11 @@ class Saver:
         model: ModelConfig,
         tokenizer: Tokenizer,
         say: Callable[[str], None],
+        beat: Callable[[], None] = lambda: None,
     ):
+        """`beat()` is called at each sign of progress: storage that hangs gives none."""
         self._run, self._c, self._model, self._tokenizer = run, c, model, tokenizer
-        self._say = say
+        self._say, self._beat = say, beat
         self._group = dist.new_group(backend="gloo")  # of its own: its calls come from the threads
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -183,11 +185,13 @@ class Saver:
             names += [checkpoint.WEIGHTS, *texts]
         files = {}
         for name in names:
+            self._beat()
             file = folder / name
             storage.sync(file)
             files[name] = {"size": file.stat().st_size, "sha256": storage.sha256(str(file))}
             if staging is not None:
                 storage.upload(file, storage.join(path, name))
+        self._beat()
         return {"files": files, "state": entry}
 
     def _everyone(self, value: Any) -> list[Any]:

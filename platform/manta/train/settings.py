@@ -259,8 +259,9 @@ class PretrainConfig(TrainConfig):
     """What happens when a worker runs out of memory. halve: it goes on with micro batches of half
     the size, in a step of the same batch; stop: the run ends, saying what would fit."""
     hang_seconds: PositiveFloat | None = 600.0
-    """A worker that makes no progress for so long (no micro batch, no batch of an evaluation) has
-    the stacks of all workers written to the run's folder, and all are started anew; null: never."""
+    """A worker that makes no progress for so long (no micro batch, no batch of an evaluation, no
+    file of a checkpoint that it waits for) has the stacks of all workers written to the run's
+    folder, and all are started anew; null: never."""
     data: DataConfig = DataConfig()
 
     def problems(self) -> list[str]:

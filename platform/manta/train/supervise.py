@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import ray.train
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
 from manta import cluster, storage
@@ -204,7 +205,7 @@ def fit(
         )
         try:
             trainer.fit()
-        except ray.train.TrainingFailedError as e:
+        except (ray.train.TrainingFailedError, RayError) as e:  # (its controller may die, too)
             raise cluster.cause_of(e) from None
 
 

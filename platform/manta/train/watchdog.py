@@ -6,8 +6,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 EXIT_CODE = 70
 # One rank hangs, and all wait for it: time for each to write down where it is.
@@ -21,7 +20,6 @@ class Watchdog:
         """`dump(stacks)` keeps the stacks of all threads."""
         self._limit, self._dump = limit, dump
         self._last = time.monotonic()
-        self._paused = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="manta-watchdog", daemon=True)
         if limit is not None:
@@ -29,16 +27,6 @@ class Watchdog:
 
     def beat(self) -> None:
         self._last = time.monotonic()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """For what may take any time, such as an upload."""
-        self._paused += 1
-        try:
-            yield
-        finally:
-            self.beat()
-            self._paused -= 1
 
     def close(self) -> None:
         self._stop.set()
@@ -49,7 +37,7 @@ class Watchdog:
         assert self._limit is not None
         while not self._stop.wait(min(1.0, self._limit / 4)):
             seen = self._last
-            if self._paused or time.monotonic() - seen < self._limit:
+            if time.monotonic() - seen < self._limit:
                 continue
             try:
                 self._dump(stacks())

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from manta import config as configs
 from manta import storage
-from manta.cluster import mailbox
+from manta.cluster import gauges, mailbox
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.model.gpt import GPT, ModelConfig
@@ -159,12 +159,14 @@ def setup(
         )
         for manifest in datasets
     }
-    logbook = Logbook(c.run_folder, say, state.step) if rank == 0 else None
-    saver = Saver(c.run_folder, c.checkpoint, model, tokenizer, say)
+    logbook = None
+    if rank == 0:
+        logbook = Logbook(c.run_folder, say, state.step, gauges(c.name))
     ledger = Ledger(
         c.run_folder if rank == 0 else None, started, logbook.lost_seconds if logbook else 0.0
     )
     watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank, say))
+    saver = Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat)
     return Run(
         c.run_folder, c, model, tokenizer, device, engine, saver, state, batches, val, logbook,
         ledger, Detector(c.spikes, state.spikes), Signals([saver.asked]), watchdog,
