@@ -118,7 +118,7 @@ def tiny_model_arguments(home: Path) -> list[str]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load_job() -> Callable[[str], Any]:
     """Imports jobs/NAME.py as a module, as `python jobs/NAME.py` would."""
     import importlib.util

@@ -1,7 +1,6 @@
 """Saving beside training: whole or absent, whatever the disk says; on two ranks."""
 
 import errno
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from faults.damage import DAMAGE, flip
 from safetensors.torch import load_file
 from test_fragments import train
 from test_optimizer import engine_of, on_ranks
@@ -138,66 +138,6 @@ def newest(run: Path) -> Path:
     return Path(checkpoint.find(str(run))[-1])
 
 
-def rewrite_manifest(path: Path) -> None:
-    """As somebody does who wants a file to be taken for whole."""
-    manifest = json.loads((path / "MANIFEST.json").read_text())
-    for name, entry in manifest["files"].items():
-        file = path / name
-        entry |= {"size": file.stat().st_size, "sha256": storage.sha256(str(file))}
-    (path / "MANIFEST.json").write_text(json.dumps(manifest))
-
-
-def pickled(path: Path) -> bytes:
-    import pickle
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return Path.touch, (path,)
-
-    return pickle.dumps(Evil())
-
-
-DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
-    "truncated": (lambda p, t: _cut(p / "model.safetensors"), "it is truncated"),
-    "a bit": (lambda p, t: _flip(p / "optimizer" / "rank-00001.safetensors"), "sha256 differs"),
-    "a missing rank": (lambda p, t: (p / "optimizer/rank-00000.safetensors").unlink(), "missing"),
-    "manifest": (lambda p, t: _flip(p / "MANIFEST.json", 0), "not a whole checkpoint"),
-    "a pickle": (
-        lambda p, t: _replace(p / "optimizer/rank-00000.safetensors", pickled(t)),
-        "not safetensors",
-    ),
-    "pickled weights": (
-        lambda p, t: _replace(p / "model.safetensors", pickled(t)),
-        "not safetensors",
-    ),
-    "stale": (lambda p, t: _stale(p), "holds step 6"),
-}
-
-
-def _cut(file: Path) -> None:
-    with file.open("r+b") as f:
-        f.truncate(file.stat().st_size // 2)
-
-
-def _flip(file: Path, at: int | None = None) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2 if at is None else at] ^= 1
-    file.write_bytes(data)
-
-
-def _replace(file: Path, data: bytes) -> None:
-    file.write_bytes(data)
-    rewrite_manifest(file.parents[1] if file.parent.name == "optimizer" else file.parent)
-
-
-def _stale(path: Path) -> None:
-    """An older one under a newer one's name."""
-    import shutil
-
-    shutil.rmtree(path)
-    shutil.copytree(path.with_name("step-00000006"), path)
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_set_aside_and_not_read(
     whole: Path, damage: str, tmp_path: Path
@@ -251,7 +191,7 @@ def test_a_person_lists_verifies_compares_and_prunes(whole: Path) -> None:
     assert gone.count("deleted") == 3 and "kept: steps 7" in gone
     with pytest.raises(ConfigError, match=r"steps=\[3\].*it has 7"):
         looked(whole, "action=verify", "steps=[3]")
-    _flip(newest(whole) / "model.safetensors")
+    flip(newest(whole) / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"sha256 differs"):
         looked(whole, "action=verify")
     with pytest.raises(CheckpointError, match=r"run=nowhere: no checkpoint there"):

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def loss_curve(records: Sequence[dict[str, Any]], title: str) -> bytes:
     val = [(r["tokens"], r["val_loss"]) for r in records if isinstance(r.get("val_loss"), float)]
     figure, axes = _figure(title, dpi=120)
     largest = max([tokens for tokens, _ in train + val], default=0)
-    unit, name = (1e9, "billion ") if largest >= 1e9 else (1e6, "million ")
+    unit, name = _unit(largest)
     if train:
         x = [tokens / unit for tokens, _ in train]
         axes.plot(x, [loss for _, loss in train], color=LIGHT_BLUE, linewidth=0.8, label="train")
@@ -47,6 +47,40 @@ def loss_curve(records: Sequence[dict[str, Any]], title: str) -> bytes:
     if train or val:
         axes.legend()
     return _png(figure)
+
+
+def overlaid(
+    runs: Mapping[str, Sequence[dict[str, Any]]],
+    title: str,
+    marks: Sequence[int] = (),
+    marked: str = "",
+) -> bytes:
+    """The training loss of two or three runs over each other, by name, against tokens.
+
+    Args:
+        marks: tokens at which what `marked` says happened to the last of them.
+    """
+    figure, axes = _figure(title, dpi=120)
+    unit, name = _unit(max((r["tokens"] for records in runs.values() for r in records), default=0))
+    # Each thinner than the one before, so that equal ones are both seen.
+    styles = [(LIGHT_BLUE, 5.0), (ORANGE, 1.0), (BLUE, 0.5)]
+    for (run, records), (color, width) in zip(runs.items(), styles, strict=False):
+        train = [(r["tokens"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]
+        smoothed = _smooth([loss for _, loss in train])
+        x = [tokens / unit for tokens, _ in train]
+        axes.plot(x, smoothed, color=color, linewidth=width, label=f"{run} (smoothed)")
+    for index, mark in enumerate(marks):
+        label = marked if index == 0 else None
+        axes.axvline(mark / unit, color="gray", linewidth=0.8, linestyle=":", label=label)
+    axes.set(xlabel=f"{name}tokens", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _png(figure)
+
+
+def _unit(largest: int) -> tuple[float, str]:
+    """What tokens are counted in, and its name."""
+    return (1e9, "billion ") if largest >= 1e9 else (1e6, "million ")
 
 
 def histogram(

@@ -1,24 +1,50 @@
-"""The run that faults from outside befall, and what it ends in without one."""
+"""The run that faults from outside befall, and what it ends in without one; and the table."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import tiny_arguments
 
+from faults.inject import SEED
 from faults.jobs import final, job
 from faults.runs import KEYS
 
 # Long enough for somebody outside to act in the middle of it.
 LONGER = ["total_tokens=102400", "eval.tokens=64", "checkpoint.every=50"]  # 400 steps
+HEAD = """| fault | what happened | steps lost | seconds to the next step | final weights |
+|---|---|---|---|---|
+"""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def note() -> Iterator[Callable[..., None]]:
+    """`note(fault, happened, lost, seconds, end)`: a row of the table of `make faults`, written
+    when it is known, to the file that MANTA_FAULTS_TABLE names."""
+    file, rows = os.environ.get("MANTA_FAULTS_TABLE"), 0
+
+    def write(fault: str, happened: str, lost: int, seconds: float | None, end: str) -> None:
+        nonlocal rows
+        rows += 1
+        took = "-" if seconds is None else f"{seconds:.0f}"
+        if file:
+            with Path(file).open("a") as f:
+                f.write(HEAD if rows == 1 else "")
+                f.write(f"| {fault} | {happened} | {lost} | {took} | {end} |\n")
+
+    yield write
+    if file and rows:
+        with Path(file).open("a") as f:
+            f.write(f"\n{rows} faults, seed {SEED}\n")
+
+
+@pytest.fixture(scope="session")
 def arguments(prepared: Path, corpus: Path) -> list[str]:
-    one = [*KEYS, "num_workers=1", *LONGER]
-    return [*tiny_arguments(prepared, corpus), *one]
+    return [*tiny_arguments(prepared, corpus), *KEYS, "num_workers=1", *LONGER]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def weights(arguments: list[str], prepared: Path) -> bytes:
     """Of the run that nothing befell."""
     with job("driver-whole", *arguments) as whole:

@@ -6,15 +6,19 @@ the real worker.
 
 import errno
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-STEP = 18  # steps of a run: 24; checkpoints: every 5. A spike needs 16 steps before it
+SEED = int(os.environ.get("MANTA_FAULTS_SEED", "1"))
+# Steps of a run: 24; checkpoints: every 5. A spike needs 16 steps before it.
+STEP = random.Random(SEED).choice([17, 18, 19])
 CLOCK_JUMP = 86400.0
 
 
@@ -36,16 +40,20 @@ def faulty(arguments: dict[str, Any], say: Callable[[str], None], *, fault: str,
     worker.worker(arguments, say)
 
 
-def after_step(act: Callable[[Any], None]) -> Callable[[int, Path], None]:
-    """A fault right after STEP has been logged."""
+def after_step(act: Callable[[Any], None], *, again: bool = False) -> Callable[[int, Path], None]:
+    """A fault right after STEP has been logged; and `again` in the first step after that."""
 
     def install(rank: int, at: Path) -> None:
         from manta.train import loop
 
         def log(run: Any, meter: Any) -> None:
             real(run, meter)
-            here = torch.distributed.get_rank() == rank
-            if run.state.step == STEP and here and once(at, "fault"):
+            if torch.distributed.get_rank() != rank:
+                return
+            if run.state.step == STEP and once(at, "fault"):
+                act(run)
+            is_back = run.state.step == STEP // 5 * 5 + 1 and (at / "fault").exists()
+            if again and is_back and once(at, "again"):
                 act(run)
 
         real, loop.log = loop.log, log
@@ -74,8 +82,21 @@ def jump(run: Any) -> None:
     time.time = lambda: real() + CLOCK_JUMP
 
 
-def while_saving(number: int) -> Callable[[int, Path], None]:
-    """A signal between a rank's file of the optimizer and the rest of the third checkpoint."""
+def kill_another(title: str) -> Callable[[Any], None]:
+    """SIGKILL to the processes of this node's Ray with such a title."""
+
+    def act(run: Any) -> None:
+        raylet = psutil.Process().parent()
+        found = [p for p in raylet.children() if any(title in part for part in p.cmdline())]
+        assert found, f"no process of Ray's is a {title}"
+        for process in found:
+            process.kill()
+
+    return act
+
+
+def while_saving(act: Callable[[Any], None]) -> Callable[[int, Path], None]:
+    """A fault between a rank's file of the optimizer and the rest of the third checkpoint."""
 
     def install(rank: int, at: Path) -> None:
         from manta.train import fragments
@@ -84,7 +105,7 @@ def while_saving(number: int) -> Callable[[int, Path], None]:
             entry = real(state, file)
             here = torch.distributed.get_rank() == rank and "step-00000015" in str(file)
             if here and once(at, "fault"):
-                os.kill(os.getpid(), number)
+                act(None)
             return entry
 
         real, fragments.write = fragments.write, write
@@ -92,18 +113,22 @@ def while_saving(number: int) -> Callable[[int, Path], None]:
     return install
 
 
-def storage_fails(rank: int, at: Path) -> None:
-    """The storage answers errors for four seconds, from the second checkpoint on."""
-    from manta import storage
+def storage_fails(seconds: float) -> Callable[[int, Path], None]:
+    """The storage answers errors for so long, from the second checkpoint on."""
 
-    def sha256(path: str) -> str:
-        if "step-00000010" in path:
-            once(at, "fault")
-            if time.time() - (at / "fault").stat().st_mtime < 4:
-                raise OSError(errno.EIO, "Input/output error (simulated)")
-        return real(path)
+    def install(rank: int, at: Path) -> None:
+        from manta import storage
 
-    real, storage.sha256 = storage.sha256, sha256
+        def sha256(path: str) -> str:
+            if "step-00000005" not in path:
+                once(at, "fault")
+                if time.time() - (at / "fault").stat().st_mtime < seconds:
+                    raise OSError(errno.EIO, "Input/output error (simulated)")
+            return real(path)
+
+        real, storage.sha256 = storage.sha256, sha256
+
+    return install
 
 
 def bad_gradients(steps: range) -> Callable[[int, Path], None]:
@@ -164,9 +189,13 @@ FAULTS: dict[str, Callable[[int, Path], None]] = {
     "fail": after_step(fail),
     "memory": after_step(run_out_of_memory),
     "clock": after_step(jump),
-    "kill-in-save": while_saving(signal.SIGKILL),
-    "term-in-save": while_saving(signal.SIGTERM),
-    "storage": storage_fails,
+    "kill-twice": after_step(send(signal.SIGKILL), again=True),
+    "controller": after_step(kill_another("TrainController")),
+    "kill-in-save": while_saving(send(signal.SIGKILL)),
+    "term-in-save": while_saving(send(signal.SIGTERM)),
+    "hang-in-save": while_saving(hang),
+    "storage": storage_fails(4),
+    "storage-long": storage_fails(40),
     "nan": bad_gradients(range(STEP, STEP + 1)),
     "nans": bad_gradients(range(STEP, STEP + 6)),
     "spike": spike,

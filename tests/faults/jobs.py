@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,17 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_AUTH_MODE": "token"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT / "platform"),
+                "RAY_AUTH_MODE": "token",
+                "RAY_ADDRESS": "local",
+            },
         )
+        self.started = time.monotonic()
         self.lines: list[str] = []
+        self.times: list[float] = []
+        """When each line came, in seconds of time.monotonic()."""
         self._came = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -37,6 +46,7 @@ class Job:
         for line in self.process.stdout:
             with self._came:
                 self.lines.append(line.rstrip())
+                self.times.append(time.monotonic())
                 self._came.notify_all()
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
@@ -49,8 +59,25 @@ class Job:
         self._reader.join(timeout=30)
         return code
 
-    def first(self, start: str) -> str:
-        return next((line for line in self.lines if line.startswith(start)), "")
+    def first(self, start: str, after: int = 0) -> int:
+        """The place of the first line from `after` on that starts so."""
+        return next(i for i in range(after, len(self.lines)) if self.lines[i].startswith(start))
+
+    def resumed(self, after: int = 0) -> tuple[int, float]:
+        """The step from which it went on, first after line `after`, and when (time.monotonic())
+        the next step had ended."""
+        at = self.first("resuming at step ", after)
+        step = next(i for i in range(at, len(self.lines)) if is_step(self.lines[i]))
+        return int(self.lines[at].split()[3]), self.times[step]
+
+
+def is_step(line: str) -> bool:
+    return line.startswith("step ") and " | loss " in line
+
+
+def last_step(lines: list[str]) -> int:
+    """The number of the last step among these lines of a run."""
+    return int([line for line in lines if is_step(line)][-1].split()[1].partition("/")[0])
 
 
 @contextlib.contextmanager

@@ -33,9 +33,12 @@ def main(arguments: list[str]) -> int:
     os.environ["RAY_ADDRESS"] = made.address
     cluster.connect()
 
+    going = threading.Event()
+
     def say(line: str) -> None:
         print(line, flush=True)
-        if line.startswith("step 60/"):
+        if line.startswith("step 60/") and not going.is_set():
+            going.set()
             threading.Thread(target=go, daemon=True).start()
 
     def go() -> None:

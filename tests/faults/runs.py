@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from time import time as now  # the clock as it was when this was imported: one may jump
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import ray
 from conftest import tiny
 
 from faults import inject
+from faults.jobs import is_step, last_step
 from manta.train import checkpoint, supervise
 from manta.train.logbook import read_metrics
 from manta.train.pretrain import Outcome, pretrain
@@ -30,24 +33,22 @@ KEYS = [
 ]  # fmt: skip
 
 
-def last_step(lines: list[str]) -> int:
-    """The number of the last step among these lines of a run."""
-    steps = [line for line in lines if line.startswith("step ") and " | loss " in line]
-    return int(steps[-1].split()[1].partition("/")[0])
-
-
 @dataclasses.dataclass
 class Story:
     """What a run said, and when."""
 
     config: PretrainConfig
     at: Path
+    hear: Callable[[str], None] = lambda line: None
+    """Told each line, in the driver."""
+    started: float = dataclasses.field(default_factory=now)
     lines: list[tuple[float, str]] = dataclasses.field(default_factory=list)
     outcome: Outcome | None = None
     error: str | None = None
 
     def say(self, line: str) -> None:
-        self.lines.append((time.time(), line))
+        self.lines.append((now(), line))
+        self.hear(line)
 
     def said(self, text: str) -> bool:
         return any(text in line for _, line in self.lines)
@@ -57,14 +58,22 @@ class Story:
         return (self.at / "fault").stat().st_mtime
 
     @property
-    def resumed(self) -> int | None:
-        """The step from which the run went on after the fault."""
-        for moment, line in self.lines:
-            if moment >= self.fault_time and line.startswith("resuming at step "):
-                return int(line.split()[3])
-            if moment >= self.fault_time and line.startswith("starting on"):
-                return 0
-        return None
+    def lost(self) -> int | None:
+        """Steps that were trained on more than once; None: it was never started again."""
+        lines = [line for _, line in self.lines]
+        starts = [i for i, x in enumerate(lines) if x.startswith(("resuming at", "starting on"))]
+        if len(starts) == 1:
+            return None
+        lost = 0
+        for before, at in itertools.pairwise(starts):
+            step = int(lines[at].split()[3]) if lines[at].startswith("resuming") else 0
+            lost += last_step(lines[before:at]) - step
+        return lost
+
+    @property
+    def seconds_to_step(self) -> float:
+        """From the start to the end of the first step."""
+        return next(t for t, line in self.lines if is_step(line)) - self.started
 
     @property
     def seconds_to_recover(self) -> float | None:
@@ -73,7 +82,7 @@ class Story:
         for moment, line in self.lines:
             if moment >= self.fault_time and line.startswith(("resuming at", "starting on")):
                 restarted = moment
-            if restarted is not None and " | loss " in line:
+            if restarted is not None and is_step(line):
                 return moment - self.fault_time
         return None
 
@@ -90,10 +99,16 @@ class Story:
 
 
 def story(
-    home: Path, corpus: Path, folder: Path, name: str, fault: str = "none", *keys: str
+    home: Path,
+    corpus: Path,
+    folder: Path,
+    name: str,
+    fault: str = "none",
+    *keys: str,
+    hear: Callable[[str], None] = lambda line: None,
 ) -> Story:
     """Trains a run, with a fault in its workers, in this process as driver."""
-    told = Story(tiny(home, corpus, *KEYS, f"name={name}", *keys), folder)
+    told = Story(tiny(home, corpus, *KEYS, f"name={name}", *keys), folder, hear)
     folder.mkdir(parents=True, exist_ok=True)
     ray.cloudpickle.register_pickle_by_value(sys.modules[inject.__name__])
     supervise.worker = functools.partial(inject.faulty, fault=fault, at=folder)

@@ -5,16 +5,19 @@
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from faults.inject import STEP
-from faults.runs import ALL, EVERY, STEPS, Story, last_step, long, story
+from faults.inject import CLOCK_JUMP, STEP
+from faults.runs import ALL, EVERY, STEPS, Story, long, story
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+IDENTICAL = "identical"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,34 +27,57 @@ class Case:
     lost: int | None
     """Steps that are trained again; None: no restart."""
     keys: tuple[str, ...] = ()
-    same: bool = True
-    """The final weights are those of the run without a fault."""
-    quick: bool = False
+    end: str = IDENTICAL
+    """The final weights, beside those of the run without a fault."""
     says: str = ""
+    happened: str = ""
+    quick: bool = False
 
 
-LAST_SAVED = STEP // EVERY * EVERY
+SAVED = STEP // EVERY * EVERY
+LOST = STEP - SAVED
+SKIPPED = "without that step"
 CASES = [
-    Case("kill:1", "SIGKILL of a worker", STEP - LAST_SAVED, quick=True, says="workers failed"),
-    Case("kill:0", "SIGKILL of the worker of rank 0", STEP - LAST_SAVED),
-    Case("term:1", "SIGTERM of a worker", 0, says="machine is to go"),
-    Case("term:0", "SIGTERM of the worker of rank 0", 0),
-    Case("hang:1", "a worker hangs", STEP - LAST_SAVED, ("hang_seconds=4",), says="stacks are in"),
-    Case("fail:0", "an error in a library, on one rank", STEP - LAST_SAVED, says="a library broke"),
-    Case("memory:1", "out of memory", STEP - LAST_SAVED, same=False, says="out of memory"),
-    Case("clock:0", "the clock jumps by a day", None),
+    Case("kill:1", "SIGKILL of a worker", LOST, quick=True, says="workers failed"),
+    Case("kill:0", "SIGKILL of the worker of rank 0", LOST),
+    Case("kill-twice:1", "SIGKILL, and another one in the first step after it", LOST + 1),
+    Case("controller:0", "SIGKILL of Ray Train's controller", LOST),
+    Case("term:1", "SIGTERM of a worker", 0, says="machine is to go", happened="saved, and "),
+    Case("term:0", "SIGTERM of the worker of rank 0", 0, happened="saved, and "),
+    Case(
+        "hang:1", "a worker hangs (`hang_seconds=4`)", LOST, ("hang_seconds=4",),
+        says="stacks are in", happened="the stacks of all kept, ",
+    ),
+    Case("fail:0", "an error in a library, on one rank", LOST, says="a library broke"),
+    Case(
+        "memory:1", "out of memory (simulated)", LOST, end="same batches, smaller micro batches",
+        says="out of memory",
+    ),
+    Case("clock:0", "the clock of rank 0 jumps by a day", None),
     Case("kill-in-save:0", "SIGKILL of rank 0 while it saves", 15 - 10),
     Case("kill-in-save:1", "SIGKILL of rank 1 while it saves", 15 - 10),
-    Case("term-in-save:1", "SIGTERM while saving", 0),
-    Case("storage:0", "storage answers errors for four seconds", None),
-    Case("nan:1", "a gradient that is NaN, on one rank", None, same=False, says="was not taken"),
+    Case("term-in-save:1", "SIGTERM while saving", 0, happened="saved, and "),
     Case(
-        "nans:1", "NaN for six steps on end", STEP + 3 - LAST_SAVED, ("spikes.max_skipped=4",),
-        same=False, says="are passed over",
+        "hang-in-save:1", "storage hangs while a worker saves (`hang_seconds=4`)", 20 - 10,
+        ("hang_seconds=4",), says="stacks are in", happened="the stacks of all kept, ",
+    ),
+    Case("storage:0", "storage answers errors for 4 seconds", None, happened="tried again"),
+    Case(
+        "storage-long:0", "storage answers errors for 40 seconds", None, says="was not saved",
+        happened="two tries beside training; one checkpoint missing, said",
     ),
     Case(
-        "spike:0", "a loss spike", STEP + 1 - LAST_SAVED, ("spikes.threshold=8",),
-        same=False, quick=True, says="are passed over",
+        "nan:1", "a gradient that is NaN, on one rank", None, end=SKIPPED, says="was not taken",
+        happened="the step not taken, on all ranks",
+    ),
+    Case(
+        "nans:1", "NaN for six steps on end", STEP + 3 - SAVED, ("spikes.max_skipped=4",),
+        end="without these steps", says="are passed over", happened="back, and past these tokens",
+    ),
+    Case(
+        "spike:0", "a loss spike", STEP + 1 - SAVED, ("spikes.threshold=8",), quick=True,
+        end="of a run that never saw these tokens", says="are passed over",
+        happened="back, and past these tokens",
     ),
 ]  # fmt: skip
 
@@ -64,19 +90,14 @@ def whole(prepared: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
     return told
 
 
-@pytest.fixture(scope="module")
-def table() -> Iterator[list[str]]:
-    rows: list[str] = []
-    yield rows
-    file = os.environ.get("MANTA_FAULTS_TABLE")
-    if file and rows:
-        with Path(file).open("a") as f:
-            f.writelines(row + "\n" for row in rows)
-
-
 @pytest.mark.parametrize("case", [c for c in CASES if ALL or c.quick], ids=lambda c: c.fault)
 def test_a_fault_in_a_worker_is_survived(
-    case: Case, whole: Story, prepared: Path, corpus: Path, tmp_path: Path, table: list[str]
+    case: Case,
+    whole: Story,
+    prepared: Path,
+    corpus: Path,
+    tmp_path: Path,
+    note: Callable[..., None],
 ) -> None:
     name = case.fault.replace(":", "-")
     told = story(prepared, corpus, tmp_path, name, case.fault, *case.keys)
@@ -85,27 +106,45 @@ def test_a_fault_in_a_worker_is_survived(
     assert told.outcome is not None and told.outcome.state.step == STEPS
     assert (tmp_path / "fault").exists(), "it has happened"
     assert case.says in said
-    passed_over = told.said("are passed over")
-    if not passed_over:
+    if not told.said("are passed over"):
         assert [r["step"] for r in told.steps] == list(range(1, STEPS + 1))
         assert [r["fingerprint"] for r in told.steps] == [r["fingerprint"] for r in whole.steps]
-    if case.same:
-        assert told.weights == whole.weights
-        assert [r["loss"] for r in told.steps] == [r["loss"] for r in whole.steps]
-    lost = None if case.lost is None else told_lost(told)
-    assert lost == case.lost
-    seconds = told.seconds_to_recover
-    table.append(
-        f"| {case.what} | {'trained on' if lost is None else 'started again'} | {lost or 0} | "
-        f"{'-' if seconds is None else f'{seconds:.0f}'} | {'yes' if case.same else 'no'} |"
-    )
+    if case.end == IDENTICAL:
+        check_same(told, whole)
+    assert told.lost == case.lost, said
+    happened = case.happened
+    if case.lost is None:
+        happened = happened or "trained on"
+    elif not told.said("are passed over"):
+        happened += "started again"
+    note(case.what, happened, told.lost or 0, told.seconds_to_recover, case.end)
 
 
-def told_lost(told: Story) -> int:
-    """Steps that were trained twice."""
-    assert told.resumed is not None
-    starts = [t for t, line in told.lines if line.startswith(("resuming at", "starting on"))]
-    return last_step([line for t, line in told.lines if t <= starts[1]]) - told.resumed
+def check_same(told: Story, whole: Story) -> None:
+    assert told.weights == whole.weights
+    assert [r["loss"] for r in told.steps] == [r["loss"] for r in whole.steps]
+
+
+@long
+def test_the_drivers_clock_may_jump(
+    whole: Story,
+    prepared: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    note: Callable[..., None],
+) -> None:
+    real = time.time
+
+    def hear(line: str) -> None:
+        if line.startswith(f"step {STEP}/"):
+            monkeypatch.setattr(time, "time", lambda: real() - CLOCK_JUMP)
+
+    told = story(prepared, corpus, tmp_path, "driver-clock", "none", hear=hear)
+    monkeypatch.undo()
+    assert told.error is None and told.lost is None
+    check_same(told, whole)
+    note("the driver's clock jumps back by a day", "trained on", 0, None, IDENTICAL)
 
 
 @long
