@@ -1,5 +1,7 @@
 """The pulse of each job: its real main, once, on a tiny model."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -24,12 +26,11 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Path, corpus: Path) -> Path:
-    """A home with a run named pulse."""
-    from manta.train.pretrain import pretrain
-
-    pretrain(tiny(prepared, corpus, "name=pulse"), lambda line: None)
-    return prepared
+def trained(load_job: Callable[[str], Any], prepared: Path, corpus: Path) -> tuple[Path, str]:
+    """A home with a run named first/pulse, and what its job said."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        load_job("pretrain").main(tiny(prepared, corpus, "name=first/pulse"))
+    return prepared, out.getvalue()
 
 
 def test_prepare(
@@ -46,23 +47,17 @@ def test_prepare(
     assert "was there already" in capsys.readouterr().out
 
 
-def test_pretrain(
-    load_job: Callable[[str], Any],
-    prepared: Path,
-    corpus: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    load_job("pretrain").main(tiny(prepared, corpus, "name=first/run", "total_tokens=512"))
-    out = capsys.readouterr().out
-    for words in ("step 2/2 | loss", "val bpb", "sample: The cat", "saved to", "extend", "next"):
+def test_pretrain(trained: tuple[Path, str]) -> None:
+    home, out = trained
+    for words in ("step 4/4 | loss", "val bpb", "sample: The cat", "saved to", "extend", "next"):
         assert words in out, out
-    assert (prepared / "runs" / "first" / "run" / "loss.png").exists()
+    assert (home / "runs" / "first" / "pulse" / "loss.png").exists()
 
 
 @pytest.mark.parametrize("suite", ["perplexity", "hellaswag", "wikitext"])
 def test_evaluate(
     load_job: Callable[[str], Any],
-    trained: Path,
+    trained: tuple[Path, str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     suite: str,
@@ -86,10 +81,10 @@ def test_evaluate(
         "hellaswag": [f"evals.hellaswag_path={hellaswag}"],
         "wikitext": [f"evals.wikitext_path={wikitext}"],
     }
-    arguments = [f"home={trained}", "checkpoint=pulse", f"suite={suite}", "threads=1"]
+    arguments = [f"home={trained[0]}", "checkpoint=first/pulse", f"suite={suite}", "threads=1"]
     load_job("evaluate").main(load(EvaluateConfig, [*arguments, *local[suite]]))
     out = capsys.readouterr().out
-    file = trained / "runs" / "pulse" / "evals" / "step-00000004" / f"{suite}.json"
+    file = trained[0] / "runs" / "first" / "pulse" / "evals" / "step-00000004" / f"{suite}.json"
     result = json.loads(file.read_text())["results"][suite]
     documents = {"hellaswag": 8, "wikitext": 2}.get(suite, result["samples"])
     assert result["samples"] == documents > 0
@@ -100,9 +95,11 @@ def test_evaluate(
 
 
 def test_generate(
-    load_job: Callable[[str], Any], trained: Path, capsys: pytest.CaptureFixture[str]
+    load_job: Callable[[str], Any],
+    trained: tuple[Path, str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = [f"home={trained}", "checkpoint=pulse", "prompt=The cat", "max_tokens=8"]
+    arguments = [f"home={trained[0]}", "checkpoint=first/pulse", "prompt=The cat", "max_tokens=8"]
     config = load(GenerateConfig, arguments)
     texts = []
     for _ in range(2):
@@ -239,12 +236,12 @@ def test_a_bench_without_ray_writes_its_figures(
 )
 def test_evaluate_says_what_is_missing(
     load_job: Callable[[str], Any],
-    trained: Path,
+    trained: tuple[Path, str],
     arguments: list[str],
     error: type[Exception],
     words: str,
 ) -> None:
-    config = load(EvaluateConfig, [f"home={trained}", "checkpoint=pulse", *arguments])
+    config = load(EvaluateConfig, [f"home={trained[0]}", "checkpoint=first/pulse", *arguments])
     with pytest.raises(error, match=words):
         load_job("evaluate").main(config)
 

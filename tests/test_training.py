@@ -25,7 +25,7 @@ from manta.model.gpt import GPT
 from manta.train import checkpoint
 from manta.train.optimizer import make_optimizer
 from manta.train.pretrain import Outcome, outcome, pretrain, summary
-from manta.train.resume import order_of, with_vocabulary
+from manta.train.resume import is_finished, order_of, with_vocabulary
 from manta.train.schedule import lr_at
 from manta.train.settings import PretrainConfig
 from manta.train.supervise import fit
@@ -306,9 +306,12 @@ def test_a_batch_ramp_grows_the_batch_and_resumes_exactly(
     assert len(losses(one_worker["packed"])) == 4
 
 
-def test_a_finished_run_says_so_and_can_be_extended(prepared: Path, corpus: Path) -> None:
+def test_a_finished_run_says_so_and_can_be_extended(
+    base: tuple[PretrainConfig, list[str]], prepared: Path, corpus: Path
+) -> None:
+    run = Path(base[0].run_folder)
+    shutil.copytree(run, run.with_name("extended"))
     c = tiny(prepared, corpus, "name=extended")
-    pretrain(c, silent)
     again = pretrain(c, silent)
     assert again.finished_before
     text = summary(c, again)
@@ -338,15 +341,13 @@ def test_a_torn_or_damaged_checkpoint_is_skipped(
 def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path) -> None:
     """fsspec's local:// stands for one: Manta treats it as it does s3://, nothing in place."""
     home = f"local://{tmp_path / 'bucket'}"
-    c = tiny(tmp_path, corpus, f"home={home}", "name=far")  # what two have saved, one reads
-    half = tiny(
-        tmp_path, corpus, f"home={home}", "name=far", "num_workers=2", "zero_stage=1",
-        "total_tokens=512",
-    )  # fmt: skip
-    pretrain(half, silent)
+    keys = [f"home={home}", "name=far", "num_workers=2", "zero_stage=1"]
+    half, c = tiny(tmp_path, corpus, *keys, "total_tokens=512"), tiny(tmp_path, corpus, *keys)
+    mixture.ready(c.data, home, silent)
     lines: list[str] = []
-    done = pretrain(c, lines.append)
+    fit(_run_all, {"configs": [half, c], "deaths": {}}, c, lines.append, [])
     assert any("resuming at step 2" in line for line in lines)
+    done = ended(c)
     assert done.checkpoint == f"{home}/runs/far/checkpoints/step-00000004"
     checkpoint.verify(done.checkpoint)
     assert checkpoint.load_model(done.checkpoint).config.n_layer == 2
@@ -359,21 +360,20 @@ def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:
-    c = tiny(
-        prepared, corpus, "name=early", "eval.every=1", "eval.patience=2", "optimizer.lr=9",
-        "total_tokens=25600", "schedule.warmup=0",
-    )  # fmt: skip
+    keys = [
+        "name=early", "eval.every=1", "optimizer.lr=9", "total_tokens=7680", "schedule.warmup=0",
+        "checkpoint.every=100", "checkpoint.keep=9",
+    ]  # fmt: skip
+    c = tiny(prepared, corpus, *keys, "eval.patience=2")
+    longer = tiny(prepared, corpus, *keys, "eval.patience=null")
     lines: list[str] = []
-    done = pretrain(c, lines.append)
-    assert done.state.stopped_early and done.state.step < c.total_steps
+    fit(_run_all, {"configs": [c, longer], "deaths": {}}, c, lines.append, [])
     assert any("stopping early" in line for line in lines)
-    again = pretrain(c, silent)
-    assert again.finished_before and "eval.patience=null" in summary(c, again)
-    tokens = (done.state.step + 2) * c.tokens_per_batch
-    longer = dataclasses.replace(
-        c, eval=dataclasses.replace(c.eval, patience=None), total_tokens=tokens
-    )
-    assert pretrain(longer, silent).state.step == done.state.step + 2
+    early, last = checkpoint.find(c.run_folder)
+    assert checkpoint.step_of(early) < c.total_steps == checkpoint.step_of(last)
+    done = outcome(c, early, finished_before=True)
+    assert done.state.stopped_early and is_finished(c, early) and not is_finished(longer, early)
+    assert "eval.patience=null" in summary(c, done)
 
 
 @pytest.fixture(scope="module")
