@@ -5,13 +5,17 @@ import io
 import json
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from conftest import ROOT, tiny, tiny_arguments, tiny_model_arguments
 
+from manta import cluster
 from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
@@ -244,6 +248,28 @@ def test_evaluate_says_what_is_missing(
     config = load(EvaluateConfig, [f"home={trained[0]}", "checkpoint=first/pulse", *arguments])
     with pytest.raises(error, match=words):
         load_job("evaluate").main(config)
+
+
+def test_a_runs_numbers_are_metrics_of_rays_dashboard() -> None:
+    record = {"loss": 2.5, "goodput": 0.97, "val_loss/a-b": 3.5, "fingerprint": "00ff"}
+    cluster.gauges("some/run")(record)
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 60
+    lines: list[str] = []
+    found: dict[str, float] = {}
+    while len(found) < 3 and time.monotonic() < deadline:  # Ray gathers them every ten seconds
+        time.sleep(1)
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        ours = [
+            line for line in lines if line.startswith("ray_manta_") and 'run="some/run"' in line
+        ]
+        found = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in ours}
+    assert found == {
+        "ray_manta_loss": 2.5,
+        "ray_manta_goodput": 0.97,
+        "ray_manta_val_loss_a_b": 3.5,
+    }
 
 
 def test_the_quickstarts_recipe_starts_from_the_pairs(tmp_path: Path, corpus: Path) -> None:

@@ -38,7 +38,7 @@ SAVED = STEP // EVERY * EVERY
 LOST = STEP - SAVED
 SKIPPED = "without that step"
 CASES = [
-    Case("kill:1", "SIGKILL of a worker", LOST, quick=True, says="workers failed"),
+    Case("kill:1", "SIGKILL of a worker", LOST, quick=True, says="process is gone"),
     Case("kill:0", "SIGKILL of the worker of rank 0", LOST),
     Case("kill-twice:1", "SIGKILL, and another one in the first step after it", LOST + 1),
     Case("controller:0", "SIGKILL of Ray Train's controller", LOST),

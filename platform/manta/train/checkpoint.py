@@ -241,18 +241,26 @@ def resolve(checkpoint: str, home: str) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    runs = storage.join(home, "runs")
-    for folder in (storage.join(runs, checkpoint), storage.absolute(checkpoint)):
+    for folder in places(checkpoint, home):
         if storage.exists(storage.join(folder, MANIFEST)):
             return folder
         found = latest(folder)
         if found is not None:
             return found
+    raise nowhere(f"checkpoint={checkpoint}", home)
+
+
+def places(name: str, home: str) -> tuple[str, str]:
+    """Where a person who gives a run's name, or a folder, may mean."""
+    return storage.join(home, "runs", name), storage.absolute(name)
+
+
+def nowhere(given: str, home: str) -> CheckpointError:
+    """What is `given`, as key=value, leads to no checkpoint; which runs have one."""
     names = names_of_runs(home)
+    runs = storage.join(home, "runs")
     there = f"runs with one: {', '.join(names)}" if names else f"no run under {runs} has one yet"
-    raise CheckpointError(
-        f"checkpoint={checkpoint}: no checkpoint there; give a run's name or a folder ({there})"
-    )
+    return CheckpointError(f"{given}: no checkpoint there; give a run's name or a folder ({there})")
 
 
 def verify(path: str, only: str | None = None) -> None:

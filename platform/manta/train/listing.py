@@ -64,12 +64,10 @@ def report(c: CheckpointsConfig) -> list[str]:
 
 def _run(c: CheckpointsConfig, name: str) -> str:
     home = storage.home(c.home)
-    for folder in (storage.join(home, "runs", name), storage.absolute(name)):
+    for folder in checkpoint.places(name, home):
         if checkpoint.find(folder):
             return folder
-    names = checkpoint.names_of_runs(home)
-    there = f"runs with one: {', '.join(names)}" if names else f"no run under {home} has one"
-    raise CheckpointError(f"run={name}: no checkpoint there ({there})")
+    raise checkpoint.nowhere(f"run={name}", home)
 
 
 def _paths(run: str, steps: tuple[int, ...]) -> list[str]:

@@ -88,8 +88,7 @@ class Supervisor:
     def _weigh(self, error: RuntimeError, failures: int, reached: int) -> None:
         """Raises what ends the run; else says what happened, and changes what has to change."""
         c = self.c
-        why = " ".join(str(error).split())
-        why = why if len(why) < 300 else f"{why[:100]} ... {why[-200:]}"
+        why = in_short(str(error))
         if is_out_of_memory(str(error)):
             self.c = less_memory(c, why)
             self.say(
@@ -107,6 +106,16 @@ class Supervisor:
             f"the workers failed ({why}): starting them again from {where} (failure {failures} of "
             f"{c.max_failures} since the last checkpoint)"
         )
+
+
+def in_short(text: str) -> str:
+    """A failure of Ray's in a line that can be read."""
+    text = " ".join(text.split())
+    if "node has died" in text or "node was terminated" in text:
+        return "a worker's node is gone"
+    if "worker process has died" in text and not is_out_of_memory(text):
+        return "a worker's process is gone, killed by somebody or by a system short of memory"
+    return text if len(text) < 300 else f"{text[:100]} ... {text[-200:]}"
 
 
 def is_out_of_memory(text: str) -> bool:
