@@ -51,7 +51,7 @@ test-long: $(DEVELOPING)  ## The longer matrices: 10,000 damaged shards, ten kil
 
 faults: $(DEVELOPING)  ## Every fault that a run survives, as a table (some 40 minutes)
 	rm -f faults.md
-	MANTA_TEST_FAULTS=1 MANTA_FAULTS_TABLE=$(CURDIR)/faults.md $(BIN)/python -m pytest tests/faults tests/test_saver.py
+	MANTA_TEST_FAULTS=1 MANTA_FAULTS_TABLE=$(CURDIR)/faults.md $(BIN)/python -m pytest tests/faults
 	cat faults.md
 
 check: $(DEVELOPING)  ## Lint, formatting and types

@@ -1,5 +1,6 @@
 """Fixtures that several test files share. Ray is started once, for all of them."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+SECRET = "hf_nobody-may-read-this"
 
 # A corpus with some structure, so that a model has something to learn.
 TEXT = "\n".join(
@@ -36,6 +39,7 @@ def ray_session() -> Iterator[None]:
 
     from manta import cluster
 
+    os.environ["HF_TOKEN"] = SECRET  # the workers have it, too
     cluster.connect(own=True, num_cpus=4)
     yield
     ray.shutdown()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import ROOT, tiny, tiny_arguments, tiny_model_arguments
+from conftest import ROOT, SECRET, tiny, tiny_arguments, tiny_model_arguments
 
 from manta import cluster
 from manta.bench.settings import BenchConfig
@@ -55,7 +55,11 @@ def test_pretrain(trained: tuple[Path, str]) -> None:
     home, out = trained
     for words in ("step 4/4 | loss", "val bpb", "sample: The cat", "saved to", "extend", "next"):
         assert words in out, out
-    assert (home / "runs" / "first" / "pulse" / "loss.png").exists()
+    run = home / "runs" / "first" / "pulse"
+    assert (run / "loss.png").exists()
+    files = [file for folder in (run, home / "ray") for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 10 and SECRET not in out
+    assert not [file for file in files if SECRET.encode() in file.read_bytes()]
 
 
 @pytest.mark.parametrize("suite", ["perplexity", "hellaswag", "wikitext"])

@@ -57,6 +57,16 @@ def test_a_clock_that_jumps_makes_no_time_negative(
     assert all(s >= 0 for s in again.seconds.values())
 
 
+def test_what_ray_starts_again_by_itself_is_counted_once(tmp_path: Path) -> None:
+    """As in an elastic run: the driver has not started anything anew."""
+    started = time.time() - 100
+    first = Ledger(str(tmp_path), started, 0.0)
+    first.write(last=True)
+    second = Ledger(str(tmp_path), started, 0.0)
+    assert sum(second.seconds.values()) == pytest.approx(100, abs=1)
+    assert second.seconds["down"] == 0
+
+
 def test_time_counts_from_the_first_start_also_if_that_came_to_nothing(tmp_path: Path) -> None:
     now = time.time()
     ledgers.begin(str(tmp_path), now - 100)

@@ -54,6 +54,10 @@ class Job:
             done = self._came.wait_for(lambda: any(text in line for line in self.lines), seconds)
         assert done, "\n".join(self.lines)
 
+    def wait_for_step_after(self, place: int, seconds: float = 60) -> None:
+        with self._came:
+            assert self._came.wait_for(lambda: any(map(is_step, self.lines[place:])), seconds)
+
     def end(self, seconds: float = 240) -> int:
         code = self.process.wait(timeout=seconds)
         self._reader.join(timeout=30)

@@ -1,6 +1,7 @@
-"""A driver on a cluster of several nodes on this machine, one of which goes while it trains.
+"""A driver on a cluster of several nodes on this machine, one of which goes while it trains; or on
+one node, to which another one comes.
 
-    python tests/faults/nodes.py name=... [key=value ...] gone=kill|term|drain
+    python tests/faults/nodes.py name=... [key=value ...] event=kill|term|drain|come
 
 Run by test_nodes.py, in a process of its own: it has a Ray of its own.
 """
@@ -24,22 +25,26 @@ def main(arguments: list[str]) -> int:
     from manta.train.pretrain import pretrain
     from manta.train.settings import PretrainConfig
 
-    gone = next(a.partition("=")[2] for a in arguments if a.startswith("gone="))
+    event = next(a.partition("=")[2] for a in arguments if a.startswith("event="))
     recipe = str(HERE.parents[2] / "jobs" / "configs" / "quickstart.yaml")  # as jobs/pretrain.py
-    given = [a for a in arguments if not a.startswith("gone=")]
+    given = [a for a in arguments if not a.startswith("event=")]
     c = config.load(PretrainConfig, [recipe, *given])
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+    nodes = [made.add_node(num_cpus=1) for _ in range(1 if event == "come" else 2)]
     os.environ["RAY_ADDRESS"] = made.address
     cluster.connect()
 
-    going = threading.Event()
+    begun = threading.Event()
 
     def say(line: str) -> None:
         print(line, flush=True)
-        if line.startswith("step 60/") and not going.is_set():
-            going.set()
-            threading.Thread(target=go, daemon=True).start()
+        if line.startswith("step 60/") and not begun.is_set():
+            begun.set()
+            threading.Thread(target=come if event == "come" else go, daemon=True).start()
+
+    def come() -> None:
+        made.add_node(num_cpus=1)
+        print("come: another node", flush=True)
 
     def go() -> None:
         """The node on which the worker is."""
@@ -51,8 +56,8 @@ def main(arguments: list[str]) -> int:
             and not ray._private.state.available_resources_per_node()[node["NodeID"]].get("CPU")
         }
         node = next(n for n in nodes if n.node_id in busy)
-        print(f"{gone}: the node of the worker", flush=True)
-        if gone == "drain":
+        print(f"{event}: the node of the worker", flush=True)
+        if event == "drain":
             command = [
                 str(Path(sys.executable).parent / "ray"), "drain-node", "--address", made.address,
                 "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
@@ -62,7 +67,7 @@ def main(arguments: list[str]) -> int:
             subprocess.run(command, check=True)
             return
         raylet = node.all_processes["raylet"][0].process
-        os.kill(raylet.pid, signal.SIGKILL if gone == "kill" else signal.SIGTERM)
+        os.kill(raylet.pid, signal.SIGKILL if event == "kill" else signal.SIGTERM)
 
     try:
         done = pretrain(c, say)

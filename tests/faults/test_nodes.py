@@ -1,11 +1,12 @@
 """Nodes that go while a run trains on them: killed, ended, or wanted back with notice."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from faults.jobs import Job, final, last_step, records
+from faults.jobs import Job, final, is_step, last_step, records
 from faults.runs import long
 from manta.train import checkpoint
 
@@ -20,7 +21,7 @@ def test_a_run_goes_on_on_another_node(
     gone: str,
 ) -> None:
     script = Path(__file__).with_name("nodes.py")
-    it = Job(f"node-{gone}", [*arguments, f"gone={gone}"], script)
+    it = Job(f"node-{gone}", [*arguments, f"event={gone}"], script)
     try:
         assert it.end(300) == 0, "\n".join(it.lines)
     finally:
@@ -50,7 +51,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
 ) -> None:
     """From two workers to one, with the same batches."""
     script = Path(__file__).with_name("nodes.py")
-    keys = ["num_workers=[1,2]", "zero_stage=2", "gone=kill"]
+    keys = ["num_workers=[1,2]", "zero_stage=2", "event=kill"]
     it = Job("node-elastic", [*arguments, *keys], script)
     try:
         assert it.end(300) == 0, "\n".join(it.lines)
@@ -72,3 +73,36 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
     what = "SIGKILL of a node, `num_workers=[1,2]`"
     end = "same batches, each loss within 0.1%"
     note(what, "started again on one worker", lost, moment - it.times[at], end)
+
+
+@long
+def test_an_elastic_run_takes_in_a_node_that_comes(
+    arguments: list[str], prepared: Path, note: Callable[..., None]
+) -> None:
+    """Ray looks for room once a minute; the workers are started again."""
+    keys = ["num_workers=[1,2]", "zero_stage=2", "event=come", "log_every=10"]
+    longer = ["total_tokens=10240000", "checkpoint.every=200", "eval.every=100000"]
+    it = Job("node-come", [*arguments, *keys, *longer], Path(__file__).with_name("nodes.py"))
+    try:
+        it.wait_for("come: another node")
+        at = it.lines.index("come: another node")
+        it.wait_for("resuming at step ", 240)
+        resumed = it.first("resuming at step ", at)
+        it.wait_for_step_after(resumed)
+        it.process.send_signal(signal.SIGTERM)
+        assert it.end(120) == 0, "\n".join(it.lines)
+    finally:
+        if it.process.poll() is None:
+            it.process.kill()
+    found = checkpoint.find(f"{prepared}/runs/node-come")
+    counts = [checkpoint.load_state(path).world_size for path in found]
+    assert counts[0] == 1 and counts[-1] == 2
+    step, moment = it.resumed(at)
+    lost = last_step(it.lines[:resumed]) - step
+    assert lost <= 200
+    assert [r["step"] for r in records(prepared, "node-come")] == list(
+        range(1, last_step(it.lines) + 1)
+    )
+    before = max(t for t, x in zip(it.times, it.lines[:resumed], strict=False) if is_step(x))
+    what = "a node comes, `num_workers=[1,2]`"
+    note(what, "started again on two workers", lost, moment - before, "-")

@@ -52,6 +52,8 @@ class Ledger:
             self._seconds["productive"] -= lost
             self._seconds["replay"] += lost
             self._seconds["down"] += max(0.0, started - before["updated"])
+            # Ray may have started the workers again by itself: that time is counted already.
+            started = max(started, before["updated"])
         self._seconds["start"] += max(0.0, now - started)
         self._base = sum(self._seconds.values())
 

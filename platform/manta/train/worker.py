@@ -90,10 +90,11 @@ def _until_rollback(
 def _beginning(run: Run, path: str | None) -> str:
     state = run.state
     started = f"resuming at step {state.step} from {path}" if path else "starting"
+    workers = f"{run.config.workers} workers, each " if run.config.workers > 1 else ""
     how = ", compiled" if state.compiled else ""
     return (
-        f"{started} on {run.device.description}, {run.device.dtype}{how}, micro batches of "
-        f"{state.micro_batch} sequences"
+        f"{started} on {workers}{run.device.description}, {run.device.dtype}{how}, micro batches "
+        f"of {state.micro_batch} sequences"
     )
 
 
