@@ -42,6 +42,7 @@ STATE = "state.json"
 OPTIMIZER = "optimizer"
 INDEX = "optimizer.json"
 DAMAGED = "damaged-"
+MOST_PARTS = 3  # of a run's name, in which runs are looked for to be named
 
 
 @config
@@ -212,10 +213,20 @@ def latest(
 
 
 def names_of_runs(home: str) -> list[str]:
-    """The names of the runs that have a checkpoint."""
-    folder = storage.join(home, "runs")
-    names = [item.base_name for item in storage.list_files(folder, recursive=False)]
-    return [name for name in names if find(storage.join(folder, name))]
+    """The names of the runs that have a checkpoint; those in parts, as a/b, too."""
+
+    def below(name: str, depth: int) -> Iterator[str]:
+        folder = storage.join(home, "runs", name).rstrip("/")
+        for item in storage.list_files(folder, recursive=False):
+            part = f"{name}/{item.base_name}".lstrip("/")
+            if item.type != pafs.FileType.Directory:
+                continue
+            if find(storage.join(home, "runs", part)):
+                yield part
+            elif depth > 1:
+                yield from below(part, depth - 1)
+
+    return sorted(below("", MOST_PARTS))
 
 
 def set_aside_as(path: str, why: str) -> str:
