@@ -25,6 +25,7 @@ ORDER = [
     "data",
     "train",
     "evaluate",
+    "export",
     "sweep",
     "bench",
 ]
@@ -41,7 +42,9 @@ ROOMS = {
     "tokenizers": ["text/tokenizer"],
     "lm_eval": ["evaluate"],
     "deepspeed": ["train/engine"],
-    "safetensors": ["train/checkpoint", "train/fragments", "train/listing", "train/saver"],
+    "safetensors": ["train/checkpoint", "train/fragments", "train/listing", "export/huggingface"],
+    "transformers": ["export/huggingface"],
+    "gguf": ["export/ggml"],
     "matplotlib": ["plot"],
     "tensorboardX": ["train/logbook"],
     "ray.data": ["data"],

@@ -20,9 +20,11 @@ from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
 from manta.evaluate.run import EvaluateConfig
+from manta.export.run import ExportConfig, ImportConfig
 from manta.model.generate import GenerateConfig
 from manta.sweep.run import SweepConfig
 from manta.train import checkpoint
+from manta.train.logbook import read_metrics
 from manta.train.pretrain import pretrain
 from manta.train.settings import PretrainConfig
 
@@ -116,6 +118,40 @@ def test_generate(
     assert (
         texts[0] == texts[1] and texts[0].startswith("The cat") and len(texts[0]) > len("The cat")
     )
+
+
+def test_a_model_is_exported_imported_evaluated_and_trained_further(
+    load_job: Callable[[str], Any],
+    trained: tuple[Path, str],
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home, out = trained[0], tmp_path / "model"
+    keys = [f"home={home}", "checkpoint=first/pulse", f"out={out}"]
+    load_job("export").main(load(ExportConfig, keys))
+    assert f"written to {out}" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "animals-bpe300" in card and "1,024 tokens" in card and str(home) not in card
+    assert (out / "loss.png").exists()
+    keys = [f"home={home}", "from=hf", f"path={out}", "name=back"]
+    load_job("import_model").main(load(ImportConfig, keys))
+    assert "init.checkpoint=back" in capsys.readouterr().out
+    results = []
+    for name in ("first/pulse", "back"):
+        keys = [f"home={home}", f"checkpoint={name}", f"evals.text_path={corpus}", "limit=1"]
+        load_job("evaluate").main(load(EvaluateConfig, keys))
+        step = "step-00000004" if name != "back" else "step-00000000"
+        file = home / "runs" / name / "evals" / step / "perplexity.json"
+        results.append(json.loads(file.read_text())["results"]["perplexity"])
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    with pytest.raises(DataError, match=r"was imported.*evals\.text_path=FILE"):
+        load_job("evaluate").main(load(EvaluateConfig, [f"home={home}", "checkpoint=back"]))
+    more = pretrain(tiny(home, corpus, "name=more", "init.checkpoint=back", "model.n_layer=1"))
+    before = [r for r in read_metrics(f"{home}/runs/first/pulse/metrics.jsonl") if "val_loss" in r]
+    assert more.metrics[0]["val_loss"] == pytest.approx(before[-1]["val_loss"], rel=1e-6)
+    assert checkpoint.load_model_config(more.checkpoint).n_layer == 2
+    assert more.state.step == 4
 
 
 def test_sweep_ranks_real_runs_and_writes_the_best(

@@ -271,7 +271,7 @@ def _fields(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
             yield from _fields(hint, f"{prefix}{name}.")
         else:
             yield (
-                prefix + name,
+                prefix + name.rstrip("_"),
                 _type_name(hint),
                 _plain(default),
                 _description(cls, name),
@@ -307,6 +307,9 @@ def _type_name(hint: Any) -> str:
 
 def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
     """Puts what follows from the keys of `tree` beneath them, here and in every group."""
+    # A key that is a word of Python's, such as `from`, is a field with an underscore behind it.
+    own = {field.name for field in dataclasses.fields(cls)}
+    tree = {key if key in own or f"{key}_" not in own else f"{key}_": tree[key] for key in tree}
     presets: Mapping[str, dict[str, Any]] = getattr(cls, "presets", {})
     name, below = tree.get("preset"), {}
     if isinstance(name, str) and name in presets:
@@ -323,7 +326,7 @@ def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -
 
 
 def _describe(cls: type, error: dict[str, Any]) -> str:
-    path = [str(part) for part in error["loc"]]
+    path = [str(part).rstrip("_") for part in error["loc"]]
     if error["type"] == "unexpected_keyword_argument":
         owner = cls
         for part in path[:-1]:

@@ -119,6 +119,8 @@ def local_documents(c: EvaluateConfig, path: str) -> list[dict[str, Any]] | None
             if c.evals.text_path is not None
             else val_texts(path)
         )
+        if not texts:
+            raise DataError(f"{path} was imported, without a dataset: give evals.text_path=FILE")
         tokenizer = checkpoints.load_tokenizer(path)
         return [{"text": t, "num_tokens": len(tokenizer.encode(t))} for t in texts if t.strip()]
     return None

@@ -29,6 +29,10 @@ LARGEST_SCORE = 8.0  # before the softmax, of a repeat: e^8 is more than a conte
 
 @config
 class InitConfig:
+    checkpoint: str | None = None
+    """A run's name, or a checkpoint's folder, from whose weights a new run starts; its model goes
+    over `model` (but for dropout), the other keys here do not count, and the data must be of its
+    tokenizer: data.tokenizer=FOLDER/encoding.json."""
     kind: Literal["gpt2", "identity"] = "gpt2"
     """gpt2: normal(0.02), less for what writes to the residual stream; identity: what writes to it,
     and a head of its own, are zero, so that each block passes its input on; the other matrices are
@@ -49,6 +53,8 @@ class InitConfig:
 
     def conflicts(self, model: ModelConfig) -> list[str]:
         """What of this cannot work with a model."""
+        if self.checkpoint is not None:
+            return []
         found = []
         if self.bigram_steps and model.tie_embeddings:
             found.append(

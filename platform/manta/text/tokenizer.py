@@ -48,8 +48,10 @@ class Tokenizer:
         self.name = name
         self.eot = eot
         """Id of the end-of-text token, which follows every document."""
-        self._pattern = pattern
-        self._ranks = ranks
+        self.pattern = pattern
+        """The regular expression that splits text into words, within which merges happen."""
+        self.ranks = ranks
+        """The id of each token but end-of-text; the order of ids is that of merges."""
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot}
         )
@@ -138,18 +140,18 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """(V,) int32: the number of bytes of text each id stands for; 0 for end-of-text."""
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
-        for token, rank in self._ranks.items():
+        for token, rank in self.ranks.items():
             lengths[rank] = len(token)
         return lengths
 
     @functools.cached_property
     def serialized(self) -> bytes:
         """The tokenizer as a JSON file: name, pattern, end-of-text id, tokens in order of rank."""
-        ordered = sorted(self._ranks, key=self._ranks.__getitem__)
+        ordered = sorted(self.ranks, key=self.ranks.__getitem__)
         content = {
             "format": FORMAT,
             "name": self.name,
-            "pattern": self._pattern,
+            "pattern": self.pattern,
             "eot": self.eot,
             "tokens": [base64.b64encode(token).decode() for token in ordered],
         }
@@ -250,7 +252,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     trainee.train_from_iterator(_pieces(texts), trainer)
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     ranks = {
         bytes(byte_of[character] for character in token): rank
         for token, rank in trainee.get_vocab().items()
@@ -278,7 +280,7 @@ def _in_pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """ByteLevel shows each byte as one printable character: itself where Latin-1 prints it, else
     the next free one from U+0100 (GPT-2's bytes_to_unicode). This is the way back."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 from pyarrow import fs as pafs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from manta import config as configs
 from manta import storage
@@ -144,6 +144,25 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
     model = GPT(load_model_config(path))
     load_weights(path, model)
     return model.to(device or torch.device("cpu")).eval()
+
+
+def write_model(
+    folder: Path,
+    c: ModelConfig,
+    weights: dict[str, torch.Tensor],
+    tokenizer: Tokenizer,
+    state: TrainState,
+) -> list[str]:
+    """Writes all of a checkpoint but the optimizer's state and the manifest; the files' names."""
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    texts = {
+        CONFIG: json.dumps(configs.to_dict(c), indent=1).encode(),
+        STATE: json.dumps(dataclasses.asdict(state), indent=1).encode(),
+        tokenizers.FILE_NAME: tokenizer.serialized,
+    }
+    for name, content in texts.items():
+        (folder / name).write_bytes(content)
+    return [WEIGHTS, *texts]
 
 
 def load_weights(path: str, model: GPT) -> None:

@@ -15,7 +15,14 @@ from manta.model.gpt import num_parameters
 from manta.train import checkpoint, ledger
 from manta.train.checkpoint import TrainState
 from manta.train.logbook import METRICS, duration, read_metrics
-from manta.train.resume import check_resumable, is_finished, order_of, with_vocabulary
+from manta.train.resume import (
+    check_resumable,
+    check_tokenizer,
+    from_weights,
+    is_finished,
+    order_of,
+    with_vocabulary,
+)
 from manta.train.settings import PretrainConfig
 from manta.train.supervise import Supervisor
 
@@ -69,11 +76,15 @@ def pretrain(
         )
     if path is not None and is_finished(c, path):
         return outcome(c, path, finished_before=True)
+    c = from_weights(c, path)
     datasets = mixture.ready(c.data, c.home_folder, say)
     order_of(c, datasets)
     model = with_vocabulary(c.model, datasets[0].load_tokenizer())
     if path is not None:
         check_resumable(c, path, model, datasets)
+    elif c.init.checkpoint is not None:
+        check_tokenizer(c.init.checkpoint, datasets[0].load_tokenizer())
+        say(f"starting from the weights of {c.init.checkpoint}")
     elif problems := c.init.conflicts(model):
         raise ConfigError(problems[0])
     storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())

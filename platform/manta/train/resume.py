@@ -4,12 +4,14 @@ import dataclasses
 from typing import Any
 
 from manta import config as configs
+from manta import storage
 from manta.data import mixture
 from manta.data import order as orders
 from manta.data.manifest import Manifest
 from manta.data.order import Order
 from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import ModelConfig
+from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint
 from manta.train.settings import PretrainConfig
@@ -31,6 +33,28 @@ def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
             f"{tokenizer.vocab_size} ids ({tokenizer.name}): omit it, or raise it"
         )
     return dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer.vocab_size)
+
+
+def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
+    """With the model of the checkpoint that `c` starts from, or of the run's own newest one, if it
+    starts from one. Raises CheckpointError when there is none."""
+    if c.init.checkpoint is None:
+        return c
+    path = newest or checkpoint.resolve(c.init.checkpoint, c.home_folder)
+    model = dataclasses.replace(checkpoint.load_model_config(path), dropout=c.model.dropout)
+    init = c.init if newest else dataclasses.replace(c.init, checkpoint=path)
+    return dataclasses.replace(c, model=model, init=init)
+
+
+def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError when the weights at `path` are of another tokenizer."""
+    theirs = checkpoint.load_tokenizer(path)
+    if theirs.sha256 != tokenizer.sha256:
+        raise ConfigError(
+            f"init.checkpoint={path} is of the tokenizer {theirs.name}, the data of "
+            f"{tokenizer.name}: set data.tokenizer={storage.join(path, tokenizers.FILE_NAME)}, and "
+            "another data.name="
+        )
 
 
 def order_of(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> Order:

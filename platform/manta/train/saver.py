@@ -7,7 +7,6 @@ them a checkpoint. One save is under way at a time: a next one waits for it.
 
 import dataclasses
 import errno
-import json
 import shutil
 import tempfile
 import threading
@@ -18,14 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
-from manta import config as configs
 from manta import storage
 from manta.errors import CheckpointError
 from manta.model.gpt import ModelConfig, unpadded
-from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint, fragments
 from manta.train import engine as engines
@@ -174,15 +170,9 @@ class Saver:
         names = [name]
         if rank == 0:
             weights = {n: unpadded(n, w, self._model) for n, w in snapshot.weights.items()}
-            texts = {
-                checkpoint.CONFIG: json.dumps(configs.to_dict(self._model), indent=1).encode(),
-                checkpoint.STATE: json.dumps(dataclasses.asdict(snapshot.state), indent=1).encode(),
-                tokenizers.FILE_NAME: self._tokenizer.serialized,
-            }
-            save_file(weights, folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
-            for text, content in texts.items():
-                (folder / text).write_bytes(content)
-            names += [checkpoint.WEIGHTS, *texts]
+            names += checkpoint.write_model(
+                folder, self._model, weights, self._tokenizer, snapshot.state
+            )
         files = {}
         for name in names:
             self._beat()

@@ -133,7 +133,9 @@ def setup(
     state.world_size, state.zero_stage = world_size, c.zero_stage
     state.data = decisions(c, datasets)
     state.datasets = [manifest.path for manifest in datasets]
-    if path is None:
+    if path is None and c.init.checkpoint is not None:
+        start = functools.partial(checkpoint.load_weights, c.init.checkpoint)
+    elif path is None:
         fit = functools.partial(_fit_bigrams, c, reader, say)
         start = functools.partial(initialise, c=c.init, fit=fit)
     else:

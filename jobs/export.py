@@ -1,0 +1,26 @@
+"""Export a checkpoint: to transformers, llama.cpp or llm.c.
+
+    python jobs/export.py checkpoint=my-run to=hf out=my-model
+    python jobs/export.py checkpoint=my-run to=gguf out=my-model.gguf
+
+What was written is read again and compared before it is there.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from manta.export.run import ExportConfig, export
+from manta.job import run_job
+
+
+def main(config: ExportConfig) -> None:
+    out = export(config)
+    print(f"written to {out}")
+    if config.to == "hf":
+        print(f'next  transformers.AutoModelForCausalLM.from_pretrained("{out}")')
+
+
+if __name__ == "__main__":
+    run_job(main, ExportConfig)

@@ -1,0 +1,1 @@
+"""Export and import: models in the formats that others read and write."""

@@ -1,0 +1,78 @@
+"""A model card: what a model is, what it was trained on, and how well it does, from its run."""
+
+from typing import Any
+
+from manta import storage
+from manta.errors import DataError
+from manta.model.gpt import num_parameters
+from manta.model.shape import ModelConfig
+from manta.train.checkpoint import TrainState
+from manta.train.logbook import CURVE, METRICS, read_metrics
+
+USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokens = tokenizer("Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=40)[0]))
+```"""
+
+
+def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
+    """Markdown, for the checkpoint at `path`; what its run has not said is left out."""
+    run, step = path.rpartition("/checkpoints/")[::2]
+    size = f"{num_parameters(c):,} parameters"
+    lines = [
+        "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
+        f"# {name}", "",
+        f"A GPT of the {c.family} family, {size}, trained with Manta.", "",
+        "| | |", "|---|---|",
+        f"| blocks, channels, heads | {c.n_layer}, {c.n_embd}, {c.n_head} |",
+        f"| context | {c.context_length:,} tokens |",
+        f"| vocabulary | {c.vocab_size:,} tokens |",
+    ]  # fmt: skip
+    records = read_metrics(storage.join(run, METRICS)) if run else []
+    records = [r for r in records if r["step"] <= state.step]
+    if state.datasets:
+        lines.append(f"| data | {', '.join(d.rpartition('/')[2] for d in state.datasets)} |")
+    if records:
+        lines.append(f"| trained on | {max(r['tokens'] for r in records):,} tokens |")
+        lines.append(f"| steps | {state.step:,} |")
+    last = next((r for r in reversed(records) if "val_loss" in r), None)
+    if last is not None:
+        lines.append(f"| val loss | {last['val_loss']:.4f} nats a token |")
+        lines.append(f"| val bits per byte | {last['val_bpb']:.4f} |")
+    lines += ["", "## Scores", "", *_scores(run, step)]
+    if run and storage.exists(storage.join(run, CURVE)):
+        lines += ["", "## Loss", "", f"![Loss against tokens]({CURVE})"]
+    lines += ["", "## Use", "", USE, ""]
+    if run and storage.exists(storage.join(run, "config.yaml")):
+        text = storage.read_bytes(storage.join(run, "config.yaml")).decode().rstrip()
+        # Where it was made is nobody's affair.
+        kept = [line for line in text.splitlines() if not line.startswith(("home:", "name:"))]
+        lines += ["## Config", "", "```yaml", *kept, "```", ""]
+    return "\n".join(lines)
+
+
+def _scores(run: str, step: str) -> list[str]:
+    """The evaluations of this checkpoint, as lm-eval gave them."""
+    rows = []
+    folder = storage.join(run, "evals", step)
+    for item in storage.list_files(folder) if run else []:
+        if not item.path.endswith(".json"):
+            continue
+        try:
+            found: dict[str, Any] = storage.read_json(storage.join(folder, item.base_name))
+            for task, values in found["results"].items():
+                for metric, value in values.items():
+                    if metric == "samples" or metric.endswith("_stderr"):
+                        continue
+                    error = values.get(f"{metric}_stderr")
+                    shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
+                    rows.append(f"| {task} | {metric} | {shown} | {values['samples']} |")
+        except (DataError, KeyError, TypeError, ValueError, AttributeError):
+            continue  # a card says what is known
+    if not rows:
+        return ["Not evaluated yet."]
+    return ["| task | metric | value | documents |", "|---|---|---|---|", *sorted(rows)]

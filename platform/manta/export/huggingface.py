@@ -1,0 +1,158 @@
+"""A folder that plain transformers opens; written, opened again and compared before it is there.
+
+transformers is an extra: `pip install 'manta[export]'`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from manta.errors import CheckpointError, ConfigError
+from manta.export import weights
+from manta.model.gpt import GPT
+from manta.model.shape import ModelConfig
+from manta.text import tokenizer_json
+from manta.text.tokenizer import END_OF_TEXT, Tokenizer
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOLERANCE = 1e-4  # of a logit, fp32
+
+# Text that tokenizers are wrong about first.
+ADVERSARIAL = [
+    "",
+    END_OF_TEXT,
+    f"before{END_OF_TEXT}after {END_OF_TEXT}\n",
+    "emoji 🐟🐠🦈 and a family 👨‍👩‍👧‍👦, flags 🇫🇷",
+    " " * 300 + "word" + " " * 50,
+    "\t\t\n\n\r\n \n  \n\u00a0\u2003\u3000x\u200b",
+    "don't we'll it's I'VE 'S 's",
+    "naïve Ångström ｆｕｌｌ ﬁ Ω≈ç√ e\u0301",
+    "日本語のテキスト 한국어 العربية עברית हिन्दी",
+    "1234567890 3.14159 0x1F 1,000,000",
+    "\x00\x01\x7f\ufffd\ufeff",
+    "a" * 1000,
+    "def f(x):\n    return {'a': [1, 2], \"b\": x**2}  # comment\n",
+    "half a pair \ud83d and the other \udc1f alone",
+]
+
+
+def write(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
+    """Weights, config, tokenizer and model card, into a folder that is there."""
+    c = model.config
+    state = {name: w.detach().float().cpu() for name, w in model.state_dict().items()}
+    save_file(weights.to_theirs(c, state), folder / WEIGHTS, metadata={"format": "pt"})
+    _write_json(folder / "config.json", weights.to_config(c, tokenizer.eot))
+    ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
+    _write_json(folder / "generation_config.json", {**ends, "pad_token_id": tokenizer.eot})
+    (folder / "tokenizer.json").write_text(tokenizer_json.to_json(tokenizer))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": c.context_length,
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "pad_token": END_OF_TEXT,
+            "clean_up_tokenization_spaces": False,
+            # Text that spells a special token is only text.
+            "split_special_tokens": True,
+        },
+    )
+    (folder / "README.md").write_text(card)
+
+
+def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
+    """Opens a folder with transformers, without code of its own, and compares logits, tokens and a
+    greedy completion with the model's; what was compared.
+
+    Raises:
+        CheckpointError: something differs.
+        ConfigError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    except ImportError:
+        raise ConfigError(
+            "to=hf opens what it wrote with transformers, which is not installed: run "
+            "`pip install 'manta[export]'`"
+        ) from None
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
+    c = model.config
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(c.vocab_size or 1, (2, c.context_length), generator=random)
+    with torch.no_grad():
+        difference = (theirs(tokens).logits - model(tokens)).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: logits of transformers' model differ by {difference:.2g} (at most "
+            f"{TOLERANCE:g} is right); please report this with the model's config"
+        )
+    fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for text in [*ADVERSARIAL, *texts]:
+        mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        found, expected = fast.encode(mended), tokenizer.encode(text)
+        if found != expected or fast.decode(found) != tokenizer.decode(expected):
+            raise CheckpointError(
+                f"{folder}: transformers' tokenizer reads {text[:60]!r} as other tokens; please "
+                "report this with the text"
+            )
+    return {"logits_differ_by": difference, "texts": len(ADVERSARIAL) + len(texts)}
+
+
+def read(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Tokenizer | None]:
+    """The model of a folder of transformers', its weights by our names, and its tokenizer, if it
+    has a tokenizer.json. Only safetensors and JSON are read: no code is run.
+
+    Raises:
+        CheckpointError: files are missing, or are of a model that Manta has not.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"path={folder}: no config.json there; give the folder of a model of transformers' "
+            "(with config.json, model.safetensors, tokenizer.json)"
+        )
+    c = weights.from_config(_read_json(folder / "config.json"), f"{folder}/config.json")
+    state = weights.to_ours(c, _tensors(folder), str(folder))
+    file = folder / "tokenizer.json"
+    found = tokenizer_json.from_json(file.read_bytes(), str(file)) if file.is_file() else None
+    return c, state, found
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    files = [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
+        files = [folder / Path(name).name for name in sorted(names)]
+    tensors = {}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file}: no such file; Manta reads weights as safetensors only (a pickle, "
+                "pytorch_model.bin, can run code; convert it with transformers)"
+            )
+        try:
+            tensors.update(load_file(file))
+        except SafetensorError as e:
+            raise CheckpointError(f"{file}: not whole safetensors ({e}); get it anew") from None
+    return tensors
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+    except ValueError as e:
+        raise CheckpointError(f"{file}: not a JSON object ({e}); get it anew") from None
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")

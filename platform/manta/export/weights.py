@@ -1,0 +1,261 @@
+"""A model's config and weights as transformers has them, and back: names, layouts, shapes.
+
+The gpt2 family is transformers' GPT2LMHeadModel; the modern one LlamaForCausalLM, or with QK-norm
+Qwen3ForCausalLM. No transformers is imported.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manta.config import from_dict
+from manta.errors import CheckpointError, ConfigError
+from manta.model.shape import ModelConfig
+
+ARCHITECTURES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# Constants that some files keep beside the weights.
+BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One weight of ours, and what it is made of elsewhere: several, one below the other."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    is_transposed: bool = False
+    """GPT-2's Conv1D holds (in, out), nn.Linear (out, in)."""
+
+
+def model_type(c: ModelConfig) -> str:
+    return "gpt2" if c.family == "gpt2" else "qwen3" if c.qk_norm else "llama"
+
+
+def rows(c: ModelConfig) -> list[Row]:
+    """Every weight that transformers' class for `c` has. (Ours may lack some of the biases.)"""
+    return _gpt2_rows(c) if c.family == "gpt2" else _llama_rows(c)
+
+
+def _gpt2_rows(c: ModelConfig) -> list[Row]:
+    found = [
+        Row("embedding.weight", ("transformer.wte.weight",)),
+        Row("positions.weight", ("transformer.wpe.weight",)),
+        Row("norm.weight", ("transformer.ln_f.weight",)),
+        Row("norm.bias", ("transformer.ln_f.bias",)),
+    ]
+    for layer in range(c.n_layer):
+        for ours, name, is_conv1d in (
+            ("attention_norm", "ln_1", False),
+            ("attention.qkv", "attn.c_attn", True),
+            ("attention.out", "attn.c_proj", True),
+            ("mlp_norm", "ln_2", False),
+            ("mlp.up", "mlp.c_fc", True),
+            ("mlp.down", "mlp.c_proj", True),
+        ):
+            block, theirs = f"blocks.{layer}.{ours}", f"transformer.h.{layer}.{name}"
+            found.append(Row(f"{block}.weight", (f"{theirs}.weight",), is_conv1d))
+            found.append(Row(f"{block}.bias", (f"{theirs}.bias",)))
+    return found + _head(c)
+
+
+def _llama_rows(c: ModelConfig) -> list[Row]:
+    found = [
+        Row("embedding.weight", ("model.embed_tokens.weight",)),
+        Row("norm.weight", ("model.norm.weight",)),
+    ]
+    norms = ("q_norm", "k_norm") if c.qk_norm else ()
+    for layer in range(c.n_layer):
+        block, theirs = f"blocks.{layer}", f"model.layers.{layer}"
+        # Ours is one matrix: all queries, then all keys, then all values.
+        qkv = tuple(f"{theirs}.self_attn.{part}_proj.weight" for part in ("q", "k", "v"))
+        found.append(Row(f"{block}.attention.qkv.weight", qkv))
+        for ours, name in (
+            ("attention_norm", "input_layernorm"),
+            ("attention.out", "self_attn.o_proj"),
+            *((f"attention.{norm}", f"self_attn.{norm}") for norm in norms),
+            ("mlp_norm", "post_attention_layernorm"),
+            ("mlp.gate", "mlp.gate_proj"),
+            ("mlp.up", "mlp.up_proj"),
+            ("mlp.down", "mlp.down_proj"),
+        ):
+            found.append(Row(f"{block}.{ours}.weight", (f"{theirs}.{name}.weight",)))
+    return found + _head(c)
+
+
+def _head(c: ModelConfig) -> list[Row]:
+    """A tied head is kept once, as the embedding."""
+    return [] if c.tie_embeddings else [Row("head.weight", ("lm_head.weight",))]
+
+
+def to_theirs(c: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by transformers' names, of a `GPT.state_dict()`."""
+    found = {}
+    for row in rows(c):
+        weight = state.get(row.ours)
+        if weight is None:  # a bias that ours has not, and theirs cannot be without
+            weight = torch.zeros(len(state[row.ours.removesuffix("bias") + "weight"]))
+        parts = [weight]
+        if len(row.theirs) > 1:
+            kv = c.kv_heads * c.head_size
+            parts = list(weight.split([c.n_head * c.head_size, kv, kv]))
+        for name, part in zip(row.theirs, parts, strict=True):
+            found[name] = (part.T if row.is_transposed else part).contiguous()
+    return found
+
+
+def to_ours(c: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The way back: a state for `GPT.load_state_dict`, fp32.
+
+    Raises:
+        CheckpointError: tensors are missing, too many, or of another shape; all are named.
+    """
+    given = {_full(name): t for name, t in tensors.items() if not BUFFERS.search(name)}
+    if c.tie_embeddings:
+        given.pop("lm_head.weight", None)
+    wanted = rows(c)
+    names = {name for row in wanted for name in row.theirs}
+    problems = [f"{name} is missing" for name in sorted(names - given.keys())]
+    problems += [f"{name} is surplus" for name in sorted(given.keys() - names)]
+    found = {}
+    shapes = _shapes(c)
+    for row in wanted:
+        if any(name not in given for name in row.theirs):
+            continue
+        parts = [given[name].float() for name in row.theirs]
+        weight = torch.cat([part.T if row.is_transposed else part for part in parts])
+        if weight.shape != shapes[row.ours]:
+            problems.append(
+                f"{' + '.join(row.theirs)} is {tuple(weight.shape)}, not {tuple(shapes[row.ours])}"
+            )
+        found[row.ours] = weight.contiguous()
+    if problems:
+        raise CheckpointError(f"{where}: not the weights of its config: {'; '.join(problems)}")
+    return found
+
+
+def _full(name: str) -> str:
+    """Some files of GPT-2's leave out the first part of a name."""
+    is_full = name.startswith(("transformer.", "lm_head.", "model."))
+    return name if is_full else f"transformer.{name}"
+
+
+def _shapes(c: ModelConfig) -> dict[str, torch.Size]:
+    from manta.model.gpt import GPT, unpadded
+
+    with torch.device("meta"):
+        model = GPT(c)
+    return {name: unpadded(name, w, c).shape for name, w in model.state_dict().items()}
+
+
+def to_config(c: ModelConfig, eot: int) -> dict[str, Any]:
+    """transformers' config.json; `eot` opens and ends every document."""
+    kind = model_type(c)
+    common = {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        "dtype": "float32",
+        "vocab_size": c.vocab_size,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "tie_word_embeddings": c.tie_embeddings,
+    }
+    if kind == "gpt2":
+        return common | {
+            "n_positions": c.context_length,
+            "n_embd": c.n_embd,
+            "n_layer": c.n_layer,
+            "n_head": c.n_head,
+            "n_inner": c.hidden,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": c.norm_eps,
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout),
+        }
+    return common | {
+        "hidden_size": c.n_embd,
+        "intermediate_size": c.hidden,
+        "num_hidden_layers": c.n_layer,
+        "num_attention_heads": c.n_head,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": c.context_length,
+        "rms_norm_eps": c.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+    }
+
+
+def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
+    """The model of a config.json of transformers'.
+
+    Raises:
+        CheckpointError: Manta has no such model; each field that says so is named.
+    """
+    kind = theirs.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{where}: model_type={kind} is not one that Manta has: {', '.join(ARCHITECTURES)}"
+        )
+    get = theirs.get
+    problems = []
+
+    def must(key: str, *values: Any) -> None:
+        if key in theirs and theirs[key] not in values:
+            problems.append(f"{key}={theirs[key]!r} (Manta has {values[0]!r})")
+
+    tree: dict[str, Any] = {"vocab_size": get("vocab_size", 50257 if kind == "gpt2" else None)}
+    if kind == "gpt2":
+        must("activation_function", "gelu_new", "gelu_pytorch_tanh")
+        must("scale_attn_weights", True)
+        must("scale_attn_by_inverse_layer_idx", False)
+        must("add_cross_attention", False)
+        tree |= {
+            "family": "gpt2",
+            "context_length": get("n_positions", 1024),
+            "n_layer": get("n_layer", 12),
+            "n_head": get("n_head", 12),
+            "n_embd": get("n_embd", 768),
+            "mlp_hidden": get("n_inner"),
+            "norm_eps": get("layer_norm_epsilon", 1e-5),
+            "tie_embeddings": get("tie_word_embeddings", True),
+        }
+    else:
+        rope = get("rope_parameters") or {}
+        scaling = get("rope_scaling") or rope
+        if scaling.get("rope_type", scaling.get("type", "default")) != "default":
+            problems.append(f"rope_scaling={scaling!r} (Manta has none)")
+        must("hidden_act", "silu")
+        must("attention_bias", False)
+        must("mlp_bias", False)
+        must("use_sliding_window", False)
+        heads = get("num_attention_heads", 32)
+        must("head_dim", get("hidden_size", 4096) // heads, None)
+        tree |= {
+            "family": "modern",
+            "context_length": get("max_position_embeddings", 2048),
+            "n_layer": get("num_hidden_layers", 32),
+            "n_head": heads,
+            "n_embd": get("hidden_size", 4096),
+            "n_kv_head": get("num_key_value_heads") or heads,
+            "mlp_hidden": get("intermediate_size"),
+            "norm_eps": get("rms_norm_eps", 1e-6),
+            "rope_theta": rope.get("rope_theta", get("rope_theta", 10000.0)),
+            "tie_embeddings": get("tie_word_embeddings", False),
+            "qk_norm": kind == "qwen3",
+        }
+    if problems:
+        raise CheckpointError(f"{where}: Manta has no such model: {', '.join(problems)}")
+    try:
+        return from_dict(ModelConfig, tree)
+    except ConfigError as e:
+        raise CheckpointError(f"{where}: {' '.join(str(e).split())}") from None
