@@ -3,7 +3,6 @@
 import base64
 import json
 import math
-import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from test_model import gpt2_weights, with_weights
 
 from manta.config import from_dict
 from manta.errors import ConfigError, DataError
-from manta.evaluate.run import SUITES, EvaluateConfig, read_hellaswag, run_lm_eval, table
+from manta.evaluate.run import EvaluateConfig, read_hellaswag, run_lm_eval, table
 from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -67,7 +66,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from lm_eval.models.huggingface import HFLM
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from manta.evaluate.adapter import MantaLM
+    from manta.evaluate.adapter import here
 
     folder = tmp_path_factory.mktemp("hugging-face")
     tokenizer = tokenizers.train([TEXT], 400)
@@ -101,7 +100,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     )
     model = with_weights(c, gpt2_weights(theirs))
     return Pair(
-        MantaLM(model, tokenizer),
+        here(model, tokenizer),
         HFLM(
             pretrained=str(folder),
             device="cpu",
@@ -164,10 +163,6 @@ def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Any]:
     from lm_eval.api.instance import Instance
 
     return [Instance(kind, {}, args, index) for index, args in enumerate(arguments)]
-
-
-def suite_files() -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in SUITES.iterdir() if file.is_file()}
 
 
 def hellaswag_rows() -> list[dict[str, Any]]:
@@ -279,8 +274,7 @@ def test_hellaswag_equals_hflm(pair: Pair) -> None:
     lengths = [len(pair.tokenizer.encode(row["ctx_a"])) for row in rows]
     assert min(lengths) < CONTEXT < max(lengths)
     found, expected = (
-        run_lm_eval(lm, "hellaswag", suite_files(), rows, None)["hellaswag"]
-        for lm in (pair.ours, pair.theirs)
+        run_lm_eval(lm, "hellaswag", rows, None)["hellaswag"] for lm in (pair.ours, pair.theirs)
     )
     assert found == expected
     assert found["samples"] == len(rows)
@@ -291,8 +285,7 @@ def test_hellaswag_equals_hflm(pair: Pair) -> None:
 def test_perplexities_equal_hflm(pair: Pair, suite: str) -> None:
     documents = plain_documents(pair.tokenizer) if suite == "perplexity" else wikitext_pages()
     found, expected = (
-        run_lm_eval(lm, suite, suite_files(), documents, None)[suite]
-        for lm in (pair.ours, pair.theirs)
+        run_lm_eval(lm, suite, documents, None)[suite] for lm in (pair.ours, pair.theirs)
     )
     assert found == pytest.approx(expected, rel=1e-4)
 
@@ -325,11 +318,11 @@ def test_scores_do_not_depend_on_the_batch(pair: Pair, monkeypatch: pytest.Monke
 
 
 def test_bf16_scores_are_near_those_in_fp32(pair: Pair) -> None:
-    from manta.evaluate.adapter import MantaLM
+    from manta.evaluate.adapter import here
 
     asked = requests("loglikelihood_rolling", (TEXT[:2000],))
     exact = pair.ours.loglikelihood_rolling(asked)
-    rounded = MantaLM(pair.model, pair.tokenizer, "bf16").loglikelihood_rolling(asked)
+    rounded = here(pair.model, pair.tokenizer, "bf16").loglikelihood_rolling(asked)
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
 
@@ -396,14 +389,14 @@ def wikitext_pages() -> list[dict[str, Any]]:
 
 def run_suite(pair: Pair, suite: str, documents: Any, limit: int | None = None) -> dict[str, Any]:
     """The suite's own results; checks that it reports its progress whole."""
-    from manta.evaluate.adapter import MantaLM
+    from manta.evaluate.adapter import here
 
-    progress: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
-    lm = MantaLM(pair.model, pair.tokenizer, advance=lambda count: progress.put(("done", count)))
-    results = run_lm_eval(lm, suite, suite_files(), documents, limit, progress)
-    said = [progress.get() for _ in range(progress.qsize())]
-    assert said[0][0] == "total"
-    assert said[0][1] == sum(count for kind, count in said if kind == "done")
+    totals: list[int] = []
+    done: list[int] = []
+    lm = here(pair.model, pair.tokenizer)
+    lm.advance = done.append
+    results = run_lm_eval(lm, suite, documents, limit, totals.append)
+    assert totals == [sum(done)]
     assert list(results) == [suite]
     return results[suite]
 

@@ -50,7 +50,7 @@ ROOMS = {
     "ray.data": ["data"],
     "ray.train": ["train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
-    "ray": ["cluster", "data", "train/supervise", "train/worker", "sweep", "evaluate/run"],
+    "ray": ["cluster", "data", "train/supervise", "train/worker", "sweep", "evaluate/farm"],
 }
 
 

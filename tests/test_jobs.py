@@ -104,6 +104,20 @@ def test_evaluate(
     assert f"written to {file}" in out
 
 
+def test_any_number_of_workers_gives_the_same_scores(
+    load_job: Callable[[str], Any], trained: tuple[Path, str], corpus: Path
+) -> None:
+    """To the last bit: which requests go together does not depend on it."""
+    keys = [f"home={trained[0]}", "checkpoint=first/pulse", "threads=1", "cpus=0.5"]
+    found = []
+    for workers in (1, 2, 3):
+        config = load(EvaluateConfig, [*keys, f"num_workers={workers}"])
+        load_job("evaluate").main(config)
+        file = trained[0] / "runs/first/pulse/evals/step-00000004/perplexity.json"
+        found.append(json.loads(file.read_text())["results"])
+    assert found[0] == found[1] == found[2]
+
+
 def test_generate(
     load_job: Callable[[str], Any],
     trained: tuple[Path, str],

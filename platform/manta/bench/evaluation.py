@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from manta.bench.settings import BenchConfig
-from manta.evaluate.adapter import MantaLM, loglikelihood_requests
+from manta.evaluate.adapter import MantaLM, here, loglikelihood_requests
 from manta.model.gpt import GPT, num_parameters
 from manta.text import tokenizer
 from manta.train.device import available_cpus, find_device
@@ -25,7 +25,7 @@ def evaluation(c: BenchConfig) -> dict[str, Any]:
     torch.manual_seed(c.seed)
     model = GPT(c.expected_model).to(device.torch_device).eval()
     made = tokenizer.train(WORDS, 290)
-    lm = MantaLM(model, made)
+    lm = here(model, made)
     pairs = _pairs(random.Random(c.seed), lm.max_length)
     requests = loglikelihood_requests(pairs)
     batched, one_by_one = [], []
@@ -33,7 +33,7 @@ def evaluation(c: BenchConfig) -> dict[str, Any]:
         started = time.perf_counter()
         found = lm.loglikelihood(requests)
         between = time.perf_counter()
-        plain = [_score(lm, *pair) for pair in pairs]
+        plain = [_score(lm, model, *pair) for pair in pairs]
         ended = time.perf_counter()
         worst = max(abs(a - b) for (a, _), b in zip(found, plain, strict=True))
         assert worst < 1e-2, f"both score the same: {worst}"
@@ -62,13 +62,13 @@ def _pairs(chosen: random.Random, context: int) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def _score(lm: MantaLM, context: str, continuation: str) -> float:
+def _score(lm: MantaLM, model: GPT, context: str, continuation: str) -> float:
     """The log-likelihood of one request, as one would write it by hand."""
     before, after = lm.tok_encode(context), lm.tok_encode(context + continuation)
-    place = lm.model.embedding.weight.device
+    place = model.embedding.weight.device
     tokens = torch.tensor([after[-(lm.max_length + 1) :]], device=place)
     count = min(len(after) - len(before), tokens.size(1) - 1)
-    logits = lm.model(tokens[:, :-1])[0, -count:]
+    logits = model(tokens[:, :-1])[0, -count:]
     return -F.cross_entropy(logits.float(), tokens[0, -count:], reduction="sum").item()
 
 

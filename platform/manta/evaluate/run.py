@@ -1,4 +1,4 @@
-"""An evaluation: a suite of lm-eval's on a checkpoint, as a Ray task; a table and a JSON file."""
+"""An evaluation: a suite of lm-eval's on a checkpoint, by Ray workers; a table and a JSON file."""
 
 import contextlib
 import io
@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import re
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from manta.config import Count, Natural, PositiveFloat, config
 from manta.data import manifest as manifests
 from manta.data import shards
 from manta.errors import DataError
+from manta.evaluate import farm
+from manta.evaluate.adapter import MantaLM
 from manta.progress import Progress
 from manta.train import checkpoint as checkpoints
 
@@ -42,12 +44,14 @@ class EvaluateConfig:
     """Only the first so many documents; null: all."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of the matrix products. fp32 is what scores are usually compared in."""
+    num_workers: Count = 1
+    """Workers that share the requests; the scores are the same for any number."""
     cpus: PositiveFloat = 1.0
-    """CPUs that Ray reserves for the evaluation."""
+    """CPUs that Ray reserves for each worker."""
     gpus: Literal[0, 1] = 0
-    """1: evaluate on a GPU."""
+    """1: each worker has a GPU."""
     threads: Natural = 0
-    """Compute threads; 0: all of the node's CPUs."""
+    """Compute threads of a worker; 0: its node's CPUs, shared by the workers."""
     home: str | None = None
     """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
     evals: LocalData = LocalData()
@@ -77,25 +81,19 @@ def evaluate(c: EvaluateConfig) -> dict[str, Any]:
     path = checkpoints.resolve(c.checkpoint, home)
     documents = local_documents(c, path)
     cluster.connect()
-    cluster.require(1, c.cpus, c.gpus, 0)
-    import ray
+    cluster.require(c.num_workers, c.cpus, c.gpus, 0)
+    tokenizer = checkpoints.load_tokenizer(path)
+    model = checkpoints.load_model_config(path)
+    assert model.vocab_size is not None
+    started = time.perf_counter()
+    with farm.workers(path, c.num_workers, c.cpus, c.gpus, c.threads, c.dtype) as pool:
+        lm = MantaLM(pool, tokenizer, model.context_length, model.vocab_size)
 
-    suite_files = {p.name: p.read_bytes() for p in SUITES.iterdir() if p.is_file()}
-    progress: list[Progress] = []
+        def expect(count: int) -> None:
+            lm.advance = Progress(f"evaluating {c.suite}", count, "requests").advance
 
-    def show(item: tuple[str, int]) -> None:
-        kind, count = item
-        if kind == "total":
-            progress.append(Progress(f"evaluating {c.suite}", count, "requests"))
-        else:
-            progress[-1].advance(count)
-
-    task = ray.remote(score).options(num_cpus=c.cpus, num_gpus=c.gpus, max_retries=0)
-    with cluster.listening(show) as queue:
-        try:
-            found = ray.get(task.remote(c, path, suite_files, documents, queue))
-        except ray.exceptions.RayError as e:
-            raise cluster.cause_of(e) from None
+        results = run_lm_eval(lm, c.suite, documents, c.limit, expect)
+    found = {"results": results, "seconds": time.perf_counter() - started}
     result = {"suite": c.suite, "checkpoint": path, "limit": c.limit, "dtype": c.dtype, **found}
     run, step = path.rpartition("/checkpoints/")[::2]
     file = storage.join(run or path, "evals", step or "model", f"{c.suite}.json")
@@ -179,38 +177,18 @@ def _read_text(path: str, key: str) -> str:
     return text
 
 
-def score(
-    c: EvaluateConfig,
-    path: str,
-    suite_files: dict[str, bytes],
-    documents: list[dict[str, Any]] | None,
-    queue: Any,
-) -> dict[str, Any]:
-    """The suite's results; runs in a Ray task, and needs nothing of the driver's disk."""
-    import torch
-
-    from manta.evaluate.adapter import MantaLM
-    from manta.train.device import available_cpus
-
-    torch.set_num_threads(c.threads or available_cpus())
-    device = torch.device("cuda" if c.gpus else "cpu")
-    model = checkpoints.load_model(path, device)
-    tokenizer = checkpoints.load_tokenizer(path)
-    lm = MantaLM(model, tokenizer, c.dtype, lambda count: queue.put(("done", count)))
-    started = time.perf_counter()
-    results = run_lm_eval(lm, c.suite, suite_files, documents, c.limit, queue)
-    return {"results": results, "seconds": time.perf_counter() - started}
-
-
 def run_lm_eval(
     lm: Any,
     suite: str,
-    suite_files: dict[str, bytes],
     documents: list[dict[str, Any]] | None,
     limit: int | None,
-    queue: Any = None,
+    expect: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """{task: {metric: value, metric_stderr: value, "samples": count}}."""
+    """{task: {metric: value, metric_stderr: value, "samples": count}}.
+
+    Args:
+        expect: is told how many requests there are.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     import datasets
@@ -219,28 +197,24 @@ def run_lm_eval(
     from lm_eval.tasks._yaml_loader import load_yaml
 
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(prefix="manta-evals-") as folder:
-        for name, data in suite_files.items():
-            (Path(folder) / name).write_bytes(data)
-        task_config = load_yaml(Path(folder) / f"{suite}.yaml", resolve_func=True)
-        if documents is not None:
-            made = datasets.Dataset.from_list(documents)
-            split = task_config.get("test_split") or task_config["validation_split"]
-            task_config["custom_dataset"] = lambda **kwargs: {split: made}
-        with contextlib.redirect_stderr(io.StringIO()):
-            try:
-                tasks = TaskManager(include_defaults=False).load([task_config])
-            except Exception as e:
-                if documents is not None:
-                    raise
-                where = task_config.get("dataset_path")
-                raise DataError(
-                    f"suite={suite}: the dataset {where} cannot be had from the hub "
-                    f"({type(e).__name__}); download it and give evals.{suite}_path=FILE"
-                ) from None
-            if queue is not None:
-                queue.put(("total", _count_requests(tasks, limit)))
-            found = lm_evaluate(lm, tasks, limit=limit, bootstrap_iters=1000, log_samples=False)
+    task_config = load_yaml(SUITES / f"{suite}.yaml", resolve_func=True)
+    if documents is not None:
+        made = datasets.Dataset.from_list(documents)
+        split = task_config.get("test_split") or task_config["validation_split"]
+        task_config["custom_dataset"] = lambda **kwargs: {split: made}
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            tasks = TaskManager(include_defaults=False).load([task_config])
+        except Exception as e:
+            if documents is not None:
+                raise
+            where = task_config.get("dataset_path")
+            raise DataError(
+                f"suite={suite}: the dataset {where} cannot be had from the hub "
+                f"({type(e).__name__}); download it and give evals.{suite}_path=FILE"
+            ) from None
+    expect(_count_requests(tasks, limit))
+    found = lm_evaluate(lm, tasks, limit=limit, bootstrap_iters=1000, log_samples=False)
     results = {}
     for name, values in found["results"].items():
         clean = {

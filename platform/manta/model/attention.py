@@ -25,6 +25,18 @@ def document_positions(documents: Tensor) -> Tensor:
     return index - (index * opens).cummax(dim=1).values
 
 
+def branch_positions(branches: Tensor) -> Tensor:
+    """(B, T) position of each token of `branches`, (B, T) integers: 0 for a common beginning, then
+    1, 2, ... for what may come next, each of which begins where the beginning ends."""
+    return document_positions(branches) + (branches > 0) * (branches == 0).sum(1, keepdim=True)
+
+
+def branch_mask(branches: Tensor) -> Tensor:
+    """(B, 1, T, T): a token sees the beginning and its own branch, up to itself."""
+    query, key = branches.unsqueeze(2), branches.unsqueeze(1)
+    return ((key == 0) | (key == query)).tril().unsqueeze(1)
+
+
 def has_flex_kernel(device: torch.device, head_size: int, dropout: float) -> bool:
     """Whether flex_attention can train here: it has no dropout, no gradient on the CPU, and its
     kernel multiplies tiles of at least 16."""

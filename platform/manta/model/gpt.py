@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from manta.model.attention import (
     DocumentMask,
     attend,
+    branch_mask,
+    branch_positions,
     document_mask,
     document_positions,
     has_flex_kernel,
@@ -179,6 +181,8 @@ class GPT(nn.Module):
         reduction: Literal["mean", "none"] = "mean",
         cache: KVCache | None = None,
         last_only: bool = False,
+        branches: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Logits or, with targets, the cross-entropy in nats.
 
@@ -191,6 +195,9 @@ class GPT(nn.Module):
                 where ignored; each one's loss has no gradient.
             cache: is extended by these tokens.
             last_only: logits of the last position only, (B, 1, V).
+            branches: (B, T) integers, never decreasing along a row: 0 for a common beginning, then
+                1, 2, ... for what may come next, each of which sees the beginning and itself.
+            at: (B, T) booleans: logits of these places only, (N, V), row by row.
 
         Returns:
             (B, T, V) logits without targets; with them the loss, () or (B, T).
@@ -208,6 +215,9 @@ class GPT(nn.Module):
             dropout = c.dropout if self.training else 0.0
             can_flex = has_flex_kernel(tokens.device, c.head_size, dropout)
             mask = document_mask(documents, can_flex if self.flex is None else self.flex)
+        if branches is not None:
+            assert cache is None and documents is None
+            mask, positions = branch_mask(branches), branch_positions(branches)
         rope = None
         if c.family == "gpt2":
             if documents is not None:
@@ -216,9 +226,9 @@ class GPT(nn.Module):
         else:
             # Not restarted in a document: RoPE knows only how far a query is from a key, and the
             # mask leaves only pairs of one document.
-            # (T, D), or with a cache (B or 1, 1, T, D)
+            # (T, D), or with a cache or branches (B or 1, 1, T, D)
             rope = self.cos[positions], self.sin[positions]
-            if cache is not None:
+            if cache is not None or branches is not None:
                 rope = rope[0].unsqueeze(1), rope[1].unsqueeze(1)
         x = self.dropout(x)
         for block in self.blocks:
@@ -227,6 +237,8 @@ class GPT(nn.Module):
             x = run(block, x, rope, mask, cache, self.recompute)
         if cache is not None:
             cache.advance(T)
+        if at is not None:
+            x = x[at]  # (N, C)
         x = self.norm(x[:, -1:] if last_only else x)
         return self.head(x, targets, reduction)
 
