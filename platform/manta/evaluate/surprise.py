@@ -1,0 +1,180 @@
+"""What surprises a model: a text as a page on which each token has the colour of its loss."""
+
+import dataclasses
+import html
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from manta import storage
+from manta.config import Count, config
+from manta.errors import ConfigError, DataError
+from manta.model.gpt import GPT
+from manta.text.tokenizer import Tokenizer
+from manta.train import checkpoint
+
+MOST_BITS = 14.0  # of the deepest colour: less than one chance in sixteen thousand
+GUESSES = 3
+
+
+@config
+class SurpriseConfig:
+    checkpoint: str = "quickstart"
+    """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
+    text: str | None = None
+    """The text itself."""
+    text_path: str | None = None
+    """Or a file of it, UTF-8."""
+    max_tokens: Count = 5000
+    """The page ends after so many."""
+    out: str = "surprise.html"
+    """The page."""
+    overwrite: bool = False
+    """Take the place of what is at `out`."""
+    home: str | None = None
+    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
+
+    def problems(self) -> list[str]:
+        if (self.text is None) == (self.text_path is None):
+            return ["text, text_path: give one of them"]
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One token, or the few that together are whole characters."""
+
+    text: str
+    bits: float
+    guesses: tuple[tuple[str, float], ...]
+    """What was likeliest here (of the first token), with its probability."""
+
+
+def surprise(c: SurpriseConfig) -> tuple[Path, str]:
+    """Writes the page; its path, and a line about the text.
+
+    Raises:
+        MantaError: there is no such checkpoint or text, or something is at `out`.
+    """
+    out = Path(c.out).expanduser().absolute()
+    if out.exists() and not c.overwrite:
+        raise ConfigError(f"out={c.out}: it is there already; give overwrite=true, or another out=")
+    if not out.parent.is_dir():
+        raise ConfigError(f"out={c.out}: there is no folder {out.parent}; make it first")
+    text = c.text if c.text is not None else _read(c.text_path or "")
+    path = checkpoint.resolve(c.checkpoint, storage.home(c.home))
+    model, tokenizer = checkpoint.load_model(path), checkpoint.load_tokenizer(path)
+    tokens = tokenizer.encode(text)[: c.max_tokens]
+    found = pieces(model, tokenizer, tokens)
+    name = path.rpartition("/checkpoints/")[0].rpartition("/")[2] or path.rpartition("/")[2]
+    line = about(found, len(tokens))
+    out.write_text(page(found, f"What surprises {name}", line), encoding="utf-8")
+    return out, line
+
+
+def _read(path: str) -> str:
+    try:
+        text = storage.read_bytes(storage.absolute(path)).decode()
+    except UnicodeDecodeError as e:
+        raise DataError(f"text_path={path}: not UTF-8 at byte {e.start}; convert it") from None
+    if not text:
+        raise DataError(f"text_path={path}: the file is empty")
+    return text
+
+
+def about(found: list[Piece], tokens: int) -> str:
+    bits = sum(piece.bits for piece in found)
+    size = sum(len(piece.text.encode()) for piece in found)
+    return (
+        f"{tokens:,} tokens, {bits / max(size, 1):.4f} bits per byte, perplexity "
+        f"{2 ** (bits / max(tokens, 1)):.2f} a token"
+    )
+
+
+@torch.no_grad()
+def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int]) -> list[Piece]:
+    """The loss of each token, in bits, from end-of-text and what stands before it in its window, as
+    lm-eval's rolling perplexity has it: windows side by side, the last one moved back."""
+    found: list[Piece] = []
+    pending: list[int] = []
+    bits = 0.0
+    guesses: tuple[tuple[str, float], ...] = ()
+    for token, nats, likeliest in _losses(model, [tokenizer.eot, *tokens]):
+        if not pending:
+            bits, guesses = 0.0, tuple((_shown(tokenizer, i), p) for i, p in likeliest)
+        pending.append(token)
+        bits += nats / math.log(2)
+        text = tokenizer.decode(pending)
+        if "\ufffd" not in text or len(pending) >= 4:  # no character has more than four bytes
+            found.append(Piece(text, bits, guesses))
+            pending = []
+    if pending:
+        found.append(Piece(tokenizer.decode(pending), bits, guesses))
+    return found
+
+
+def _losses(model: GPT, line: list[int]) -> Iterator[tuple[int, float, list[tuple[int, float]]]]:
+    """(token, nats, likeliest tokens with their probabilities) of all but the first."""
+    context = model.config.context_length
+    done = 0
+    while done < len(line) - 1:
+        end = min(done + context, len(line) - 1)
+        begin = max(0, end - context)
+        logits = model(torch.tensor([line[begin:end]]))[0, done - begin :].float()
+        log_probabilities = logits.log_softmax(dim=-1)
+        best = log_probabilities.topk(min(GUESSES, logits.size(1)))
+        for offset in range(end - done):
+            token = line[done + offset + 1]
+            likeliest = zip(
+                best.indices[offset].tolist(), best.values[offset].exp().tolist(), strict=True
+            )
+            yield token, -log_probabilities[offset, token].item(), list(likeliest)
+        done = end
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.decode([token]).replace("\n", "\u23ce")
+
+
+def colour(bits: float) -> str:
+    """White where nothing surprises, over yellow and orange, to a deep red."""
+    share = min(1.0, bits / MOST_BITS)
+    stops = [(255, 255, 255), (255, 237, 160), (254, 178, 76), (240, 59, 32), (189, 0, 38)]
+    at = share * (len(stops) - 1)
+    low = min(int(at), len(stops) - 2)
+    mixed = (
+        round(a + (b - a) * (at - low)) for a, b in zip(stops[low], stops[low + 1], strict=True)
+    )
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
+def page(found: list[Piece], title: str, line: str) -> str:
+    """The whole page, with nothing from elsewhere in it."""
+    spans = []
+    for piece in found:
+        guesses = ", ".join(f"{text!r} {share:.0%}" for text, share in piece.guesses)
+        tip = html.escape(f"{piece.bits:.1f} bits; likeliest: {guesses}", quote=True)
+        ink = "#fff" if piece.bits > 0.7 * MOST_BITS else "#111"
+        spans.append(
+            f'<span style="background:{colour(piece.bits)};color:{ink}" title="{tip}">'
+            f"{html.escape(piece.text)}</span>"
+        )
+    scale = "".join(
+        f'<span style="background:{colour(bits)}">&nbsp;{bits:g}&nbsp;</span>'
+        for bits in (0, 2, 4, 6, 8, 10)
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem;
+        background: #fff; color: #111 }}
+pre {{ font: 15px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }}
+pre span {{ border-radius: 2px }}
+</style></head><body>
+<h1>{html.escape(title)}</h1>
+<p>{html.escape(line)}</p>
+<p>Bits of surprise: {scale} and more. Point at a token to see what was expected.</p>
+<pre>{"".join(spans)}</pre>
+</body></html>
+"""
