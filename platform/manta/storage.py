@@ -38,6 +38,25 @@ def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
 
 
+def new_file(given: str | None, default: str, overwrite: bool) -> Path:
+    """Where a person wants `out`, a file or folder of this machine's, to be made.
+
+    Raises:
+        ConfigError: something is there, nothing can be made there, or it is not on this machine.
+    """
+    path = absolute(given or default)
+    if not is_local(path):
+        raise ConfigError(f"out={path}: it is made on this machine; give out= a path on it")
+    out = Path(filesystem(path)[1])
+    if out.exists() and not overwrite:
+        raise ConfigError(f"out={out}: it is there already; give overwrite=true, or another out=")
+    if given is None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.parent.is_dir():
+        raise ConfigError(f"out={out}: there is no folder {out.parent}; make it first")
+    return out
+
+
 def join(path: str, *parts: str) -> str:
     return "/".join([path.rstrip("/"), *parts])
 

@@ -10,7 +10,7 @@ import torch
 
 from manta import storage
 from manta.config import Count, config
-from manta.errors import ConfigError, DataError
+from manta.errors import DataError
 from manta.model.gpt import GPT
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint
@@ -29,8 +29,8 @@ class SurpriseConfig:
     """Or a file of it, UTF-8."""
     max_tokens: Count = 5000
     """The page ends after so many."""
-    out: str = "surprise.html"
-    """The page."""
+    out: str | None = None
+    """The page; null: surprise.html in the run's folder."""
     overwrite: bool = False
     """Take the place of what is at `out`."""
     home: str | None = None
@@ -58,17 +58,14 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
     Raises:
         MantaError: there is no such checkpoint or text, or something is at `out`.
     """
-    out = Path(c.out).expanduser().absolute()
-    if out.exists() and not c.overwrite:
-        raise ConfigError(f"out={c.out}: it is there already; give overwrite=true, or another out=")
-    if not out.parent.is_dir():
-        raise ConfigError(f"out={c.out}: there is no folder {out.parent}; make it first")
-    text = c.text if c.text is not None else _read(c.text_path or "")
     path = checkpoint.resolve(c.checkpoint, storage.home(c.home))
+    folder = path.rpartition("/checkpoints/")[0] or path
+    out = storage.new_file(c.out, storage.join(folder, "surprise.html"), c.overwrite)
+    text = c.text if c.text is not None else _read(c.text_path or "")
     model, tokenizer = checkpoint.load_model(path), checkpoint.load_tokenizer(path)
     tokens = tokenizer.encode(text)[: c.max_tokens]
     found = pieces(model, tokenizer, tokens)
-    name = path.rpartition("/checkpoints/")[0].rpartition("/")[2] or path.rpartition("/")[2]
+    name = folder.rpartition("/")[2]
     line = about(found, len(tokens))
     out.write_text(page(found, f"What surprises {name}", line), encoding="utf-8")
     return out, line

@@ -28,7 +28,7 @@ class ExportConfig:
     """hf: a folder that plain transformers opens; gguf: a file for llama.cpp, fp32; llmc: a file
     for llm.c (gpt2 family, fp32)."""
     out: str | None = None
-    """The folder, or file, that is made; null: export-NAME-STEP, in the current folder."""
+    """The folder, or file, that is made; null: NAME-STEP in the home's exports/."""
     overwrite: bool = False
     """Take the place of what is at `out`."""
     home: str | None = None
@@ -63,15 +63,13 @@ def export(c: ExportConfig, say: Callable[[str], None] = print) -> Path:
         CheckpointError: no such checkpoint, or no such model in that format.
         ConfigError: something is at `out`, or a package is missing.
     """
-    path = checkpoints.resolve(c.checkpoint, storage.home(c.home))
+    home = storage.home(c.home)
+    path = checkpoints.resolve(c.checkpoint, home)
     run, step = path.rpartition("/checkpoints/")[::2]
     name = (run or path).rpartition("/")[2]
     ending = "" if c.to == "hf" else {"gguf": ".gguf", "llmc": ".bin"}[c.to]
-    out = Path(c.out or f"export-{name}-{step or 'model'}{ending}").expanduser().absolute()
-    if out.exists() and not c.overwrite:
-        raise ConfigError(f"out={out}: it is there already; give overwrite=true, or another out=")
-    if not out.parent.is_dir():
-        raise ConfigError(f"out={out}: there is no folder {out.parent}; make it first")
+    default = storage.join(home, "exports", f"{name}-{step or 'model'}{ending}")
+    out = storage.new_file(c.out, default, c.overwrite)
     model, tokenizer = checkpoints.load_model(path), checkpoints.load_tokenizer(path)
     say(f"exporting {path}: {num_parameters(model.config) / 1e6:.1f}M parameters, {tokenizer.name}")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
