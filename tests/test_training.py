@@ -361,7 +361,7 @@ def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:
     keys = [
-        "name=early", "eval.every=1", "optimizer.lr=9", "total_tokens=7680", "schedule.warmup=0",
+        "name=early", "eval.every=1", "optimizer.lr=9", "total_tokens=2560", "schedule.warmup=0",
         "checkpoint.every=100", "checkpoint.keep=9",
     ]  # fmt: skip
     c = tiny(prepared, corpus, *keys, "eval.patience=2")

@@ -5,6 +5,8 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 CURVE = "loss.png"
 TENSORBOARD = "tensorboard"
+MOST_PENDING = 10_000  # of TensorBoard's numbers, before logging waits for them to be written
 
 
 class Logbook:
@@ -51,8 +54,12 @@ class Logbook:
         """Of the steps among it."""
         _keep_until(self._folder / SAMPLES, resumed_step)
         self._board = SummaryWriter(
-            str(self._folder / TENSORBOARD), purge_step=resumed_step + 1 if resumed_step else None
+            str(self._folder / TENSORBOARD),
+            purge_step=resumed_step + 1 if resumed_step else None,
+            max_queue=MOST_PENDING,
         )
+        self._pencil = ThreadPoolExecutor(1, thread_name_prefix="manta-curve")
+        self._drawn: Future[None] | None = None
 
     def metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """One line of metrics.jsonl a record; each has its `step`."""
@@ -71,17 +78,28 @@ class Logbook:
         self._board.add_text("samples", f"**{prompt}**{completion}", step)
 
     def sync(self, *, curve: str | None = None) -> None:
-        """Makes what was logged visible; with `curve`, a title, draws the loss curve too."""
+        """Makes what was logged visible; with `curve`, a title, draws the loss curve too: beside
+        training, which a picture of a long run would keep waiting."""
         self._board.flush()
-        if curve is not None:
-            records = read_metrics(str(self._folder / METRICS))
-            (self._folder / CURVE).write_bytes(plot.loss_curve(records, curve))
+        is_waiting = self._drawn is not None and not (self._drawn.running() or self._drawn.done())
+        if curve is not None and not is_waiting:  # (one that waits will draw this too)
+            self._drawn = self._pencil.submit(self._draw, curve)
+        self._send()
+
+    def _draw(self, title: str) -> None:
+        records = read_metrics(str(self._folder / METRICS))
+        with suppress(OSError):  # a full disk: training goes on
+            (self._folder / CURVE).write_bytes(plot.loss_curve(records, title))
+
+    def _send(self) -> None:
         if not self._is_local:
             for file in sorted(p for p in self._folder.rglob("*") if p.is_file()):
                 storage.upload(file, storage.join(self._run, str(file.relative_to(self._folder))))
 
     def close(self) -> None:
         self._board.close()
+        self._pencil.shutdown()
+        self._send()
         if not self._is_local:
             shutil.rmtree(self._folder, ignore_errors=True)
 
