@@ -83,7 +83,8 @@ def jump(run: Any) -> None:
 
 
 def kill_another(title: str) -> Callable[[Any], None]:
-    """SIGKILL to the processes of this node's Ray with such a title."""
+    """SIGKILL to the processes of this node's Ray with such a title; it takes this one with it, in a
+    while."""
 
     def act(run: Any) -> None:
         raylet = psutil.Process().parent()
@@ -91,6 +92,7 @@ def kill_another(title: str) -> Callable[[Any], None]:
         assert found, f"no process of Ray's is a {title}"
         for process in found:
             process.kill()
+        time.sleep(60)
 
     return act
 
