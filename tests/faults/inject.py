@@ -83,8 +83,7 @@ def jump(run: Any) -> None:
 
 
 def kill_another(title: str) -> Callable[[Any], None]:
-    """SIGKILL to the processes of this node's Ray with such a title; it takes this one with it, in a
-    while."""
+    """SIGKILL to the processes of this node's Ray with such a title, which take this one along."""
 
     def act(run: Any) -> None:
         raylet = psutil.Process().parent()
