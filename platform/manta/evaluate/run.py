@@ -214,7 +214,8 @@ def run_lm_eval(
                 f"({type(e).__name__}); download it and give evals.{suite}_path=FILE"
             ) from None
     expect(_count_requests(tasks, limit))
-    found = lm_evaluate(lm, tasks, limit=limit, bootstrap_iters=1000, log_samples=False)
+    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's own bars, beside ours
+        found = lm_evaluate(lm, tasks, limit=limit, bootstrap_iters=1000, log_samples=False)
     results = {}
     for name, values in found["results"].items():
         clean = {
