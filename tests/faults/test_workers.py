@@ -64,7 +64,7 @@ CASES = [
     Case("storage:0", "storage answers errors for 4 seconds", None, happened="tried again"),
     Case(
         "storage-long:0", "storage answers errors for 40 seconds", None, says="was not saved",
-        happened="two tries beside training; one checkpoint missing, said",
+        happened="a checkpoint missing, said; trained on",
     ),
     Case(
         "nan:1", "a gradient that is NaN, on one rank", None, end=SKIPPED, says="was not taken",
