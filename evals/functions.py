@@ -7,7 +7,16 @@ from lm_eval.tasks.hellaswag.utils import process_docs as hellaswag_docs
 from lm_eval.tasks.wikitext.preprocess_wikitext import process_results as wikitext_results
 from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer as wikitext_text
 
-__all__ = ["hellaswag_docs", "perplexity_results", "wikitext_results", "wikitext_text"]
+from manta.evaluate.choices import Core, HellaSwagCompletion
+
+__all__ = [
+    "Core",
+    "HellaSwagCompletion",
+    "hellaswag_docs",
+    "perplexity_results",
+    "wikitext_results",
+    "wikitext_text",
+]
 
 if "token_perplexity" not in METRIC_REGISTRY:  # this file is read once per evaluation
     register_metric(

@@ -3,6 +3,8 @@
 python jobs/evaluate.py [config.yaml ...] [key=value ...]
 python jobs/evaluate.py checkpoint=quickstart suite=perplexity
 python jobs/evaluate.py checkpoint=my-run suite=hellaswag evals.hellaswag_path=val.jsonl
+python jobs/evaluate.py checkpoint=my-run tasks=[arc_easy,piqa] evals.data_dir=DIR
+python jobs/evaluate.py checkpoint=my-run suite=quick watch=true     each checkpoint, as it lands
 """
 
 import sys
@@ -12,11 +14,16 @@ from pathlib import Path
 # hide the package of that name, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.evaluate.run import EvaluateConfig, evaluate
+from manta.evaluate.run import evaluate
+from manta.evaluate.settings import EvaluateConfig
+from manta.evaluate.watch import watch
 from manta.job import run_job
 
 
 def main(config: EvaluateConfig) -> None:
+    if config.watch:
+        watch(config)
+        return
     evaluate(config)
     print(f'next  python jobs/generate.py checkpoint={config.checkpoint} prompt="..."')
 

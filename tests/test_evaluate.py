@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,10 @@ from test_model import gpt2_weights, with_weights
 
 from manta.config import from_dict
 from manta.errors import ConfigError, DataError
-from manta.evaluate.run import EvaluateConfig, read_hellaswag, run_lm_eval, table
+from manta.evaluate.documents import read_hellaswag
+from manta.evaluate.report import table
+from manta.evaluate.settings import EvaluateConfig
+from manta.evaluate.suites import Results, run_suite
 from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -200,6 +203,11 @@ def nlls_by_hand(model: GPT, tokenizer: Tokenizer, text: str) -> list[float]:
     return found
 
 
+def scores(lm: Any, suite: str, documents: Any, limit: int | None = None) -> Results:
+    """Of the suite's task of the same name."""
+    return run_suite(lm, suite, lambda task, about: documents, limit, only=[suite]).results
+
+
 # Against lm-eval's HFLM
 
 
@@ -274,7 +282,7 @@ def test_hellaswag_equals_hflm(pair: Pair) -> None:
     lengths = [len(pair.tokenizer.encode(row["ctx_a"])) for row in rows]
     assert min(lengths) < CONTEXT < max(lengths)
     found, expected = (
-        run_lm_eval(lm, "hellaswag", rows, None)["hellaswag"] for lm in (pair.ours, pair.theirs)
+        scores(lm, "hellaswag", rows)["hellaswag"] for lm in (pair.ours, pair.theirs)
     )
     assert found == expected
     assert found["samples"] == len(rows)
@@ -284,9 +292,7 @@ def test_hellaswag_equals_hflm(pair: Pair) -> None:
 @pytest.mark.parametrize("suite", ["perplexity", "wikitext"])
 def test_perplexities_equal_hflm(pair: Pair, suite: str) -> None:
     documents = plain_documents(pair.tokenizer) if suite == "perplexity" else wikitext_pages()
-    found, expected = (
-        run_lm_eval(lm, suite, documents, None)[suite] for lm in (pair.ours, pair.theirs)
-    )
+    found, expected = (scores(lm, suite, documents)[suite] for lm in (pair.ours, pair.theirs))
     assert found == pytest.approx(expected, rel=1e-4)
 
 
@@ -387,15 +393,20 @@ def wikitext_pages() -> list[dict[str, Any]]:
     ]
 
 
-def run_suite(pair: Pair, suite: str, documents: Any, limit: int | None = None) -> dict[str, Any]:
+def run(pair: Pair, suite: str, documents: Any, limit: int | None = None) -> dict[str, Any]:
     """The suite's own results; checks that it reports its progress whole."""
     from manta.evaluate.adapter import here
 
     totals: list[int] = []
     done: list[int] = []
+
+    def begin(count: int) -> Callable[[int], None]:
+        totals.append(count)
+        return done.append
+
     lm = here(pair.model, pair.tokenizer)
-    lm.advance = done.append
-    results = run_lm_eval(lm, suite, documents, limit, totals.append)
+    lm.begin = begin
+    results = scores(lm, suite, documents, limit)
     assert totals == [sum(done)]
     assert list(results) == [suite]
     return results[suite]
@@ -403,7 +414,7 @@ def run_suite(pair: Pair, suite: str, documents: Any, limit: int | None = None) 
 
 def test_perplexity_suite_equals_the_sums_done_by_hand(pair: Pair) -> None:
     documents = plain_documents(pair.tokenizer)
-    found = run_suite(pair, "perplexity", documents)
+    found = run(pair, "perplexity", documents)
     nlls = [n for d in documents for n in nlls_by_hand(pair.model, pair.tokenizer, d["text"])]
     num_bytes = sum(len(d["text"].encode()) for d in documents)
     num_words = sum(len(d["text"].split()) for d in documents)
@@ -420,7 +431,7 @@ def test_wikitext_suite_scores_detokenized_pages_per_original_word(pair: Pair) -
         " = Cat =\n\nThe cat's sea is 1,000 km away. It (the cat) dug.\n",
         " = Ray =\n\nThe ray went to the reef.\n\n== Food ==\n\nShrimps.\n",
     ]
-    found = run_suite(pair, "wikitext", wikitext_pages())
+    found = run(pair, "wikitext", wikitext_pages())
     total = sum(sum(nlls_by_hand(pair.model, pair.tokenizer, text)) for text in texts)
     num_bytes = sum(len(page.encode()) for page in pages)
     # lm-eval counts the empty words at both ends of a page, too.
@@ -432,7 +443,7 @@ def test_wikitext_suite_scores_detokenized_pages_per_original_word(pair: Pair) -
 
 def test_hellaswag_suite_equals_choices_made_by_hand(pair: Pair) -> None:
     rows = hellaswag_rows()
-    found = run_suite(pair, "hellaswag", rows)
+    found = run(pair, "hellaswag", rows)
     right = right_by_length = 0
     for row in rows:
         query = f"Going out: {row['ctx_a']} The {row['ctx_b'].split()[1]}"
@@ -453,14 +464,14 @@ def test_limit_evaluates_only_the_first_documents(pair: Pair, suite: str) -> Non
         "wikitext": wikitext_pages(),
         "hellaswag": hellaswag_rows(),
     }[suite]
-    limited = run_suite(pair, suite, documents, limit=1)
+    limited = run(pair, suite, documents, limit=1)
     assert limited["samples"] == 1
-    first = run_suite(pair, suite, documents[:1])
+    first = run(pair, suite, documents[:1])
     assert limited == pytest.approx(first, nan_ok=True)
 
 
 def test_table_shows_every_metric_and_the_number_of_documents(pair: Pair) -> None:
-    results = {"hellaswag": run_suite(pair, "hellaswag", hellaswag_rows())}
+    results = {"hellaswag": run(pair, "hellaswag", hellaswag_rows())}
     lines = table({"results": results}).splitlines()
     shown = {line.split()[1]: line.split()[2] for line in lines[2:]}
     assert shown == {
@@ -539,7 +550,12 @@ def test_an_empty_or_missing_hellaswag_file_is_said_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"suite": "hellaswags"}, "valid are hellaswag, perplexity, wikitext"),
+        ({"suite": "hellaswags"}, "did you mean hellaswag?"),
+        ({"suite": "arc_easy"}, "valid are core, hellaswag, lambada, perplexity, quick, wikitext"),
+        ({"suite": ["quick", "cores"]}, "suite=cores: valid are"),
+        ({"tasks": ["piqa"], "evals": {"text_path": "a"}}, "is for suite=perplexity, not piqa"),
+        ({"num_fewshot": 3}, "num_fewshot is for tasks=[...]"),
+        ({"evals": {"text_path": "a", "dataset": "b"}}, "give one of them"),
         ({"evals": {"hellaswag_path": "val.jsonl"}}, "evals.hellaswag_path is for suite=hellaswag"),
         ({"suite": "hellaswag", "evals": {"text_path": "a.txt"}}, "is for suite=perplexity"),
     ],

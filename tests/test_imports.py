@@ -37,7 +37,7 @@ ROOMS = {
     "yaml": ["config"],
     "tqdm": ["progress"],
     "psutil": ["bench", "train/build"],
-    "datasets": ["text/sources", "evaluate/run"],
+    "datasets": ["text/sources", "evaluate/suites"],
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],
     "lm_eval": ["evaluate"],

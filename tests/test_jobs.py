@@ -19,7 +19,7 @@ from manta import cluster
 from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
-from manta.evaluate.run import EvaluateConfig
+from manta.evaluate.settings import EvaluateConfig
 from manta.export.run import ExportConfig, ImportConfig
 from manta.model.generate import GenerateConfig
 from manta.sweep.run import SweepConfig
@@ -109,12 +109,14 @@ def test_any_number_of_workers_gives_the_same_scores(
 ) -> None:
     """To the last bit: which requests go together does not depend on it."""
     keys = [f"home={trained[0]}", "checkpoint=first/pulse", "threads=1", "cpus=0.5"]
+    keys += ["suite=[perplexity,quick]"]
     found = []
     for workers in (1, 2, 3):
         config = load(EvaluateConfig, [*keys, f"num_workers={workers}"])
         load_job("evaluate").main(config)
-        file = trained[0] / "runs/first/pulse/evals/step-00000004/perplexity.json"
-        found.append(json.loads(file.read_text())["results"])
+        folder = trained[0] / "runs/first/pulse/evals/step-00000004"
+        files = [folder / "perplexity.json", folder / "quick.json"]
+        found.append([json.loads(file.read_text())["results"] for file in files])
     assert found[0] == found[1] == found[2]
 
 

@@ -94,6 +94,14 @@ def _join(common: dict[str, Any]) -> bool:
         raise
 
 
+def address() -> str:
+    """Of the cluster that is joined, for another process to join it (RAY_ADDRESS)."""
+    import ray
+
+    found: str = ray.get_runtime_context().gcs_address
+    return found
+
+
 def disconnect() -> None:
     """Leaves the cluster, if this process is in one."""
     if "ray" in sys.modules:

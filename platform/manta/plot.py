@@ -78,6 +78,80 @@ def overlaid(
     return _png(figure)
 
 
+def panels(series: Mapping[str, Sequence[tuple[int, float, float]]], title: str) -> bytes:
+    """A small picture for each series, against tokens.
+
+    Args:
+        series: (tokens, value, standard error; 0: unknown), by name.
+    """
+    largest = max(tokens for points in series.values() for tokens, _, _ in points)
+    figure, grid, unit = _grid(list(series), title, largest)
+    for axes, points in zip(grid, series.values(), strict=True):
+        x = [tokens / unit for tokens, _, _ in points]
+        values = [value for _, value, _ in points]
+        axes.plot(x, values, color=BLUE, marker="o", markersize=3)
+        if any(error for _, _, error in points):
+            low = [value - error for _, value, error in points]
+            high = [value + error for _, value, error in points]
+            axes.fill_between(x, low, high, color=LIGHT_BLUE, alpha=0.4, linewidth=0)
+    return _png(figure)
+
+
+def side_by_side(
+    series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    levels: Mapping[str, Mapping[str, float]],
+    title: str,
+) -> bytes:
+    """A small picture for each figure: in it each run against tokens, and others' as levels.
+
+    Args:
+        series: (tokens, value), by figure and run.
+        levels: value, by figure and name.
+    """
+    points = [p for runs in series.values() for run in runs.values() for p in run]
+    figure, grid, unit = _grid(list(series), title, max((t for t, _ in points), default=0))
+    colors = [f"C{number}" for number in range(10)]
+    names = list(dict.fromkeys(run for runs in series.values() for run in runs))
+    for axes, (key, runs) in zip(grid, series.items(), strict=True):
+        for name, run in runs.items():
+            color = colors[names.index(name) % len(colors)]
+            x, y = [t / unit for t, _ in run], [value for _, value in run]
+            axes.plot(x, y, color=color, marker="o", markersize=3, label=name)
+        for name, level in levels.get(key, {}).items():
+            axes.axhline(level, color="gray", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                name, (0.02, level), xycoords=("axes fraction", "data"), fontsize=6, va="bottom"
+            )
+    if names:
+        handles = {h.get_label(): h for axes in grid for h in axes.get_lines()}
+        figure.legend(
+            [handles[n] for n in names], names, loc="outside lower center", ncols=4, fontsize=8
+        )
+    return _png(figure)
+
+
+def _grid(titles: Sequence[str], title: str, largest: int) -> "tuple[Figure, list[Axes], float]":
+    """A figure with a small picture for each title, and the unit of tokens up to `largest`."""
+    from matplotlib.figure import Figure
+
+    count = max(1, len(titles))
+    columns = min(3, count)
+    rows = -(-count // columns)
+    size = (max(6.0, 3.6 * columns), 0.9 + 2.5 * rows)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure.suptitle(textwrap.fill(title, TITLE_CHARACTERS), parse_math=False)
+    unit, name = _unit(largest)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, label in zip(grid, titles, strict=False):
+        axes.set_title(label, fontsize=9, parse_math=False)
+        axes.set_xlabel(f"{name}tokens", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    for axes in grid[len(titles) :]:
+        axes.set_axis_off()
+    return figure, grid[: len(titles)], unit
+
+
 def _unit(largest: int) -> tuple[float, str]:
     """What tokens are counted in, and its name."""
     return (1e9, "billion ") if largest >= 1e9 else (1e6, "million ")

@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -10,15 +11,17 @@ LINE_SECONDS = 5.0
 
 
 class Progress:
-    """Counts `total` units of work; use as a context manager."""
+    """Counts `total` units of work; use as a context manager. The bar goes to `terminal`, if that
+    is one (null: stderr)."""
 
-    def __init__(self, title: str, total: int, unit: str):
+    def __init__(self, title: str, total: int, unit: str, terminal: TextIO | None = None):
         self._title, self._total, self._unit = title, total, unit
         self._done = 0
         self._started = self._printed = time.monotonic()
+        terminal = terminal or sys.stderr
         self._bar = (
-            tqdm(total=total, desc=title, unit=f" {unit}", ncols=88)
-            if sys.stderr.isatty()
+            tqdm(total=total, desc=title, unit=f" {unit}", ncols=88, file=terminal)
+            if terminal.isatty()
             else None
         )
 

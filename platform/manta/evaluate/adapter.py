@@ -36,10 +36,11 @@ class MantaLM(TemplateLM):
     """Log-likelihoods and completions, by the workers of a pool. How requests are put together does
     not depend on how many workers there are, and so no score does.
 
-    `advance` is called with the number of requests just done.
+    `begin(count)` is called with the number of requests before they are answered; what it returns,
+    with the number of those just done.
     """
 
-    advance: Callable[[int], None] = staticmethod(lambda count: None)
+    begin: Callable[[int], Callable[[int], None]] = staticmethod(lambda count: lambda done: None)
 
     def __init__(
         self,
@@ -83,10 +84,19 @@ class MantaLM(TemplateLM):
                 pairs.append(Pair(tuple(context), tuple(continuation)))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, scored in zip(owners, self._score(pairs), strict=True):
+        advance = self.begin(len(pairs))
+        for owner, scored in zip(owners, self._score(pairs, advance), strict=True):
             totals[owner] += scored.log_likelihood
-        self.advance(len(requests))
         return totals
+
+    def _encode_pair(
+        self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
+    ) -> tuple[list[int], list[int]]:
+        """As lm-eval cuts texts; tokens (`choices.TokenChoices`) are cut already."""
+        if isinstance(context, str) and isinstance(continuation, str):
+            encoded: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
+            return encoded
+        return [int(t) for t in context], [int(t) for t in continuation]
 
     def _loglikelihood_tokens(
         self,
@@ -99,12 +109,10 @@ class MantaLM(TemplateLM):
             Pair(tuple(context or [self.prefix_token_id]), tuple(continuation))
             for _, context, continuation in requests
         ]
-        found = self._score(pairs, self.advance)
+        found = self._score(pairs, self.begin(len(pairs)))
         return [(scored.log_likelihood, scored.is_greedy) for scored in found]
 
-    def _score(
-        self, pairs: list[Pair], advance: Callable[[int], None] = lambda count: None
-    ) -> list[Scored]:
+    def _score(self, pairs: list[Pair], advance: Callable[[int], None]) -> list[Scored]:
         """Of each pair, in their order."""
         rows = rows_of(pairs, self.max_length)
         most_logits = max(1, LOGITS_PER_BATCH // self._vocab_size)
@@ -131,7 +139,8 @@ class MantaLM(TemplateLM):
                 )
             )
         completions = []
+        advance = self.begin(len(prompts))
         for completion in self._pool("complete", prompts):
             completions.append(completion)
-            self.advance(1)
+            advance(1)
         return completions

@@ -1,7 +1,6 @@
-"""Ray workers that evaluate one checkpoint."""
+"""Ray workers that evaluate checkpoints."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,45 +15,79 @@ from manta.train.device import available_cpus
 
 # A worker that dies is started again, and what it was asked is asked again.
 RESTARTS = 3
+PATIENCE_SECONDS = 30.0
 
 
 class Evaluator:
-    """A worker in a process of its own; the model is read when it is first asked."""
+    """A worker in a process of its own; a model is read when it is first asked. It is told with
+    each request which one, so that one that was started again knows."""
 
-    def __init__(self, path: str, dtype: str, threads: int, share: int, on_gpu: bool):
+    def __init__(self, dtype: str, threads: int, share: int, on_gpu: bool):
         """`threads` compute threads; 0: this node's CPUs, shared by `share` workers."""
-        self._path, self._dtype, self._on_gpu = path, dtype, on_gpu
+        self._dtype, self._on_gpu = dtype, on_gpu
         self._threads = threads or max(1, available_cpus() // share)
+        self._path: str | None = None
 
-    @functools.cached_property
-    def _worker(self) -> Worker:
+    def ready(self, path: str) -> None:
+        """Raises what is wrong with the checkpoint."""
         import torch
 
+        if path == self._path:
+            return
         torch.set_num_threads(self._threads)
         device = torch.device("cuda" if self._on_gpu else "cpu")
-        model = checkpoint.load_model(self._path, device)
-        return Worker(model, checkpoint.load_tokenizer(self._path), self._dtype)
+        model = checkpoint.load_model(path, device)
+        self._worker = Worker(model, checkpoint.load_tokenizer(path), self._dtype)
+        self._path = path
 
-    def ready(self) -> None:
-        """Raises what is wrong with the checkpoint."""
-        _ = self._worker
-
-    def score(self, batch: list[Row]) -> list[Scored]:
+    def score(self, path: str, batch: list[Row]) -> list[Scored]:
+        self.ready(path)
         return self._worker.score(batch)
 
-    def complete(self, prompt: Prompt) -> str:
+    def complete(self, path: str, prompt: Prompt) -> str:
+        self.ready(path)
         return self._worker.complete(prompt)
 
 
-@contextlib.contextmanager
-def workers(
-    path: str, count: int, cpus: float, gpus: int, threads: int, dtype: str
-) -> Iterator[Pool]:
-    """So many workers, of `cpus` CPUs and `gpus` GPUs each, for the checkpoint at `path`.
+class Farm:
+    """Workers that are up, for one checkpoint after the other."""
 
-    Raises:
-        MantaError: the checkpoint is damaged, or cannot be read there.
-    """
+    def __init__(self, actors: list[Any]):
+        self._actors = actors
+
+    def at(self, path: str) -> Pool:
+        """They, with the checkpoint at `path`, which is read here and may be deleted then (but that
+        a worker that dies would miss it).
+
+        Raises:
+            MantaError: the checkpoint is damaged, or cannot be read there.
+        """
+        try:
+            self._wait([actor.ready.remote(path) for actor in self._actors])
+        except ray.exceptions.RayError as e:
+            raise cluster.cause_of(e) from None
+
+        def pool(method: str, items: Any) -> Iterator[Any]:
+            def ask(actor: Any, item: Any) -> Any:
+                return getattr(actor, method).remote(path, item)
+
+            try:
+                yield from ActorPool(self._actors).map(ask, items)
+            except ray.exceptions.RayError as e:
+                raise cluster.cause_of(e) from None
+
+        return pool
+
+    def _wait(self, answers: list[Any]) -> None:
+        waiting = ray.wait(answers, num_returns=len(answers), timeout=PATIENCE_SECONDS)[1]
+        if waiting:
+            print(f"waiting for {len(waiting)} workers: the cluster's CPUs are in use", flush=True)
+        ray.get(answers)
+
+
+@contextlib.contextmanager
+def workers(count: int, cpus: float, gpus: int, threads: int, dtype: str) -> Iterator[Farm]:
+    """So many workers, of `cpus` CPUs and `gpus` GPUs each."""
     options: dict[str, Any] = {
         "num_cpus": cpus,
         "num_gpus": gpus,
@@ -62,19 +95,9 @@ def workers(
         "max_task_retries": RESTARTS,
     }
     make: Any = ray.remote(Evaluator).options(**options)
-    actors = [make.remote(path, dtype, threads, count, bool(gpus)) for _ in range(count)]
-
-    def pool(method: str, items: Any) -> Iterator[Any]:
-        try:
-            yield from ActorPool(actors).map(lambda a, item: getattr(a, method).remote(item), items)
-        except ray.exceptions.RayError as e:
-            raise cluster.cause_of(e) from None
-
+    actors = [make.remote(dtype, threads, count, bool(gpus)) for _ in range(count)]
     try:
-        ray.get([actor.ready.remote() for actor in actors])
-        yield pool
-    except ray.exceptions.RayError as e:
-        raise cluster.cause_of(e) from None
+        yield Farm(actors)
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -1,9 +1,7 @@
 """A model card: what a model is, what it was trained on, and how well it does, from its run."""
 
-from typing import Any
-
 from manta import storage
-from manta.errors import DataError
+from manta.evaluate import report
 from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
 from manta.train.checkpoint import TrainState
@@ -58,21 +56,14 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
 def _scores(run: str, step: str) -> list[str]:
     """The evaluations of this checkpoint, as lm-eval gave them."""
     rows = []
-    folder = storage.join(run, "evals", step)
-    for item in storage.list_files(folder) if run else []:
-        if not item.path.endswith(".json"):
-            continue
-        try:
-            found: dict[str, Any] = storage.read_json(storage.join(folder, item.base_name))
-            for task, values in found["results"].items():
-                for metric, value in values.items():
-                    if metric == "samples" or metric.endswith("_stderr"):
-                        continue
-                    error = values.get(f"{metric}_stderr")
-                    shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
-                    rows.append(f"| {task} | {metric} | {shown} | {values['samples']} |")
-        except (DataError, KeyError, TypeError, ValueError, AttributeError):
-            continue  # a card says what is known
+    for scores in report.all_of(run, step) if run else []:
+        for task, values in scores["results"].items():
+            for metric, value in values.items():
+                if metric == "samples" or metric.endswith("_stderr"):
+                    continue
+                error = values.get(f"{metric}_stderr")
+                shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
+                rows.append(f"| {task} | {metric} | {shown} | {values['samples']} |")
     if not rows:
         return ["Not evaluated yet."]
     return ["| task | metric | value | documents |", "|---|---|---|---|", *sorted(rows)]

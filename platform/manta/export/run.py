@@ -104,7 +104,7 @@ def export(c: ExportConfig, say: Callable[[str], None] = print) -> Path:
 
 def _samples(path: str) -> list[str]:
     """Some of the val texts that the run was measured on, where they are still there."""
-    from manta.evaluate.run import val_texts
+    from manta.evaluate.documents import val_texts
 
     try:
         return val_texts(path)[:SAMPLES]

@@ -45,6 +45,8 @@ class SweepConfig(PretrainConfig):
         if not self.sweep.lr or not self.sweep.tokens_per_batch:
             return [*own, "sweep.lr and sweep.tokens_per_batch each need a value"]
         found = [p for p in own if not p.startswith("tokens_per_batch=")]
+        if self.eval.suites:
+            found.append("eval.suites is for a single run: evaluate the best trial instead")
         for tokens in self.sweep.tokens_per_batch:
             trial = dataclasses.replace(self, tokens_per_batch=tokens)
             found += [

@@ -204,14 +204,21 @@ def local(path: str, names: list[str]) -> Iterator[Path]:
 
 def find(run: str) -> list[str]:
     """The run's committed checkpoints, oldest first."""
+    return [path for path in _steps(run) if storage.exists(storage.join(path, MANIFEST))]
+
+
+def unfinished(run: str) -> list[str]:
+    """What saves have begun, and not committed (or never will), oldest first."""
+    return [path for path in _steps(run) if not storage.exists(storage.join(path, MANIFEST))]
+
+
+def _steps(run: str) -> list[str]:
     folder = storage.join(run, "checkpoints")
-    names = [
-        item.base_name
+    return [
+        storage.join(folder, item.base_name)
         for item in storage.list_files(folder, recursive=False)
         if item.type == pafs.FileType.Directory and item.base_name.startswith("step-")
     ]
-    paths = [storage.join(folder, name) for name in names]
-    return [path for path in paths if storage.exists(storage.join(path, MANIFEST))]
 
 
 def latest(
@@ -258,11 +265,8 @@ def set_aside_as(path: str, why: str) -> str:
 
 def remove_unfinished(run: str) -> None:
     """Deletes what saves that were cut short left; for a process that alone writes to the run."""
-    folder = storage.join(run, "checkpoints")
-    for item in storage.list_files(folder, recursive=False):
-        path = storage.join(folder, item.base_name)
-        if item.base_name.startswith("step-") and not storage.exists(storage.join(path, MANIFEST)):
-            storage.delete_folder(path)
+    for path in unfinished(run):
+        storage.delete_folder(path)
 
 
 def resolve(checkpoint: str, home: str) -> str:

@@ -116,6 +116,12 @@ def _read(path: str) -> dict[str, Any] | None:
         return None  # it is a count, not a reason to stop
 
 
+def seconds_of(run: str) -> float:
+    """All time since the run's first start; 0: it is not known."""
+    found = _read(storage.join(run, FILE))
+    return sum(found["seconds"].values()) if found else 0.0
+
+
 def table(run: str) -> list[str]:
     """Lines for the summary: goodput, and what was lost to what."""
     found = _read(storage.join(run, FILE))

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -102,6 +102,17 @@ class Logbook:
         self._send()
         if not self._is_local:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def write_scalars(run: str, name: str, scalars: Mapping[str, float], at: int) -> None:
+    """Adds scalars at one place of the axis to TensorBoard's folder `name` of a run: a file of its
+    own each time."""
+    with tempfile.TemporaryDirectory(prefix="manta-") as folder:
+        with SummaryWriter(folder) as board:
+            for key, value in scalars.items():
+                board.add_scalar(key, value, at)
+        for file in Path(folder).iterdir():
+            storage.upload(file, storage.join(run, TENSORBOARD, name, file.name))
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:

@@ -79,8 +79,9 @@ def _train(run: Run, until: int | None) -> TrainState:
             sample(run)
         asked = run.signals.agree()
         tokens_before, tokens_after = c.tokens_before(step), c.tokens_before(state.step)
-        due = Asked.SAVE in asked or c.checkpoint.is_due(state.step, tokens_before, tokens_after)
-        if due and not is_last:
+        due = c.checkpoint.is_due(state.step, tokens_before, tokens_after)
+        due = due or (bool(c.eval.suites) and state.step % c.eval.every == 0)
+        if (due or Asked.SAVE in asked) and not is_last:
             save(run, meter)
         if asked & (Asked.MOVE | Asked.STOP):
             leave(run, meter)

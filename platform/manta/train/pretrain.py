@@ -3,7 +3,8 @@
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from manta import cluster, storage
@@ -49,16 +50,24 @@ class Outcome:
         return next((m for m in reversed(self.metrics) if "val_loss" in m), {})
 
 
+@contextmanager
+def nobody(c: PretrainConfig) -> Iterator[Callable[[], None]]:
+    """Nothing runs beside the run."""
+    yield lambda: None
+
+
 def pretrain(
     c: PretrainConfig,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
     callbacks: Callable[[], list[Any]] = list,
+    beside: Callable[[PretrainConfig], AbstractContextManager[Callable[[], None]]] = nobody,
 ) -> Outcome:
     """Trains a model (or goes on training it) as the config says.
 
     Args:
         say: gets each line meant for a person.
         callbacks: makes Ray Train callbacks, in the process that runs this.
+        beside: lasts while the run trains; what it gives is called when the run has ended.
 
     Raises:
         MantaError: before anything has started, if it cannot work; nothing is half-written.
@@ -93,8 +102,10 @@ def pretrain(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.workers} worker(s), ZeRO stage {c.zero_stage}"
     )
-    with lock(storage.join(c.run_folder, ".lock"), f"run {c.name}"):
+    with lock(storage.join(c.run_folder, ".lock"), f"run {c.name}"), beside(c) as finish:
         ended = Supervisor(c, datasets, say, callbacks, started).to_the_end()
+        if ended:
+            finish()
     path = checkpoint.find(c.run_folder)[-1]
     return dataclasses.replace(outcome(c, path), stopped=not ended)
 

@@ -34,6 +34,12 @@ class EvalConfig:
     """Tokens of the val split to measure on, the same each time."""
     patience: Count | None = None
     """Stop early when val loss has not improved for so many evaluations; null: never."""
+    suites: tuple[str, ...] = ()
+    """Suites (see jobs/evaluate.py) that are run on each checkpoint as it lands, by a process of
+    their own with CPUs of its own: training does not wait. A checkpoint is then saved every
+    `eval.every` steps, too."""
+    arguments: tuple[str, ...] = ()
+    """Further arguments of that evaluation, as key=value: [limit=200, cpus=2]."""
 
 
 @config
@@ -134,6 +140,8 @@ class TrainConfig:
             found.append(f"batch_ramp={self.batch_ramp}: two sizes end at the same token count")
         found += self.optimizer.conflicts(self.zero_stage, self.model.tie_embeddings)
         found += self.init.conflicts(self.expected_model)
+        if self.eval.arguments and not self.eval.suites:
+            found.append("eval.arguments are for eval.suites: omit them, or set that")
         if self.memory_per_worker is not None and self.micro_batch_size != "auto":
             found.append("memory_per_worker is for micro_batch_size=auto: omit it, or set that")
         return found

@@ -1,0 +1,52 @@
+"""An evaluation beside a run that trains: jobs/evaluate.py watch=true, in a process of its own."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from manta import cluster
+from manta import config as configs
+from manta.evaluate.settings import EvaluateConfig
+from manta.train.settings import PretrainConfig
+
+JOB = Path(__file__).resolve().parents[3] / "jobs" / "evaluate.py"
+
+
+@contextlib.contextmanager
+def beside(training: PretrainConfig) -> Iterator[Callable[[], None]]:
+    """While it lasts, jobs/evaluate.py follows the run in a process of its own, if `eval.suites`
+    names what to run. Gives a function that waits until it is done with a run that has ended.
+
+    Raises:
+        ConfigError: eval.suites or eval.arguments are not as that job wants them.
+    """
+    arguments = arguments_of(training)
+    if arguments is None:
+        yield lambda: None
+        return
+    configs.load(EvaluateConfig, arguments)
+    command = [sys.executable, str(JOB), *arguments]
+    process = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address()})
+
+    def wait() -> None:
+        if process.poll() is None:
+            print("waiting for the evaluation of the last checkpoints", flush=True)
+            process.wait()
+
+    try:
+        yield wait
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def arguments_of(training: PretrainConfig) -> list[str] | None:
+    """Of the evaluation beside a run; None: there is none."""
+    c = training.eval
+    if not c.suites:
+        return None
+    run = [f"checkpoint={training.name}", f"home={training.home_folder}", "watch=true"]
+    return [f"suite=[{','.join(c.suites)}]", *run, *c.arguments]

@@ -1,0 +1,121 @@
+"""Tasks that are scored by tokens: HellaSwag in the completion style, and the tasks of CORE.
+
+lm-eval gives a model texts, and compares choices by their sum or by the sum over their characters.
+Here the choice wins whose tokens are likeliest on average, and texts are cut where tokens end.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+from manta.text.tokenizer import Tokenizer
+
+Cut = tuple[tuple[int, ...], tuple[int, ...]]
+"""Tokens of a context and of what may follow it."""
+
+
+class TokenChoices(ConfigurableTask):
+    """A task of lm-eval's whose requests are tokens; `tokenizer` is set before it is run."""
+
+    tokenizer: Tokenizer
+
+    def __init__(self, config: dict[str, Any]):
+        # (What named this class is no key of a task's.)
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def cuts(self, doc: dict[str, Any]) -> list[Cut]:
+        """What is scored for a document."""
+        raise NotImplementedError
+
+    def scores(self, doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+        """The document's metrics, from (log-likelihood, whether it is the greedy one) of each."""
+        raise NotImplementedError
+
+    def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> str:
+        return ""
+
+    def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> str:
+        return ""
+
+    def fewshot_context(self, *args: Any, **kwargs: Any) -> str:
+        return ""
+
+    def construct_requests(
+        self, doc: dict[str, Any], ctx: str, *, metadata: Any, **kwargs: Any
+    ) -> list[Instance]:
+        return [
+            Instance("loglikelihood", doc, cut, index, metadata=metadata)
+            for index, cut in enumerate(self.cuts(doc))
+        ]
+
+    def process_results(
+        self, doc: dict[str, Any], results: list[tuple[float, bool]]
+    ) -> dict[str, float]:
+        return self.scores(doc, results)
+
+
+class HellaSwagCompletion(TokenChoices):
+    """HellaSwag as plain text goes on: context and endings as they are in the file, each encoded
+    alone, the endings after a space. acc: the likeliest; acc_norm: the likeliest per token. (The
+    style of llm.c's and build-nanogpt's evaluations.)"""
+
+    def cuts(self, doc: dict[str, Any]) -> list[Cut]:
+        encode = self.tokenizer.encode
+        context = tuple(encode(f"{doc['ctx_a']} {doc['ctx_b']}" if doc["ctx_b"] else doc["ctx_a"]))
+        return [(context, tuple(encode(f" {ending}"))) for ending in doc["endings"]]
+
+    def scores(self, doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+        sums = [score for score, _ in results]
+        counts = [len(continuation) for _, continuation in self.cuts(doc)]
+        means = [score / count for score, count in zip(sums, counts, strict=True)]
+        label = int(doc["label"])
+        return {
+            "acc": float(sums.index(max(sums)) == label),
+            "acc_norm": float(means.index(max(means)) == label),
+        }
+
+
+class Core(TokenChoices):
+    """A task of CORE's (Li et al. 2024, arXiv:2406.11794), its prompts made by `core.documents`.
+
+    multiple_choice and schema: the likeliest per token, of what is not common to all; the others:
+    whether each token is the likeliest. End-of-text stands before each prompt.
+    """
+
+    def cuts(self, doc: dict[str, Any]) -> list[Cut]:
+        kind: Literal["multiple_choice", "schema", "language_modeling"]
+        kind = self.config.metadata["kind"]
+        encode, eot = self.tokenizer.encode, self.tokenizer.eot
+        if kind == "language_modeling":
+            (context,), (continuation,) = doc["contexts"], doc["continuations"]
+            before = len(encode(context)) + 1
+            prompts = [(eot, *encode(context + continuation))]
+            starts = [before]
+        else:
+            texts = [a + b for a in doc["contexts"] for b in doc["continuations"]]
+            prompts = [(eot, *encode(text)) for text in texts]
+            if kind == "multiple_choice":
+                starts = [_common(prompts)] * len(prompts)
+            else:
+                ends = _common([prompt[::-1] for prompt in prompts])
+                starts = [len(prompt) - ends for prompt in prompts]
+        # (Where a choice is the beginning of another one, or alike: its last token counts.)
+        starts = [min(start, len(p) - 1) for start, p in zip(starts, prompts, strict=True)]
+        return [(p[:start], p[start:]) for start, p in zip(starts, prompts, strict=True)]
+
+    def scores(self, doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+        if self.config.metadata["kind"] == "language_modeling":
+            return {"acc": float(results[0][1])}
+        counts = [len(continuation) for _, continuation in self.cuts(doc)]
+        means = [score / count for (score, _), count in zip(results, counts, strict=True)]
+        return {"acc": float(means.index(max(means)) == doc["gold"])}
+
+
+def _common(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens at the beginning are the same in all."""
+    for index, column in enumerate(zip(*sequences, strict=False)):
+        if len(set(column)) > 1:
+            return index
+    return min(map(len, sequences))

@@ -1,0 +1,281 @@
+"""Runs side by side: budget, losses, scores, and which differences are more than noise."""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from manta import config as configs
+from manta import plot, storage
+from manta.config import Count, PositiveFloat, config
+from manta.errors import ConfigError
+from manta.evaluate import catalog, report
+from manta.model.cost import flops_per_token
+from manta.model.gpt import num_parameters
+from manta.train import checkpoint as checkpoints
+from manta.train import ledger
+from manta.train.logbook import METRICS, read_metrics
+from manta.train.settings import PretrainConfig
+
+REFERENCES = catalog.FOLDER / "references.json"
+NOISE = 1.96  # standard errors: where chance alone gives as much once in twenty times
+HELLASWAG_ROWS = 10_042
+MOST_RUNS = 12
+
+
+@config
+class CompareConfig:
+    runs: tuple[str, ...] = ()
+    """Names or folders of runs; empty: all that have a checkpoint."""
+    price_per_hour: PositiveFloat | None = None
+    """What an hour of the machine or cluster costs, for `cost`; null: not shown."""
+    references: bool = True
+    """Show published figures beside, with their sources."""
+    limit: Count | None = None
+    """Compare the scores of evaluations with this limit=; null: of whole ones."""
+    out: str | None = None
+    """The picture; null: compare.png in the home's folder of runs."""
+    overwrite: bool = False
+    """Take the place of what is at the `out` that is given."""
+    home: str | None = None
+    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
+
+
+@dataclasses.dataclass
+class Entry:
+    """A run, or what is published of a model."""
+
+    name: str
+    facts: dict[str, float] = dataclasses.field(default_factory=dict)
+    """parameters, tokens, FLOPs, hours, cost, val loss, val bits per byte; what is known."""
+    scores: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    """(value, standard error; 0: not known) by "task metric"."""
+    each: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What each document adds, by "task metric"; and "task" to the sha256 of its documents."""
+    curves: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
+    """(tokens, value), for the picture."""
+
+
+def compare(c: CompareConfig) -> tuple[list[str], str]:
+    """The lines to show, and the picture's path.
+
+    Raises:
+        MantaError: a run does not exist, or the picture cannot be where it should.
+    """
+    home = storage.home(c.home)
+    names = list(c.runs) or checkpoints.names_of_runs(home)
+    if not names:
+        raise checkpoints.nowhere("runs=[]", home)
+    if len(names) > MOST_RUNS:
+        raise ConfigError(
+            f"{len(names)} runs are too many to read: name up to {MOST_RUNS}, runs=[a,b]"
+        )
+    overwrite = c.overwrite or c.out is None
+    out = storage.new_file(c.out, storage.join(home, "runs", "compare.png"), overwrite)
+    runs = [entry(name, home, c) for name in names]
+    references = published() if c.references else []
+    lines = [*table(runs), "", *differences(runs)]
+    if references:
+        known = {key for run in runs for key in run.scores}
+        shown = [r for r in references if known & r.scores.keys()] or references
+        lines += ["", "published", *table(shown), *sources(shown), "", *beside(runs, shown)]
+    out.write_bytes(picture(runs, references))
+    return [line.rstrip() for line in lines], str(out)
+
+
+def entry(name: str, home: str, c: CompareConfig) -> Entry:
+    """What is known of a run. Raises CheckpointError when there is none of this name."""
+    path = checkpoints.resolve(name, home)
+    run = report.Place.of(path).run
+    found = Entry(name)
+    model = checkpoints.load_model_config(path)
+    state = checkpoints.load_state(path)
+    found.facts["parameters"] = num_parameters(model)
+    tokens = report.tokens_of(run, state.step)
+    if tokens:
+        settings = configs.load(PretrainConfig, [storage.join(run, "config.yaml")])
+        found.facts["tokens"] = tokens
+        found.facts["FLOPs"] = tokens * flops_per_token(model, settings.sequence_length)
+    hours = ledger.seconds_of(run) / 3600
+    if hours:
+        found.facts["hours"] = hours
+        if c.price_per_hour is not None:
+            found.facts["cost"] = hours * c.price_per_hour
+    records = [r for r in read_metrics(storage.join(run, METRICS)) if "val_loss" in r]
+    if records:
+        found.facts["val loss"] = float(records[-1]["val_loss"])
+        found.facts["val bits per byte"] = float(records[-1]["val_bpb"])
+        for key, field in (("val loss", "val_loss"), ("val bits per byte", "val_bpb")):
+            found.curves[key] = [(r["tokens"], float(r[field])) for r in records]
+    _add_scores(found, run, c)
+    return found
+
+
+def _add_scores(found: Entry, run: str, c: CompareConfig) -> None:
+    """Those of the newest checkpoint that has them."""
+    for scores in report.all_of(run):  # by step
+        if scores.get("limit") != c.limit or scores.get("dtype") != "fp32":
+            continue
+        place = report.Place.of(str(scores["checkpoint"]))
+        file = storage.join(run, "evals", place.step, scores["label"] + report.EACH)
+        each = {}
+        if storage.exists(file):
+            each = storage.read_json(file)
+        for task, values in scores["results"].items():
+            for metric, value in values.items():
+                if metric.endswith("_stderr") or metric in report.NOT_DRAWN:
+                    continue
+                key = score_name(task, metric)
+                pairs = each.get(task, {}).get(metric)
+                if not pairs or not is_mean(pairs, metric, value):
+                    pairs = None
+                error = values.get(f"{metric}_stderr") or 0.0
+                if pairs and not error:
+                    error = spread(pairs, metric)
+                found.scores[key] = (value, error)
+                found.each[key] = (each.get(task, {}).get("documents"), pairs)
+                if scores.get("tokens") is not None:
+                    found.curves.setdefault(key, []).append((scores["tokens"], value))
+
+
+def score_name(task: str, metric: str) -> str:
+    return task if task == metric else f"{task} {metric}"
+
+
+def published() -> list[Entry]:
+    """The references, each with its sources."""
+    found = []
+    for row in json.loads(REFERENCES.read_text()):
+        made = Entry(row["name"], {"parameters": row["parameters"]})
+        for key, name in (("tokens", "tokens"), ("hours", "hours"), ("val_loss", "val loss")):
+            if key in row:
+                made.facts[name] = row[key]
+        for key, value in row["scores"].items():
+            rows = HELLASWAG_ROWS if key.startswith("hellaswag") else 0
+            error = math.sqrt(value * (1 - value) / rows) if rows else 0.0
+            made.scores[key] = (value, error)
+        made.each["sources"] = row["sources"]
+        found.append(made)
+    return found
+
+
+def sources(entries: Sequence[Entry]) -> list[str]:
+    return [f"  {entry.name}: {'; '.join(entry.each['sources'])}" for entry in entries]
+
+
+FACTS = ("parameters", "tokens", "FLOPs", "hours", "cost", "val loss", "val bits per byte")
+
+
+def table(entries: Sequence[Entry]) -> list[str]:
+    """A column for each, a row for each figure."""
+    facts = [key for key in FACTS if any(key in e.facts for e in entries)]
+    scores = list(dict.fromkeys(key for e in entries for key in e.scores))
+    rows = [["", *(e.name for e in entries)]]
+    rows += [[key, *(_fact(key, e.facts.get(key)) for e in entries)] for key in facts]
+    rows += [[key, *(_score(e.scores.get(key)) for e in entries)] for key in scores]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _fact(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if key in ("parameters", "tokens", "FLOPs"):
+        for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+            if key != "FLOPs" and value >= size:
+                return f"{value / size:.4g}{letter}"
+        return f"{value:.2e}" if key == "FLOPs" else f"{value:.0f}"
+    return f"{value:.2f}" if key in ("hours", "cost") else f"{value:.4f}"
+
+
+def _score(score: tuple[float, float] | None) -> str:
+    if score is None:
+        return "-"
+    value, error = score
+    return f"{value:.4f}" + (f" ±{error:.4f}" if error else "")
+
+
+def spread(pairs: Sequence[Sequence[float]], metric: str = "") -> float:
+    """The standard error of the sum of values over the sum of weights, over documents drawn at
+    random (a ratio estimator's: Cochran 1977, 6.4); of bits per byte in bits."""
+    values, weights = zip(*pairs, strict=True)
+    total, count = sum(weights), len(pairs)
+    if count < 2 or not total:
+        return 0.0
+    ratio = sum(values) / total
+    squares = sum((v - ratio * w) ** 2 for v, w in pairs)
+    return math.sqrt(squares * count / (count - 1)) / total / _unit(metric)
+
+
+def is_mean(pairs: Sequence[Sequence[float]], metric: str, value: float) -> bool:
+    """Whether the metric is what the documents add, over their weights (a perplexity is not)."""
+    values, weights = zip(*pairs, strict=True)
+    mean = sum(values) / (sum(weights) or 1) / _unit(metric)
+    return math.isclose(abs(mean), abs(value), rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _unit(metric: str) -> float:
+    """Nats to what the metric counts."""
+    return math.log(2) if metric == "bits_per_byte" else 1.0
+
+
+def differences(runs: Sequence[Entry]) -> Iterator[str]:
+    """A line for each two runs and each score that they share."""
+    for a, b in itertools.combinations(runs, 2):
+        for key in a.scores:
+            if key not in b.scores:
+                continue
+            yield _difference(a, b, key)
+
+
+def _difference(a: Entry, b: Entry, key: str) -> str:
+    (x, x_error), (y, y_error) = a.scores[key], b.scores[key]
+    (x_documents, x_pairs), (y_documents, y_pairs) = a.each[key], b.each[key]
+    if x_documents and x_documents == y_documents and x_pairs and y_pairs:
+        # The same documents: what is hard for both is no difference between them.
+        pairs = [(q[0] - p[0], p[1]) for p, q in zip(x_pairs, y_pairs, strict=True)]
+        error, how = spread(pairs, key.rpartition(" ")[2]), f"paired, {len(pairs):,} documents"
+    elif x_error and y_error:
+        error, how = math.hypot(x_error, y_error), "not of the same documents"
+    else:
+        return f"{key}: {b.name} - {a.name} = {y - x:+.4f} (no standard error is known)"
+    return (
+        f"{key}: {b.name} - {a.name} = {y - x:+.4f} ± {error:.4f} ({how}): {_verdict(y - x, error)}"
+    )
+
+
+def _verdict(difference: float, error: float) -> str:
+    if difference == 0 or abs(difference) < NOISE * error:
+        return "within noise"
+    if not error:
+        return "more than noise"
+    return f"more than noise ({abs(difference) / error:.1f} standard errors)"
+
+
+def beside(runs: Sequence[Entry], references: Sequence[Entry]) -> Iterator[str]:
+    """For each run and score, the published one that is nearest."""
+    for run in runs:
+        for key, (value, error) in run.scores.items():
+            known = [r for r in references if key in r.scores]
+            if not known:
+                continue
+            near = min(known, key=lambda r: abs(r.scores[key][0] - value))
+            theirs, their_error = near.scores[key]
+            line = f"{key}: {run.name} {value:.4f}, nearest {near.name} {theirs:.4f}"
+            both = math.hypot(error, their_error)
+            yield f"{line}: {_verdict(value - theirs, both)}" if both else line
+
+
+def picture(runs: Sequence[Entry], references: Sequence[Entry]) -> bytes:
+    """A panel for each figure, in it each run against tokens, and the published ones."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.curves))
+    panels = {key: {run.name: run.curves[key] for run in runs if key in run.curves} for key in keys}
+    lines: Mapping[str, dict[str, float]] = {
+        key: {r.name: r.scores[key][0] for r in references if key in r.scores} for key in keys
+    }
+    return plot.side_by_side(panels, lines, "Runs side by side")

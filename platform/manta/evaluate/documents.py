@@ -1,0 +1,223 @@
+"""Documents of the suites that are read from this machine or from the run's own dataset."""
+
+import json
+import random
+import re
+from typing import Any
+
+from manta import storage
+from manta.data import manifest as manifests
+from manta.data import shards
+from manta.data.inspect import InspectConfig, find
+from manta.data.manifest import Manifest
+from manta.errors import DataError
+from manta.evaluate import core
+from manta.evaluate.settings import EvaluateConfig
+from manta.text.tokenizer import Tokenizer
+from manta.train import checkpoint as checkpoints
+
+QUICK_TOKENS = 12_000  # of perplexity: half a minute at 124M on two cores
+QUICK_PIECES = 60
+PIECE_TOKENS = 64
+CHOICES = 4
+
+
+class Documents:
+    """Of each task of a suite, for the checkpoint at `path`; None: lm-eval is to load them."""
+
+    def __init__(self, c: EvaluateConfig, path: str):
+        self._c, self._path = c, path
+        self._made: dict[str, list[dict[str, Any]] | None] = {}
+
+    def check(self, task: str, about: dict[str, Any]) -> None:
+        """Raises DataError where a file is missing or is not what it should be."""
+        if task.startswith("core_"):
+            core.file(self._c.evals.data_dir, about["file"])
+        else:
+            self._made[task] = self(task, about)
+
+    def __call__(self, task: str, about: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """
+        Raises:
+            DataError: a file is missing or is not what it should be.
+        """
+        if task in self._made:
+            return self._made[task]
+        local = self._c.evals
+        if task.startswith("hellaswag") and (file := self._file("hellaswag")):
+            return read_hellaswag(file)
+        if task == "lambada" and (file := self._file("lambada")):
+            return read_lambada(file)
+        if task == "wikitext" and local.wikitext_path is not None:
+            text = read_text(local.wikitext_path, "evals.wikitext_path")
+            # A page begins at its title, ` = Title = `; sections have more signs.
+            pages = re.split(r"(?m)^(?= = [^=\n]+ = ?$)", text)
+            return [{"page": page} for page in pages if page.strip()]
+        if task.startswith("core_"):
+            return core.documents(local.data_dir, about, self._c.limit)
+        if task in ("perplexity", "quick_perplexity", "quick_continuation"):
+            tokenizer = checkpoints.load_tokenizer(self._path)
+            texts = [text for text in self._texts() if text.strip()]
+            if task == "quick_continuation":
+                length = checkpoints.load_model_config(self._path).context_length
+                return continuations(texts, tokenizer, min(PIECE_TOKENS, length))
+            most = QUICK_TOKENS if task == "quick_perplexity" else None
+            return whole_texts(texts, tokenizer, most)
+        return None
+
+    def _file(self, suite: str) -> str | None:
+        """The suite's one file, if it was given, by itself or as one of data_dir."""
+        local = self._c.evals
+        given: str | None = getattr(local, f"{suite}_path")
+        if given is not None:
+            return storage.absolute(given)
+        published = {"hellaswag": "hellaswag_val.jsonl", "lambada": "lambada_test.jsonl"}[suite]
+        if local.data_dir is not None:
+            path = storage.join(storage.absolute(local.data_dir), published)
+            return path if storage.exists(path) else None
+        return None
+
+    def _texts(self) -> list[str]:
+        local = self._c.evals
+        if local.text_path is not None:
+            return [read_text(local.text_path, "evals.text_path")]
+        if local.dataset is not None:
+            return texts_of(find(InspectConfig(dataset=local.dataset, home=self._c.home)))
+        texts = val_texts(self._path)
+        if not texts:
+            raise DataError(
+                f"{self._path} was imported, without a dataset: give evals.text_path=FILE or "
+                "evals.dataset=NAME"
+            )
+        return texts
+
+
+def val_texts(path: str) -> list[str]:
+    """The documents of the val split that the checkpoint's run was measured on."""
+    texts = []
+    for folder in checkpoints.load_state(path).datasets:
+        if not manifests.exists(folder):
+            raise DataError(
+                f"the dataset of this checkpoint is not at {folder} any more; give a text with "
+                "evals.text_path=FILE"
+            )
+        texts += texts_of(manifests.load(folder))
+    return texts
+
+
+def texts_of(manifest: Manifest) -> list[str]:
+    """The documents of a dataset's val split."""
+    tokenizer = manifest.load_tokenizer()
+    return [
+        tokenizer.decode(ids.tolist())
+        for shard in manifest.split("val")
+        for ids in shards.documents(manifest, shard)
+    ]
+
+
+def whole_texts(texts: list[str], tokenizer: Tokenizer, most: int | None) -> list[dict[str, Any]]:
+    """For perplexity: with the number of their tokens. Together at most `most` of these."""
+    documents, left = [], most
+    for text in texts:
+        ids = tokenizer.encode(text)
+        if left is not None:
+            if left < len(ids):
+                text = tokenizer.decode(ids[:left]).rstrip("\ufffd")
+                ids = tokenizer.encode(text)
+            left -= len(ids)
+        if ids:
+            documents.append({"text": text, "num_tokens": len(ids)})
+        if left is not None and left <= 0:
+            break
+    return documents
+
+
+def continuations(texts: list[str], tokenizer: Tokenizer, length: int) -> list[dict[str, Any]]:
+    """Pieces of the texts of so many tokens, evenly over them, each with four endings (its last
+    quarter, and that of three others) of which `label` is its own. The same for the same texts.
+
+    Raises:
+        DataError: there are fewer than four pieces.
+    """
+    cut = max(1, 3 * length // 4)
+    found = []
+    for text in texts:
+        ids = tokenizer.encode(text)
+        for begin in range(0, len(ids) - length + 1, length):
+            halves = ids[begin : begin + cut], ids[begin + cut : begin + length]
+            beginning, ending = map(tokenizer.decode, halves)
+            if "\ufffd" not in beginning + ending and beginning.strip() and ending.strip():
+                found.append((beginning, ending))
+    step = max(1, len(found) // QUICK_PIECES)
+    pieces = found[::step][:QUICK_PIECES]
+    if len({ending for _, ending in pieces}) < CHOICES:
+        raise DataError(
+            f"suite=quick: the val split has {len(found)} pieces of {length} tokens, and needs "
+            f"{CHOICES} that differ: give a longer text with evals.text_path=FILE"
+        )
+    rng = random.Random(0)
+    documents = []
+    for beginning, ending in pieces:
+        others = sorted({other for _, other in pieces} - {ending})
+        endings = [ending, *rng.sample(others, CHOICES - 1)]
+        rng.shuffle(endings)
+        label = endings.index(ending)
+        documents.append({"beginning": beginning, "endings": endings, "label": label})
+    return documents
+
+
+def read_hellaswag(path: str) -> list[dict[str, Any]]:
+    """Raises DataError, naming the line, when a row is not one of HellaSwag's."""
+    strings = ("activity_label", "ctx_a", "ctx_b")
+    rows = []
+    for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
+        try:
+            row = json.loads(line)
+            endings, label = row["endings"], int(row["label"])
+            texts = [row[key] for key in strings] + endings
+            if (
+                len(endings) != 4
+                or not 0 <= label <= 3
+                or not all(isinstance(t, str) for t in texts)
+            ):
+                raise ValueError("4 endings, a label from 0 to 3, and strings else")
+            rows.append({**{k: row[k] for k in strings}, "endings": endings, "label": str(label)})
+        except (ValueError, KeyError, TypeError) as e:
+            raise DataError(
+                f"evals.hellaswag_path={path}, line {number}: not a HellaSwag row ({e!r}); each "
+                f"has {', '.join(strings)}, endings and label"
+            ) from None
+    if not rows:
+        raise DataError(f"evals.hellaswag_path={path}: the file is empty")
+    return rows
+
+
+def read_lambada(path: str) -> list[dict[str, Any]]:
+    """Raises DataError, naming the line, when a row has no `text` of several words."""
+    rows = []
+    for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
+        try:
+            text = json.loads(line)["text"]
+            if not isinstance(text, str) or " " not in text:
+                raise ValueError("a text of several words")
+            rows.append({"text": text})
+        except (ValueError, KeyError, TypeError) as e:
+            raise DataError(
+                f"evals.lambada_path={path}, line {number}: not a row of LAMBADA's ({e!r}); each "
+                "has a text"
+            ) from None
+    if not rows:
+        raise DataError(f"evals.lambada_path={path}: the file is empty")
+    return rows
+
+
+def read_text(path: str, key: str) -> str:
+    """Raises DataError, naming `key`, when the file is missing, empty or not UTF-8."""
+    data = storage.read_bytes(storage.absolute(path))
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as e:
+        raise DataError(f"{key}={path}: not UTF-8 at byte {e.start}; convert the file") from None
+    if not text.strip():
+        raise DataError(f"{key}={path}: the file is empty")
+    return text

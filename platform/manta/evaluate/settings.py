@@ -1,0 +1,93 @@
+"""What a person asks of an evaluation."""
+
+from typing import Literal
+
+from manta.config import Count, Natural, PositiveFloat, config
+from manta.evaluate import catalog
+
+
+@config
+class LocalData:
+    data_dir: str | None = None
+    """Folder with data sets as downloaded (DIR/allenai/ai2_arc/..., as the hub names them;
+    hellaswag_val.jsonl, lambada_test.jsonl, eval_bundle/ as published): nothing is then asked of
+    the hub. null: from the hub."""
+    hellaswag_path: str | None = None
+    """HellaSwag's validation set as JSONL; null: from data_dir or the hub."""
+    lambada_path: str | None = None
+    """LAMBADA's test set as JSONL, each row with a `text`; null: from data_dir or the hub."""
+    wikitext_path: str | None = None
+    """WikiText as plain text, with its ` = Title = ` lines; null: from data_dir or the hub."""
+    text_path: str | None = None
+    """Plain text for the perplexity suite; null: the val split of the run's own dataset."""
+    dataset: str | None = None
+    """A prepared dataset, by name or folder, whose val split the perplexity suite reads instead."""
+
+
+SUITE_OF = {
+    "hellaswag_path": ("hellaswag",),
+    "lambada_path": ("lambada",),
+    "wikitext_path": ("wikitext",),
+    "text_path": ("perplexity", "quick"),
+    "dataset": ("perplexity", "quick"),
+}
+
+
+@config
+class EvaluateConfig:
+    checkpoint: str = "quickstart"
+    """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
+    suite: str | tuple[str, ...] | None = None
+    """A file of evals/ (or [several]), without its .yaml: perplexity, quick, hellaswag, wikitext,
+    lambada or core; null: perplexity, or only `tasks` where there are any."""
+    tasks: tuple[str, ...] = ()
+    """Tasks, groups or tags of lm-eval's, by name: hellaswag, arc_easy, piqa, winogrande, ..."""
+    num_fewshot: Natural | None = None
+    """Examples before each question of `tasks`; null: as the task has it."""
+    limit: Count | None = None
+    """Only the first so many documents of each task; null: all."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the matrix products. fp32 is what scores are usually compared in."""
+    watch: bool = False
+    """Follow a run: evaluate each of its checkpoints as it lands, none twice, until the run has
+    ended."""
+    watch_seconds: PositiveFloat = 5.0
+    """How often to look for a new one."""
+    num_workers: Count = 1
+    """Workers that share the requests; the scores are the same for any number."""
+    cpus: PositiveFloat = 1.0
+    """CPUs that Ray reserves for each worker."""
+    gpus: Literal[0, 1] = 0
+    """1: each worker has a GPU."""
+    threads: Natural = 0
+    """Compute threads of a worker; 0: its node's CPUs, shared by the workers."""
+    home: str | None = None
+    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
+    evals: LocalData = LocalData()
+
+    def problems(self) -> list[str]:
+        known = catalog.names()
+        for suite in self.suites:
+            if suite not in known:
+                meant = catalog.nearest(suite, known)
+                return [
+                    f"suite={suite}: valid are {', '.join(known)} (the files of "
+                    f"{catalog.FOLDER}){meant}; a task of lm-eval's goes to tasks=[...]"
+                ]
+        found = []
+        for key, suites in SUITE_OF.items():
+            if getattr(self.evals, key) is not None and not {*suites} & {*self.suites}:
+                given = ", ".join([*self.suites, *self.tasks])
+                found.append(f"evals.{key} is for suite={suites[0]}, not {given}: omit it")
+        if self.evals.text_path is not None and self.evals.dataset is not None:
+            found.append("evals.text_path, evals.dataset: give one of them")
+        if self.num_fewshot is not None and not self.tasks:
+            found.append("num_fewshot is for tasks=[...]: omit it; the suites have their own")
+        return found
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """To run, beside `tasks`."""
+        if self.suite is None:
+            return () if self.tasks else ("perplexity",)
+        return (self.suite,) if isinstance(self.suite, str) else self.suite

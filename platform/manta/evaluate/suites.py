@@ -1,0 +1,264 @@
+"""Tasks, run by lm-eval: the suites of evals/, and any task of lm-eval's by its name."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from manta import storage
+from manta.errors import ConfigError, DataError
+from manta.evaluate import catalog, core
+from manta.text.tokenizer import Tokenizer
+
+Source = Callable[[str, dict[str, Any]], list[dict[str, Any]] | None]
+Results = dict[str, dict[str, float]]
+NOT_IN_DOCUMENTS = ("num_tokens",)  # a tokenizer's: documents are the same for all
+
+
+@dataclasses.dataclass
+class Scores:
+    results: Results = dataclasses.field(default_factory=dict)
+    """{task: {metric: value, metric_stderr: value, "samples": count}}"""
+    each: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """{task: {"documents": sha256 of them, metric: [[value, weight], ...]}}: what each document
+    adds; the metric (or its logarithm) is the sum of the values over that of the weights."""
+
+    def add(self, other: "Scores") -> None:
+        self.results |= other.results
+        self.each |= other.each
+
+
+def run_suite(
+    lm: Any,
+    suite: str,
+    documents: Source,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    say: Callable[[str], None] = lambda task: None,
+    only: Sequence[str] | None = None,
+) -> Scores:
+    """The scores of each task of a suite, and of the suite where it has one of its own.
+
+    Args:
+        documents: of a task, from its name and metadata; None: from `data_dir` or the hub.
+        tokenizer: for the tasks that are scored by tokens.
+        say: is told each task's name before it is run.
+        only: these of its tasks; None: all.
+
+    Raises:
+        DataError: a data set is missing, empty, or cannot be had here.
+    """
+    _quiet()
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    scores, configs = Scores(), configs_of(suite)
+    for given in configs:
+        if only is not None and given["task"] not in only:
+            continue
+        name = given["task"]
+        own = documents(name, given["metadata"])
+        if own is not None:
+            if not own:
+                raise DataError(f"suite={suite}: {name} has no documents")
+            made = datasets.Dataset.from_list(own)
+            split = given.get("test_split") or given["validation_split"]
+            given["custom_dataset"] = lambda _made={split: made}, **kwargs: _made
+        with _reading(data_dir, name):
+            loaded = TaskManager(include_defaults=False).load([given])
+        for task in loaded["tasks"].values():
+            task.tokenizer = tokenizer
+        say(name)
+        scores.add(_evaluate(lm, loaded, limit))
+    if suite == "core" and only is None:
+        found = {n: (r["acc"], r.get("acc_stderr", 0.0)) for n, r in scores.results.items()}
+        chance = {given["task"]: given["metadata"]["chance"] for given in configs}
+        scores.results = {"core": core.centred(found, chance), **scores.results}
+    return scores
+
+
+def run_task(
+    lm: Any,
+    name: str,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    data_dir: str | None = None,
+) -> Scores:
+    """The scores of a task (or a group, or a tag) of lm-eval's.
+
+    Raises:
+        ConfigError: Manta cannot run it.
+        DataError: its data set is empty, or cannot be had here.
+    """
+    _quiet()
+    with _reading(data_dir, name):
+        loaded = _manager().load([name])
+    for task in loaded["tasks"].values():
+        for flag, why in (
+            ("UNSAFE_CODE", "it runs code that the model writes"),
+            ("MULTIMODAL", "it is about pictures or sounds"),
+        ):
+            if getattr(task, flag, False):
+                raise ConfigError(f"tasks={name}: {task.task_name} cannot be run here: {why}")
+        if num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+    return _evaluate(lm, loaded, limit)
+
+
+def check(
+    suites: Sequence[str],
+    tasks: Sequence[str],
+    look: Callable[[str, dict[str, Any]], object] = lambda task, about: None,
+) -> None:
+    """Raises MantaError when a file of the suites' is wrong (`look`, by a task's name and metadata,
+    finds it), or lm-eval knows no such task (with the nearest that it does)."""
+    _quiet()
+    for suite in suites:
+        for given in configs_of(suite):
+            look(given["task"], given["metadata"])
+    known = _manager().all_tasks if tasks else []
+    for name in tasks:
+        if name not in known:
+            meant = catalog.nearest(name, known)
+            raise ConfigError(
+                f"tasks={name}: lm-eval has no such task, group or tag{meant} (`lm-eval ls tasks` "
+                f"lists its {len(known):,})"
+            )
+
+
+_managers: list[Any] = []
+
+
+def _manager() -> Any:
+    """Reads some ten thousand files: once."""
+    if not _managers:
+        from lm_eval.tasks import TaskManager
+
+        _managers.append(TaskManager())
+    return _managers[0]
+
+
+def _quiet() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's bootstrap would fork this process
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    import datasets
+
+    datasets.disable_progress_bars()
+
+
+def configs_of(suite: str) -> list[dict[str, Any]]:
+    """The configs of a suite's tasks, each with what they share."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    content = load_yaml(catalog.FOLDER / f"{suite}.yaml", resolve_func=True)
+    if "group" not in content:
+        return [content]
+    shared = {key: value for key, value in content.items() if key not in ("group", "task")}
+    return [{**shared, **given} for given in content["task"]]
+
+
+@contextlib.contextmanager
+def _reading(data_dir: str | None, name: str) -> Iterator[None]:
+    """Has lm-eval's tasks load their data sets from a folder, where there is one, while this lasts.
+
+    They do so in their constructors, some in code of their own, by `datasets.load_dataset`; none
+    takes a folder for all of them. What cannot be had is said in one line.
+    """
+    import datasets
+
+    load = datasets.load_dataset
+
+    def load_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
+        where = path
+        if data_dir is not None and not Path(path).is_absolute():
+            where = storage.join(storage.absolute(data_dir), path)
+            if not Path(where).is_dir():
+                raise DataError(f"{name}: its data set is not at {where}; {_remedy(path)}")
+        try:
+            return load(where, *args, **kwargs)
+        except Exception as e:
+            why = " ".join(f"{type(e).__name__}: {e}".split())[:160]
+            there = f"is at {where}, and is not read" if where != path else "cannot be had"
+            raise DataError(f"{name}: its data set {path} {there} ({why}); {_remedy(path)}") from e
+
+    datasets.load_dataset = load_dataset
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except (DataError, ConfigError):
+        raise
+    except IndexError:
+        raise DataError(f"{name}: its data set has no documents") from None
+    except ModuleNotFoundError as e:
+        raise DataError(f"{name}: needs a package that is not here ({e}): install it") from None
+    except Exception as e:
+        why = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+        raise DataError(f"{name}: lm-eval cannot load it ({why})") from e
+    finally:
+        datasets.load_dataset = load
+
+
+def _remedy(path: str) -> str:
+    return (
+        f"where there is a network: `hf download {path} --repo-type dataset --local-dir "
+        f"DIR/{path}`, then evals.data_dir=DIR"
+    )
+
+
+def _evaluate(lm: Any, loaded: Any, limit: int | None) -> Scores:
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    each = {name: _recorded(task) for name, task in loaded["tasks"].items()}
+    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's own bars, beside ours
+        found = lm_evaluate(lm, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
+    scores = Scores()
+    for name, values in found["results"].items():
+        # "acc,none": the metric and the filter; most tasks have one filter.
+        clean = {
+            key.removesuffix(",none").replace("_stderr,none", "_stderr"): value
+            for key, value in values.items()
+            if isinstance(value, int | float) and key not in ("sample_len", "sample_count")
+        }
+        samples = found["n-samples"].get(name, {}).get("effective")
+        if samples is None:  # a group's
+            samples = sum(found["n-samples"][n]["effective"] for n in _members(loaded, name))
+        scores.results[name] = {**clean, "samples": samples}
+    scores.each = {name: record() for name, record in each.items()}
+    return scores
+
+
+def _members(loaded: Any, group: str) -> list[str]:
+    return [task.task_name for task in loaded["groups"][group].get_all_tasks()]
+
+
+def _recorded(task: Any) -> Callable[[], dict[str, Any]]:
+    """Keeps what each document adds to the task's metrics; a function that returns it."""
+    process, digest = task.process_results, hashlib.sha256()
+    added: dict[str, list[tuple[float, float]]] = {}
+    count = 0
+
+    def process_results(doc: Any, results: Any) -> Any:
+        nonlocal count
+        found = process(doc, results)
+        known = {key: value for key, value in doc.items() if key not in NOT_IN_DOCUMENTS}
+        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+        count += 1
+        for metric, value in found.items():
+            pair = value if isinstance(value, tuple) and len(value) == 2 else (value, 1)
+            if all(isinstance(number, int | float) for number in pair):
+                added.setdefault(metric, []).append((float(pair[0]), float(pair[1])))
+        return found
+
+    task.process_results = process_results
+    return lambda: {
+        "documents": digest.hexdigest(),
+        **{metric: pairs for metric, pairs in added.items() if len(pairs) == count},
+    }

@@ -1,0 +1,108 @@
+"""A watcher: it evaluates each checkpoint of a run as it lands, beside training or without it."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+from manta import config as configs
+from manta import storage
+from manta.errors import CheckpointError, DataError, MantaError
+from manta.evaluate import report, suites
+from manta.evaluate.documents import Documents
+from manta.evaluate.farm import Farm
+from manta.evaluate.run import score, units, workers
+from manta.evaluate.settings import EvaluateConfig
+from manta.lock import lock
+from manta.train import checkpoint as checkpoints
+from manta.train.resume import is_finished
+from manta.train.settings import PretrainConfig
+
+
+def watch(
+    c: EvaluateConfig, say: Callable[[str], None] = lambda line: print(line, flush=True)
+) -> None:
+    """Evaluates the checkpoints of a run, oldest first, and those that come, until the run has
+    ended. One that has its scores already is passed over, so that a watcher that is started again
+    goes on.
+
+    Raises:
+        MantaError: there is no such run, another watcher is at it, or what is asked for is wrong.
+    """
+    run = _run_of(c)
+    asked = list(units(c))
+    with lock(storage.join(run, "evals", f".watch-{'-'.join(asked)}"[:200]), f"watching {run}"):
+        suites.check((), c.tasks)
+        with workers(c) as pool:
+            say(f"watching {run} for checkpoints to evaluate: {', '.join(asked)}")
+            _follow(c, run, asked, pool, say)
+    say(f"the run has ended, and each of its checkpoints is evaluated\nscores  {run}/evals")
+
+
+def _follow(
+    c: EvaluateConfig, run: str, asked: Sequence[str], pool: Farm, say: Callable[[str], None]
+) -> None:
+    given_up: set[str] = set()
+    while True:
+        # Asked first: what lands while the newest is evaluated is seen in the next round.
+        has_ended = _has_ended(run)
+        paths = [path for path in checkpoints.find(run) if path not in given_up]
+        for path in paths:
+            left = [unit for unit in asked if not report.is_there(c, path, unit)]
+            if left and not _evaluate(c, path, left, pool, say):
+                given_up.add(path)
+            elif left:
+                report.draw(run)
+        if has_ended and paths == [p for p in checkpoints.find(run) if p not in given_up]:
+            return
+        time.sleep(c.watch_seconds)
+
+
+def _evaluate(
+    c: EvaluateConfig, path: str, asked: Sequence[str], pool: Farm, say: Callable[[str], None]
+) -> bool:
+    """Whether the checkpoint could be evaluated: it may go meanwhile (`checkpoint.keep`).
+
+    Raises:
+        MantaError: it is there and whole, and something else is wrong.
+    """
+    try:
+        state = checkpoints.load_state(path)
+        documents = Documents(c, path)
+        for unit in asked:
+            started = time.perf_counter()
+            scores, _ = score(c, path, unit, pool, documents, is_quiet=True)
+            took = time.perf_counter() - started
+            say(f"step {state.step} | {report.in_short(scores.results)} | {took:.0f} s")
+        return True
+    except (CheckpointError, DataError, OSError) as e:
+        try:
+            checkpoints.verify(path)
+        except CheckpointError:
+            why = "is damaged" if storage.exists(path) else "was deleted"
+            say(f"{path} {why} before it was evaluated: passed over ({e})")
+            return False
+        raise
+
+
+def _run_of(c: EvaluateConfig) -> str:
+    """The folder of the run that is meant, which need not have a checkpoint yet."""
+    home = storage.home(c.home)
+    for folder in checkpoints.places(c.checkpoint, home):
+        if storage.exists(storage.join(folder, checkpoints.MANIFEST)):
+            raise CheckpointError(
+                f"checkpoint={c.checkpoint} is one checkpoint: watch=true wants a run"
+            )
+        if storage.exists(storage.join(folder, "config.yaml")):
+            return folder
+    raise checkpoints.nowhere(f"checkpoint={c.checkpoint}", home)
+
+
+def _has_ended(run: str) -> bool:
+    paths = checkpoints.find(run)
+    if not paths:
+        return False
+    # (Where another version of Manta wrote its config, or it is being deleted: not known to.)
+    with contextlib.suppress(MantaError):
+        config = configs.load(PretrainConfig, [storage.join(run, "config.yaml")])
+        return is_finished(config, paths[-1])
+    return False

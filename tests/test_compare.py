@@ -1,0 +1,85 @@
+"""Runs side by side: what is noise, against what statistics says of known cases."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manta.evaluate import compare
+from manta.evaluate.compare import Entry, differences, spread
+
+outcomes = st.lists(st.integers(0, 1), min_size=2, max_size=200)
+
+
+@given(outcomes=outcomes)
+@settings(deadline=None)
+def test_the_error_of_an_accuracy_is_that_of_a_mean(outcomes: list[int]) -> None:
+    n = len(outcomes)
+    p = sum(outcomes) / n
+    expected = math.sqrt(p * (1 - p) / (n - 1))
+    assert spread([(v, 1) for v in outcomes]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_error_of_bits_per_byte_is_that_of_drawing_the_documents_again() -> None:
+    """Against the bootstrap."""
+    rng = random.Random(1)
+    sizes = [rng.randint(50, 2000) for _ in range(300)]
+    pairs = [(-rng.gauss(1.2, 0.3) * size, size) for size in sizes]
+    found = spread(pairs, "bits_per_byte")
+    drawn = []
+    for _ in range(2000):
+        again = rng.choices(pairs, k=len(pairs))
+        drawn.append(-sum(v for v, _ in again) / sum(w for _, w in again) / math.log(2))
+    mean = sum(drawn) / len(drawn)
+    assert found == pytest.approx(
+        math.sqrt(sum((d - mean) ** 2 for d in drawn) / len(drawn)), rel=0.1
+    )
+
+
+def two(a: list[int], b: list[int], documents: tuple[str, str] = ("same", "same")) -> str:
+    """The line on two runs with these outcomes."""
+    runs = []
+    for name, values, digest in zip("ab", (a, b), documents, strict=True):
+        pairs = [(float(v), 1.0) for v in values]
+        score = (sum(values) / len(values), spread(pairs))
+        each = {"task acc": (digest, pairs)}
+        runs.append(Entry(name, scores={"task acc": score}, each=each))
+    (line,) = differences(runs)
+    return line
+
+
+def test_the_same_documents_are_compared_in_pairs() -> None:
+    """400 documents of which half are hard for both: 20 more right is no noise in pairs, and would
+    be noise between other documents."""
+    a = [1] * 200 + [0] * 200
+    b = [1] * 220 + [0] * 180
+    assert "b - a = +0.0500 ± 0.0109 (paired, 400 documents): more than noise" in two(a, b)
+    assert "± 0.0353 (not of the same documents): within noise" in two(a, b, ("one", "two"))
+
+
+@given(outcomes=outcomes)
+@settings(deadline=None)
+def test_a_run_is_not_better_than_itself(outcomes: list[int]) -> None:
+    assert two(outcomes, outcomes).endswith(
+        "(paired, " + f"{len(outcomes)} documents): within noise"
+    )
+
+
+def test_chance_is_called_noise_as_often_as_it_should() -> None:
+    rng = random.Random(2)
+    called = 0
+    for _ in range(300):
+        a, b = ([rng.randint(0, 1) for _ in range(200)] for _ in range(2))
+        called += "more than noise" in two(a, b)
+    assert 3 <= called <= 30  # one in twenty: 15
+
+
+def test_published_figures_have_their_sources() -> None:
+    for entry in compare.published():
+        assert entry.scores and entry.each["sources"]
+    rows = {entry.name: entry for entry in compare.published()}
+    value, error = rows["GPT-2 124M"].scores["hellaswag acc_norm"]
+    assert value == 0.3114 and error == pytest.approx(0.0046, abs=1e-4)
+    assert rows["GPT-2 1558M"].scores["core"][0] == 0.2565
