@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from manta import storage
 from manta.config import config
@@ -145,11 +145,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None] = print) -> str:
     path = checkpoints.path_of(run, 0)
     with tempfile.TemporaryDirectory(prefix="manta-import-") as folder:
         names = checkpoints.write_model(Path(folder), model, state, tokenizer, TrainState())
-        files: dict[str, Any] = {}
-        for name in names:
-            file = Path(folder) / name
-            files[name] = {"size": file.stat().st_size, "sha256": storage.sha256(str(file))}
-            storage.upload(file, storage.join(path, name))
+        files = checkpoints.place(path, Path(folder), names)
     storage.write_json(storage.join(path, checkpoints.MANIFEST), {"files": files})
     say(f"{model.family}, {num_parameters(model) / 1e6:.1f}M parameters, {tokenizer.name}: {path}")
     return path

@@ -165,6 +165,27 @@ def write_model(
     return [WEIGHTS, *texts]
 
 
+def place(
+    path: str, folder: Path, names: list[str], beat: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, Any]]:
+    """Has files of a checkpoint in their place, and on the disk; what the manifest says of them.
+
+    Args:
+        folder: that they were written to: the checkpoint's own, or one on this machine's disk.
+        beat: is called after each.
+    """
+    files = {}
+    is_there = storage.is_local(path) and folder == Path(storage.filesystem(path)[1])
+    for name in names:
+        file = folder / name
+        storage.sync(file)
+        files[name] = {"size": file.stat().st_size, "sha256": storage.sha256(str(file))}
+        if not is_there:
+            storage.upload(file, storage.join(path, name))
+        beat()
+    return files
+
+
 def load_weights(path: str, model: GPT) -> None:
     """The checkpoint's weights into a model of its config, which is not checked to be whole.
 

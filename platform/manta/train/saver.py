@@ -173,16 +173,8 @@ class Saver:
             names += checkpoint.write_model(
                 folder, self._model, weights, self._tokenizer, snapshot.state
             )
-        files = {}
-        for name in names:
-            self._beat()
-            file = folder / name
-            storage.sync(file)
-            files[name] = {"size": file.stat().st_size, "sha256": storage.sha256(str(file))}
-            if staging is not None:
-                storage.upload(file, storage.join(path, name))
         self._beat()
-        return {"files": files, "state": entry}
+        return {"files": checkpoint.place(path, folder, names, self._beat), "state": entry}
 
     def _everyone(self, value: Any) -> list[Any]:
         """What each rank has."""
