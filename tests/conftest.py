@@ -30,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_training.py")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models as small as the tests' are slower on several threads. (Workers have their own.)"""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for the whole session (for each of the processes that run tests), with more

@@ -2,7 +2,6 @@
 
 import dataclasses
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,15 +42,6 @@ R50K_SIZE = 50257
 CHOICES = (1, 2, 4, 8, 16, 32, 64)
 MODES = ("none", "selective", "full")
 few = settings(deadline=None, max_examples=25)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def preset(name: str, **keys: Any) -> ModelConfig:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama, grouped": {"family": "modern", "n_kv_head": 2, "tie_embeddings": False},
     "qwen3": {"family": "modern", "qk_norm": True, "rope_theta": 500.0, "mlp_hidden": 80},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

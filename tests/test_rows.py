@@ -1,7 +1,5 @@
 """Rows in which a common beginning is read once: every pair once, the same scores as alone."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,14 +25,6 @@ def pairs_with_common_beginnings(draw: st.DrawFn) -> list[Pair]:
     return draw(
         st.lists(st.builds(Pair, st.sampled_from(some), continuations), min_size=1, max_size=12)
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def seen_by(row: Row, place: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@ by name; what a person may get wrong."""
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,6 @@ from manta.text.tokenizer import Tokenizer
 
 few = settings(deadline=None, max_examples=10)
 WORDS = ["the", "cat", "dog", "ray", "bird", "went", "to", "sea", "hill", "town", "two", "wall"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """The page of what surprises a model: the text itself, and the loss that evaluation measures."""
 
 import math
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import ROOT, TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,14 +19,6 @@ from manta.evaluate.surprise import MOST_BITS, SurpriseConfig, colour, page, pie
 from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

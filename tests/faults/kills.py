@@ -1,9 +1,9 @@
 """One run that is killed again and again, beside the same run left alone.
 
-    python tests/faults/kills.py folder=FOLDER [minutes=60] [every=5] [seed=1] [alone=true]
-                                 [key=value of jobs/pretrain.py ...]
+    python tests/faults/kills.py folder=FOLDER [minutes=60] [every=5] [spread=0.5] [seed=1]
+                                 [alone=true] [key=value of jobs/pretrain.py ...]
 
-For `minutes`, at random moments (`every` minutes apart on average), SIGKILL goes to a worker, or,
+For `minutes`, `every` minutes apart (more or less by the share `spread`, at random), SIGKILL goes to a worker, or,
 one time in four, to the job with its whole Ray, which is then started again at once, as a spot
 machine's start-up script would. Then the run ends in peace. `alone=true` leaves out the other run,
 for figures that must not share the machine. Prints what happened, the goodput, and whether both
@@ -27,11 +27,12 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "platform")]
 
-from manta import plot  # noqa: E402
-from manta.train import checkpoint, ledger  # noqa: E402
-from manta.train.logbook import read_metrics  # noqa: E402
+from manta import plot
+from manta.train import checkpoint, ledger
+from manta.train.logbook import read_metrics
 
-SETTINGS = {"folder": "", "minutes": "60", "every": "5", "seed": "1", "alone": "false"}
+SETTINGS = {"folder": "", "minutes": "60", "every": "5", "spread": "0.5", "seed": "1"}
+SETTINGS |= {"alone": "false"}
 LONGEST_HOURS = 3.0
 
 
@@ -72,10 +73,10 @@ def kill_all(job: subprocess.Popen[bytes]) -> None:
     job.wait()
 
 
-def moments(minutes: float, every: float, choose: random.Random) -> list[float]:
-    """Seconds from the start, `every` minutes apart on average and at least half of that."""
+def moments(minutes: float, every: float, spread: float, choose: random.Random) -> list[float]:
+    """Seconds from the start, `every` minutes apart on average, more or less by `spread` of it."""
     at, found = 0.0, []
-    while (at := at + choose.uniform(0.5, 1.5) * every * 60) < minutes * 60:
+    while (at := at + choose.uniform(1 - spread, 1 + spread) * every * 60) < minutes * 60:
         found.append(at)
     return found
 
@@ -124,7 +125,8 @@ def main(arguments: list[str]) -> int:
     folder = Path(settings["folder"]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     seed, every = int(settings["seed"]), float(settings["every"])
-    when = moments(float(settings["minutes"]), every, random.Random(seed))
+    spread = float(settings["spread"])
+    when = moments(float(settings["minutes"]), every, spread, random.Random(seed))
     # Both read the same data, prepared before.
     prepare = [sys.executable, str(ROOT / "jobs/prepare.py"), f"home={folder}"]
     data = [key for key in keys if key.startswith("data.")]
