@@ -3,11 +3,12 @@
     python tests/faults/kills.py folder=FOLDER [minutes=60] [every=5] [spread=0.5] [seed=1]
                                  [alone=true] [key=value of jobs/pretrain.py ...]
 
-For `minutes`, `every` minutes apart (more or less by the share `spread`, at random), SIGKILL goes to a worker, or,
-one time in four, to the job with its whole Ray, which is then started again at once, as a spot
-machine's start-up script would. Then the run ends in peace. `alone=true` leaves out the other run,
-for figures that must not share the machine. Prints what happened, the goodput, and whether both
-ended in the same weights; draws both loss curves over each other into FOLDER/kills.png.
+For `minutes`, `every` minutes apart (more or less by the share `spread`, at random), SIGKILL goes
+to a worker, or, one time in four, to the job with its whole Ray, which is then started again at
+once, as a spot machine's start-up script would. Then the run ends in peace. `alone=true` leaves out
+the other run, for figures that must not share the machine. Prints what happened, the goodput, and
+whether both ended in the same weights; draws both loss curves over each other into
+FOLDER/kills.png.
 """
 
 import contextlib
