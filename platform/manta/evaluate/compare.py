@@ -56,6 +56,8 @@ class Entry:
     """What each document adds, by "task metric"; and "task" to the sha256 of its documents."""
     curves: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
     """(tokens, value), for the picture."""
+    data: tuple[str, ...] = ()
+    """The datasets whose val splits the run was measured on."""
 
 
 def compare(c: CompareConfig) -> tuple[list[str], str]:
@@ -76,7 +78,9 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
     out = storage.new_file(c.out, storage.join(home, "runs", "compare.png"), overwrite)
     runs = [entry(name, home, c) for name in names]
     references = published() if c.references else []
-    lines = [*table(runs), "", *differences(runs)]
+    lines = [*table(runs), *other_data(runs)]
+    if found := list(differences(runs)):
+        lines += ["", *found]
     if references:
         known = {key for run in runs for key in run.scores}
         shown = [r for r in references if known & r.scores.keys()] or references
@@ -89,9 +93,9 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
     """What is known of a run. Raises CheckpointError when there is none of this name."""
     path = checkpoints.resolve(name, home)
     run = report.Place.of(path).run
-    found = Entry(name)
     model = checkpoints.load_model_config(path)
     state = checkpoints.load_state(path)
+    found = Entry(name, data=tuple(state.datasets))
     found.facts["parameters"] = num_parameters(model)
     tokens = report.tokens_of(run, state.step)
     if tokens:
@@ -180,6 +184,16 @@ def table(entries: Sequence[Entry]) -> list[str]:
         "  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def other_data(runs: Sequence[Entry]) -> Iterator[str]:
+    """A line where val losses are of other texts: they say nothing of each other then."""
+    data = {run.data for run in runs if "val loss" in run.facts}
+    if len(data) > 1:
+        each = "; ".join(
+            f"{run.name}: {', '.join(d.rpartition('/')[2] for d in run.data)}" for run in runs
+        )
+        yield f"val loss and val bits per byte are of other texts, not to be compared ({each})"
 
 
 def _fact(key: str, value: float | None) -> str:
