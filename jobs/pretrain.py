@@ -14,13 +14,14 @@ from pathlib import Path
 # hide the package of that name, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.evaluate.beside import beside
+from manta.evaluate.beside import beside, check
 from manta.job import run_job
 from manta.train.pretrain import pretrain, summary
 from manta.train.settings import PretrainConfig
 
 
 def main(config: PretrainConfig) -> int:
+    check(config)
     done = pretrain(config, beside=beside)
     print("\n" + summary(config, done))
     return done.exit_code

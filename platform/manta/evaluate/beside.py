@@ -18,16 +18,11 @@ JOB = Path(__file__).resolve().parents[3] / "jobs" / "evaluate.py"
 @contextlib.contextmanager
 def beside(training: PretrainConfig) -> Iterator[Callable[[], None]]:
     """While it lasts, jobs/evaluate.py follows the run in a process of its own, if `eval.suites`
-    names what to run. Gives a function that waits until it is done with a run that has ended.
-
-    Raises:
-        ConfigError: eval.suites or eval.arguments are not as that job wants them.
-    """
-    arguments = arguments_of(training)
-    if arguments is None:
+    names what to run. Gives a function that waits until it is done with a run that has ended."""
+    if not training.eval.suites:
         yield lambda: None
         return
-    configs.load(EvaluateConfig, arguments)
+    arguments = _arguments(training)
     command = [sys.executable, str(JOB), *arguments]
     process = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address()})
 
@@ -43,10 +38,13 @@ def beside(training: PretrainConfig) -> Iterator[Callable[[], None]]:
         process.wait()
 
 
-def arguments_of(training: PretrainConfig) -> list[str] | None:
-    """Of the evaluation beside a run; None: there is none."""
+def check(training: PretrainConfig) -> None:
+    """Raises ConfigError when eval.suites or eval.arguments are not as that job wants them."""
+    if training.eval.suites:
+        configs.load(EvaluateConfig, _arguments(training))
+
+
+def _arguments(training: PretrainConfig) -> list[str]:
     c = training.eval
-    if not c.suites:
-        return None
     run = [f"checkpoint={training.name}", f"home={training.home_folder}", "watch=true"]
     return [f"suite=[{','.join(c.suites)}]", *run, *c.arguments]
