@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
             threading.Thread(target=come if event == "come" else go, daemon=True).start()
 
     def come() -> None:
+        # (A node's constructor sets a signal handler, which only the main thread may.)
+        ray._private.utils.set_sigterm_handler = lambda handler: None
         made.add_node(num_cpus=1)
         print("come: another node", flush=True)
 
