@@ -16,7 +16,7 @@ C = TypeVar("C")
 
 
 # Names of another model than a default config's, and so of another recipe.
-OTHER_MODEL = ("model.preset=", "model.depth=", "init.checkpoint=")
+OTHER_MODEL = ("model.preset=", "model.family=", "model.depth=", "init.checkpoint=")
 
 
 def run_job(
