@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
         ray._private.utils.set_sigterm_handler = lambda handler: None
         made.add_node(num_cpus=1)
         print("come: another node", flush=True)
+        threading.Event().wait()  # (a node ends with the thread that started it)
 
     def go() -> None:
         """The node on which the worker is."""
