@@ -463,7 +463,7 @@ def test_limit_evaluates_only_the_first_documents(pair: Pair, suite: str) -> Non
 
 def test_table_shows_every_metric_and_the_number_of_documents(pair: Pair) -> None:
     results = {"hellaswag": run(pair, "hellaswag", hellaswag_rows())}
-    lines = table({"results": results}).splitlines()
+    lines = table(results).splitlines()
     shown = {line.split()[1]: line.split()[2] for line in lines[2:]}
     assert shown == {
         "acc": f"{results['hellaswag']['acc']:.4f}",
