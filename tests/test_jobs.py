@@ -158,7 +158,7 @@ def test_a_model_is_exported_imported_evaluated_and_trained_further(
         keys = [f"home={home}", f"checkpoint={name}", f"evals.text_path={corpus}", "limit=1"]
         load_job("evaluate").main(load(EvaluateConfig, keys))
         step = "step-00000004" if name != "back" else "step-00000000"
-        file = home / "runs" / name / "evals" / step / "perplexity.json"
+        file = home / "runs" / name / "evals" / step / "perplexity.limit-1.json"
         results.append(json.loads(file.read_text())["results"]["perplexity"])
     assert results[0] == pytest.approx(results[1], rel=1e-6)
     with pytest.raises(DataError, match=r"was imported.*evals\.text_path=FILE"):
