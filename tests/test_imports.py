@@ -48,9 +48,9 @@ ROOMS = {
     "matplotlib": ["plot"],
     "tensorboardX": ["train/logbook"],
     "ray.data": ["data"],
-    "ray.train": ["train/supervise", "train/worker"],
+    "ray.train": ["train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
-    "ray": ["cluster", "data", "train/supervise", "train/worker", "sweep", "evaluate/farm"],
+    "ray": ["cluster", "data", "train/", "sweep", "evaluate/farm"],
 }
 
 

@@ -12,7 +12,8 @@ from manta.train.ledger import Ledger
 
 def test_causes_add_up_to_the_time_that_passed(tmp_path: Path) -> None:
     began = time.monotonic()
-    ledger = Ledger(str(tmp_path), time.time() - 2.0, 0.0)
+    ledgers.begin(str(tmp_path), time.time() - 2.0)
+    ledger = Ledger(str(tmp_path), 0.0)
     with ledger.timing("evaluation"):
         time.sleep(0.05)
     ledger.add("productive", 0.02)
@@ -26,12 +27,13 @@ def test_causes_add_up_to_the_time_that_passed(tmp_path: Path) -> None:
 
 
 def test_a_restart_counts_what_was_lost(tmp_path: Path) -> None:
-    first = Ledger(str(tmp_path), time.time(), 0.0)
+    first = Ledger(str(tmp_path), 0.0)
     first.add("productive", 100.0)
     first.write(last=True)
     entry = json.loads((tmp_path / ledgers.FILE).read_text())
     (tmp_path / ledgers.FILE).write_text(json.dumps({**entry, "updated": time.time() - 60}))
-    second = Ledger(str(tmp_path), time.time() - 10, 30.0)
+    ledgers.begin(str(tmp_path), time.time() - 10)
+    second = Ledger(str(tmp_path), 30.0)
     seconds = second.seconds
     assert second.starts == 2
     assert seconds["productive"] == pytest.approx(70)
@@ -47,22 +49,23 @@ def test_a_restart_counts_what_was_lost(tmp_path: Path) -> None:
 def test_a_clock_that_jumps_makes_no_time_negative(
     tmp_path: Path, jump: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = Ledger(str(tmp_path), time.time(), 0.0)
+    ledger = Ledger(str(tmp_path), 0.0)
     ledger.add("productive", 1.0)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     ledger.write(last=True)
     assert sum(ledger.seconds.values()) < 5  # the process's own time does not jump
-    again = Ledger(str(tmp_path), time.time(), 0.0)
+    ledgers.begin(str(tmp_path), time.time())
+    again = Ledger(str(tmp_path), 0.0)
     assert all(s >= 0 for s in again.seconds.values())
 
 
 def test_what_ray_starts_again_by_itself_is_counted_once(tmp_path: Path) -> None:
-    """As in an elastic run: the driver has not started anything anew."""
-    started = time.time() - 100
-    first = Ledger(str(tmp_path), started, 0.0)
+    """As in an elastic run: nobody has begun anything anew."""
+    ledgers.begin(str(tmp_path), time.time() - 100)
+    first = Ledger(str(tmp_path), 0.0)
     first.write(last=True)
-    second = Ledger(str(tmp_path), started, 0.0)
+    second = Ledger(str(tmp_path), 0.0)
     assert sum(second.seconds.values()) == pytest.approx(100, abs=1)
     assert second.seconds["down"] == 0
 
@@ -71,14 +74,14 @@ def test_time_counts_from_the_first_start_also_if_that_came_to_nothing(tmp_path:
     now = time.time()
     ledgers.begin(str(tmp_path), now - 100)
     ledgers.begin(str(tmp_path), now - 30)  # the same command again
-    first = Ledger(str(tmp_path), now - 30, 0.0)
+    first = Ledger(str(tmp_path), 0.0)
     assert first.starts == 1
     assert first.seconds["down"] == pytest.approx(70, abs=1)
     assert first.seconds["start"] == pytest.approx(30, abs=1)
 
 
 def test_other_ranks_and_damaged_files_count_for_nothing(tmp_path: Path) -> None:
-    Ledger(None, time.time(), 0.0).write(last=True)
+    Ledger(None, 0.0).write(last=True)
     assert list(tmp_path.iterdir()) == [] and ledgers.table(str(tmp_path)) == []
     (tmp_path / ledgers.FILE).write_text('{"seconds": 3}')
-    assert Ledger(str(tmp_path), time.time(), 5.0).starts == 1
+    assert Ledger(str(tmp_path), 5.0).starts == 1

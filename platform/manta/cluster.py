@@ -196,12 +196,27 @@ def gauges(run: str) -> Callable[[dict[str, Any]], None]:
     return publish
 
 
+class WorkersFailed(RuntimeError):
+    """Workers failed, and not with a MantaError: the text is the first one's, whole."""
+
+
 def cause_of(error: BaseException) -> Exception:
     """The MantaError inside a failure of Ray's, if there is one; else the failure, as one error."""
     from ray.exceptions import RayError
 
-    failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures or [error]:
+    controller = getattr(error, "controller_failure", None)
+    if isinstance(controller, MantaError | WorkersFailed):
+        return controller  # raised there on purpose
+    if controller is not None:
+        why = f"Ray Train could not start or keep the workers: {' '.join(str(controller).split())}"
+        # What dies can be started again; what does not fit cannot.
+        return RuntimeError(why) if isinstance(controller, RayError) else ClusterError(why)
+    return failure_of(getattr(error, "worker_failures", {}) or {0: error})
+
+
+def failure_of(failures: dict[int, Any]) -> Exception:
+    """The MantaError inside workers' failures, by rank, if there is one; else WorkersFailed."""
+    for failure in failures.values():
         cause: BaseException | None = getattr(failure, "_base_exc", failure)
         while cause is not None:
             inner = getattr(cause, "cause", None) or cause.__cause__
@@ -209,13 +224,8 @@ def cause_of(error: BaseException) -> Exception:
             if isinstance(cause, MantaError) and not isinstance(inner, MantaError):
                 return cause
             cause = inner
-    controller = getattr(error, "controller_failure", None)
-    if controller is not None:
-        why = f"Ray Train could not start or keep the workers: {' '.join(str(controller).split())}"
-        # What dies can be started again; what does not fit cannot.
-        return RuntimeError(why) if isinstance(controller, RayError) else ClusterError(why)
-    # The first worker's whole traceback: Ray's own message cuts it off.
-    return RuntimeError("\n".join([str(failure) for failure in failures][:1]) or str(error))
+    # The first worker's whole traceback: Ray's own message of them all cuts it off.
+    return WorkersFailed(str(next(iter(failures.values()))))
 
 
 def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:

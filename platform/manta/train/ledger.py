@@ -31,11 +31,10 @@ SECONDS_BETWEEN_WRITES = 1.0
 class Ledger:
     """Kept on rank 0; the other ranks' has no `run` and counts for nothing."""
 
-    def __init__(self, run: str | None, started: float, lost_seconds: float):
-        """
+    def __init__(self, run: str | None, lost_seconds: float):
+        """Goes on from what `begin` has counted: all since then has been the start.
+
         Args:
-            started: when the process that a person started did, or found its workers dead
-                (time.time()).
             lost_seconds: of steps after the checkpoint that this run goes on from.
         """
         self._path = None if run is None else storage.join(run, FILE)
@@ -44,17 +43,13 @@ class Ledger:
         self._written = 0.0
         self.starts = 1
         before = _read(self._path) if self._path else None
-        now = time.time()
         if before is not None:
             self._seconds |= before["seconds"]
             self.starts = before["starts"] + 1
             lost = min(lost_seconds, self._seconds["productive"])
             self._seconds["productive"] -= lost
             self._seconds["replay"] += lost
-            self._seconds["down"] += max(0.0, started - before["updated"])
-            # Ray may have started the workers again by itself: that time is counted already.
-            started = max(started, before["updated"])
-        self._seconds["start"] += max(0.0, now - started)
+            self._seconds["start"] += max(0.0, time.time() - before["updated"])
         self._base = sum(self._seconds.values())
 
     def add(self, cause: Cause, seconds: float) -> None:
@@ -92,14 +87,18 @@ class Ledger:
 
 
 def begin(run: str, started: float) -> None:
-    """Has a new run's time counted from here on: it may die before any worker counts.
+    """Has a run's time counted from its first start on, and what has passed since anything was
+    last counted as down.
 
     Args:
-        started: time.time() of its first start.
+        started: when the process that a person started did, or found its workers dead
+            (time.time()).
     """
     path = storage.join(run, FILE)
-    if _read(path) is None:
-        storage.write_json(path, {"seconds": {}, "updated": started, "starts": 0})
+    with suppress(OSError):  # a full disk: the run goes on
+        entry = _read(path) or {"seconds": {"down": 0.0}, "updated": started, "starts": 0}
+        entry["seconds"]["down"] += max(0.0, started - entry["updated"])
+        storage.write_json(path, {**entry, "updated": max(started, entry["updated"])})
 
 
 def _read(path: str) -> dict[str, Any] | None:

@@ -97,13 +97,13 @@ def pretrain(
     elif problems := c.init.conflicts(model):
         raise ConfigError(problems[0])
     storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
-    ledger.begin(c.run_folder, started)
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.workers} worker(s), ZeRO stage {c.zero_stage}"
     )
     with lock(storage.join(c.run_folder, ".lock"), f"run {c.name}"), beside(c) as finish:
-        ended = Supervisor(c, datasets, say, callbacks, started).to_the_end()
+        ledger.begin(c.run_folder, started)
+        ended = Supervisor(c, datasets, say, callbacks).to_the_end()
         if ended:
             finish()
     path = checkpoint.find(c.run_folder)[-1]

@@ -18,11 +18,14 @@ from manta import config as configs
 from manta.data.manifest import Manifest
 from manta.errors import TrainingError
 from manta.model.memory import costs
-from manta.train import checkpoint
+from manta.train import checkpoint, ledger
+from manta.train.patience import GivenUp, Patience, Restarts, in_short, is_out_of_memory
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig, memory_setup
 from manta.train.signals import Asked
 from manta.train.worker import worker
+
+SECONDS_BETWEEN_REQUESTS = 5.0
 
 
 @dataclasses.dataclass
@@ -33,8 +36,6 @@ class Supervisor:
     datasets: tuple[Manifest, ...]
     say: Callable[[str], None]
     callbacks: Callable[[], list[Any]]
-    started: float
-    """time.time() of the start."""
 
     def to_the_end(self) -> bool:
         """Whether the end was reached; False: SIGTERM asked to stop, and all is saved.
@@ -43,21 +44,22 @@ class Supervisor:
             MantaError: what a person has to mend.
             RuntimeError: the workers have failed too often without a new checkpoint.
         """
-        failures, newest = 0, self._newest()
+        patience = Patience(self.c, self.say)
         with cluster.requests() as requests, _told_to_stop(requests, self.say) as told:
             while True:
                 try:
                     self._fit(requests)
+                except GivenUp:
+                    raise
                 except RuntimeError as e:  # (a MantaError is none, and is for a person)
-                    self.started, reached = time.time(), self._newest()
-                    failures = 1 if reached > newest else failures + 1
-                    newest = reached
+                    ledger.begin(self.c.run_folder, time.time())
                     if told.is_set():
                         raise
-                    self._weigh(e, failures, reached)
+                    if is_out_of_memory(str(e)):
+                        self._take_less_memory(in_short(str(e)))
+                    patience.lose(e)
                     self._wait_for_room()
                     continue
-                self.started = time.time()
                 path = checkpoint.find(self.c.run_folder)[-1]
                 if is_finished(self.c, path):
                     return True
@@ -70,7 +72,6 @@ class Supervisor:
         arguments = {
             "config": configs.to_dict(self.c),
             "datasets": self.datasets,
-            "started": self.started,
             "requests": requests,
         }
         fit(worker, arguments, self.c, self.say, self.callbacks())
@@ -80,47 +81,12 @@ class Supervisor:
         c = self.c
         cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
 
-    def _newest(self) -> int:
-        """The step of the newest checkpoint; -1: there is none."""
-        paths = checkpoint.find(self.c.run_folder)
-        return checkpoint.step_of(paths[-1]) if paths else -1
-
-    def _weigh(self, error: RuntimeError, failures: int, reached: int) -> None:
-        """Raises what ends the run; else says what happened, and changes what has to change."""
-        c = self.c
-        why = in_short(str(error))
-        if is_out_of_memory(str(error)):
-            self.c = less_memory(c, why)
-            self.say(
-                f"out of memory ({why}): going on with micro batches of {self.c.micro_batch_size} "
-                "sequences, more of them to a step; the batch is the same"
-            )
-        if failures > c.max_failures:
-            self.say(
-                f"the workers failed {failures} times without a new checkpoint "
-                f"(max_failures={c.max_failures}); the run ends"
-            )
-            raise error
-        where = f"step {reached}" if reached >= 0 else "the start"
+    def _take_less_memory(self, why: str) -> None:
+        self.c = less_memory(self.c, why)
         self.say(
-            f"the workers failed ({why}): starting them again from {where} (failure {failures} of "
-            f"{c.max_failures} since the last checkpoint)"
+            f"out of memory ({why}): going on with micro batches of {self.c.micro_batch_size} "
+            "sequences, more of them to a step; the batch is the same"
         )
-
-
-def in_short(text: str) -> str:
-    """A failure of Ray's in a line that can be read."""
-    text = " ".join(text.split())
-    if "node has died" in text or "node was terminated" in text:
-        return "a worker's node is gone"
-    if "worker process has died" in text and not is_out_of_memory(text):
-        return "a worker's process is gone, killed by somebody or by a system short of memory"
-    return text if len(text) < 300 else f"{text[:100]} ... {text[-200:]}"
-
-
-def is_out_of_memory(text: str) -> bool:
-    signs = ("OutOfMemory", "out of memory", "can't allocate memory", "low on memory")
-    return any(sign in text for sign in signs)
 
 
 def less_memory(c: PretrainConfig, why: str) -> PretrainConfig:
@@ -154,8 +120,11 @@ def _told_to_stop(requests: Any, say: Callable[[str], None]) -> Iterator[threadi
 
     def pass_on() -> None:
         told.wait()
-        if not over.is_set():
-            say("SIGTERM: saving, and ending")
+        if over.is_set():
+            return
+        say("SIGTERM: saving, and ending")
+        requests.put(Asked.STOP)
+        while not over.wait(SECONDS_BETWEEN_REQUESTS):  # a worker that had it may have died
             requests.put(Asked.STOP)
 
     if threading.current_thread() is not threading.main_thread():
@@ -168,9 +137,8 @@ def _told_to_stop(requests: Any, say: Callable[[str], None]) -> Iterator[threadi
         yield told
     finally:
         signal.signal(signal.SIGTERM, before)
-        if not told.is_set():
-            over.set()
-            told.set()
+        over.set()
+        told.set()
         thread.join()
 
 
@@ -206,10 +174,10 @@ def fit(
                 storage_path=records,
                 storage_filesystem=records_filesystem,
                 failure_config=ray.train.FailureConfig(
-                    max_failures=0,  # `to_the_end` knows better what is worth another start
+                    max_failures=-1,  # `Restarts` knows better what is worth another start
                     controller_failure_limit=3,  # type: ignore[call-arg]  # Train V2's
                 ),
-                callbacks=callbacks,
+                callbacks=[*callbacks, Restarts(c, queue.put)],  # type: ignore[list-item]
             ),
         )
         try:

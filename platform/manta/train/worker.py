@@ -43,14 +43,12 @@ def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     c = configs.from_dict(PretrainConfig, arguments["config"])
     c = dataclasses.replace(c, num_workers=world_size)
-    started = arguments["started"]
     requested: list[Asked] = []
     if rank == 0 and arguments["requests"] is not None:
         mailbox(arguments["requests"], requested.append)
     with sigterm() as told_to_go:
         sources = [told_to_go, _preempted, lambda: max(requested, default=Asked.NOTHING)]
-        while found := _until_rollback(c, arguments["datasets"], rank, say, started, sources):
-            started = time.time()
+        while found := _until_rollback(c, arguments["datasets"], rank, say, sources):
             if rank == 0:
                 rollbacks.go_back(c.run_folder, c.spikes, found, say)
             dist.barrier()
@@ -62,7 +60,6 @@ def _until_rollback(
     datasets: tuple[Manifest, ...],
     rank: int,
     say: Callable[[str], None],
-    started: float,
     sources: list[Callable[[], Asked]],
 ) -> Found | None:
     """Trains from the newest checkpoint to the end, or until it is told to stop; or what was found,
@@ -70,7 +67,7 @@ def _until_rollback(
     tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer)
     path, state = _where_to_start(c, say)
-    run = setup(c, datasets, tokenizer, model, state, path, rank, c.workers, say, started)
+    run = setup(c, datasets, tokenizer, model, state, path, rank, c.workers, say)
     run.passed_over = rollbacks.passed_over(c.run_folder)
     run.signals.sources += sources
     run.report = lambda metrics: ray.train.report(dict(metrics))
@@ -113,7 +110,6 @@ def setup(
     rank: int,
     world_size: int,
     say: Callable[[str], None],
-    started: float,
 ) -> Run:
     """Everything that the loop works on, for this rank, at the state's step: that of the checkpoint
     at `path`, if there is one."""
@@ -165,9 +161,8 @@ def setup(
     logbook = None
     if rank == 0:
         logbook = Logbook(c.run_folder, say, state.step, gauges(c.name))
-    ledger = Ledger(
-        c.run_folder if rank == 0 else None, started, logbook.lost_seconds if logbook else 0.0
-    )
+    lost_seconds = logbook.lost_seconds if logbook else 0.0
+    ledger = Ledger(c.run_folder if rank == 0 else None, lost_seconds)
     watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank, say))
     saver = Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat)
     return Run(

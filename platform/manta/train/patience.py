@@ -1,0 +1,85 @@
+"""What is done about workers that failed, in the process that has them started again."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.train import UserCallback
+
+from manta import cluster
+from manta.errors import MantaError
+from manta.train import checkpoint, ledger
+from manta.train.settings import PretrainConfig
+
+
+class GivenUp(cluster.WorkersFailed):
+    """They failed too often."""
+
+
+@dataclasses.dataclass
+class Patience:
+    """Counts failures since the newest checkpoint."""
+
+    c: PretrainConfig
+    say: Callable[[str], None]
+    failures: int = 0
+    newest: int = -1
+    """The step of the newest checkpoint when they last failed; -1: there was none."""
+
+    def lose(self, error: Exception) -> None:
+        """One more failure. Raises GivenUp if it is one too many."""
+        paths = checkpoint.find(self.c.run_folder)
+        reached = checkpoint.step_of(paths[-1]) if paths else -1
+        self.failures = 1 if reached > self.newest else self.failures + 1
+        self.newest = reached
+        if self.failures > self.c.max_failures:
+            self.say(
+                f"the workers failed {self.failures} times without a new checkpoint "
+                f"(max_failures={self.c.max_failures}); the run ends"
+            )
+            raise GivenUp(str(error))
+        where = f"step {reached}" if reached >= 0 else "the start"
+        self.say(
+            f"the workers failed ({in_short(str(error))}): starting them again from {where} "
+            f"(failure {self.failures} of {self.c.max_failures} since the last checkpoint)"
+        )
+
+
+class Restarts(UserCallback):
+    """Lets Ray Train's controller start failed workers again: a new controller would cost some six
+    seconds more. What needs more than that, it leaves to the driver, by raising it.
+
+    Ray Train itself counts nothing (max_failures=-1).
+    """
+
+    def __init__(self, c: PretrainConfig, say: Callable[[str], None]):
+        self.c, self._patience = c, Patience(c, say)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raises a MantaError of the workers', WorkersFailed if something has to change first, or
+        GivenUp."""
+        if any(getattr(error, "preempted", False) for error in worker_exceptions.values()):
+            return  # their machine went, as announced; Ray Train asks this again and again
+        ledger.begin(self.c.run_folder, time.time())
+        error = cluster.failure_of(worker_exceptions)
+        c = self.c
+        has_room = cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) >= c.fewest_workers
+        if isinstance(error, MantaError) or is_out_of_memory(str(error)) or not has_room:
+            raise error
+        self._patience.lose(error)
+
+
+def in_short(text: str) -> str:
+    """A failure of Ray's in a line that can be read."""
+    text = " ".join(text.split())
+    if "node has died" in text or "node was terminated" in text:
+        return "a worker's node is gone"
+    if "worker process has died" in text and not is_out_of_memory(text):
+        return "a worker's process is gone, killed by somebody or by a system short of memory"
+    return text if len(text) < 300 else f"{text[:100]} ... {text[-200:]}"
+
+
+def is_out_of_memory(text: str) -> bool:
+    signs = ("OutOfMemory", "out of memory", "can't allocate memory", "low on memory")
+    return any(sign in text for sign in signs)
