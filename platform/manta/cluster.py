@@ -62,6 +62,9 @@ def connect(own: bool = False, **local: Any) -> None:
     if not own and _join(common):
         print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
         return
+    # Of no use here, and an import of Ray's each: none of them has this code's environment.
+    for setting in ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver"):
+        os.environ.setdefault(setting, "0")
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     ray.init(address="local", **common, **(store | local))
     _protect_token()  # Ray may have just made it

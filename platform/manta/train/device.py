@@ -11,6 +11,7 @@ import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROBE_SECONDS = 1.0
+SMALL, LARGE = 128, 1024  # sides of the matrices that are tried
 BF16_SPEEDUP = 1.5  # bf16 costs precision: it has to bring at least this much
 
 # Dense bf16 matrix peaks without sparsity, FLOP/s, from NVIDIA's data sheets and architecture white
@@ -69,19 +70,21 @@ def gpu_peak(name: str) -> float | None:
 
 def cpu_is_fast_in_bf16() -> bool:
     """Measured, not looked up: a processor may have the instructions and not the speed."""
-    return cpu_peak("bf16") > BF16_SPEEDUP * cpu_peak("fp32")
+    cpu = torch.device("cpu")
+    # One that only emulates it, forty times slower, would take seconds for large matrices.
+    small = {dtype: matmul_flops(dtype, cpu, SMALL) for dtype in DTYPES}
+    return small["bf16"] > small["fp32"] and cpu_peak("bf16") > BF16_SPEEDUP * cpu_peak("fp32")
 
 
 @functools.cache
 def cpu_peak(dtype: str) -> float:
-    return matmul_flops(dtype, torch.device("cpu"), 1024)
+    return matmul_flops(dtype, torch.device("cpu"), LARGE)
 
 
 def matmul_flops(dtype: str, device: torch.device, size: int) -> float:
     """FLOP/s of a square matrix product, the best of several."""
     a = torch.randn(size, size, device=device).to(DTYPES[dtype])
     best, tries, begun = float("inf"), 0, time.perf_counter()
-    # A CPU that only emulates bf16 takes a second for what another does in ten milliseconds.
     while tries < 2 or (tries < 30 and time.perf_counter() - begun < PROBE_SECONDS):
         started = time.perf_counter()
         (a @ a)[0, 0].item()  # .item() waits for a GPU
