@@ -61,6 +61,23 @@ def after_step(act: Callable[[Any], None], *, again: bool = False) -> Callable[[
     return install
 
 
+def whenever_there(act: Callable[[Any], None]) -> Callable[[int, Path], None]:
+    """A fault right after STEP, each time that it is trained on."""
+
+    def install(rank: int, at: Path) -> None:
+        from manta.train import loop
+
+        def log(run: Any, meter: Any) -> None:
+            real(run, meter)
+            if run.state.step == STEP and torch.distributed.get_rank() == rank:
+                once(at, "fault")
+                act(run)
+
+        real, loop.log = loop.log, log
+
+    return install
+
+
 def send(number: int) -> Callable[[Any], None]:
     return lambda run: os.kill(os.getpid(), number)
 
@@ -191,6 +208,7 @@ FAULTS: dict[str, Callable[[int, Path], None]] = {
     "memory": after_step(run_out_of_memory),
     "clock": after_step(jump),
     "kill-twice": after_step(send(signal.SIGKILL), again=True),
+    "kill-always": whenever_there(send(signal.SIGKILL)),
     "controller": after_step(kill_another("TrainController")),
     "kill-in-save": while_saving(send(signal.SIGKILL)),
     "term-in-save": while_saving(send(signal.SIGTERM)),

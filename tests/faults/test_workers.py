@@ -13,6 +13,7 @@ import pytest
 
 from faults.inject import CLOCK_JUMP, STEP
 from faults.runs import ALL, EVERY, STEPS, Story, long, story
+from manta.train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -125,6 +126,19 @@ def test_a_fault_in_a_worker_is_survived(
 def check_same(told: Story, whole: Story) -> None:
     assert told.weights == whole.weights
     assert [r["loss"] for r in told.steps] == [r["loss"] for r in whole.steps]
+
+
+@long
+def test_what_fails_again_and_again_ends_the_run(
+    prepared: Path, corpus: Path, tmp_path: Path, note: Callable[..., None]
+) -> None:
+    told = story(prepared, corpus, tmp_path, "always", "kill-always:1", "max_failures=1")
+    assert told.said("(failure 1 of 1 since the last checkpoint)")
+    assert told.said("failed 2 times without a new checkpoint (max_failures=1); the run ends")
+    assert told.error is not None and told.lost == LOST
+    assert checkpoint.find(told.config.run_folder)[-1].endswith(f"{SAVED:08}")
+    what = "SIGKILL of a worker whenever it comes there (`max_failures=1`)"
+    note(what, "started again once; ended, saying so", LOST, None, "the last checkpoint's, whole")
 
 
 @long
