@@ -78,7 +78,7 @@ def test_chance_is_called_noise_as_often_as_it_should() -> None:
 
 def test_published_figures_have_their_sources() -> None:
     for entry in compare.published():
-        assert entry.scores and entry.each["sources"]
+        assert entry.scores and entry.sources
     rows = {entry.name: entry for entry in compare.published()}
     value, error = rows["GPT-2 124M"].scores["hellaswag acc_norm"]
     assert value == 0.3114 and error == pytest.approx(0.0046, abs=1e-4)

@@ -493,7 +493,7 @@ def test_a_row_that_is_not_hellaswags_is_named_by_its_line(tmp_path: Path, bad: 
     file = tmp_path / "val.jsonl"
     text = "\n".join([*good[:6], bad, *good[6:]])
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(DataError, match=r"val\.jsonl, line 7: not a HellaSwag row"):
+    with pytest.raises(DataError, match=r"val\.jsonl, line 7: not a row of HellaSwag's"):
         read_hellaswag(str(file))
 
 
@@ -525,7 +525,7 @@ def test_a_wrong_value_in_a_hellaswag_row_is_named_by_its_line(
     rows[2][key] = value
     file = tmp_path / "val.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    with pytest.raises(DataError, match="line 3: not a HellaSwag row"):
+    with pytest.raises(DataError, match="line 3: not a row of HellaSwag's"):
         read_hellaswag(str(file))
 
 

@@ -14,6 +14,8 @@ from manta.text.tokenizer import Tokenizer
 
 Cut = tuple[tuple[int, ...], tuple[int, ...]]
 """Tokens of a context and of what may follow it."""
+Answers = list[tuple[float, bool]]
+"""(Log-likelihood, whether it is the greedy continuation) of each cut of a document."""
 
 
 class TokenChoices(ConfigurableTask):
@@ -27,10 +29,6 @@ class TokenChoices(ConfigurableTask):
 
     def cuts(self, doc: dict[str, Any]) -> list[Cut]:
         """What is scored for a document."""
-        raise NotImplementedError
-
-    def scores(self, doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
-        """The document's metrics, from (log-likelihood, whether it is the greedy one) of each."""
         raise NotImplementedError
 
     def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> str:
@@ -50,10 +48,13 @@ class TokenChoices(ConfigurableTask):
             for index, cut in enumerate(self.cuts(doc))
         ]
 
-    def process_results(
-        self, doc: dict[str, Any], results: list[tuple[float, bool]]
-    ) -> dict[str, float]:
-        return self.scores(doc, results)
+    def likeliest_per_token(self, doc: dict[str, Any], results: Answers) -> int:
+        """Which of the document's cuts has the largest mean log-likelihood."""
+        means = [
+            score / len(continuation)
+            for (score, _), (_, continuation) in zip(results, self.cuts(doc), strict=True)
+        ]
+        return means.index(max(means))
 
 
 class HellaSwagCompletion(TokenChoices):
@@ -66,14 +67,12 @@ class HellaSwagCompletion(TokenChoices):
         context = tuple(encode(f"{doc['ctx_a']} {doc['ctx_b']}" if doc["ctx_b"] else doc["ctx_a"]))
         return [(context, tuple(encode(f" {ending}"))) for ending in doc["endings"]]
 
-    def scores(self, doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    def process_results(self, doc: dict[str, Any], results: Answers) -> dict[str, float]:
         sums = [score for score, _ in results]
-        counts = [len(continuation) for _, continuation in self.cuts(doc)]
-        means = [score / count for score, count in zip(sums, counts, strict=True)]
         label = int(doc["label"])
         return {
             "acc": float(sums.index(max(sums)) == label),
-            "acc_norm": float(means.index(max(means)) == label),
+            "acc_norm": float(self.likeliest_per_token(doc, results) == label),
         }
 
 
@@ -105,12 +104,10 @@ class Core(TokenChoices):
         starts = [min(start, len(p) - 1) for start, p in zip(starts, prompts, strict=True)]
         return [(p[:start], p[start:]) for start, p in zip(starts, prompts, strict=True)]
 
-    def scores(self, doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    def process_results(self, doc: dict[str, Any], results: Answers) -> dict[str, float]:
         if self.config.metadata["kind"] == "language_modeling":
             return {"acc": float(results[0][1])}
-        counts = [len(continuation) for _, continuation in self.cuts(doc)]
-        means = [score / count for (score, _), count in zip(results, counts, strict=True)]
-        return {"acc": float(means.index(max(means)) == doc["gold"])}
+        return {"acc": float(self.likeliest_per_token(doc, results) == doc["gold"])}
 
 
 def _common(sequences: Sequence[tuple[int, ...]]) -> int:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from manta import config as configs
 from manta import plot, storage
 from manta.config import Count, PositiveFloat, config
 from manta.errors import ConfigError
@@ -17,7 +16,6 @@ from manta.model.gpt import num_parameters
 from manta.train import checkpoint as checkpoints
 from manta.train import ledger
 from manta.train.logbook import METRICS, read_metrics
-from manta.train.settings import PretrainConfig
 
 REFERENCES = catalog.FOLDER / "references.json"
 NOISE = 1.96  # standard errors: where chance alone gives as much once in twenty times
@@ -52,12 +50,14 @@ class Entry:
     """parameters, tokens, FLOPs, hours, cost, val loss, val bits per byte; what is known."""
     scores: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     """(value, standard error; 0: not known) by "task metric"."""
-    each: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What each document adds, by "task metric"; and "task" to the sha256 of its documents."""
+    each: dict[str, tuple[str | None, Any]] = dataclasses.field(default_factory=dict)
+    """By "task metric": the sha256 of the documents, and what each adds; None: not known."""
     curves: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
     """(tokens, value), for the picture."""
     data: tuple[str, ...] = ()
     """The datasets whose val splits the run was measured on."""
+    sources: tuple[str, ...] = ()
+    """Where it is published."""
 
 
 def compare(c: CompareConfig) -> tuple[list[str], str]:
@@ -84,7 +84,7 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
     if references:
         known = {key for run in runs for key in run.scores}
         shown = [r for r in references if known & r.scores.keys()] or references
-        lines += ["", "published", *table(shown), *sources(shown), "", *beside(runs, shown)]
+        lines += ["", "published", *table(shown), *sources(shown), "", *nearest(runs, shown)]
     out.write_bytes(picture(runs, references))
     return [line.rstrip() for line in lines], str(out)
 
@@ -97,9 +97,8 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
     state = checkpoints.load_state(path)
     found = Entry(name, data=tuple(state.datasets))
     found.facts["parameters"] = num_parameters(model)
-    tokens = report.tokens_of(run, state.step)
-    if tokens:
-        settings = configs.load(PretrainConfig, [storage.join(run, "config.yaml")])
+    settings = report.settings_of(run)
+    if settings and (tokens := settings.tokens_before(state.step)):
         found.facts["tokens"] = tokens
         found.facts["FLOPs"] = tokens * flops_per_token(model, settings.sequence_length)
     hours = ledger.seconds_of(run) / 3600
@@ -127,21 +126,17 @@ def _add_scores(found: Entry, run: str, c: CompareConfig) -> None:
         each = {}
         if storage.exists(file):
             each = storage.read_json(file)
-        for task, values in scores["results"].items():
-            for metric, value in values.items():
-                if metric.endswith("_stderr") or metric in report.NOT_DRAWN:
-                    continue
-                key = score_name(task, metric)
-                pairs = each.get(task, {}).get(metric)
-                if not pairs or not is_mean(pairs, metric, value):
-                    pairs = None
-                error = values.get(f"{metric}_stderr") or 0.0
-                if pairs and not error:
-                    error = spread(pairs, metric)
-                found.scores[key] = (value, error)
-                found.each[key] = (each.get(task, {}).get("documents"), pairs)
-                if scores.get("tokens") is not None:
-                    found.curves.setdefault(key, []).append((scores["tokens"], value))
+        for task, metric, value, error in report.figures(scores["results"], once=True):
+            key = score_name(task, metric)
+            pairs = each.get(task, {}).get(metric)
+            if not pairs or not is_mean(pairs, metric, value):
+                pairs = None
+            if pairs and not error:
+                error = spread(pairs, metric)
+            found.scores[key] = (value, error)
+            found.each[key] = (each.get(task, {}).get("documents"), pairs)
+            if scores.get("tokens") is not None:
+                found.curves.setdefault(key, []).append((scores["tokens"], value))
 
 
 def score_name(task: str, metric: str) -> str:
@@ -152,7 +147,8 @@ def published() -> list[Entry]:
     """The references, each with its sources."""
     found = []
     for row in json.loads(REFERENCES.read_text()):
-        made = Entry(row["name"], {"parameters": row["parameters"]})
+        facts = {"parameters": row["parameters"]}
+        made = Entry(row["name"], facts, sources=tuple(row["sources"]))
         for key, name in (("tokens", "tokens"), ("hours", "hours"), ("val_loss", "val loss")):
             if key in row:
                 made.facts[name] = row[key]
@@ -160,13 +156,12 @@ def published() -> list[Entry]:
             rows = HELLASWAG_ROWS if key.startswith("hellaswag") else 0
             error = math.sqrt(value * (1 - value) / rows) if rows else 0.0
             made.scores[key] = (value, error)
-        made.each["sources"] = row["sources"]
         found.append(made)
     return found
 
 
 def sources(entries: Sequence[Entry]) -> list[str]:
-    return [f"  {entry.name}: {'; '.join(entry.each['sources'])}" for entry in entries]
+    return [f"  {entry.name}: {'; '.join(entry.sources)}" for entry in entries]
 
 
 FACTS = ("parameters", "tokens", "FLOPs", "hours", "cost", "val loss", "val bits per byte")
@@ -271,7 +266,7 @@ def _verdict(difference: float, error: float) -> str:
     return f"more than noise ({abs(difference) / error:.1f} standard errors)"
 
 
-def beside(runs: Sequence[Entry], references: Sequence[Entry]) -> Iterator[str]:
+def nearest(runs: Sequence[Entry], references: Sequence[Entry]) -> Iterator[str]:
     """For each run and score, the published one that is nearest."""
     for run in runs:
         for key, (value, error) in run.scores.items():

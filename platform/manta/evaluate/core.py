@@ -6,7 +6,6 @@ usual references: the file's rows are shuffled with seed 1337, and row number i 
 from the other rows with seed 1234 + i.
 """
 
-import json
 import math
 import random
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from manta import storage
 from manta.errors import DataError
+from manta.evaluate.files import read_rows
 
 SOURCE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 KEYS = {
@@ -34,7 +34,8 @@ def documents(folder: str | None, about: Mapping[str, Any], limit: int | None) -
     Raises:
         DataError: the file is missing, or not as it is published.
     """
-    rows = _rows(file(folder, about["file"]), KEYS[about["kind"]])
+    path, keys = file(folder, about["file"]), KEYS[about["kind"]]
+    rows = read_rows(path, path, "CORE", ", ".join(keys), lambda row: {k: row[k] for k in keys})
     random.Random(1337).shuffle(rows)
     rows = rows[:limit]
     shots = about["shots"]
@@ -72,19 +73,6 @@ def file(folder: str | None, name: str) -> str:
         f"suite=core: {where or 'it needs evals.data_dir=DIR'}; download {SOURCE} (the files of "
         "DCLM's, 22 tasks) and unpack it in DIR"
     )
-
-
-def _rows(path: str, keys: tuple[str, ...]) -> list[Any]:
-    rows = []
-    for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows.append({key: row[key] for key in keys})
-        except (ValueError, KeyError, TypeError) as e:
-            raise DataError(
-                f"{path}, line {number}: not a row of CORE's ({e!r}); each has {', '.join(keys)}"
-            ) from None
-    return rows
 
 
 def _document(about: Mapping[str, Any], rows: list[Any], index: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Documents of the suites that are read from this machine or from the run's own dataset."""
 
-import json
+import functools
 import random
 import re
 from typing import Any
@@ -12,6 +12,7 @@ from manta.data.inspect import InspectConfig, find
 from manta.data.manifest import Manifest
 from manta.errors import DataError
 from manta.evaluate import core
+from manta.evaluate.files import read_rows, read_text
 from manta.evaluate.settings import EvaluateConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint as checkpoints
@@ -57,7 +58,7 @@ class Documents:
             return core.documents(local.data_dir, about, self._c.limit)
         if task in ("perplexity", "quick_perplexity", "quick_continuation"):
             tokenizer = checkpoints.load_tokenizer(self._path)
-            texts = [text for text in self._texts() if text.strip()]
+            texts = [text for text in self._texts if text.strip()]
             if task == "quick_continuation":
                 length = checkpoints.load_model_config(self._path).context_length
                 return continuations(texts, tokenizer, min(PIECE_TOKENS, length))
@@ -77,6 +78,7 @@ class Documents:
             return path if storage.exists(path) else None
         return None
 
+    @functools.cached_property
     def _texts(self) -> list[str]:
         local = self._c.evals
         if local.text_path is not None:
@@ -169,55 +171,25 @@ def continuations(texts: list[str], tokenizer: Tokenizer, length: int) -> list[d
 def read_hellaswag(path: str) -> list[dict[str, Any]]:
     """Raises DataError, naming the line, when a row is not one of HellaSwag's."""
     strings = ("activity_label", "ctx_a", "ctx_b")
-    rows = []
-    for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
-        try:
-            row = json.loads(line)
-            endings, label = row["endings"], int(row["label"])
-            texts = [row[key] for key in strings] + endings
-            if (
-                len(endings) != 4
-                or not 0 <= label <= 3
-                or not all(isinstance(t, str) for t in texts)
-            ):
-                raise ValueError("4 endings, a label from 0 to 3, and strings else")
-            rows.append({**{k: row[k] for k in strings}, "endings": endings, "label": str(label)})
-        except (ValueError, KeyError, TypeError) as e:
-            raise DataError(
-                f"evals.hellaswag_path={path}, line {number}: not a HellaSwag row ({e!r}); each "
-                f"has {', '.join(strings)}, endings and label"
-            ) from None
-    if not rows:
-        raise DataError(f"evals.hellaswag_path={path}: the file is empty")
-    return rows
+
+    def read(row: Any) -> dict[str, Any]:
+        endings, label = row["endings"], int(row["label"])
+        texts = [row[key] for key in strings] + endings
+        if len(endings) != 4 or not 0 <= label <= 3 or not all(isinstance(t, str) for t in texts):
+            raise ValueError("4 endings, a label from 0 to 3, and strings else")
+        return {**{k: row[k] for k in strings}, "endings": endings, "label": str(label)}
+
+    has = f"{', '.join(strings)}, endings and label"
+    return read_rows(path, f"evals.hellaswag_path={path}", "HellaSwag", has, read)
 
 
 def read_lambada(path: str) -> list[dict[str, Any]]:
     """Raises DataError, naming the line, when a row has no `text` of several words."""
-    rows = []
-    for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
-        try:
-            text = json.loads(line)["text"]
-            if not isinstance(text, str) or " " not in text:
-                raise ValueError("a text of several words")
-            rows.append({"text": text})
-        except (ValueError, KeyError, TypeError) as e:
-            raise DataError(
-                f"evals.lambada_path={path}, line {number}: not a row of LAMBADA's ({e!r}); each "
-                "has a text"
-            ) from None
-    if not rows:
-        raise DataError(f"evals.lambada_path={path}: the file is empty")
-    return rows
 
+    def read(row: Any) -> dict[str, Any]:
+        text = row["text"]
+        if not isinstance(text, str) or " " not in text:
+            raise ValueError("a text of several words")
+        return {"text": text}
 
-def read_text(path: str, key: str) -> str:
-    """Raises DataError, naming `key`, when the file is missing, empty or not UTF-8."""
-    data = storage.read_bytes(storage.absolute(path))
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as e:
-        raise DataError(f"{key}={path}: not UTF-8 at byte {e.start}; convert the file") from None
-    if not text.strip():
-        raise DataError(f"{key}={path}: the file is empty")
-    return text
+    return read_rows(path, f"evals.lambada_path={path}", "LAMBADA", "a text", read)

@@ -8,22 +8,24 @@ runs/NAME/tensorboard/evals/                            the same, in TensorBoard
 
 import contextlib
 import dataclasses
+import itertools
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from manta import config as configs
 from manta import plot, storage
 from manta.errors import MantaError
 from manta.evaluate.settings import EvaluateConfig
-from manta.evaluate.suites import Scores
+from manta.evaluate.suites import Results, Scores
 from manta.train import checkpoint as checkpoints
 from manta.train.logbook import write_scalars
 from manta.train.settings import PretrainConfig
 
 CURVE = "curve.png"
 EACH = ".documents.json"
-# What says the same as another metric; not drawn.
-NOT_DRAWN = ("samples", "byte_perplexity", "word_perplexity", "token_perplexity")
+# Metrics that say the same as another one.
+SAME = ("byte_perplexity", "word_perplexity", "token_perplexity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +59,33 @@ def label_of(c: EvaluateConfig, unit: str) -> str:
     return ".".join(parts)
 
 
+class Figure(NamedTuple):
+    task: str
+    metric: str
+    value: float
+    error: float
+    """Its standard error; 0: not known."""
+
+
+def figures(results: Results, *, once: bool = False) -> Iterator[Figure]:
+    """Each metric of each task; with `once`, without those that say the same as another one."""
+    for task, values in results.items():
+        for metric, value in values.items():
+            if metric == "samples" or metric.endswith("_stderr") or (once and metric in SAME):
+                continue
+            yield Figure(task, metric, value, values.get(f"{metric}_stderr") or 0.0)
+
+
 def write(c: EvaluateConfig, path: str, unit: str, scores: Scores, seconds: float) -> str:
-    """Writes the scores of the checkpoint at `path`; the file's path."""
-    place = Place.of(path)
-    step = checkpoints.load_state(path).step
+    """Writes the scores of the checkpoint at `path`, into TensorBoard too; the file's path."""
+    place, step = Place.of(path), checkpoints.load_state(path).step
+    settings = settings_of(place.run)
+    tokens = settings.tokens_before(step) if settings else None
     content = {
         "suite": unit,
         "checkpoint": path,
         "step": step,
-        "tokens": tokens_of(place.run, step),
+        "tokens": tokens,
         "limit": c.limit,
         "dtype": c.dtype,
         "asked": asked(c),
@@ -76,6 +96,9 @@ def write(c: EvaluateConfig, path: str, unit: str, scores: Scores, seconds: floa
     each = json.dumps(scores.each, separators=(",", ":")).encode()
     storage.write_bytes(file.removesuffix(".json") + EACH, each)
     storage.write_json(file, content)
+    if tokens is not None:
+        scalars = {f"evals/{f.task}/{f.metric}": f.value for f in figures(scores.results)}
+        write_scalars(place.run, "evals", scalars, tokens)
     return file
 
 
@@ -94,13 +117,13 @@ def is_there(c: EvaluateConfig, path: str, unit: str) -> bool:
     return found
 
 
-def tokens_of(run: str, step: int) -> int | None:
-    """That a run has trained on before `step`; None: it is no run of Manta's."""
+def settings_of(run: str) -> PretrainConfig | None:
+    """A run's config; None: it is no run of Manta's."""
     config = storage.join(run, "config.yaml")
     if not storage.exists(config):
         return None
     with contextlib.suppress(MantaError):  # (of another version)
-        return configs.load(PretrainConfig, [config]).tokens_before(step)
+        return configs.load(PretrainConfig, [config])
     return None
 
 
@@ -125,14 +148,10 @@ def draw(run: str) -> str | None:
     for scores in all_of(run):
         if scores.get("tokens") is None:
             continue
-        for task, values in scores["results"].items():
-            for metric, value in values.items():
-                if metric.endswith("_stderr") or metric in NOT_DRAWN:
-                    continue
-                error = values.get(f"{metric}_stderr") or 0.0
-                suffix = scores["label"].partition(".")[2]
-                name = f"{task} {metric}" + (f" ({suffix})" if suffix else "")
-                series.setdefault(name, []).append((scores["tokens"], value, error))
+        suffix = scores["label"].partition(".")[2]
+        for task, metric, value, error in figures(scores["results"], once=True):
+            name = f"{task} {metric}" + (f" ({suffix})" if suffix else "")
+            series.setdefault(name, []).append((scores["tokens"], value, error))
     if not series:
         return None
     path = storage.join(run, "evals", CURVE)
@@ -141,29 +160,13 @@ def draw(run: str) -> str | None:
     return path
 
 
-def to_tensorboard(run: str, scores: Scores, tokens: int | None) -> None:
-    """The scores as scalars `evals/TASK/METRIC`, at `tokens`."""
-    if tokens is None:
-        return
-    scalars = {
-        f"evals/{task}/{metric}": value
-        for task, values in scores.results.items()
-        for metric, value in values.items()
-        if metric != "samples" and not metric.endswith("_stderr")
-    }
-    write_scalars(run, "evals", scalars, tokens)
-
-
-def table(results: dict[str, dict[str, float]]) -> str:
+def table(results: Results) -> str:
     """The results as aligned columns."""
     rows = [("task", "metric", "value", "stderr")]
-    for task, values in results.items():
-        for metric, value in values.items():
-            if metric.endswith("_stderr") or metric == "samples":
-                continue
-            error = values.get(f"{metric}_stderr")
+    for task, found in itertools.groupby(figures(results), key=lambda figure: figure.task):
+        for _, metric, value, error in found:
             rows.append((task, metric, f"{value:.4f}", f"{error:.4f}" if error else ""))
-        rows.append((task, "documents", str(values["samples"]), ""))
+        rows.append((task, "documents", str(results[task]["samples"]), ""))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [
         f"{a:<{widths[0]}}  {b:<{widths[1]}}  {v:>{widths[2]}}  {e:>{widths[3]}}".rstrip()
@@ -172,12 +175,6 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def in_short(results: dict[str, dict[str, float]]) -> str:
+def in_short(results: Results) -> str:
     """The results in a line."""
-    parts = [
-        f"{task} {metric} {value:.4f}"
-        for task, values in results.items()
-        for metric, value in values.items()
-        if not metric.endswith("_stderr") and metric not in NOT_DRAWN
-    ]
-    return ", ".join(parts)
+    return ", ".join(f"{f.task} {f.metric} {f.value:.4f}" for f in figures(results, once=True))

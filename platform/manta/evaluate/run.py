@@ -95,8 +95,4 @@ def score(
         scores = suites.run_task(lm, current, c.limit, c.num_fewshot, data_dir)
     else:
         scores = suites.run_suite(lm, unit, documents, c.limit, data_dir, tokenizer, say)
-    file = report.write(c, path, unit, scores, time.perf_counter() - started)
-    place = report.Place.of(path)
-    tokens = report.tokens_of(place.run, checkpoints.load_state(path).step)
-    report.to_tensorboard(place.run, scores, tokens)
-    return scores, file
+    return scores, report.write(c, path, unit, scores, time.perf_counter() - started)

@@ -10,7 +10,7 @@ import torch
 
 from manta import storage
 from manta.config import Count, config
-from manta.errors import DataError
+from manta.evaluate.files import read_text
 from manta.model.gpt import GPT
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint
@@ -61,7 +61,7 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
     path = checkpoint.resolve(c.checkpoint, storage.home(c.home))
     folder = path.rpartition("/checkpoints/")[0] or path
     out = storage.new_file(c.out, storage.join(folder, "surprise.html"), c.overwrite)
-    text = c.text if c.text is not None else _read(c.text_path or "")
+    text = c.text if c.text is not None else read_text(c.text_path or "", "text_path")
     model, tokenizer = checkpoint.load_model(path), checkpoint.load_tokenizer(path)
     tokens = tokenizer.encode(text)[: c.max_tokens]
     found = pieces(model, tokenizer, tokens)
@@ -69,16 +69,6 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
     line = about(found, len(tokens))
     out.write_text(page(found, f"What surprises {name}", line), encoding="utf-8")
     return out, line
-
-
-def _read(path: str) -> str:
-    try:
-        text = storage.read_bytes(storage.absolute(path)).decode()
-    except UnicodeDecodeError as e:
-        raise DataError(f"text_path={path}: not UTF-8 at byte {e.start}; convert it") from None
-    if not text:
-        raise DataError(f"text_path={path}: the file is empty")
-    return text
 
 
 def about(found: list[Piece], tokens: int) -> str:

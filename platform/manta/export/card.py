@@ -57,13 +57,10 @@ def _scores(run: str, step: str) -> list[str]:
     """The evaluations of this checkpoint, as lm-eval gave them."""
     rows = []
     for scores in report.all_of(run, step) if run else []:
-        for task, values in scores["results"].items():
-            for metric, value in values.items():
-                if metric == "samples" or metric.endswith("_stderr"):
-                    continue
-                error = values.get(f"{metric}_stderr")
-                shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
-                rows.append(f"| {task} | {metric} | {shown} | {values['samples']} |")
+        for task, metric, value, error in report.figures(scores["results"]):
+            shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
+            samples = scores["results"][task]["samples"]
+            rows.append(f"| {task} | {metric} | {shown} | {samples} |")
     if not rows:
         return ["Not evaluated yet."]
     return ["| task | metric | value | documents |", "|---|---|---|---|", *sorted(rows)]
