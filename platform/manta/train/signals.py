@@ -5,11 +5,14 @@ import faulthandler
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+
+SECONDS_BETWEEN = 3.0  # of asking what all ranks are asked at once
 
 
 class Asked(enum.IntFlag):
@@ -25,10 +28,16 @@ class Asked(enum.IntFlag):
 
 
 class Signals:
-    """Asks each of `sources` at the end of a step, on each rank; made on all ranks alike."""
+    """Asks each of `sources` at the end of a step, on each rank; made on all ranks alike.
+
+    `shared`, if there is one, has to be asked on all ranks at once, and answers them alike. That
+    goes through processes of Ray's, and is too slow for each step: it is asked now and then.
+    """
 
     def __init__(self, sources: list[Callable[[], Asked]]):
         self.sources = sources
+        self.shared: Callable[[], Asked] | None = None
+        self._shared_at = time.monotonic()
         # On the CPU, whatever trains: the ranks meet here without waiting for a GPU.
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
 
@@ -37,11 +46,15 @@ class Signals:
         asked = Asked.NOTHING
         for source in self.sources:
             asked |= source()
-        if self._group is None:
-            return asked
-        flags = torch.tensor([bool(asked & flag) for flag in Asked], dtype=torch.int32)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
-        return Asked(sum(flag for flag, is_set in zip(Asked, flags, strict=True) if is_set))
+        is_time = self.shared is not None and time.monotonic() > self._shared_at + SECONDS_BETWEEN
+        flags = torch.tensor([*(bool(asked & flag) for flag in Asked), is_time], dtype=torch.int32)
+        if self._group is not None:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        asked = Asked(sum(flag for flag, is_set in zip(Asked, flags, strict=False) if is_set))
+        if flags[-1] and self.shared is not None:
+            asked |= self.shared()
+            self._shared_at = time.monotonic()
+        return asked
 
 
 @contextmanager

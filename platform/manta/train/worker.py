@@ -47,7 +47,7 @@ def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     if rank == 0 and arguments["requests"] is not None:
         mailbox(arguments["requests"], requested.append)
     with sigterm() as told_to_go:
-        sources = [told_to_go, _preempted, lambda: max(requested, default=Asked.NOTHING)]
+        sources = [told_to_go, lambda: max(requested, default=Asked.NOTHING)]
         while found := _until_rollback(c, arguments["datasets"], rank, say, sources):
             if rank == 0:
                 rollbacks.go_back(c.run_folder, c.spikes, found, say)
@@ -70,6 +70,7 @@ def _until_rollback(
     run = setup(c, datasets, tokenizer, model, state, path, rank, c.workers, say)
     run.passed_over = rollbacks.passed_over(c.run_folder)
     run.signals.sources += sources
+    run.signals.shared = _preempted
     run.report = lambda metrics: ray.train.report(dict(metrics))
     if rank == 0:
         say(_beginning(run, path))
