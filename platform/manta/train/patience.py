@@ -1,5 +1,6 @@
 """What is done about workers that failed, in the process that has them started again."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -29,8 +30,10 @@ class Patience:
 
     def lose(self, error: Exception) -> None:
         """One more failure. Raises GivenUp if it is one too many."""
-        paths = checkpoint.find(self.c.run_folder)
-        reached = checkpoint.step_of(paths[-1]) if paths else -1
+        reached = self.newest
+        with contextlib.suppress(OSError):  # the storage may be what failed them
+            paths = checkpoint.find(self.c.run_folder)
+            reached = checkpoint.step_of(paths[-1]) if paths else -1
         self.failures = 1 if reached > self.newest else self.failures + 1
         self.newest = reached
         if self.failures > self.c.max_failures:
