@@ -47,6 +47,8 @@ def connect(own: bool = False, **local: Any) -> None:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # A worker that is gone, or done, is seen so soon (Ray Train's own two seconds are lost twice).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # A node that has just died is counted for some seconds: an elastic run asks again after these.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
@@ -200,7 +202,7 @@ def gauges(run: str) -> Callable[[dict[str, Any]], None]:
 
 
 class WorkersFailed(RuntimeError):
-    """Workers failed, and not with a MantaError: the text is the first one's, whole."""
+    """Workers failed, and not with a MantaError: the text is that of one of them, whole."""
 
 
 def cause_of(error: BaseException) -> Exception:
@@ -227,8 +229,17 @@ def failure_of(failures: dict[int, Any]) -> Exception:
             if isinstance(cause, MantaError) and not isinstance(inner, MantaError):
                 return cause
             cause = inner
-    # The first worker's whole traceback: Ray's own message of them all cuts it off.
-    return WorkersFailed(str(next(iter(failures.values()))))
+    # Who died took the others along. A whole traceback: Ray's own message of all cuts it off.
+    died = [failure for failure in failures.values() if death_of(failure) is not None]
+    return WorkersFailed(str([*died, *failures.values()][0]))
+
+
+def death_of(failure: Any) -> Any:
+    """The RayActorError of a worker whose process is gone; None: it has failed otherwise."""
+    from ray.exceptions import RayActorError
+
+    cause = getattr(failure, "health_check_failure", failure)  # (Ray Train wraps it)
+    return cause if isinstance(cause, RayActorError) else None
 
 
 def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:

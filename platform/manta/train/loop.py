@@ -84,7 +84,7 @@ def _train(run: Run, until: int | None) -> TrainState:
         if (due or Asked.SAVE in asked) and not is_last:
             save(run, meter)
         if asked & (Asked.MOVE | Asked.STOP):
-            leave(run, meter)
+            leave(run, meter, asked)
         meter.skip()
     if until is None:
         log(run, meter)
@@ -168,11 +168,11 @@ def finish(run: Run) -> None:
     run.ledger.write(last=True)
 
 
-def leave(run: Run, meter: Meter) -> NoReturn:
+def leave(run: Run, meter: Meter, asked: Asked) -> NoReturn:
     """Saves, so that no step is lost, and ends."""
     save(run, meter)
     finish(run)
-    raise Interrupted
+    raise Interrupted(asked)
 
 
 def _mix(*numbers: int) -> int:

@@ -9,8 +9,9 @@ from typing import Any
 from ray.train import UserCallback
 
 from manta import cluster
-from manta.errors import MantaError
+from manta.errors import MantaError, Moving
 from manta.train import checkpoint, ledger
+from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
 
 
@@ -57,20 +58,30 @@ class Restarts(UserCallback):
     """
 
     def __init__(self, c: PretrainConfig, say: Callable[[str], None]):
-        self.c, self._patience = c, Patience(c, say)
+        self.c, self.say, self._patience = c, say, Patience(c, say)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raises a MantaError of the workers', WorkersFailed if something has to change first, or
         GivenUp."""
-        if any(getattr(error, "preempted", False) for error in worker_exceptions.values()):
+        deaths = map(cluster.death_of, worker_exceptions.values())
+        if any(death is not None and death.preempted for death in deaths):
             return  # their machine went, as announced; Ray Train asks this again and again
         ledger.begin(self.c.run_folder, time.time())
         error = cluster.failure_of(worker_exceptions)
         c = self.c
         has_room = cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) >= c.fewest_workers
+        if isinstance(error, Moving) and has_room:
+            newest = checkpoint.find(c.run_folder)[-1]
+            if not is_finished(c, newest):
+                self.say(on_the_move(newest))
+                return
         if isinstance(error, MantaError) or is_out_of_memory(str(error)) or not has_room:
             raise error
         self._patience.lose(error)
+
+
+def on_the_move(path: str) -> str:
+    return f"a worker's machine is to go: starting again from {path}"
 
 
 def in_short(text: str) -> str:

@@ -16,13 +16,17 @@ from manta.train.ledger import Ledger
 from manta.train.logbook import Logbook
 from manta.train.saver import Saver
 from manta.train.settings import TrainConfig
-from manta.train.signals import Signals
+from manta.train.signals import Asked, Signals
 from manta.train.spikes import Detector, Found
 from manta.train.watchdog import Watchdog
 
 
 class Interrupted(Exception):
-    """Training has ended before its time, as asked, and is saved."""
+    """Training has ended before its time, as `asked`, and is saved."""
+
+    def __init__(self, asked: Asked):
+        super().__init__(asked)
+        self.asked = asked
 
 
 class Rollback(Exception):

@@ -16,10 +16,17 @@ from ray.train.torch import TorchTrainer
 from manta import cluster, storage
 from manta import config as configs
 from manta.data.manifest import Manifest
-from manta.errors import TrainingError
+from manta.errors import Moving, TrainingError
 from manta.model.memory import costs
 from manta.train import checkpoint, ledger
-from manta.train.patience import GivenUp, Patience, Restarts, in_short, is_out_of_memory
+from manta.train.patience import (
+    GivenUp,
+    Patience,
+    Restarts,
+    in_short,
+    is_out_of_memory,
+    on_the_move,
+)
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig, memory_setup
 from manta.train.signals import Asked
@@ -51,6 +58,8 @@ class Supervisor:
                     self._fit(requests)
                 except GivenUp:
                     raise
+                except Moving:
+                    pass  # saved; it cannot be started again just there
                 except RuntimeError as e:  # (a MantaError is none, and is for a person)
                     ledger.begin(self.c.run_folder, time.time())
                     if told.is_set():
@@ -65,7 +74,7 @@ class Supervisor:
                     return True
                 if told.is_set():
                     return False
-                self.say(f"a worker's machine is to go: starting again from {path}")
+                self.say(on_the_move(path))
                 self._wait_for_room()
 
     def _fit(self, requests: Any) -> None:
@@ -175,7 +184,7 @@ def fit(
                 storage_filesystem=records_filesystem,
                 failure_config=ray.train.FailureConfig(
                     max_failures=-1,  # `Restarts` knows better what is worth another start
-                    controller_failure_limit=3,  # type: ignore[call-arg]  # Train V2's
+                    controller_failure_limit=5,  # type: ignore[call-arg]  # Train V2's
                 ),
                 callbacks=[*callbacks, Restarts(c, queue.put)],  # type: ignore[list-item]
             ),

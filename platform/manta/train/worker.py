@@ -17,6 +17,7 @@ from manta import storage
 from manta.cluster import gauges, mailbox
 from manta.data import stream
 from manta.data.manifest import Manifest
+from manta.errors import Moving
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
 from manta.text.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def _until_rollback(
     sources: list[Callable[[], Asked]],
 ) -> Found | None:
     """Trains from the newest checkpoint to the end, or until it is told to stop; or what was found,
-    if the run has to go back."""
+    if the run has to go back. Raises Moving when it is saved, and to go on in another process."""
     tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer)
     path, state = _where_to_start(c, say)
@@ -76,8 +77,9 @@ def _until_rollback(
         say(_beginning(run, path))
     try:
         train(run)
-    except Interrupted:
-        pass  # it is saved: what comes next is the driver's affair
+    except Interrupted as e:
+        if Asked.STOP not in e.asked:
+            raise Moving(f"a worker's machine is to go: saved at step {run.state.step}") from None
     except Rollback as e:
         return e.found
     finally:
