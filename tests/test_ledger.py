@@ -20,8 +20,8 @@ def test_causes_add_up_to_the_time_that_passed(tmp_path: Path) -> None:
     time.sleep(0.05)
     seconds = ledger.seconds
     passed = time.monotonic() - began
-    assert sum(seconds.values()) == pytest.approx(2.0 + passed, abs=0.02)
-    assert seconds["start"] == pytest.approx(2.0, abs=0.02)
+    assert 2.1 <= sum(seconds.values()) <= 2.0 + passed
+    assert 2.0 <= seconds["start"] <= 1.9 + passed
     assert seconds["evaluation"] >= 0.05 and seconds["other"] >= 0.02
     assert ledger.goodput == pytest.approx(0.02 / sum(ledger.seconds.values()), rel=0.1)
 
