@@ -20,7 +20,7 @@ def test_causes_add_up_to_the_time_that_passed(tmp_path: Path) -> None:
     time.sleep(0.05)
     seconds = ledger.seconds
     passed = time.monotonic() - began
-    assert 2.1 <= sum(seconds.values()) <= 2.0 + passed
+    assert 2.1 <= sum(seconds.values()) <= 2.001 + passed  # (two clocks)
     assert 2.0 <= seconds["start"] <= 1.9 + passed
     assert seconds["evaluation"] >= 0.05 and seconds["other"] >= 0.02
     assert ledger.goodput == pytest.approx(0.02 / sum(ledger.seconds.values()), rel=0.1)

@@ -39,17 +39,17 @@ class Ledger:
         """
         self._path = None if run is None else storage.join(run, FILE)
         self._seconds: dict[str, float] = dict.fromkeys(CAUSES, 0.0)
-        self._begun = time.monotonic()
         self._written = 0.0
         self.starts = 1
         before = _read(self._path) if self._path else None
+        now, self._begun = time.time(), time.monotonic()
         if before is not None:
             self._seconds |= before["seconds"]
             self.starts = before["starts"] + 1
             lost = min(lost_seconds, self._seconds["productive"])
             self._seconds["productive"] -= lost
             self._seconds["replay"] += lost
-            self._seconds["start"] += max(0.0, time.time() - before["updated"])
+            self._seconds["start"] += max(0.0, now - before["updated"])
         self._base = sum(self._seconds.values())
 
     def add(self, cause: Cause, seconds: float) -> None:
