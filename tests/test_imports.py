@@ -50,8 +50,11 @@ ROOMS = {
     "ray.data": ["data"],
     "ray.train": ["train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
-    "ray": ["cluster", "data", "train/", "sweep", "evaluate/farm"],
-}
+    "ray": [
+        "cluster", "data", "train/patience", "train/supervise", "train/worker", "sweep",
+        "evaluate/farm",
+    ],
+}  # fmt: skip
 
 
 def files() -> list[Path]:

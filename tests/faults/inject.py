@@ -40,8 +40,11 @@ def faulty(arguments: dict[str, Any], say: Callable[[str], None], *, fault: str,
     worker.worker(arguments, say)
 
 
-def after_step(act: Callable[[Any], None], *, again: bool = False) -> Callable[[int, Path], None]:
-    """A fault right after STEP has been logged; and `again` in the first step after that."""
+def after_step(
+    act: Callable[[Any], None], *, again: bool = False, always: bool = False
+) -> Callable[[int, Path], None]:
+    """A fault right after STEP has been logged; and `again` in the first step after that, or
+    `always` when STEP is trained on."""
 
     def install(rank: int, at: Path) -> None:
         from manta.train import loop
@@ -50,27 +53,10 @@ def after_step(act: Callable[[Any], None], *, again: bool = False) -> Callable[[
             real(run, meter)
             if torch.distributed.get_rank() != rank:
                 return
-            if run.state.step == STEP and once(at, "fault"):
+            if run.state.step == STEP and (once(at, "fault") or always):
                 act(run)
             is_back = run.state.step == STEP // 5 * 5 + 1 and (at / "fault").exists()
             if again and is_back and once(at, "again"):
-                act(run)
-
-        real, loop.log = loop.log, log
-
-    return install
-
-
-def whenever_there(act: Callable[[Any], None]) -> Callable[[int, Path], None]:
-    """A fault right after STEP, each time that it is trained on."""
-
-    def install(rank: int, at: Path) -> None:
-        from manta.train import loop
-
-        def log(run: Any, meter: Any) -> None:
-            real(run, meter)
-            if run.state.step == STEP and torch.distributed.get_rank() == rank:
-                once(at, "fault")
                 act(run)
 
         real, loop.log = loop.log, log
@@ -208,7 +194,7 @@ FAULTS: dict[str, Callable[[int, Path], None]] = {
     "memory": after_step(run_out_of_memory),
     "clock": after_step(jump),
     "kill-twice": after_step(send(signal.SIGKILL), again=True),
-    "kill-always": whenever_there(send(signal.SIGKILL)),
+    "kill-always": after_step(send(signal.SIGKILL), always=True),
     "controller": after_step(kill_another("TrainController")),
     "kill-in-save": while_saving(send(signal.SIGKILL)),
     "term-in-save": while_saving(send(signal.SIGTERM)),

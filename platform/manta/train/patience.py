@@ -58,7 +58,7 @@ class Restarts(UserCallback):
     """
 
     def __init__(self, c: PretrainConfig, say: Callable[[str], None]):
-        self.c, self.say, self._patience = c, say, Patience(c, say)
+        self._patience = Patience(c, say)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raises a MantaError of the workers', WorkersFailed if something has to change first, or
@@ -66,14 +66,14 @@ class Restarts(UserCallback):
         deaths = map(cluster.death_of, worker_exceptions.values())
         if any(death is not None and death.preempted for death in deaths):
             return  # their machine went, as announced; Ray Train asks this again and again
-        ledger.begin(self.c.run_folder, time.time())
+        c = self._patience.c
+        ledger.begin(c.run_folder, time.time())
         error = cluster.failure_of(worker_exceptions)
-        c = self.c
         has_room = cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) >= c.fewest_workers
         if isinstance(error, Moving) and has_room:
             newest = checkpoint.find(c.run_folder)[-1]
             if not is_finished(c, newest):
-                self.say(on_the_move(newest))
+                self._patience.say(on_the_move(newest))
                 return
         if isinstance(error, MantaError) or is_out_of_memory(str(error)) or not has_room:
             raise error

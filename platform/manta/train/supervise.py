@@ -186,7 +186,7 @@ def fit(
                     max_failures=-1,  # `Restarts` knows better what is worth another start
                     controller_failure_limit=5,  # type: ignore[call-arg]  # Train V2's
                 ),
-                callbacks=[*callbacks, Restarts(c, queue.put)],  # type: ignore[list-item]
+                callbacks=[*callbacks, Restarts(c, queue.put)],  # type: ignore[list-item]  # V2's
             ),
         )
         try:
