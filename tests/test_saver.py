@@ -25,6 +25,7 @@ from manta.train.checkpoint import CheckpointConfig, TrainState
 from manta.train.listing import CheckpointsConfig
 from manta.train.optimizer import OptimizerConfig
 from manta.train.saver import Saver
+from manta.train.signals import Asked
 
 TEXT = "a text to train a tokenizer on"
 
@@ -49,7 +50,8 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     engine = engine_of("modern", OptimizerConfig(), 1)
     model, tokenizer = engine.module.config, tokenizers.train([TEXT], 257)
     run = f"{folder}/run"
-    saver = Saver(run, CheckpointConfig(keep=2, keep_every=4), model, tokenizer, lines.append)
+    c = CheckpointConfig(keep=2, keep_every=4, every_minutes="auto", hours_between_failures=100)
+    saver = Saver(run, c, model, tokenizer, lines.append)
     found: dict[str, Any] = {}
     real = fragments.write
 
@@ -72,6 +74,8 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     found["beside"] = waited < 0.5 and was_writing
     found["copied"] = rank > 0 or all(torch.equal(saved[name], before[name]) for name in before)
     found["moved on"] = rank > 0 or any(not torch.equal(saved[name], after[name]) for name in after)
+    saver._last_time -= c.seconds_between(waited) or 0
+    found["not yet"] = saver.asked() is Asked.NOTHING
 
     # An error of the storage that passes.
     fragments.write = failing(2, OSError(errno.EIO, "Input/output error"), 1)
@@ -105,6 +109,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_training_goes_on_while_what_was_copied_is_written(found: dict[str, Any]) -> None:
     assert found["beside"] and found["copied"] and found["moved on"]
+
+
+def test_the_interval_counts_the_writing_too(found: dict[str, Any]) -> None:
+    assert found["not yet"]
 
 
 def test_a_passing_error_is_tried_again(found: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ class CheckpointConfig:
     """Tokens between checkpoints, also."""
     every_minutes: PositiveFloat | Literal["auto"] | None = None
     """Minutes between checkpoints, also. auto: the root of twice the time between failures times
-    the time that training waits for a save (Young 1974)."""
+    the time that a save takes, with its writing (Young 1974)."""
     hours_between_failures: PositiveFloat = 3.0
     """Mean time between failures, for every_minutes=auto (Llama 3's was 3.1 hours on 16,384
     GPUs)."""
@@ -72,7 +72,7 @@ class CheckpointConfig:
         return by_step or (size is not None and tokens_before // size < tokens_after // size)
 
     def seconds_between(self, cost: float) -> float | None:
-        """Between checkpoints by time, each of which costs training so many seconds."""
+        """Between checkpoints by time, each of which takes `cost` seconds."""
         if self.every_minutes == "auto":
             return math.sqrt(2 * 3600 * self.hours_between_failures * cost)
         return None if self.every_minutes is None else 60 * self.every_minutes

@@ -66,7 +66,7 @@ class Saver:
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._last_time = time.monotonic()
-        self._cost = 1.0  # seconds that training waits for a save; a guess until one has been
+        self._cost = 1.0  # seconds of the last save; a guess until one has been
         self.last_step: int | None = None
         self.problem: str | None = None
         """What was wrong with the last save that has ended; on all ranks alike."""
@@ -79,7 +79,7 @@ class Saver:
         weights = engines.full_weights(engine, self._copy)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._cost = waited = time.perf_counter() - started
+        waited = time.perf_counter() - started
         self._last_time, self.last_step = time.monotonic(), state.step
         path = checkpoint.path_of(self._run, state.step)
         snapshot = Snapshot(path, dataclasses.replace(state), share, weights, waited)
@@ -145,6 +145,8 @@ class Saver:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
         step, seconds = snapshot.state.step, time.perf_counter() - started
+        # Training goes on meanwhile, but slower: on two cores, by about what the writing takes.
+        self._cost = snapshot.waited + seconds
         if self.problem is not None:
             self.problem = f"step {step} was not saved: {self.problem}"
         if rank == 0 and self.problem is None:
