@@ -2,6 +2,10 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from manta.model.gpt import GPT, ModelConfig
 from manta.model.memory import costs
 from manta.train import scaling
 from manta.train.build import compiles, micro_batch
-from manta.train.device import Device, gpu_peak
+from manta.train.device import Device, find_device, gpu_peak
 from manta.train.optimizer import make_optimizer
 from manta.train.settings import PretrainConfig, TrainConfig, memory_setup
 
@@ -28,6 +32,24 @@ def refusal(*arguments: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(PretrainConfig, arguments)
     return str(caught.value)
+
+
+# What the machine is fast in
+
+
+def test_bf16_that_is_only_emulated_is_not_chosen() -> None:
+    """oneDNN is kept from this processor's own instructions for it, if it has them."""
+    code = "from manta.train import device; print(device.find_device('auto', False, 1).dtype)"
+    path = str(Path(__file__).parents[1] / "platform")
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": path}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "fp32"
+
+
+def test_a_second_probe_never_lowers_the_peak() -> None:
+    device = find_device("fp32", use_gpu=False, threads=1)
+    assert device.dtype == "fp32" and device.probed_again().peak >= device.peak > 1e8
 
 
 # One dial

@@ -1,7 +1,6 @@
 """What this machine computes with: device, threads, the dtype it is fast in, its peak."""
 
 import dataclasses
-import functools
 import os
 import re
 import time
@@ -10,8 +9,12 @@ from typing import Literal
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PROBE_SECONDS = 1.0
-SMALL, LARGE = 128, 1024  # sides of the matrices that are tried
+PROBE_SECONDS = 0.3
+# Sides of the matrices that are tried: small ones find a moment in which no other process is at
+# work, large ones are enough for many threads. On the least of them bf16 is tried, which takes
+# seconds for large ones where it is emulated.
+CPU_SIZES = 256, 512, 1024
+GPU_SIZE = 8192
 BF16_SPEEDUP = 1.5  # bf16 costs precision: it has to bring at least this much
 
 # Dense bf16 matrix peaks without sparsity, FLOP/s, from NVIDIA's data sheets and architecture white
@@ -42,43 +45,42 @@ class Device:
     peak: float
     description: str
 
+    def probed_again(self) -> "Device":
+        """With the better of two peaks: while a worker starts, so do others beside it."""
+        peak = peak_of(self.torch_device, self.dtype)
+        return dataclasses.replace(self, peak=max(self.peak, peak))
+
 
 def find_device(dtype: str, use_gpu: bool, threads: int) -> Device:
-    """Sets the thread count and finds device, dtype (for "auto", by a probe) and peak."""
+    """Sets the thread count and finds device, dtype (for "auto") and peak."""
     torch.set_num_threads(threads)
-    if use_gpu:
-        device = torch.device("cuda", torch.cuda.current_device())
-        name = torch.cuda.get_device_name(device)
-        peak = gpu_peak(name)
-        chosen = (
-            ("bf16" if torch.cuda.is_bf16_supported() else "fp32") if dtype == "auto" else dtype
-        )
-        if peak is None or chosen == "fp32":
-            peak = matmul_flops(chosen, device, 8192)
-        return Device(device, chosen, peak, name)  # type: ignore[arg-type]
-    device = torch.device("cpu")
-    if dtype == "auto":
-        dtype = "bf16" if cpu_is_fast_in_bf16() else "fp32"
-    return Device(device, dtype, cpu_peak(dtype), f"CPU, {threads} threads")  # type: ignore[arg-type]
+    device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+    dtype = choose_dtype(device) if dtype == "auto" else dtype
+    description = torch.cuda.get_device_name(device) if use_gpu else f"CPU, {threads} threads"
+    return Device(device, dtype, peak_of(device, dtype), description)  # type: ignore[arg-type]
+
+
+def choose_dtype(device: torch.device) -> str:
+    """bf16 where it is fast; measured on a CPU: it may have the instructions and not the speed."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    fp32, bf16 = (matmul_flops(dtype, device, CPU_SIZES[0]) for dtype in ("fp32", "bf16"))
+    return "bf16" if bf16 > BF16_SPEEDUP * fp32 else "fp32"
+
+
+def peak_of(device: torch.device, dtype: str) -> float:
+    """FLOP/s of dense matrix products: a GPU's from its data sheet, if that has one, or else what
+    it reaches."""
+    if device.type == "cpu":
+        return max(matmul_flops(dtype, device, size) for size in CPU_SIZES)
+    known = gpu_peak(torch.cuda.get_device_name(device)) if dtype == "bf16" else None
+    return known or matmul_flops(dtype, device, GPU_SIZE)
 
 
 def gpu_peak(name: str) -> float | None:
     """FLOP/s of a GPU by the name that CUDA gives it; None for one that is not in the table."""
     known = [key for key in GPU_PEAKS if re.search(rf"(?<!\w){key}(?!\d)", name)]
     return GPU_PEAKS[max(known, key=len)] if known else None
-
-
-def cpu_is_fast_in_bf16() -> bool:
-    """Measured, not looked up: a processor may have the instructions and not the speed."""
-    cpu = torch.device("cpu")
-    # One that only emulates it, forty times slower, would take seconds for large matrices.
-    small = {dtype: matmul_flops(dtype, cpu, SMALL) for dtype in DTYPES}
-    return small["bf16"] > small["fp32"] and cpu_peak("bf16") > BF16_SPEEDUP * cpu_peak("fp32")
-
-
-@functools.cache
-def cpu_peak(dtype: str) -> float:
-    return matmul_flops(dtype, torch.device("cpu"), LARGE)
 
 
 def matmul_flops(dtype: str, device: torch.device, size: int) -> float:

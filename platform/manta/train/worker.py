@@ -119,8 +119,10 @@ def setup(
     threads = c.threads_per_worker or _share_of_cpus()
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
-    dtype = state.dtype or _agreed(find_device(c.dtype, bool(c.gpus_per_worker), threads).dtype)
-    device = find_device(dtype, bool(c.gpus_per_worker), threads)
+    device = find_device(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
+    dtype = _agreed(device.dtype)
+    if dtype != device.dtype:
+        device = find_device(dtype, bool(c.gpus_per_worker), threads)
     c = _decided(c, model, device, state)
     may_skip = c.data.on_corrupt == "skip"
     best_fit = c.data.packing == "best_fit"
@@ -169,8 +171,8 @@ def setup(
     watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank, say))
     saver = Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat)
     return Run(
-        c.run_folder, c, model, tokenizer, device, engine, saver, state, batches, val, logbook,
-        ledger, Detector(c.spikes, state.spikes), Signals([saver.asked]), watchdog,
+        c.run_folder, c, model, tokenizer, device.probed_again(), engine, saver, state, batches,
+        val, logbook, ledger, Detector(c.spikes, state.spikes), Signals([saver.asked]), watchdog,
         log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
     )  # fmt: skip
 
