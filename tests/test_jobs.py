@@ -31,6 +31,19 @@ from manta.train.settings import PretrainConfig
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
+def test_all_that_a_worker_says_arrives_in_order_before_it_ends() -> None:
+    def work(queue: Any, count: int) -> None:
+        with contextlib.suppress(DataError), cluster.telling(queue) as say:
+            for index in range(count):
+                say(index)
+            raise DataError("what ends the worker waits for what it has said")
+
+    said: list[int] = []
+    with cluster.listening(said.append) as queue:
+        ray.get(ray.remote(num_cpus=0)(work).remote(queue, 200))
+    assert said == list(range(200))
+
+
 @pytest.fixture(scope="module")
 def trained(load_job: Callable[[str], Any], prepared: Path, corpus: Path) -> tuple[Path, str]:
     """A home with a run named first/pulse, and what its job said."""

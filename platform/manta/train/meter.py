@@ -108,8 +108,9 @@ def _write(
     losses: list[float],
     totals: Tensor,
 ) -> None:
+    goodput = run.ledger.goodput
     for record, loss, (mark, skipped) in zip(records, losses, totals.tolist(), strict=True):
-        record["loss"], record["goodput"] = loss, run.ledger.goodput
+        record["loss"], record["goodput"] = loss, goodput
         record["fingerprint"], record["skipped_tokens"] = f"{mark % 2**64:016x}", skipped
         if not run.log_fingerprint:
             del record["fingerprint"]

@@ -202,4 +202,5 @@ class _Worker:
         self.function, self.queue = function, queue
 
     def __call__(self, arguments: dict[str, Any]) -> None:
-        self.function(arguments, self.queue.put)
+        with cluster.telling(self.queue) as say:
+            self.function(arguments, say)
