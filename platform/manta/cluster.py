@@ -69,9 +69,27 @@ def connect(own: bool = False, **local: Any) -> None:
     for setting in ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver"):
         os.environ.setdefault(setting, "0")
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
-    ray.init(address="local", **common, **(store | local))
+    with _apart_from_this_group():
+        ray.init(address="local", **common, **(store | local))
     _protect_token()  # Ray may have just made it
     print("started a local Ray for this job", flush=True)
+
+
+_APART = threading.Event()
+if sys.platform == "linux":  # (elsewhere Ray ends its processes by their group)
+    os.register_at_fork(after_in_child=lambda: os.setpgrp() if _APART.is_set() else None)
+
+
+@contextlib.contextmanager
+def _apart_from_this_group() -> Iterator[None]:
+    """Processes that Ray starts here are no part of this one's process group. What ends a job often
+    tells its whole group (`timeout`, a batch system): this process answers SIGTERM by saving, for
+    which its Ray has to live. It ends with this process in any case."""
+    _APART.set()
+    try:
+        yield
+    finally:
+        _APART.clear()
 
 
 def _join(common: dict[str, Any]) -> bool:

@@ -32,6 +32,7 @@ class Job:
                 "RAY_AUTH_MODE": "token",
                 "RAY_ADDRESS": "local",
             },
+            start_new_session=True,  # and so a process group of its own, which may be told to end
         )
         self.started = time.monotonic()
         self.lines: list[str] = []

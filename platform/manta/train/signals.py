@@ -51,7 +51,8 @@ class Signals:
         if self._group is not None:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
         asked = Asked(sum(flag for flag, is_set in zip(Asked, flags, strict=False) if is_set))
-        if flags[-1] and self.shared is not None:
+        is_leaving = bool(asked & (Asked.MOVE | Asked.STOP))  # and Ray may be, too
+        if flags[-1] and self.shared is not None and not is_leaving:
             asked |= self.shared()
             self._shared_at = time.monotonic()
         return asked
