@@ -19,6 +19,7 @@ ORDER = [
     "progress",
     "plot",
     "cluster",
+    "messages",
     "job",
     "text",
     "model",
@@ -51,8 +52,8 @@ ROOMS = {
     "ray.train": ["train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
     "ray": [
-        "cluster", "data", "train/patience", "train/supervise", "train/worker", "sweep",
-        "evaluate/farm",
+        "cluster", "messages", "data", "train/patience", "train/supervise", "train/worker",
+        "sweep", "evaluate/farm",
     ],
 }  # fmt: skip
 

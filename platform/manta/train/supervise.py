@@ -13,7 +13,7 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
-from manta import cluster, storage
+from manta import cluster, messages, storage
 from manta import config as configs
 from manta.data.manifest import Manifest
 from manta.errors import Moving, TrainingError
@@ -52,7 +52,7 @@ class Supervisor:
             RuntimeError: the workers have failed too often without a new checkpoint.
         """
         patience = Patience(self.c, self.say)
-        with cluster.requests() as requests, _told_to_stop(requests, self.say) as told:
+        with messages.requests() as requests, _told_to_stop(requests, self.say) as told:
             while True:
                 try:
                     self._fit(requests)
@@ -167,7 +167,7 @@ def fit(
     use_gpu = bool(c.gpus_per_worker)
     resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
     records_filesystem, records = storage.filesystem(storage.join(c.home_folder, "ray"))
-    with cluster.listening(say) as queue:
+    with messages.listening(say) as queue:
         trainer = TorchTrainer(
             _Worker(function, queue),
             train_loop_config=arguments,
@@ -202,5 +202,5 @@ class _Worker:
         self.function, self.queue = function, queue
 
     def __call__(self, arguments: dict[str, Any]) -> None:
-        with cluster.telling(self.queue) as say:
+        with messages.telling(self.queue) as say:
             self.function(arguments, say)

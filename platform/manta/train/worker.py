@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from manta import config as configs
 from manta import storage
-from manta.cluster import gauges, mailbox
+from manta.cluster import gauges
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.errors import Moving
+from manta.messages import mailbox
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
 from manta.text.tokenizer import Tokenizer
