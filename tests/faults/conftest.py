@@ -11,8 +11,8 @@ from faults.inject import SEED
 from faults.jobs import final, job
 from faults.runs import KEYS
 
-# Long enough for somebody outside to act in the middle of it.
-LONGER = ["total_tokens=102400", "eval.tokens=64", "checkpoint.every=50"]  # 400 steps
+# 400 steps, long enough for somebody outside to act in the middle of them (on a fast machine, too).
+LONGER = ["total_tokens=409600", "tokens_per_batch=1024", "eval.tokens=64", "checkpoint.every=50"]
 HEAD = """| fault | what happened | steps lost | seconds to the next step | final weights |
 |---|---|---|---|---|
 """

@@ -81,7 +81,7 @@ def test_an_elastic_run_takes_in_a_node_that_comes(
 ) -> None:
     """Ray looks for room once a minute; the workers are started again."""
     keys = ["num_workers=[1,2]", "zero_stage=2", "event=come", "log_every=10"]
-    longer = ["total_tokens=10240000", "checkpoint.every=200", "eval.every=100000"]
+    longer = ["total_tokens=40960000", "checkpoint.every=200", "eval.every=100000"]
     it = Job("node-come", [*arguments, *keys, *longer], Path(__file__).with_name("nodes.py"))
     try:
         it.wait_for("come: another node")
