@@ -64,8 +64,8 @@ def test_a_job_that_is_ended_goes_on_when_it_is_started_again(
         "raylet": "SIGKILL of the job's raylet",
         "gcs_server": "SIGKILL of Ray's head",
     }
-    happened = f"exit code {code}; the same command went on"
-    seconds = moment - second.started
+    happened = f"exit code {code}; the same command went on" if code else "trained to its end"
+    seconds = moment - second.started if code else None
     note(what.get(fault, f"{fault} of the job"), happened, lost, seconds, "identical")
 
 
