@@ -8,6 +8,7 @@ Takes the configs of jobs/pretrain.py, which prepares what is missing by itself.
 again goes on where one was stopped.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main(config: PretrainConfig) -> None:
         print(prepare.summary(manifest))
         if not is_new:
             print(f"it was there already; to prepare it anew, delete {manifest.path}")
-    arguments = " ".join(sys.argv[1:])
+    arguments = shlex.join(sys.argv[1:])
     print(f"look   python jobs/inspect.py dataset={manifest.name}")
     print("next   python jobs/pretrain.py" + (f" {arguments}" if arguments else ""))
 

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "platform" / "manta"
 ORDER = [
     "errors",
     "security",
+    "arguments",
     "config",
     "storage",
     "lock",
@@ -33,9 +34,9 @@ ORDER = [
 
 # Which files, by prefix, may import a library.
 ROOMS = {
-    "omegaconf": ["config"],
+    "omegaconf": ["arguments"],
     "pydantic": ["config"],
-    "yaml": ["config"],
+    "yaml": ["arguments"],
     "tqdm": ["progress"],
     "psutil": ["bench", "train/build"],
     "datasets": ["text/sources", "evaluate/suites"],

@@ -4,7 +4,8 @@ The rooms, in the order that data flows; imports point up this list, never down:
 
     errors      what a person can mend
     security    versions with known holes
-    config      frozen configs from YAML and key=value                  [omegaconf, pydantic]
+    arguments   YAML files and key=value as one tree                    [omegaconf]
+    config      frozen, checked configs                                 [pydantic]
     storage     files, local or in an object store                      [pyarrow.fs]
     progress    a bar, or now and then a line                           [tqdm]
     plot        the loss curve, document lengths, as PNG                [matplotlib]

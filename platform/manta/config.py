@@ -7,8 +7,8 @@ A config class lives beside the code that it configures and is composed upward:
         lr: PositiveFloat = 1e-3
         '''Peak learning rate.'''
 
-`load` reads YAML and arguments (OmegaConf), converts and checks types (pydantic), then asks every
-config for problems that span keys (`problems()`), and reports all of them at once.
+`load` reads YAML and arguments (arguments.py), converts and checks types (pydantic), then asks
+every config for problems that span keys (`problems()`), and reports all of them at once.
 """
 
 import copy
@@ -19,15 +19,13 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from manta import arguments
+from manta.arguments import groups_of
 from manta.errors import ConfigError
 
 C = TypeVar("C")
@@ -60,90 +58,14 @@ OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 VocabSize = Annotated[int, BeforeValidator(_no_bool), Field(ge=257, le=1 << 20)]
 
 
-def load(cls: type[C], arguments: Sequence[str] = ()) -> C:
-    """`[config.yaml ...] [key=value ...]`, later ones over earlier ones, as a `cls`.
-
-    Groups are merged. A value that is a dict is replaced, unless the argument names one of its
-    entries: `mix={a: 1}` is the whole mix, `mix.a=1` its part of a.
+def load(cls: type[C], given: Sequence[str] = ()) -> C:
+    """`[config.yaml ...] [key=value ...]`, later ones over earlier ones, as a `cls`; how each is
+    read, `arguments.read` says.
 
     Raises:
         ConfigError: with every problem found, one to a line.
     """
-    tree: Any = {}
-    for argument in arguments:
-        over = _with_text_keys(OmegaConf.to_container(_read(argument)))
-        _drop_replaced(cls, tree, over, 0 if is_file(argument) else _depth(argument))
-        try:
-            tree = OmegaConf.to_container(OmegaConf.merge(tree, over))
-        except (OmegaConfBaseException, TypeError) as e:
-            raise ConfigError(
-                f"'{argument}' does not fit the arguments before it: {_first_line(e)}"
-            ) from None
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-    except OmegaConfBaseException as e:
-        raise ConfigError(f"the config cannot be resolved: {_first_line(e)}") from None
-    if not isinstance(plain, dict):
-        raise ConfigError("a config is a mapping of keys to values, not a list")
-    return from_dict(cls, {str(key): value for key, value in plain.items()})
-
-
-def _read(argument: str) -> Any:
-    key, equals, _ = argument.partition("=")
-    try:
-        if equals and not is_file(argument):
-            if not key.strip():
-                raise ConfigError(f"'{argument}': a key is missing before '='")
-            return OmegaConf.from_dotlist([argument])
-        if not is_file(argument):
-            raise ConfigError(
-                f"'{argument}': no such config file (arguments are a YAML file or key=value)"
-            )
-        loaded = OmegaConf.load(argument)
-        if not OmegaConf.is_dict(loaded):
-            raise ConfigError(f"{argument}: a config is a mapping of keys to values")
-        return loaded
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as e:
-        raise ConfigError(f"'{argument}' cannot be read: {_first_line(e)}") from None
-
-
-def _with_text_keys(tree: Any) -> Any:
-    """With `8000: x` as `'8000': x`, which is what an argument and `to_yaml` make of it."""
-    if not isinstance(tree, dict):
-        return tree
-    return {str(k) if type(k) is int else k: _with_text_keys(v) for k, v in tree.items()}
-
-
-def _depth(argument: str) -> int:
-    """How many names lead to the value: 2 for optimizer.lr=1, mix[a]=1 or mix.v1\\.5=1."""
-    return len(re.findall(r"(?:\\.|[^.\[\]\\])+", argument.partition("=")[0]))
-
-
-def _drop_replaced(cls: type | None, tree: Any, over: Any, depth: int) -> None:
-    """Takes the dicts out of `tree` that are values, not groups, and are given anew by an argument
-    whose key has `depth` names."""
-    groups = {} if cls is None else _groups_of(cls)
-    for key, value in over.items():
-        if not isinstance(value, dict) or not isinstance(tree.get(key), dict):
-            continue
-        if key not in groups and depth <= 1:
-            del tree[key]
-        else:
-            _drop_replaced(groups.get(key), tree[key], value, depth - 1)
-
-
-def _groups_of(cls: type) -> dict[str, type]:
-    """The keys of a config that are configs themselves."""
-    hints = typing.get_type_hints(cls)
-    return {k: h for k, h in hints.items() if isinstance(h, type) and dataclasses.is_dataclass(h)}
-
-
-def is_file(argument: str) -> bool:
-    """Whether an argument is a config file, not key=value."""
-    try:
-        return Path(argument).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a NUL: a value
-        return False
+    return from_dict(cls, arguments.read(cls, given))
 
 
 def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
@@ -209,18 +131,14 @@ def to_dict(made: Any) -> dict[str, Any]:
 
 def to_yaml(made: Any) -> str:
     """A config, or a plain tree, as a file that `load` reads."""
-    tree = to_dict(made) if dataclasses.is_dataclass(made) else made
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    if any(break_ in text for break_ in "\x85\u2028\u2029"):  # written raw, and read as a space
-        text = yaml.safe_dump(tree, sort_keys=False)
-    return text
+    return arguments.to_yaml(to_dict(made) if dataclasses.is_dataclass(made) else made)
 
 
 def differences(made: Any) -> dict[str, Any]:
     """What of a config differs from its defaults, as a tree that `from_dict` reads back equal."""
 
     def differing(cls: type, tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-        groups = _groups_of(cls)
+        groups = groups_of(cls)
         found: dict[str, Any] = {}
         for key, value in tree.items():
             if key in groups:
@@ -241,7 +159,7 @@ def _presets_of(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
     """The keys of a tree from which defaults follow (a class names them in `sources`), and nothing
     else of it."""
     found = {key: tree[key] for key in getattr(cls, "sources", ())}
-    for key, group in _groups_of(cls).items():
+    for key, group in groups_of(cls).items():
         found[key] = _presets_of(group, tree[key])
     return found
 
@@ -319,7 +237,7 @@ def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -
     if hasattr(cls, "beneath"):
         below = _merged(below, cls.beneath(tree))
     tree = _merged(below, tree)
-    for key, group in _groups_of(cls).items():
+    for key, group in groups_of(cls).items():
         if isinstance(tree.get(key), dict):
             tree[key] = _expand(group, tree[key], f"{prefix}{key}.", problems)
     return tree
@@ -364,7 +282,3 @@ def _elsewhere(cls: type, name: str) -> str:
     leaves = {key.rpartition(".")[2]: key for key, *_ in _fields(cls, "")}
     near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.6)
     return f"; did you mean {leaves[near[0]]}?" if near else "; see --help for all keys"
-
-
-def _first_line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:200]

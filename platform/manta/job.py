@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from manta import config as configs
+from manta.arguments import is_file
 from manta.errors import MantaError
 from manta.security import check_versions
 
 C = TypeVar("C")
 
-
+KEYS = """
+Keys, with their types and defaults. A str is taken exactly as it is given (where the type has null,
+that word means none); values of other types are YAML.
+"""
 # Names of another model than a default config's, and so of another recipe.
 OTHER_MODEL = ("model.preset=", "model.family=", "model.depth=", "init.checkpoint=")
 
@@ -32,7 +36,7 @@ def run_job(
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print((inspect.getdoc(sys.modules[main.__module__]) or "").strip())
-        print("\nKeys, with their types and defaults:\n")
+        print(KEYS)
         if default is not None:
             print(f"  (without a config file, those of {default} go over them)\n")
         print(configs.help_text(config_class))
@@ -61,7 +65,7 @@ def run_job(
 
 def with_default(arguments: list[str], default: Path | None) -> list[str]:
     """The arguments, after the default config where they want it."""
-    names_another = any(configs.is_file(a) or a.startswith(OTHER_MODEL) for a in arguments)
+    names_another = any(is_file(a) or a.startswith(OTHER_MODEL) for a in arguments)
     return arguments if default is None or names_another else [str(default), *arguments]
 
 

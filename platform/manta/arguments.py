@@ -1,0 +1,192 @@
+"""What a person gives a job, YAML files and `key=value`, as one tree; and a tree as such a file.
+
+The type of a key decides how `key=value` is read: a text is taken as it is, all else is YAML.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from manta.errors import ConfigError
+
+
+def read(cls: type, arguments: Sequence[str]) -> dict[str, Any]:
+    """`[config.yaml ...] [key=value ...]` for the config class `cls`, later ones over earlier ones,
+    as a tree that is not checked yet.
+
+    A key whose type is text (str, or str | None) takes all that follows the first '=' as it is; of
+    one that may be None, the bare word null means that. The value of any other key is YAML.
+
+    Groups are merged. A value that is a dict is replaced, unless the argument names one of its
+    entries: `mix={a: 1}` is the whole mix, `mix.a=1` its part of a.
+
+    Raises:
+        ConfigError: an argument cannot be read, or does not fit those before it.
+    """
+    tree: Any = {}
+    for argument in arguments:
+        over, depth = _read(cls, argument)
+        _drop_replaced(cls, tree, over, depth)
+        try:
+            tree = OmegaConf.to_container(OmegaConf.merge(_container(tree), _container(over)))
+        except (OmegaConfBaseException, TypeError) as e:
+            raise ConfigError(
+                f"'{argument}' does not fit the arguments before it: {_first_line(e)}"
+            ) from None
+    try:
+        plain = OmegaConf.to_container(_container(tree), resolve=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"the config cannot be resolved: {_first_line(e)}") from None
+    if not isinstance(plain, dict):
+        raise ConfigError("a config is a mapping of keys to values, not a list")
+    found: dict[str, Any] = _each(plain, lambda v: str(v) if isinstance(v, _Text) else v)
+    return {str(key): value for key, value in found.items()}
+
+
+def is_file(argument: str) -> bool:
+    """Whether an argument is a config file, not key=value."""
+    try:
+        return Path(argument).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL: a value
+        return False
+
+
+def groups_of(cls: type) -> dict[str, type]:
+    """The keys of a config that are configs themselves."""
+    hints = typing.get_type_hints(cls)
+    return {k: h for k, h in hints.items() if isinstance(h, type) and dataclasses.is_dataclass(h)}
+
+
+def to_yaml(tree: Any) -> str:
+    """A plain tree as a file that `read` reads back equal."""
+    tree = _each(tree, _escaped)
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if any(break_ in text for break_ in "\x85\u2028\u2029"):  # written raw, and read as a space
+        text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes also around a text such as 1e3, which is a number to OmegaConf alone."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+class _Text:
+    """A text that OmegaConf leaves alone: in a str, `${key}` and `???` have a meaning to it."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __str__(self) -> str:  # what `${key}` in a file becomes, where that key has this text
+        return self._text
+
+
+def _container(tree: Any) -> Any:
+    return OmegaConf.create(tree, flags={"allow_objects": True})
+
+
+def _tree_of(container: Any) -> Any:
+    """What OmegaConf has read, as a tree in which all texts but those with `${key}` are final."""
+    tree = _with_text_keys(OmegaConf.to_container(container))
+    return _each(tree, lambda v: _Text(v) if isinstance(v, str) and "${" not in v else v)
+
+
+def _each(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """A tree with `change(value)` in place of each value in its dicts and lists."""
+    if isinstance(tree, dict):
+        return {key: _each(value, change) for key, value in tree.items()}
+    return [_each(v, change) for v in tree] if isinstance(tree, list) else change(tree)
+
+
+def _escaped(value: Any) -> Any:
+    """A text as OmegaConf has to find it in a file, to read it as it is."""
+    if not isinstance(value, str):
+        return value
+    escape = "\\" if re.fullmatch(r"\\+\?{3}", value) else ""
+    return escape + re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+
+
+def _read(cls: type, argument: str) -> tuple[dict[str, Any], int]:
+    """What an argument says, as a tree; and how many names lead to its value: 2 for optimizer.lr=1,
+    mix[a]=1 or mix.v1\\.5=1, 0 for a file."""
+    parts = re.match(r"((?:\\[.=\[\]]|[^=])*+)=(.*)", argument, re.DOTALL)
+    try:
+        if is_file(argument):
+            loaded = OmegaConf.load(argument)
+            if not OmegaConf.is_dict(loaded):
+                raise ConfigError(f"{argument}: a config is a mapping of keys to values")
+            return _tree_of(loaded), 0
+        if parts is None:
+            raise ConfigError(
+                f"'{argument}': no such config file (arguments are a YAML file or key=value)"
+            )
+        key, text = parts.groups()
+        if not key.strip():
+            raise ConfigError(f"'{argument}': a key is missing before '='")
+        names = _names(key)
+        kind = _kind_of(cls, names)
+        if kind not in (str, str | None):
+            return _tree_of(OmegaConf.from_dotlist([argument])), len(names)
+        value: Any = None if text == "null" and kind is not str else _Text(text)
+        for name in reversed(names):
+            value = {name: value}
+        return value, len(names)
+    except (OmegaConfBaseException, yaml.YAMLError, LookupError, ValueError, OSError) as e:
+        raise ConfigError(f"'{argument}' cannot be read: {_first_line(e)}") from None
+
+
+def _names(key: str) -> list[str]:
+    """The names in a key, as OmegaConf reads them: a and b of a.b or a[b]."""
+    names, tree = [], OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}="]))
+    while isinstance(tree, dict):
+        ((name, tree),) = tree.items()
+        names.append(str(name))
+    return names
+
+
+def _kind_of(kind: Any, names: Sequence[str]) -> Any:
+    """The type of the value to which names lead in a config; None where there is no such key."""
+    for name in names:
+        if dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind)
+            kind = hints.get(name, hints.get(f"{name}_"))  # (a word of Python's, such as `from`)
+        else:
+            kind = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+    return kind
+
+
+def _with_text_keys(tree: Any) -> Any:
+    """With `8000: x` as `'8000': x`, which is what an argument and `to_yaml` make of it."""
+    if not isinstance(tree, dict):
+        return tree
+    return {str(k) if type(k) is int else k: _with_text_keys(v) for k, v in tree.items()}
+
+
+def _drop_replaced(cls: type | None, tree: Any, over: Any, depth: int) -> None:
+    """Takes the dicts out of `tree` that are values, not groups, and are given again by an argument
+    whose key has `depth` names."""
+    groups = {} if cls is None else groups_of(cls)
+    for key, value in over.items():
+        if not isinstance(value, dict) or not isinstance(tree.get(key), dict):
+            continue
+        if key not in groups and depth <= 1:
+            del tree[key]
+        else:
+            _drop_replaced(groups.get(key), tree[key], value, depth - 1)
+
+
+def _first_line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:200]
