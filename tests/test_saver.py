@@ -1,6 +1,7 @@
 """Saving beside training: whole or absent, whatever the disk says; on two ranks."""
 
 import errno
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +13,20 @@ import torch.distributed as dist
 from faults.damage import DAMAGE, flip
 from safetensors.torch import load_file
 from test_fragments import train
-from test_optimizer import engine_of, on_ranks
+from test_optimizer import device, engine_of, on_ranks
 
 from manta import storage
+from manta.bench import stages
 from manta.config import load
 from manta.errors import CheckpointError, ConfigError
+from manta.model.cost import parameters
+from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers
 from manta.train import checkpoint, fragments, listing
 from manta.train import engine as engines
 from manta.train import saver as savers
 from manta.train.checkpoint import CheckpointConfig, TrainState
+from manta.train.host_memory import ALIGNMENT
 from manta.train.listing import CheckpointsConfig
 from manta.train.optimizer import OptimizerConfig
 from manta.train.saver import Saver
@@ -99,12 +104,125 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     saver.finish()  # each has waited for the one before
     found["pruned"] = [Path(path).name for path in checkpoint.find(run)]
     found["lines"] = lines
+
+    # Memory that rank 1 cannot lock is said once; that of all copies is given back at the end.
+    told: list[str] = []
+    saver = Saver(f"{folder}/unlocked", c, model, tokenizer, told.append)
+    if rank == 1:
+        saver._memory.problem = "out of memory"
+    for step in (8, 9):
+        saver.save(engine, TrainState(step=step))
+    held = saver._memory.size
+    saver.close()
+    found["told"] = [line for line in told if "saved to" not in line]
+    found["given back"] = held > 0 and saver._memory.size == 0
+    return found
+
+
+def run_stages(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    """What the copies of each stage take, and where they are at the next save."""
+    found: dict[str, Any] = {}
+    for stage in (0, 1, 2, 3):
+        engine = engine_of("modern", OptimizerConfig(), stage)
+        tokenizer = tokenizers.train([TEXT], 257)
+        saver = Saver(
+            f"{folder}/{stage}", CheckpointConfig(), engine.module.config, tokenizer, print
+        )
+        train(engine, range(1))
+        places = []
+        for step in (1, 2):
+            saver.save(engine, TrainState(step=step))
+            places.append(view.data_ptr() for _, view in saver._memory._places.values())
+        saver.finish()
+        path = Path(checkpoint.path_of(f"{folder}/{stage}", 2))
+        share = load_file(path / f"optimizer/rank-{rank:05d}.safetensors")
+        weights = engines.full_weights(engine)
+        copied = [*share.values(), *weights.values()]
+        found[f"{stage}"] = {
+            "blocks": len(saver._memory._blocks),
+            "waste": saver._memory.size - sum(values.nbytes for values in copied),
+            "copies": len(copied),
+            "stays": list(places[0]) == list(places[1]),
+        }
+        saver.close()
     return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return on_ranks(run_rank, 2, tmp_path_factory.mktemp("saver"))
+
+
+def test_each_stage_copies_into_one_block_without_waste_and_keeps_it(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    for stage, it in on_ranks(run_stages, 2, tmp_path_factory.mktemp("stages")).items():
+        assert it["blocks"] == 1 and it["stays"], stage
+        assert 0 <= it["waste"] < it["copies"] * ALIGNMENT, stage
+
+
+def test_memory_that_cannot_be_locked_is_said_once_and_all_is_given_back(
+    found: dict[str, Any],
+) -> None:
+    (line,) = found["told"]
+    assert "worker(s) 1 (out of memory)" in line and "ulimit -l" in line
+    assert found["given back"]
+
+
+# --- what a save holds ---------------------------------------------------------------------------
+
+STATUS = Path("/proc/self/status")
+BESIDE = 24 << 20  # bytes that a save may hold beside the copy: what libraries allocate at first
+
+
+def resident(line: str) -> int:
+    """Bytes of this process: VmRSS, now; VmHWM, the most since they were last forgotten."""
+    lines = STATUS.read_text().splitlines()
+    return next(1024 * int(text.split()[1]) for text in lines if text.startswith(f"{line}:"))
+
+
+def run_large(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    """The most that saves of 332 MB of state hold, on a machine on which a GPU is seen."""
+    model = stages.MODEL
+    stages._return_freed_memory()
+    engine = engines.make_engine(
+        GPT(model),
+        OptimizerConfig(),
+        device(),
+        zero_stage=0,
+        micro_batch_size=1,
+        grad_accum_steps=1,
+    )
+    tokens = torch.randint(model.vocab_size or 0, (1, 9))
+    loss = engine(tokens[:, :-1], tokens[:, 1:].contiguous())
+    engines.backward_and_step(engine, loss, 1.0, is_last=True)
+    del loss
+    found: dict[str, Any] = {"state": 12 * parameters(model).total}
+    torch.cuda.is_available = lambda: True  # and CUDA, asked for anything, would raise here
+    for name, run in {"disk": f"{folder}/run", "store": f"local://{folder}/far"}.items():
+        tokenizer = tokenizers.train([TEXT], 257)
+        saver = Saver(run, CheckpointConfig(), model, tokenizer, lambda line: None)
+        gc.collect()
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        saver.save(engine, TrainState(step=1))
+        saver.finish()
+        peak = resident("VmHWM")
+        saver.close()
+        found[name] = {"peak": peak - before, "left": resident("VmRSS") - before}
+        checkpoint.verify(checkpoint.path_of(run, 1))
+    return found
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="reads Linux's /proc")
+def test_a_save_holds_one_copy_of_the_state_and_gives_it_back(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    found = on_ranks(run_large, 1, tmp_path_factory.mktemp("large"))
+    print(found)
+    for place in ("disk", "store"):
+        assert found["state"] <= found[place]["peak"] < found["state"] + BESIDE, place
+        assert found[place]["left"] < BESIDE, place
 
 
 def test_training_goes_on_while_what_was_copied_is_written(found: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
             for key, seconds in times.items() if index else ():  # the first round warms up
                 found.setdefault(key, []).append(seconds)
     finally:
+        saver.close()
         storage.delete_folder(folder)
     return {
         "device": device.description,

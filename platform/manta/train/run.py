@@ -73,7 +73,7 @@ class Run:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self.saver.wait()
+        self.saver.close()
         self.ledger.write(last=True)
         self.watchdog.close()
         if self.logbook is not None:

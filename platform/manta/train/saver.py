@@ -3,6 +3,9 @@
 Training waits for the copy only. Then each rank's thread writes that rank's files, in full and
 onto the disk, the ranks tell each other how that went, and rank 0 writes the manifest that makes
 them a checkpoint. One save is under way at a time: a next one waits for it.
+
+The copy is all that a save holds in memory. What goes to an object store is first written to this
+machine's temporary folder, one file at a time: $TMPDIR should be on a disk.
 """
 
 import dataclasses
@@ -15,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint, fragments
 from manta.train import engine as engines
 from manta.train.checkpoint import CheckpointConfig, TrainState
+from manta.train.host_memory import HostMemory, Spec
 from manta.train.signals import Asked
 
 # Of which no second attempt is of use.
@@ -63,7 +66,8 @@ class Saver:
         self._run, self._c, self._model, self._tokenizer = run, c, model, tokenizer
         self._say, self._beat = say, beat
         self._group = dist.new_group(backend="gloo")  # of its own: its calls come from the threads
-        self._buffers: dict[str, Tensor] = {}
+        self._memory = HostMemory()
+        self._has_room = self._has_told = False
         self._thread: threading.Thread | None = None
         self._last_time = time.monotonic()
         self._cost = 1.0  # seconds of the last save; a guess until one has been
@@ -75,10 +79,11 @@ class Saver:
         """Copies what a checkpoint is made of, and has it written; the seconds that this took."""
         started = time.perf_counter()
         self.wait()
-        share = fragments.copy_state(engine, self._copy)
-        weights = engines.full_weights(engine, self._copy)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if not self._has_room:  # on all ranks alike
+            self._make_room(engine)
+        share = fragments.copy_state(engine, self._memory.copy)
+        weights = engines.full_weights(engine, self._memory.copy)
+        self._memory.wait()
         waited = time.perf_counter() - started
         self._last_time, self.last_step = time.monotonic(), state.step
         path = checkpoint.path_of(self._run, state.step)
@@ -109,13 +114,26 @@ class Saver:
         if self.problem is not None:
             raise CheckpointError(f"{self.problem}; then run the same again: it goes on from there")
 
-    def _copy(self, name: str, values: Tensor) -> Tensor:
-        """On the CPU, in memory that the next save takes too."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != values.shape:
-            buffer = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-            self._buffers[name] = buffer
-        return buffer.copy_(values.detach(), non_blocking=True)
+    def close(self) -> None:
+        """Waits until nothing is being written, and gives the memory of the copies back."""
+        self.wait()
+        problem, self._has_room = self._memory.release(), False
+        if problem is not None:
+            self._say(f"the memory of the checkpoints' copies could not be unlocked: {problem}")
+
+    def _make_room(self, engine: Any) -> None:
+        """Has memory for the copies, which later saves take too; in one piece, so that its size is
+        found first."""
+        specs: dict[str, Spec] = {}
+
+        def note(name: str, values: Tensor) -> Tensor:
+            specs[name] = Spec.of(values)
+            return values
+
+        fragments.copy_state(engine, note)
+        engines.full_weights(engine, note)
+        self._memory.reserve(specs)
+        self._has_room = True
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
@@ -133,11 +151,12 @@ class Saver:
         written: dict[str, Any] = {}
         if problem is None:
             problem = _attempt(lambda: written.update(self._write_share(snapshot, staging)))
-        everyone = self._everyone((problem, written))
-        problem = _first([found for found, _ in everyone])
+        everyone = self._everyone((problem, written, self._memory.problem))
+        problem = _first([found for found, *_ in everyone])
         if rank == 0:
+            self._tell_of_memory([unlocked for *_, unlocked in everyone])
             if problem is None:
-                shares = [share for _, share in everyone]
+                shares = [share for _, share, _ in everyone]
                 problem = _attempt(lambda: _commit(path, shares))
             if problem is not None:
                 _attempt(lambda: storage.delete_folder(path))  # room for the next one
@@ -169,14 +188,25 @@ class Saver:
         (folder / checkpoint.OPTIMIZER).mkdir(parents=True, exist_ok=True)
         name = f"{checkpoint.OPTIMIZER}/rank-{rank:05d}.safetensors"
         entry = fragments.write(snapshot.share, folder / name)
-        names = [name]
+        files = checkpoint.place(path, folder, [name], self._beat)
         if rank == 0:
             weights = {n: unpadded(n, w, self._model) for n, w in snapshot.weights.items()}
-            names += checkpoint.write_model(
+            names = checkpoint.write_model(
                 folder, self._model, weights, self._tokenizer, snapshot.state
             )
-        self._beat()
-        return {"files": checkpoint.place(path, folder, names, self._beat), "state": entry}
+            files |= checkpoint.place(path, folder, names, self._beat)
+        return {"files": files, "state": entry}
+
+    def _tell_of_memory(self, problems: list[str | None]) -> None:
+        """Says, once, on which workers a GPU's copies take longer than they need to."""
+        ranks = [str(rank) for rank, problem in enumerate(problems) if problem is not None]
+        if ranks and not self._has_told:
+            self._has_told = True
+            self._say(
+                f"checkpoints: memory for the copies could not be locked on worker(s) "
+                f"{', '.join(ranks)} ({_first(problems)}): training waits longer for each; allow "
+                "more locked memory there (ulimit -l)"
+            )
 
     def _everyone(self, value: Any) -> list[Any]:
         """What each rank has."""
