@@ -205,6 +205,11 @@ def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> 
     Raises:
         ClusterError: it cannot.
     """
+    if gpus and sys.platform == "darwin":  # Ray counts a Mac's GPU as one
+        raise ClusterError(
+            "Manta computes on GPUs through CUDA, which a Mac's lacks: set gpus_per_worker=0 "
+            "(jobs/evaluate.py: gpus=0)"
+        )
     import ray
     from ray.autoscaler.sdk import request_resources
 
@@ -226,12 +231,19 @@ def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> 
 
 
 def capacity(cpus: float, gpus: float) -> int:
-    """How many workers of `cpus` CPUs and `gpus` GPUs the nodes hold, each worker on one node."""
+    """How many workers of `cpus` CPUs and `gpus` GPUs the nodes hold, each worker on one node, and
+    each that has a share of a GPU on one GPU."""
     import ray
 
     bundle = _bundle(cpus, gpus)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(min(int(node.get(name, 0) / n) for name, n in bundle.items()) for node in alive)
+    return sum(min(_times(name, n, node) for name, n in bundle.items()) for node in alive)
+
+
+def _times(name: str, each: float, node: dict[str, float]) -> int:
+    """How many times a node has so much of a resource; a share of a GPU is of one GPU."""
+    has = node.get(name, 0)
+    return int(has) * int(1 / each) if name == "GPU" and each < 1 else int(has / each)
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A lock on a path: of two processes that want it, one has it and the other is told who."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 from manta import storage
 from manta.errors import DataError
 
+# What a filesystem says that has no locks at all.
+WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 LEASE_SECONDS = 60.0
 SETTLE_SECONDS = 2.0
 
@@ -23,11 +26,11 @@ def lock(path: str, what: str) -> Iterator[None]:
     """Holds `path` while the block runs.
 
     On a local disk the kernel's lock is used: it goes with the process, however that ends. In an
-    object store, which has none, a lease is renewed while the block runs, and holds for
-    LEASE_SECONDS after its owner has died.
+    object store, or on a filesystem without such locks, a lease is renewed while the block runs,
+    and holds for LEASE_SECONDS after its owner has died.
 
     Raises:
-        DataError: somebody else holds it; `what` says what is locked.
+        DataError: somebody else holds it (`what` says what is locked), or it cannot be locked.
     """
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
     with (_local if storage.is_local(path) else _lease)(path, what, owner):
@@ -44,6 +47,15 @@ def _local(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
         except BlockingIOError:
             f.seek(0)
             raise _held(what, f.read()) from None
+        except OSError as e:
+            if e.errno not in WITHOUT_LOCKS:  # such as a network's, whose lock service is down
+                raise DataError(
+                    f"{what}: {file} cannot be locked ({e.strerror}); mend the filesystem's locks, "
+                    "or set home= to a folder on another one"
+                ) from None
+            with _lease(path, what, owner):
+                yield
+            return
         f.truncate(0)
         f.write(json.dumps(owner))
         f.flush()

@@ -4,11 +4,13 @@ Every path is a string, absolute: "/home/me/manta/runs/a" or "s3://bucket/manta/
 A folder of results is *committed* by its manifest, which is written last and in one piece.
 """
 
+import fcntl
 import functools
 import hashlib
 import io
 import json
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from pyarrow import fs as pafs
 from manta.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
+# What of an upload may wait in memory to be sent: pyarrow takes all that it is given, and sends it
+# in parts of 10 MiB, eight at a time.
+UPLOAD_BYTES = 160 << 20
 UNFINISHED = ".tmp"
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs")
 
@@ -149,6 +154,12 @@ def _take_name(beside: str, inside: str) -> None:
 def sync(file: Path) -> None:
     """Waits until a local file's content is on the disk."""
     with file.open("rb") as f:
+        if hasattr(fcntl, "F_FULLFSYNC"):  # a Mac's fsync may leave it in the drive's own memory
+            try:
+                fcntl.fcntl(f.fileno(), fcntl.F_FULLFSYNC)
+                return
+            except OSError:
+                pass  # not every volume can do that
         os.fsync(f.fileno())
 
 
@@ -216,12 +227,20 @@ def upload(local: str | Path, path: str) -> None:
     """Copies a local file to its place, in one piece there."""
     fs, inside = filesystem(path)
     if is_local(path):
-        write_bytes(path, Path(local).read_bytes())
+        Path(inside).parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(inside)
+        shutil.copyfile(local, beside)
+        _take_name(beside, inside)
         return
     _make_parent(path)
+    waiting = 0
     with Path(local).open("rb") as source, fs.open_output_stream(inside, compression=None) as sink:
         while chunk := source.read(CHUNK_BYTES):
             sink.write(chunk)
+            waiting += len(chunk)
+            if waiting >= UPLOAD_BYTES:
+                sink.flush()  # waits until all of it is sent
+                waiting = 0
 
 
 def download(path: str, local: str | Path) -> None:

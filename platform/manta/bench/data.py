@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from manta import storage
-from manta.bench.memory import SHARED_ACTORS, MemoryWatch, total_memory
+from manta.bench.memory import COUNTED, SHARED_ACTORS, MemoryWatch, total_memory
 from manta.bench.settings import BenchConfig
 from manta.data import stream
 from manta.data.manifest import Manifest, Shard
@@ -156,6 +156,6 @@ def table(result: dict[str, Any]) -> str:
             f"wait at 1.5 M tok/s      {result['fast_consumer_wait_share']:>8.2%} of the time",
             f"memory of the stream     {result['memory_bytes'] / 1e6:>8.0f} MB over "
             f"{result['tokens_streamed'] / 1e6:,.0f} M tokens (first half "
-            f"{halves[0] / 1e6:.0f}, second {halves[1] / 1e6:.0f})",
+            f"{halves[0] / 1e6:.0f}, second {halves[1] / 1e6:.0f}), {COUNTED}",
         ]
     )

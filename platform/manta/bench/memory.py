@@ -1,5 +1,7 @@
 """How much memory Manta holds, all its processes together."""
 
+import resource
+import sys
 import threading
 
 import psutil
@@ -7,11 +9,21 @@ import psutil
 # Ray Data's own two, one each for a whole cluster, whatever the number of streams.
 SHARED_ACTORS = ("ray::_StatsActor", "ray::_AutoscalingCoordinatorActor")
 RAY_PROCESSES = ("ray::", "raylet", "gcs_server", "/ray/", "ray.util", "ray-dashboard")
+# How pages that several processes share (the object store's) are counted: what each has of them
+# (PSS), Linux alone tells.
+COUNTED_ONCE = sys.platform == "linux"
+COUNTED = "shared pages once" if COUNTED_ONCE else "shared pages in each process that has them"
+
+
+def peak_resident() -> int:
+    """The most bytes that this process has held, with all its libraries."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # KiB everywhere but on a Mac
 
 
 def total_memory(without: tuple[str, ...] = ()) -> int:
     """Bytes that this process and all of Ray's on this machine hold, but for those whose command
-    has one of these names in it; shared pages (the object store's) are counted once (PSS)."""
+    has one of these names in it; shared pages as COUNTED says."""
     total = 0
     for process in psutil.process_iter(["cmdline"]):
         command = " ".join(process.info["cmdline"] or [])
@@ -19,8 +31,11 @@ def total_memory(without: tuple[str, ...] = ()) -> int:
             continue
         if process.pid == psutil.Process().pid or any(n in command for n in RAY_PROCESSES):
             try:
-                total += process.memory_full_info().pss
-            except (psutil.Error, AttributeError):
+                if COUNTED_ONCE:
+                    total += process.memory_full_info().pss
+                else:  # (of other processes, a Mac tells even their own pages to root alone)
+                    total += process.memory_info().rss
+            except psutil.Error:
                 continue  # it ended, or is another user's
     return total
 

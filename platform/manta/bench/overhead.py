@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from manta import config as configs
 from manta import storage
-from manta.bench.memory import MemoryWatch
+from manta.bench.memory import COUNTED, MemoryWatch
 from manta.bench.settings import BenchConfig
 from manta.data import mixture
 from manta.data.manifest import Manifest
@@ -158,6 +158,6 @@ def table(result: dict[str, Any]) -> str:
             f"{min(ratios):.1%} to {max(ratios):.1%})",
             f"data wait           {result['data_wait_share']:>10.2%} of a step (median)",
             f"peak memory         {result['peak_memory_bytes'] / 2**30:>10.2f} GiB, "
-            "driver, Ray and workers together",
+            f"driver, Ray and workers together, {COUNTED}",
         ]
     )

@@ -4,7 +4,8 @@ Two plain processes on the CPU (gloo, no Ray) train through Manta's own engine f
 with sequences so short that activations do not count. Measured at three moments, when nothing
 passing is there: the engine is made; the first step is done (the optimizer has its state); a micro
 batch of the second step is done (gradients accumulate). Each is what all live tensors hold, each
-storage once, and what the process has become larger by (USS: the memory that is its own).
+storage once, and what the process has become larger by (USS: the memory that is its own). Only
+glibc gives freed memory back when it is told to: elsewhere the process's figures are too large.
 """
 
 import ctypes

@@ -171,18 +171,22 @@ def place(
     """Has files of a checkpoint in their place, and on the disk; what the manifest says of them.
 
     Args:
-        folder: that they were written to: the checkpoint's own, or one on this machine's disk.
+        folder: that they were written to: the checkpoint's own, or one on this machine's disk, from
+            which each is gone when it is in its place.
         beat: is called after each.
     """
     files = {}
     is_there = storage.is_local(path) and folder == Path(storage.filesystem(path)[1])
     for name in names:
         file = folder / name
-        storage.sync(file)
+        if is_there:
+            storage.sync(file)
         files[name] = {"size": file.stat().st_size, "sha256": storage.sha256(str(file))}
+        beat()
         if not is_there:
             storage.upload(file, storage.join(path, name))
-        beat()
+            file.unlink()
+            beat()
     return files
 
 
