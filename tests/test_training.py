@@ -21,6 +21,7 @@ from manta.config import load
 from manta.data import manifest as manifests
 from manta.data import mixture, stream
 from manta.errors import CheckpointError, ClusterError, ConfigError, DataError
+from manta.messages import Decided
 from manta.model.gpt import GPT
 from manta.train import checkpoint
 from manta.train.optimizer import make_optimizer
@@ -345,9 +346,11 @@ def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path
     keys = [f"home={home}", "name=far", "num_workers=2", "zero_stage=1"]
     half, c = tiny(tmp_path, corpus, *keys, "total_tokens=512"), tiny(tmp_path, corpus, *keys)
     mixture.ready(c.data, home, silent)
-    lines: list[str] = []
-    fit(_run_all, {"configs": [half, c], "deaths": {}}, c, lines.append, [])
-    assert any("resuming at step 2" in line for line in lines)
+    said: list[Any] = []
+    fit(_run_all, {"configs": [half, c], "deaths": {}}, c, said.append, [])
+    assert any("resuming at step 2" in line for line in said if isinstance(line, str))
+    # Rank 0 of each run has told the driver: of eight sequences, four for each worker.
+    assert [told for told in said if not isinstance(told, str)] == [Decided(micro_batch=4)] * 2
     done = ended(c)
     assert done.checkpoint == f"{home}/runs/far/checkpoints/step-00000004"
     checkpoint.verify(done.checkpoint)
@@ -367,9 +370,9 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpu
     ]  # fmt: skip
     c = tiny(prepared, corpus, *keys, "eval.patience=2")
     longer = tiny(prepared, corpus, *keys, "eval.patience=null")
-    lines: list[str] = []
-    fit(_run_all, {"configs": [c, longer], "deaths": {}}, c, lines.append, [])
-    assert any("stopping early" in line for line in lines)
+    said: list[Any] = []
+    fit(_run_all, {"configs": [c, longer], "deaths": {}}, c, said.append, [])
+    assert any("stopping early" in line for line in said if isinstance(line, str))
     early, last = checkpoint.find(c.run_folder)
     assert checkpoint.step_of(early) < c.total_steps == checkpoint.step_of(last)
     done = outcome(c, early, finished_before=True)
@@ -397,6 +400,8 @@ def test_a_run_leaves_what_a_person_looks_at(base: tuple[PretrainConfig, list[st
     evals = [r for r in map(json.loads, (folder / "metrics.jsonl").open()) if "val_loss" in r]
     assert [r["step"] for r in evals] == [0, 2, 4]
     assert any("tok/s" in line and "data wait" in line and "ETA" in line for line in lines)
+    # On a CPU, MFU is against what was measured.
+    assert all(r["mfu"] == r["mfu_of_measured"] and "memory_peak" not in r for r in steps(c))
 
 
 def test_val_loss_does_not_depend_on_the_number_of_workers(

@@ -5,10 +5,19 @@ chatter with it.
 """
 
 import contextlib
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    """What a run's workers have decided by their machines: for the driver, not for a person."""
+
+    micro_batch: int
+    """Sequences that a worker computes at once."""
 
 
 @contextlib.contextmanager

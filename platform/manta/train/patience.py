@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,15 @@ from manta.errors import MantaError, Moving
 from manta.train import checkpoint, ledger
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
+
+# What is only about memory is something else: an illegal access, shared memory of a kernel or of
+# NCCL, the guess at a reason for which Ray finds a process dead.
+OUT_OF_MEMORY = re.compile(
+    r"(?i:out of memory)|_OUT_OF_MEMORY\b|\b(OutOf|_Array)?MemoryError\b|cudaErrorMemoryAllocation"
+    r"|_STATUS_(\w+_)?ALLOC(ATION)?_FAILED\b"  # of cuBLAS, cuDNN 8 and cuDNN 9
+    r"|\b(can't|[Cc]annot) allocate memory|not enough memory: you tried to allocate"
+    r"|std::bad_alloc|\blow on memory\b"
+)
 
 
 class GivenUp(cluster.WorkersFailed):
@@ -95,5 +105,6 @@ def in_short(text: str) -> str:
 
 
 def is_out_of_memory(text: str) -> bool:
-    signs = ("OutOfMemory", "out of memory", "can't allocate memory", "low on memory")
-    return any(sign in text for sign in signs)
+    """Whether a failure, as its text (with the types of the exceptions) tells, is that a GPU or the
+    machine has no memory left: for PyTorch, CUDA, cuBLAS, cuDNN, NCCL, Python, NumPy or Ray."""
+    return OUT_OF_MEMORY.search(text) is not None

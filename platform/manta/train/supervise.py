@@ -43,6 +43,8 @@ class Supervisor:
     datasets: tuple[Manifest, ...]
     say: Callable[[str], None]
     callbacks: Callable[[], list[Any]]
+    micro_batch: int | None = None
+    """Sequences that each of the workers computes at once; None: they have not decided yet."""
 
     def to_the_end(self) -> bool:
         """Whether the end was reached; False: SIGTERM asked to stop, and all is saved.
@@ -64,9 +66,10 @@ class Supervisor:
                     ledger.begin(self.c.run_folder, time.time())
                     if told.is_set():
                         raise
-                    if is_out_of_memory(str(e)):
-                        self._take_less_memory(in_short(str(e)))
-                    patience.lose(e)
+                    if is_out_of_memory(str(e)) and self.micro_batch is not None:
+                        self._take_less_memory(self.micro_batch, in_short(str(e)))
+                    else:
+                        patience.lose(e)
                     self._wait_for_room()
                     continue
                 path = checkpoint.find(self.c.run_folder)[-1]
@@ -83,38 +86,47 @@ class Supervisor:
             "datasets": self.datasets,
             "requests": requests,
         }
-        fit(worker, arguments, self.c, self.say, self.callbacks())
+        self.micro_batch = None
+        fit(worker, arguments, self.c, self._hear, self.callbacks())
+
+    def _hear(self, message: str | messages.Decided) -> None:
+        if isinstance(message, messages.Decided):
+            self.micro_batch = message.micro_batch
+        else:
+            self.say(message)
 
     def _wait_for_room(self) -> None:
         """A node may have gone: `wait_seconds` is for another one to come. Raises ClusterError."""
         c = self.c
         cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
 
-    def _take_less_memory(self, why: str) -> None:
-        self.c = less_memory(self.c, why)
+    def _take_less_memory(self, size: int, why: str) -> None:
+        """No failure that `max_failures` counts: there are only so many smaller sizes."""
+        self.c = less_memory(self.c, size, why)
         self.say(
-            f"out of memory ({why}): going on with micro batches of {self.c.micro_batch_size} "
-            "sequences, more of them to a step; the batch is the same"
+            f"out of memory ({why}) with micro batches of {size} sequences: going on with "
+            f"{self.c.micro_batch_size}, more of them to a step; the batch is the same"
         )
 
 
-def less_memory(c: PretrainConfig, why: str) -> PretrainConfig:
-    """With the next smaller micro batch, where `c` allows that and there is one.
+def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
+    """With micro batches of at most half of `size`, which is what ran, where `c` allows that and a
+    smaller size divides the batch (of each number of workers that there may be).
 
     Raises:
         TrainingError: with what a worker needs by the cost model, and what would need less.
     """
-    model = c.expected_model
-    kind: Literal["cpu", "cuda"] = "cuda" if c.gpus_per_worker else "cpu"
-    size = c.micro_batch_size if isinstance(c.micro_batch_size, int) else max(c.micro_batches)
-    smaller = [n for n in c.micro_batches if n <= size // 2]
+    fixed = dataclasses.replace(c, memory_per_worker=None)  # which is for an automatic size
+    with_size = [dataclasses.replace(fixed, micro_batch_size=n) for n in c.micro_batches]
+    smaller = [d for d in with_size if d.micro_batch <= size // 2 and not d.problems()]
     if c.out_of_memory == "halve" and smaller:
-        return dataclasses.replace(c, micro_batch_size=smaller[-1])
-    setup = memory_setup(c, model, "bf16" if c.dtype == "bf16" else "fp32", kind)
+        return smaller[-1]
+    kind: Literal["cpu", "cuda"] = "cuda" if c.gpus_per_worker else "cpu"
+    setup = memory_setup(c, c.expected_model, "bf16" if c.dtype == "bf16" else "fp32", kind)
     needs = [
         f"{costs(dataclasses.replace(setup, micro_batch_size=n)).total / 2**30:.2f} GiB with "
         f"micro_batch_size={n}"
-        for n in (size, *smaller[-1:])
+        for n in (size, *(d.micro_batch for d in smaller[-1:]))
     ]
     raise TrainingError(
         f"out of memory ({why}): by the cost model a worker needs {', '.join(needs)}; lower that, "
@@ -166,6 +178,8 @@ def fit(
     """
     use_gpu = bool(c.gpus_per_worker)
     resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    # See `device.keep_freed_memory`: the worker trains in a thread that is not its main one.
+    environment = {} if use_gpu else {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
     records_filesystem, records = storage.filesystem(storage.join(c.home_folder, "ray"))
     with messages.listening(say) as queue:
         trainer = TorchTrainer(
@@ -186,6 +200,7 @@ def fit(
                     max_failures=-1,  # `Restarts` knows better what is worth another start
                     controller_failure_limit=5,  # type: ignore[call-arg]  # Train V2's
                 ),
+                worker_runtime_env=environment,
                 callbacks=[*callbacks, Restarts(c, queue.put)],  # type: ignore[list-item]  # V2's
             ),
         )
