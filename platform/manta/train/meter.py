@@ -13,6 +13,7 @@ from manta.data.fingerprint import fingerprint
 from manta.data.order import stage_of
 from manta.errors import TrainingError
 from manta.model.cost import flops_per_token
+from manta.train.device import Device, gpu_memory
 from manta.train.logbook import Logbook, duration
 from manta.train.run import Rollback, Run
 
@@ -26,6 +27,7 @@ class Meter:
         c = run.config
         flops = flops_per_token(run.model, c.sequence_length)
         self._peak_rate = run.device.peak * c.workers / flops
+        self._measured_rate = run.device.measured * c.workers / flops
         self._waited = 0.0
         self._micro_batches = self._fingerprint = self._skipped = 0
         self._started = time.perf_counter()
@@ -66,6 +68,7 @@ class Meter:
             "step_seconds": seconds,
             "tokens_per_second": speed,
             "mfu": speed / self._peak_rate,
+            "mfu_of_measured": speed / self._measured_rate,
             "data_wait_seconds": self._waited,
             "fingerprint": self._fingerprint % 2**64,
             "skipped_tokens": self._skipped,
@@ -108,9 +111,9 @@ def _write(
     losses: list[float],
     totals: Tensor,
 ) -> None:
-    goodput = run.ledger.goodput
+    goodput, memory = run.ledger.goodput, gpu_memory(run.device.torch_device)
     for record, loss, (mark, skipped) in zip(records, losses, totals.tolist(), strict=True):
-        record["loss"], record["goodput"] = loss, goodput
+        record.update(memory, loss=loss, goodput=goodput)
         record["fingerprint"], record["skipped_tokens"] = f"{mark % 2**64:016x}", skipped
         if not run.log_fingerprint:
             del record["fingerprint"]
@@ -123,14 +126,22 @@ def _write(
     speed = (last["tokens"] - c.tokens_before(records[0]["step"] - 1)) / seconds
     left = (c.tokens_before(c.total_steps) - last["tokens"]) / speed
     mean = sum(r["loss"] for r in records) / len(records)
+    mfu = sum(r["mfu"] * r["step_seconds"] for r in records) / seconds
     skipped = sum(r.get("skipped_tokens", 0) for r in records)
     logbook.say(
         f"step {last['step']}/{c.total_steps} | loss {mean:.4f} | lr {last['lr']:.2e} | "
         f"grad norm {last['grad_norm']:.2f} | {speed:,.0f} tok/s | "
-        f"MFU {sum(r['mfu'] * r['step_seconds'] for r in records) / seconds:.1%} | "
-        f"data wait {waited / seconds:.1%} | ETA {duration(left)}"
-        + (f" | {skipped:,} tokens skipped" if skipped else "")
+        f"{_utilisation(run.device, mfu)} | data wait {waited / seconds:.1%} | "
+        f"ETA {duration(left)}" + (f" | {skipped:,} tokens skipped" if skipped else "")
     )
+
+
+def _utilisation(device: Device, mfu: float) -> str:
+    """MFU; where that is against a data sheet's peak, also as a share of what a matrix product
+    reached on this very GPU, at its clocks, its power and its temperature."""
+    if device.data_sheet is None:
+        return f"MFU {mfu:.1%}"
+    return f"MFU {mfu:.1%} ({mfu * device.peak / device.measured:.1%} of the measured peak)"
 
 
 def _look_for_spikes(run: Run, records: list[dict[str, Any]], losses: list[float]) -> None:
