@@ -1,18 +1,24 @@
 """The keys of DeepSpeed: each acts where it may be set, and is refused where it would not."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from test_optimizer import ACCUMULATED, MICRO_BATCH, SHARES, batches, device, make_model, on_ranks
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from manta.config import from_dict
+from manta.config import from_dict, load
 from manta.errors import ConfigError
 from manta.train import engine as engines
 from manta.train.engine_settings import EngineConfig
 from manta.train.optimizer import OptimizerConfig
+from manta.train.reducer import Reducer
+from manta.train.settings import PretrainConfig
 
 RANKS = 2
 MUON = OptimizerConfig(kind="muon")
@@ -66,8 +72,99 @@ def reductions(rank: int, stage: int) -> list[int]:
     return found
 
 
+def averaged(rank: int) -> dict[str, Any]:
+    """Two micro batches of a small net whose gradients are averaged in buckets: what is sent when,
+    and the gradients, beside those that all_reduce gives."""
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+    weights = [torch.nn.Parameter(torch.ones(3)), *net.parameters()]  # nothing uses the first
+    events: list[str] = []
+    for index, layer in enumerate(net):
+        layer.weight.register_post_accumulate_grad_hook(
+            lambda _, index=index: events.append(f"gradient {index}")
+        )
+    reducer = Reducer(weights, 100, torch.float32)
+    send = reducer._send
+    reducer._send = lambda bucket: (events.append("send"), send(bucket))[1]  # type: ignore
+    expected = [torch.zeros_like(weight) for weight in weights]
+    for index in range(2):
+        x = torch.randn(4, 8, generator=torch.Generator().manual_seed(10 * rank + index))
+        loss = net(x).square().mean()
+        parts = torch.autograd.grad(loss, weights[1:], retain_graph=True)
+        for total, part in zip(expected[1:], parts, strict=True):
+            total += part
+        reducer.armed = index == 1
+        loss.backward()
+    reducer.finish()
+    for total in expected:
+        torch.distributed.all_reduce(total)
+    expected = [total / RANKS for total in expected]
+    same = all(torch.equal(w.grad, e) for w, e in zip(weights, expected, strict=True))  # type: ignore
+    return {"events": events, "same": same}
+
+
+def casts(stage: int, once: bool, recompute: str = "none") -> dict[str, Any]:
+    """A step of three micro batches in bf16: how often each weight was cast, and the weights that
+    it leaves."""
+    model = make_model("modern")
+    model.recompute = recompute  # type: ignore[assignment]
+    engine = engines.make_engine(
+        model, OptimizerConfig(), device("bf16"),
+        zero_stage=stage, micro_batch_size=MICRO_BATCH, grad_accum_steps=ACCUMULATED,
+    )  # fmt: skip
+    engines.set_lr(engine, 1.0)
+    weights = {p.data_ptr() for name, p in model.named_parameters() if "blocks" in name}
+    count = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, op: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal count
+            is_cast = op is torch.ops.aten._to_copy.default
+            count += is_cast and args[0].data_ptr() in weights
+            return op(*args, **(kwargs or {}))
+
+    micros = next(batches(model))[: MICRO_BATCH * ACCUMULATED].split(MICRO_BATCH)
+    with engines.casting_once(engine) if once else contextlib.nullcontext():
+        for index, micro in enumerate(micros):
+            with Count():
+                loss = engine(micro[:, :-1], micro[:, 1:])
+            engines.backward(engine, loss, is_last=index == len(micros) - 1)
+    engines.step(engine, 1.0)
+    after = {name: p.detach().clone() for name, p in model.named_parameters()}
+    linears = sum(isinstance(m, torch.nn.Linear) for m in model.blocks.modules())
+    return {"casts": count, "linears": linears, "weights": after}
+
+
+def synchronisations(rank: int, stage: int) -> int:
+    """How often DeepSpeed waits for the whole device in a run's steps."""
+    from deepspeed.accelerator import get_accelerator
+
+    calls: list[int] = []
+    accelerator = get_accelerator()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accelerator, "synchronize", lambda *_: calls.append(1), raising=True)
+        train(rank, stage, {}, OptimizerConfig())
+    return len(calls)
+
+
 def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     results: dict[str, Any] = {"plain": {}, "muon": {}, "bf16": {}, "reductions": {}}
+    linear = F.linear  # DeepSpeed leaves its own one in a process in which stage 3 has been
+    with pytest.MonkeyPatch.context() as patch:  # a machine with a GPU, which this run does not use
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setenv("DS_ACCELERATOR", "cuda")
+        deepspeed = engines._deepspeed("cpu")
+        train(rank, 0, {}, OptimizerConfig())
+    results["accelerator"] = deepspeed.accelerator.get_accelerator()._name
+    results["probed"] = deepspeed.ops.__compatible_ops__
+    with pytest.raises(RuntimeError) as other:
+        engines._deepspeed("cuda")
+    results["other device"] = str(other.value)
+    results["averaged"] = averaged(rank)
+    results["synchronisations"] = {stage: synchronisations(rank, stage) for stage in (0, 1, 2)}
     for stage in (0, 1, 2, 3):
         results["plain"][stage] = train(rank, stage, {}, OptimizerConfig())[0]
         results["bf16"][stage], engine = train(
@@ -91,6 +188,9 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         with pytest.raises(ConfigError) as caught:
             train(rank, 3, keys, OptimizerConfig())
         results[name] = str(caught.value)
+    F.linear = linear
+    results["casts"] = [(casts(stage, False), casts(stage, True)) for stage in (0, 1, 2)]
+    results["recomputed casts"] = (casts(0, False, "full"), casts(0, True, "full"))
     return results
 
 
@@ -131,6 +231,43 @@ def test_gradients_that_travel_in_bf16_are_rounded(found: dict[str, Any]) -> Non
         assert rounded == pytest.approx(plain, abs=1e-2)
 
 
+def test_deepspeed_takes_the_device_of_the_run_and_not_the_one_that_it_sees(
+    found: dict[str, Any],
+) -> None:
+    assert found["accelerator"] == "cpu"
+    assert found["other device"].startswith("DeepSpeed was imported for cpu in this process")
+
+
+def test_no_operation_of_deepspeeds_is_tried_out(found: dict[str, Any]) -> None:
+    """DeepSpeed fills this list with all of them when it is first read, unless it is there."""
+    assert found["probed"] == {}
+
+
+def test_a_step_never_waits_for_the_whole_device(found: dict[str, Any]) -> None:
+    assert found["synchronisations"] == {0: 0, 1: 0, 2: 0}
+
+
+def test_weights_are_cast_once_a_step_and_the_step_stays_the_same(found: dict[str, Any]) -> None:
+    for each, once in found["casts"]:
+        assert each["casts"] == ACCUMULATED * each["linears"] > once["casts"] == once["linears"]
+        for name, weight in each["weights"].items():
+            assert torch.equal(weight, once["weights"][name]), name
+
+
+def test_checkpointed_blocks_keep_no_casts(found: dict[str, Any]) -> None:
+    each, once = found["recomputed casts"]
+    assert each["casts"] == once["casts"] > once["linears"]
+
+
+def test_gradients_travel_while_others_are_still_computed(found: dict[str, Any]) -> None:
+    events = found["averaged"]["events"]
+    assert found["averaged"]["same"]
+    backward = ["gradient 3", "gradient 2", "gradient 1", "gradient 0"]
+    assert events[:4] == backward  # the first micro batch's stay where they are
+    assert [event for event in events[4:] if event != "send"] == backward
+    assert events.count("send") == 4 and "send" in events[: events.index("gradient 0", 4)]
+
+
 def test_stages_0_and_1_reduce_once_a_step(found: dict[str, Any]) -> None:
     """Stages 2 and 3 keep no gradients of others, so they reduce each micro batch."""
     counts = found["reductions"]
@@ -155,6 +292,7 @@ def test_what_a_worker_or_deepspeed_refuses_is_one_line(found: dict[str, Any]) -
         ({"reduce_bucket_mb": 0}, ["reduce_bucket_mb"]),
         ({"communication_dtype": "fp16"}, ["communication_dtype", "bf16"]),
         ({"deepspeed_json": "nowhere.json"}, ["nowhere.json", "no such file"]),
+        ({"deepspeed_json": "/"}, ["deepspeed_json=/ cannot be read", "directory"]),
         ({"deepspeed_json": "{nonsense"}, ["not JSON"]),
         ({"deepspeed_json": "[1]"}, ["not a JSON object"]),
         ({"deepspeed_json": '{"optimizer": {}}'}, ["sets optimizer", "optimizer.kind"]),
@@ -184,7 +322,7 @@ def test_a_key_that_would_do_nothing_is_refused() -> None:
     for key, value, stages, on_cpu in [
         ("overlap_comm", True, {1, 2, 3}, False),
         ("overlap_comm", False, {1, 2, 3}, False),
-        ("reduce_bucket_mb", 10, {1, 2, 3}, True),
+        ("reduce_bucket_mb", 10, {0, 1, 2, 3}, True),
         ("allgather_bucket_mb", 10, {1, 2}, True),
         ("offload_optimizer", "cpu", {1, 2, 3}, False),
         ("offload_parameters", "cpu", {3}, False),
@@ -201,6 +339,14 @@ def test_a_key_that_would_do_nothing_is_refused() -> None:
     moved = EngineConfig(deepspeed_json='{"zero_optimization": {"round_robin_gradients": true}}')
     assert moved.conflicts(1, True, OptimizerConfig()) == []
     assert "Muon" in moved.conflicts(1, True, MUON)[0]
+
+
+def test_the_json_is_given_on_the_command_line_as_it_is_in_a_file() -> None:
+    text = '{"zero_optimization": {"sub_group_size": 5000}, "dump_state": false}'
+    assert load(PretrainConfig, [f"engine.deepspeed_json={text}"]).engine.extra() == {
+        "zero_optimization": {"sub_group_size": 5000},
+        "dump_state": False,
+    }
 
 
 def test_the_json_travels_with_the_config(tmp_path: Path) -> None:

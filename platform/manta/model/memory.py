@@ -7,7 +7,7 @@ stage_1_and_2.py, zero/stage3.py) and from measurement: manta/bench/stages.py co
 tests/test_cost.py holds each stage to it. With P parameters and W workers, in values of 4 bytes:
 
     stage   weights    master copy   gradients   AdamW    at once, to reduce the gradients
-    0       P          -             P           2P       P: a flat copy, also with one worker
+    0       P          -             P           2P       P: flat copies, with several workers
     1       P          P/W           P           2P/W     P/W, and twice the bucket
     2       P          P/W           P/W *       2P/W     P/W *, and twice the bucket
     3       P/W        P/W           P/W         2P/W     P (all weights, gathered), the bucket
@@ -34,7 +34,6 @@ USABLE = 0.92
 # Beside what is counted: cuBLAS's workspaces, NCCL's buffers. An assumption, not a measurement.
 ALLOWANCE = GIB // 4
 # DeepSpeed's own settings, in values.
-STAGE_0_BUCKET = 500_000_000  # what stage 0 reduces at once
 PREFETCH = 50_000_000  # stage3_prefetch_bucket_size
 PERSISTENT = 100_000  # stage3_param_persistence_threshold: smaller weights are not sharded
 BUCKET = 16_000_000  # reduce_bucket_size: 64 MB, which is Manta's (engine.reduce_bucket_mb)
@@ -62,6 +61,8 @@ class Setup:
     reduce_bucket: int = BUCKET
     """Values of gradients that are reduced at once; stages 1 to 3 hold a buffer for them."""
     device: DeviceType = "cuda"
+    compiled: bool = False
+    """Blocks and loss are compiled. What compiled blocks hold is counted as if they were not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,7 @@ def costs(s: Setup) -> Costs:
     held_weights, master, host, buffers, working = P, share, 0, 0, 0
     if stage == 0:
         master, gradients = 0, P
-        stepping = min(P, FP32 * STAGE_0_BUCKET + largest)
+        stepping = P if W > 1 else 0  # buckets on their way (train/reducer.py)
         if s.optimizer_kind == "muon":  # two fp32 directions, all ranks' updates and this rank's
             stepping = max(stepping, 2 * matrices + matrices + matrices // W)
     elif stage == 1:
@@ -191,7 +192,13 @@ def costs(s: Setup) -> Costs:
         buffers=buffers,
         host=host,
         activations=activations(
-            c, s.micro_batch_size, s.seq_len, s.dtype, s.activation_checkpointing, s.device
+            c,
+            s.micro_batch_size,
+            s.seq_len,
+            s.dtype,
+            s.activation_checkpointing,
+            s.device,
+            compiled_loss=s.compiled,
         ),
         working=working,
         stepping=stepping,

@@ -19,6 +19,7 @@ from manta.errors import ConfigError
 from manta.train.device import Device
 from manta.train.engine_settings import BUCKET_MB, EngineConfig
 from manta.train.optimizer import OptimizerConfig, make_optimizer
+from manta.train.reducer import Reducer
 
 
 def _merged(a: Any, b: Any) -> Any:
@@ -29,20 +30,32 @@ def _merged(a: Any, b: Any) -> Any:
 
 
 @functools.cache
-def _deepspeed() -> Any:
-    """DeepSpeed, imported where it is first needed: its import takes seconds, and the processes
-    that only direct the training workers can do without."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+def _deepspeed(device_type: str) -> Any:
+    """DeepSpeed for engines on such a device, imported where it is first needed: its import takes
+    seconds, and the processes that only direct the training workers can do without.
+
+    Raises:
+        RuntimeError: this process has imported DeepSpeed for another kind of device.
+    """
+    # It asks once for each process, at its import, and would take the GPU that it sees, or a Mac's,
+    # whatever the model is on.
+    os.environ["DS_ACCELERATOR"] = device_type
     # Its import and start-up talk; what matters of it reaches a person as an error.
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="deepspeed")
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
+    from deepspeed.accelerator import get_accelerator
 
-    # Used for inference only, and compiled for 40 s at the first start otherwise.
-    __compatible_ops__["deepspeed_shm_comm"] = False
+    taken = get_accelerator().device_name()
+    if taken != device_type:
+        raise RuntimeError(
+            f"DeepSpeed was imported for {taken} in this process, and cannot train on {device_type}"
+        )
+    # DeepSpeed asks this which of its own operations it may compile. Left alone, it tries each of
+    # them, which starts compilers, and prints. It needs none: the one that it would take on a CPU,
+    # deepspeed_shm_comm, is for inference, and takes 40 s.
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
     return deepspeed
 
 
@@ -66,14 +79,14 @@ def make_engine(
         ConfigError: this worker cannot offload as `c` says, or DeepSpeed refuses its
             `deepspeed_json`.
     """
-    deepspeed, c = _deepspeed(), c or EngineConfig()
+    deepspeed, c = _deepspeed(device.torch_device.type), c or EngineConfig()
     rounded = c.communication_dtype == "bf16"
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": grad_accum_steps,
         # At stage 0 `backward_and_step` clips.
         "gradient_clipping": optimizer.grad_clip if zero_stage else 0.0,
-        "zero_optimization": {"stage": zero_stage, **_zero_settings(c)},
+        "zero_optimization": {"stage": zero_stage, **_zero_settings(c, zero_stage, device)},
         "zero_allow_untested_optimizer": True,
         # Its own AdamW for the CPU is compiled at the first use; torch's is fused as well.
         "zero_force_ds_cpu_optimizer": False,
@@ -85,6 +98,8 @@ def make_engine(
         },
         "communication_data_type": c.communication_dtype,
         "steps_per_print": 1 << 40,
+        # It waits for the device before and after each micro batch; `Meter` takes the time.
+        "timers": {"throughput": {"enabled": False}},
     }
     _check_disk(c)
     try:
@@ -101,8 +116,12 @@ def make_engine(
         raise ConfigError(f"engine.deepspeed_json: DeepSpeed refuses it: {what}") from e
     if zero_stage:
         _limit_norm(engine.optimizer)
-    elif dist.get_world_size() == 1:
-        engine.enable_backward_allreduce = False  # copies all gradients, to average them with none
+    else:
+        engine.enable_backward_allreduce = False  # `reducer` does it while gradients are made
+        engine.reducer = None
+        if dist.get_world_size() > 1:
+            dtype = torch.bfloat16 if rounded else torch.float32
+            engine.reducer = Reducer(list(model.parameters()), c.reduce_bucket, dtype)
     return engine
 
 
@@ -114,13 +133,14 @@ def _module_types(model: nn.Module) -> list[str]:
     return sorted(f"{t.__module__}.{t.__name__}" for t in types)
 
 
-def _zero_settings(c: EngineConfig) -> dict[str, Any]:
+def _zero_settings(c: EngineConfig, zero_stage: int, device: Device) -> dict[str, Any]:
+    on_gpu = device.torch_device.type == "cuda"
     found: dict[str, Any] = {
         "reduce_bucket_size": c.reduce_bucket,
         "allgather_bucket_size": (c.allgather_bucket_mb or BUCKET_MB) * 10**6 // 4,
     }
-    if c.overlap_comm is not None:
-        found["overlap_comm"] = c.overlap_comm
+    if zero_stage < 3 or c.overlap_comm is not None:
+        found["overlap_comm"] = c.overlaps(zero_stage, dist.get_world_size(), on_gpu)
     offloaded = {"offload_optimizer": c.offload_optimizer, "offload_param": c.offload_parameters}
     for key, place in offloaded.items():
         if place != "none":
@@ -167,34 +187,52 @@ def set_grad_accum_steps(engine: Any, steps: int) -> None:
         engine.optimizer.gradient_accumulation_steps = steps
 
 
+@contextmanager
+def casting_once(engine: Any) -> Iterator[None]:
+    """While it lasts, autocast casts each weight to bf16 once, and not once for each micro batch.
+    It must end before the optimizer's step, which changes the weights: it spans what comes between
+    two of these.
+
+    Not where the copies would cost more memory than the forward needs by itself: with activation
+    checkpointing, which makes them block by block, and at stage 3, where no worker holds all
+    weights. (Compiled blocks cast for themselves.)
+    """
+    if engine.module.recompute != "none" or engine.zero_optimization_stage() == 3:
+        yield
+        return
+    # The innermost autocast computes; the outermost, which this is, throws the copies away.
+    with torch.autocast(engine.device.type, enabled=False):
+        yield
+
+
 def backward_and_step(
     engine: Any, loss: Tensor, grad_clip: float, *, is_last: bool, limit: float = math.inf
 ) -> Tensor | float | None:
-    """Backward and, if this is the step's last micro batch, the optimizer's step; as `step`."""
+    """`backward` and, if this is the step's last micro batch, `step`. Not within `casting_once`."""
     backward(engine, loss, is_last=is_last)
-    return step(engine, grad_clip, is_last=is_last, limit=limit)
+    return step(engine, grad_clip, limit=limit) if is_last else None
 
 
 def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:
     """Adds a micro batch's gradients; the last of a step has them averaged over the workers."""
     # DeepSpeed would count micro batches since the run's start: their number in a step may change.
     engine.set_gradient_accumulation_boundary(is_boundary=is_last)
+    reducer = None if engine.zero_optimization() else engine.reducer
+    if reducer is not None:
+        reducer.armed = is_last
     engine.backward(loss)
+    if reducer is not None and is_last:
+        reducer.finish()
 
 
-def step(
-    engine: Any, grad_clip: float, *, is_last: bool, limit: float = math.inf
-) -> Tensor | float | None:
-    """Ends a micro batch; the last of a step with the optimizer's step, which is not taken (on any
-    rank) if the gradients are not finite, or their norm is beyond `limit`.
+def step(engine: Any, grad_clip: float, *, limit: float = math.inf) -> Tensor | float:
+    """The optimizer's step, after a step's last `backward`. It is not taken (on any rank) if the
+    gradients are not finite, or their norm is beyond `limit`.
 
     Returns:
-        The global 2-norm of the gradients, before clipping, after the last micro batch (it may
-        still be on the device); not finite if the step was not taken.
+        The global 2-norm of the gradients before clipping, which may still be on the device; not
+        finite if the step was not taken.
     """
-    if not is_last:
-        engine.step()
-        return None
     if engine.zero_optimization():
         engine.optimizer.norm_limit = limit
         engine.step()
@@ -257,13 +295,14 @@ def full_weights(engine: Any, copy: Callable[[str, Tensor], Tensor] = to_cpu) ->
     `copy(name, weight)` copies it to the CPU."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
+    zero = _deepspeed(engine.device.type).zero
     for name, parameter in engine.module.named_parameters():
         if id(parameter) in seen:
             continue
         seen.add(id(parameter))
         # One at a time, so that no rank holds the whole model beside its shards.
         is_sharded = hasattr(parameter, "ds_id")
-        with _deepspeed().zero.GatheredParameters([parameter], enabled=is_sharded):
+        with zero.GatheredParameters([parameter], enabled=is_sharded):
             if dist.get_rank() == 0:
                 found[name] = copy(name, parameter)
     return found

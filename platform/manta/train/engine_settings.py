@@ -41,11 +41,10 @@ OWN_KEYS = {
 @config
 class EngineConfig:
     overlap_comm: bool | None = None
-    """Reduce gradients while the backward pass still computes (on GPUs, at ZeRO stages 1 to 3);
-    null: DeepSpeed's choice, which is to do so at stage 3."""
+    """Reduce gradients while the backward pass still computes, at ZeRO stages 1 to 3 on GPUs (at
+    stage 0 they always are); null: on several GPUs."""
     reduce_bucket_mb: Count | None = None
-    """Megabytes of gradients that are reduced at once (ZeRO stages 1 to 3); a buffer of that size
-    is held. null: 64."""
+    """Megabytes of gradients that are reduced at once; a buffer of that size is held. null: 64."""
     allgather_bucket_mb: Count | None = None
     """Megabytes of new weights that are gathered at once (ZeRO stages 1 and 2); null: 64."""
     communication_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -87,7 +86,6 @@ class EngineConfig:
         to_disk = self.offload_optimizer == "nvme"
         keys: list[tuple[str, Any, tuple[int, ...]]] = [
             ("overlap_comm", self.overlap_comm, (1, 2, 3)),
-            ("reduce_bucket_mb", self.reduce_bucket_mb, (1, 2, 3)),
             ("allgather_bucket_mb", self.allgather_bucket_mb, (1, 2)),
             ("offload_optimizer", self.offload_optimizer, (3,) if to_disk else (1, 2, 3)),
             ("offload_parameters", self.offload_parameters, (3,)),
@@ -110,6 +108,12 @@ class EngineConfig:
                 "from where Muon looks for them: omit them, or set optimizer.kind=adamw"
             )
         return found
+
+    def overlaps(self, zero_stage: int, num_workers: int, on_gpu: bool) -> bool:
+        """Whether ZeRO (stages 1 to 3) reduces gradients while the backward pass computes."""
+        if self.overlap_comm is not None:
+            return self.overlap_comm
+        return on_gpu and num_workers > 1 and zero_stage > 0
 
     @property
     def reduce_bucket(self) -> int:
@@ -136,7 +140,8 @@ class EngineConfig:
         except DataError:
             raise ConfigError(f"{what}: no such file; give the path of a JSON file") from None
         except OSError as e:
-            raise ConfigError(f"{what} cannot be read ({e.strerror}): give a JSON file") from None
+            why = e.strerror or e
+            raise ConfigError(f"{what} cannot be read ({why}): give a JSON file") from None
         except (ValueError, RecursionError) as e:
             raise ConfigError(f"{what} is not JSON: {e}") from None
         if not isinstance(tree, dict):

@@ -48,27 +48,23 @@ def _train(run: Run, until: int | None) -> TrainState:
         lr = engine.set_lr(run.engine, share)
         if run.model.dropout:
             torch.manual_seed(_mix(c.seed, step, dist.get_rank()))
-        losses, norm = [], None
+        losses: list[torch.Tensor] = []
         micro_batches = c.grad_accum_steps(step)
         engine.set_grad_accum_steps(run.engine, micro_batches)
-        limit = run.detector.norm_limit
-        for index in range(micro_batches):
-            tokens, targets = to_device(meter.next_batch(), run.device)
-            if step in run.passed_over:
-                continue
-            loss = run.engine(tokens, targets, documents=documents_of(run, tokens))
-            norm = engine.backward_and_step(
-                run.engine,
-                loss,
-                c.optimizer.grad_clip,
-                is_last=index == micro_batches - 1,
-                limit=limit,
-            )
-            losses.append(loss.detach())
-            run.watchdog.beat()
+        with engine.casting_once(run.engine):
+            for index in range(micro_batches):
+                tokens, targets = to_device(meter.next_batch(), run.device)
+                if step in run.passed_over:
+                    continue
+                loss = run.engine(tokens, targets, documents=documents_of(run, tokens))
+                engine.backward(run.engine, loss, is_last=index == micro_batches - 1)
+                losses.append(loss.detach())
+                run.watchdog.beat()
         state.step, state.val_loss = step + 1, None
         is_last = state.step == c.total_steps
-        if step not in run.passed_over:
+        if losses:  # none where the step's tokens are passed over
+            clip, limit = c.optimizer.grad_clip, run.detector.norm_limit
+            norm = engine.step(run.engine, clip, limit=limit)
             run.records.append(meter.record(losses, norm, lr))
 
         if state.step == 1 or state.step % c.log_every == 0 or state.step == end:

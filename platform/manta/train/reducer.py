@@ -1,0 +1,69 @@
+"""Gradients averaged over the workers while the backward pass still computes (ZeRO stage 0).
+
+DeepSpeed itself reduces at stage 0 when the whole backward pass is over. Here the gradients go in
+buckets, in the order in which the backward pass makes them: a bucket travels as soon as it is full.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Reducer:
+    """Averages the gradients of `parameters` over all workers, in each backward pass for which it
+    is armed. Made and used on all ranks alike."""
+
+    def __init__(self, parameters: list[nn.Parameter], bucket_values: int, dtype: torch.dtype):
+        """A bucket holds at most `bucket_values` gradients (or one larger parameter's), which
+        travel in `dtype`."""
+        self.armed = False
+        self._dtype = dtype
+        self._buckets: list[list[nn.Parameter]] = []
+        size = bucket_values
+        for parameter in reversed(parameters):  # the last layer's gradients come first
+            if size + parameter.numel() > bucket_values:
+                self._buckets.append([])
+                size = 0
+            self._buckets[-1].append(parameter)
+            size += parameter.numel()
+        self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self._sent: list[tuple[Tensor, dist.Work]] = []
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._ready)
+
+    def _ready(self, parameter: Tensor) -> None:
+        if not self.armed:
+            return
+        self._missing[self._bucket_of[parameter]] -= 1  # type: ignore[index]  # a Parameter
+        # In their order, which is the same on all ranks: collective calls have to match.
+        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+            self._send(self._buckets[len(self._sent)])
+
+    def _send(self, bucket: list[nn.Parameter]) -> None:
+        flat = torch.cat([_gradient(p).flatten() for p in bucket]).to(self._dtype)
+        work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        self._sent.append((flat, work))
+
+    def finish(self) -> None:
+        """Waits for the averages, and puts them in place of the gradients. (On a GPU its stream
+        waits, and this process does not.)"""
+        for bucket in self._buckets[len(self._sent) :]:  # with a weight that has no gradient
+            self._send(bucket)
+        world_size = dist.get_world_size()
+        for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
+            work.wait()
+            average = flat.float() / world_size
+            parts = average.split([p.numel() for p in bucket])
+            for parameter, part in zip(bucket, parts, strict=True):
+                _gradient(parameter).copy_(part.view_as(parameter))
+        self._sent.clear()
+        self._missing = [len(bucket) for bucket in self._buckets]
+        self.armed = False
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
