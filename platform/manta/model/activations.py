@@ -13,7 +13,7 @@ import dataclasses
 from typing import Literal
 
 from manta.model.cost import weights
-from manta.model.loss import CPU_CHUNK, GPU_CHUNK
+from manta.model.loss import loss_chunk
 from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
 
@@ -41,8 +41,8 @@ class Activations:
     block_work: int
     """Gradients inside one block's backward: most at once."""
     loss_work: int
-    """A chunk's logits, log-probabilities and their gradient, and what the head's weight is turned
-    into meanwhile: most at once."""
+    """A chunk's logits, probabilities and their gradient, and what the head's weight is turned into
+    meanwhile: most at once."""
 
     @property
     def held(self) -> int:
@@ -63,6 +63,7 @@ def activations(
     dtype: Dtype,
     checkpointing: Recompute = "none",
     device: DeviceType = "cuda",
+    compiled_loss: bool = False,
 ) -> Activations:
     """Bytes of activations of a micro batch of `micro_batch_size` sequences of `seq_len` tokens.
 
@@ -72,6 +73,7 @@ def activations(
             attention's outputs; full keeps a block's input.
         device: cuda has a kernel for RMSNorm that keeps its input alone; on the CPU the normalized
             values are kept, too.
+        compiled_loss: the head's loss is compiled (model/loss.py), and holds no fp32 logits.
     """
     C, H, D, F, L = c.n_embd, c.n_head, c.head_size, c.hidden, c.n_layer
     N, a = micro_batch_size * seq_len, BF16 if dtype == "bf16" else FP32
@@ -106,13 +108,14 @@ def activations(
     ends = N * (INT64 + norm + (C if c.dropout else 0))
     ends += seq_len * (INT64 if is_gpt2 else 2 * FP32 * D)  # positions; RoPE's cos and sin
     V = c.padded_vocab_size
-    chunk = min(N, GPU_CHUNK if device == "cuda" else CPU_CHUNK)
-    # Logits and log-probabilities; in bf16 log_softmax first makes fp32 logits of them. Later the
-    # gradient in place of the log-probabilities, and the weight's.
+    chunk = min(N, loss_chunk(device, compiled_loss))
+    # Logits and probabilities or, compiled, the gradient alone; in bf16 softmax first makes fp32
+    # logits of them, and the head's weight is there as a bf16 copy and as a gradient's product.
     at_loss = chunk * V * 2 * FP32
     if dtype == "bf16":
+        at_once = 2 * BF16 if compiled_loss else BF16 + 2 * FP32
         copy = BF16 * V * C
-        at_loss = copy + max(chunk * V * (BF16 + 2 * FP32), chunk * V * (BF16 + FP32) + copy)
+        at_loss = copy + max(chunk * V * at_once, chunk * V * BF16 + copy)
     linear = [w for w in weights(c) if w.is_linear]
     autocast = BF16 * sum(w.total for w in linear) if dtype == "bf16" else 0
     # Of the MLP: the gradients of its hidden values, and those of the stream on both sides; and a

@@ -5,13 +5,14 @@ Shapes: B batch, T sequence, S keys, H heads, K key/value heads, D head size.
 `documents`, (B, T), numbers the document of each token; along a row the numbers never decrease.
 """
 
-from collections.abc import Callable
-from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from manta.model.compilation import compiled
 
 # A block mask is for flex_attention, which skips the blocks of other documents; a (B, 1, T, T)
 # tensor of booleans is for scaled_dot_product_attention, which computes and drops them.
@@ -53,7 +54,9 @@ def document_mask(documents: Tensor, flex: bool) -> DocumentMask:
         return (query >= key) & (documents[b, query] == documents[b, key])
 
     B, T = documents.shape
-    return create_block_mask(sees, B, None, T, T, device=documents.device)
+    # Uncompiled, it first makes all B x T x T pairs, for every micro batch.
+    make = compiled(create_block_mask) if documents.is_cuda else create_block_mask
+    return make(sees, B, None, T, T, device=documents.device)
 
 
 def attend(
@@ -67,9 +70,8 @@ def attend(
     if isinstance(mask, BlockMask):
         assert not causal and not dropout, "flex_attention has no dropout; the mask is causal"
         # Uncompiled it is for tests on the CPU: it makes all T x T scores and has no gradient.
-        kernel: Callable[..., Tensor] = flex_attention
-        if q.is_cuda:
-            kernel = _compiled_flex_attention()
+        # Compiled, it takes the documents as an input: another mask is no other compilation.
+        kernel: Any = compiled(flex_attention) if q.is_cuda else flex_attention
         # TRITON, not AUTO: for T < 128, AUTO takes the decoding kernel, and that refuses some
         # numbers of grouped queries.
         return kernel(
@@ -80,13 +82,13 @@ def attend(
     )
 
 
-@cache
-def _compiled_flex_attention() -> Callable[..., Tensor]:
-    """One for the process, made when first needed.
-
-    It compiles once for each shape, dtype and grad mode, not for each mask: the documents are an
-    input. Past the limit, `fullgraph` makes an error of what would be the slow path, unsaid.
-    """
-    return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
-        flex_attention, dynamic=False, fullgraph=True, recompile_limit=64
-    )
+def fused_kernels(device: torch.device, dtype: torch.dtype, head_size: int) -> list[str]:
+    """Which of the kernels that never hold T x T scores scaled_dot_product_attention can take for
+    causal training without a mask on a GPU: "flash", "cudnn", both, or none."""
+    q = torch.empty(1, 1, 128, head_size, device=device, dtype=dtype, requires_grad=True)
+    asked = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, True, False)
+    found = {
+        "flash": torch.backends.cuda.can_use_flash_attention(asked),
+        "cudnn": torch.backends.cuda.can_use_cudnn_attention(asked),
+    }
+    return [name for name, can in found.items() if can]

@@ -5,28 +5,47 @@ Shapes: N tokens, C channels, V vocabulary, P padded vocabulary (V up to a multi
 The logits of a chunk of tokens are made, turned into the loss and its gradient, and dropped: the
 whole (N, P) would be most of a small model's memory, and pass through it several times. The
 gradient is made in the forward pass, so that no logits are computed twice.
+
+What is done to a chunk's logits between the matrix products is one of two forms of one formula. The
+plain one is a few of torch's operations, each of which passes through all logits. The compiled one
+reads the logits two or three times and writes the gradient once, which counts on a GPU: there the
+passes through memory take longer than the products.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from manta.model.compilation import compiled as compiled_whole
+
 IGNORED = -1  # a target that no loss counts
-# Tokens whose logits exist at once. CPU: fits its caches, and is long enough for matrix products.
+# Tokens whose logits exist at once. On a CPU the logits of more tokens fall out of its caches. On a
+# GPU each chunk costs one more pass through the head's gradient; the compiled form holds half as
+# many bytes for each logit, and so may hold more of them.
 CPU_CHUNK = 1024
 GPU_CHUNK = 2048
+COMPILED_GPU_CHUNK = 8192
+
+# (rows, P) logits, (rows,) targets, V -> the sum of their nats, fp32, and the sum's gradient by the
+# logits, (rows, P) in the logits' dtype.
+ChunkLoss = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
-def loss_chunk(device: torch.device) -> int:
-    """Tokens whose logits exist at once on this device."""
-    return CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
+def loss_chunk(device_type: str, compiled: bool = False) -> int:
+    """Tokens whose logits exist at once on such a device."""
+    if device_type == "cpu":
+        return CPU_CHUNK
+    return COMPILED_GPU_CHUNK if compiled else GPU_CHUNK
 
 
 class Head(nn.Linear):
     """(..., C) to (..., V). Its weight has P rows; those beyond V are no token's, and neither a
     logit nor a loss sees them."""
+
+    compiled = False  # whether the loss and its gradient are made by the compiled form
 
     def __init__(self, n_embd: int, vocab_size: int, padded_vocab_size: int):
         super().__init__(n_embd, padded_vocab_size, bias=False)
@@ -50,7 +69,7 @@ class Head(nn.Linear):
             assert not torch.is_grad_enabled(), "each target's loss has no gradient"
             return _each(x, self.weight, flat, self.vocab_size, compute).view_as(targets)
         if torch.is_grad_enabled():
-            return _MeanLoss.apply(x, self.weight, flat, self.vocab_size, compute)
+            return _MeanLoss.apply(x, self.weight, flat, self.vocab_size, compute, self.compiled)
         nats = _each(x, self.weight, flat, self.vocab_size, compute)
         return nats.sum() / _count(flat)
 
@@ -60,29 +79,49 @@ def _count(targets: Tensor) -> Tensor:
     return (targets != IGNORED).sum().clamp(min=1)
 
 
-def _log_softmax(x: Tensor, weight: Tensor, vocab_size: int) -> Tensor:
-    logits = x @ weight.T
-    logits[:, vocab_size:] = -torch.inf
-    return torch.log_softmax(logits, dim=1, dtype=torch.float32)
-
-
-def _nats(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """(N,) minus the log-probability of each target; 0 where ignored."""
-    picked = log_probabilities.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
-    return -picked.masked_fill(targets == IGNORED, 0.0)
-
-
 def _each(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, compute: torch.dtype
 ) -> Tensor:
-    chunk = loss_chunk(x.device)
+    """(N,) minus the log-probability of each target; 0 where ignored."""
+    chunk = loss_chunk(x.device.type)
+    parts = []
     with torch.autocast(x.device.type, enabled=False):
         weight = weight.to(compute)
-        parts = [
-            _nats(_log_softmax(rows.to(compute), weight, vocab_size), those)
-            for rows, those in zip(x.split(chunk), targets.split(chunk), strict=True)
-        ]
+        for rows, those in zip(x.split(chunk), targets.split(chunk), strict=True):
+            logits = rows.to(compute) @ weight.T
+            logits[:, vocab_size:] = -torch.inf
+            log_probabilities = torch.log_softmax(logits, dim=1, dtype=torch.float32)
+            picked = log_probabilities.gather(1, those.clamp(min=0).unsqueeze(1)).squeeze(1)
+            parts.append(-picked.masked_fill(those == IGNORED, 0.0))
     return torch.cat(parts)
+
+
+def plain_loss(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """A `ChunkLoss` of as few passes as torch's own operations allow. It overwrites the logits."""
+    logits[:, vocab_size:] = -torch.inf
+    counted, at = targets != IGNORED, targets.clamp(min=0).unsqueeze(1)
+    # One pass makes the probabilities. The log of their sum before they were divided by it follows
+    # from the largest of them, whose logit is known, without another pass of exponentials.
+    largest = logits.amax(1).float()
+    probabilities = torch.softmax(logits, dim=1, dtype=torch.float32)
+    log_sums = largest - probabilities.amax(1).log()
+    nats = log_sums - logits.gather(1, at).squeeze(1).float()
+    probabilities.scatter_(1, at, probabilities.gather(1, at) - 1.0)
+    if logits.is_cuda or not counted.all():  # (to ask a GPU would cost more than the pass)
+        probabilities.masked_fill_(~counted.unsqueeze(1), 0.0)
+    return nats.masked_fill(~counted, 0.0).sum(), probabilities.to(logits.dtype)
+
+
+def fused_loss(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """A `ChunkLoss` to be compiled: value by value, but for one sum along each row."""
+    counted, at = targets != IGNORED, targets.clamp(min=0).unsqueeze(1)
+    ids = torch.arange(logits.size(1), device=logits.device)
+    values = torch.where(ids < vocab_size, logits.float(), -torch.inf)
+    log_sums = torch.logsumexp(values, 1)
+    nats = log_sums - logits.gather(1, at).squeeze(1).float()
+    gradient = (values - log_sums.unsqueeze(1)).exp() - (ids == at).float()
+    gradient = torch.where(counted.unsqueeze(1), gradient, 0.0)
+    return torch.where(counted, nats, 0.0).sum(), gradient.to(logits.dtype)
 
 
 class _MeanLoss(torch.autograd.Function):
@@ -90,26 +129,30 @@ class _MeanLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, compute: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        compute: torch.dtype,
+        compiled: bool,
     ) -> Tensor:
-        chunk = loss_chunk(x.device)
+        chunk = loss_chunk(x.device.type, compiled)
+        loss_of: ChunkLoss = compiled_whole(fused_loss) if compiled else plain_loss
         total = torch.zeros((), device=x.device)
         d_x = torch.empty_like(x)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        d_weight: Tensor | None = None
         with torch.autocast(x.device.type, enabled=False):
             weight = weight.to(compute)
             for start in range(0, len(x), chunk):
                 part = slice(start, start + chunk)
-                rows, those = x[part].to(compute), targets[part]
-                gradient = _log_softmax(rows, weight, vocab_size)
-                total += _nats(gradient, those).sum()
-                gradient.exp_()
-                at = those.clamp(min=0).unsqueeze(1)
-                gradient.scatter_add_(1, at, gradient.new_full((), -1.0).expand_as(at))
-                gradient.masked_fill_((those == IGNORED).unsqueeze(1), 0.0)
-                gradient = gradient.to(compute)
+                rows = x[part].to(compute)
+                nats, gradient = loss_of(rows @ weight.T, targets[part], vocab_size)
+                total += nats
                 d_x[part] = gradient @ weight
-                if compute == torch.float32:
+                if d_weight is None:
+                    d_weight = (gradient.T @ rows).float()
+                elif compute == torch.float32:
                     d_weight.addmm_(gradient.T, rows)
                 else:
                     d_weight += gradient.T @ rows
@@ -124,4 +167,4 @@ class _MeanLoss(torch.autograd.Function):
         d_x, d_weight = ctx.gradients
         ctx.gradients = None
         scale = upstream[0] / ctx.count
-        return d_x.mul_(scale), d_weight.mul_(scale), None, None, None
+        return d_x.mul_(scale), d_weight.mul_(scale), None, None, None, None
