@@ -159,8 +159,10 @@ class GPT(nn.Module):
         self.register_load_state_dict_pre_hook(_with_padding)
 
     def compile_blocks(self) -> None:
-        """Compiles the blocks for training, when they are first used; all share one compilation."""
+        """Compiles the blocks for training, when they are first used (all share one compilation),
+        and the head's loss."""
         self._compiled = torch.compile(_run, dynamic=False)
+        self.head.compiled = True
 
     def _init(self, module: nn.Module) -> None:
         """GPT-2's: normal(0.02); what writes to the residual stream, scaled by its depth."""
@@ -269,9 +271,10 @@ def make_norm(c: ModelConfig) -> nn.Module:
 
 def rope_table(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin, (T, D) each, of RoPE's angles (Su et al. 2021), for both halves of the channels
-    (Llama's order); the sines of the first are negative, as `rotate` wants them."""
-    frequencies = theta ** (-torch.arange(0, head_size, 2).float() / head_size)
-    angles = torch.outer(torch.arange(length).float(), frequencies)
+    (Llama's order); the sines of the first are negative, as `rotate` wants them. They are made on
+    the CPU, so that they are the same to the bit wherever the model is."""
+    frequencies = theta ** (-torch.arange(0, head_size, 2, device="cpu").float() / head_size)
+    angles = torch.outer(torch.arange(length, device="cpu").float(), frequencies)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
 

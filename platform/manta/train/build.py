@@ -1,9 +1,13 @@
 """From a config to an engine on this machine: what only the worker can decide, and the engine."""
 
 import functools
+import importlib.util
 import os
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -19,7 +23,9 @@ from manta.train.device import Device
 from manta.train.engine import make_engine
 from manta.train.settings import TrainConfig, memory_setup
 
-WORTH_COMPILING_SECONDS = 600  # a compilation takes 20 to 60 s of a CPU
+# The least computing, in seconds at the device's peak, that pays for a compilation, which takes 20
+# to 60 s of the host. What is not compiled loses a larger share of its speed on a GPU.
+WORTH_COMPILING_SECONDS = {"cpu": 600, "cuda": 120}
 USABLE_OF_HOST = 0.8
 
 
@@ -27,21 +33,46 @@ def compiles(c: TrainConfig, model: ModelConfig, device: Device) -> bool:
     """Whether the blocks are compiled. Raises ConfigError when they are to be and cannot."""
     if c.compile == "none":
         return False
-    if device.torch_device.type == "cuda":
+    kind = device.torch_device.type
+    missing = missing_to_compile(kind)
+    if c.compile == "blocks":
+        if missing:
+            raise ConfigError(f"compile=blocks needs {missing}, or set compile=none")
         return True
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        if c.compile == "auto":
-            return False
-        raise ConfigError(
-            f"compile=blocks needs a C++ compiler, and {compiler} is not on the PATH: install g++, "
-            "or set compile=none"
-        )
+    # At stage 3, DeepSpeed's hooks break each block's graph into many; that it helps is not shown.
+    if missing or c.zero_stage == 3:
+        return False
     flops = flops_per_token(model, c.sequence_length) * c.total_tokens / c.workers
-    return c.compile == "blocks" or flops / device.peak > WORTH_COMPILING_SECONDS
+    return flops / device.peak > WORTH_COMPILING_SECONDS[kind]
 
 
-def micro_batch(c: TrainConfig, model: ModelConfig, device: Device, local_workers: int) -> int:
+def missing_to_compile(kind: str) -> str | None:
+    """What torch.compile's inductor lacks on this machine, and the remedy: it writes C++ for a CPU,
+    and has Triton write kernels for a GPU, which builds its launcher from C. Both are modules of
+    Python's, built with its headers."""
+    if kind == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton, and Python finds no package triton: install it (pip install triton)"
+    # The compilers that inductor and Triton look for.
+    variable, default = ("CC", "gcc clang") if kind == "cuda" else ("CXX", "g++")
+    names = [os.environ[variable]] if variable in os.environ else default.split()
+    if not any(map(shutil.which, names)):
+        language = "a C compiler" if kind == "cuda" else "a C++ compiler"
+        return (
+            f"{language}, and {' or '.join(names)} is not on the PATH: install "
+            f"{default.split()[0]} or name another one with {variable}"
+        )
+    headers = Path(sysconfig.get_path("include", "posix_prefix"))
+    if not (headers / "Python.h").is_file():
+        return (
+            f"Python's headers, and {headers} has no Python.h: install its development package "
+            f"(python{sys.version_info.major}.{sys.version_info.minor}-dev)"
+        )
+    return None
+
+
+def micro_batch(
+    c: TrainConfig, model: ModelConfig, device: Device, local_workers: int, compiled: bool
+) -> int:
     """Sequences that a worker computes at once; for `auto`, by the memory that it finds.
 
     Raises:
@@ -56,7 +87,7 @@ def micro_batch(c: TrainConfig, model: ModelConfig, device: Device, local_worker
     else:
         memory = USABLE_OF_HOST * psutil.virtual_memory().available / local_workers
     kind: Literal["cpu", "cuda"] = "cuda" if device.torch_device.type == "cuda" else "cpu"
-    setup = memory_setup(c, model, device.dtype, kind)
+    setup = memory_setup(c, model, device.dtype, kind, compiled)
     return largest_micro_batch(setup, memory, c.micro_batches)
 
 
@@ -71,10 +102,13 @@ def build(
     start: Callable[[GPT], None] | None = None,
 ) -> Any:
     """A model in an engine for micro batches of `size`, of which `steps` make an optimizer step at
-    first. `start`, on rank 0, gives it its weights; without, they are new, from the config's seed.
-    All ranks start from rank 0's weights, which DeepSpeed sends them."""
+    first. `start`, on rank 0, gives it its weights; without, they are new, from the config's seed
+    and the device's own random numbers. All ranks start from rank 0's weights, which DeepSpeed
+    sends them."""
     torch.manual_seed(c.seed)
-    made = GPT(model).to(device.torch_device)
+    with device.torch_device:  # where its weights are made: drawing them on the host takes longer
+        made = GPT(model)
+    made.to(device.torch_device)  # and what is made on the CPU in any case
     if dist.get_rank() == 0:
         (start or functools.partial(initialise, c=c.init))(made)
     made.recompute = c.activation_checkpointing

@@ -88,8 +88,13 @@ class TrainConfig:
     """What a block computes anew in the backward pass, to save memory: none; selective (norms,
     activations, rotations: all but matrix products and attention); full (all of it)."""
     compile: Literal["auto", "blocks", "none"] = "auto"
-    """torch.compile of the model's blocks, which share one compilation; auto: on GPUs, and on CPUs
-    that have a C++ compiler where the run is longer than ten minutes; none: nothing."""
+    """torch.compile of the model's blocks, which share one compilation. auto: below zero_stage 3,
+    where a compiler is found and the run is long enough (at the device's peak it would take ten
+    minutes on CPUs, two on GPUs); none: nothing."""
+    deterministic: bool = False
+    """On GPUs: only such operations as give the same bits each time, so that a run that is resumed,
+    or run again, on the same kind and number of GPUs is the same to the bit. It costs speed. (On
+    CPUs every run is.)"""
     document_mask: bool = False
     """Attention does not cross the documents of a sequence, and positions restart with each."""
     log_every: Count = 10
@@ -226,8 +231,9 @@ def memory_setup(
     model: ModelConfig,
     dtype: Literal["fp32", "bf16"],
     device: Literal["cpu", "cuda"],
+    compiled: bool = False,
 ) -> Setup:
-    """What of a config decides a worker's memory."""
+    """What of a config decides a worker's memory, and whether its model is compiled."""
     return Setup(
         model,
         c.sequence_length,
@@ -238,9 +244,10 @@ def memory_setup(
         activation_checkpointing=c.activation_checkpointing,
         offload_optimizer=c.engine.offload_optimizer != "none",
         offload_parameters=c.engine.offload_parameters != "none",
-        overlap_comm=bool(c.engine.overlap_comm),
+        overlap_comm=c.engine.overlaps(c.zero_stage, c.workers, device == "cuda"),
         reduce_bucket=c.engine.reduce_bucket,
         device=device,
+        compiled=compiled,
     )
 
 
@@ -275,6 +282,11 @@ class PretrainConfig(TrainConfig):
     def problems(self) -> list[str]:
         found = super().problems()
         on_gpu = self.gpus_per_worker > 0
+        if self.deterministic and not on_gpu:
+            found.append(
+                "deterministic=true does nothing on CPUs, where every run is so: omit it, or set "
+                "gpus_per_worker=1"
+            )
         if not self.engine.problems():
             found += self.engine.conflicts(self.zero_stage, on_gpu, self.optimizer)
         if not re.fullmatch(NAME, self.name):

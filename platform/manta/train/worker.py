@@ -18,14 +18,14 @@ from manta.cluster import gauges
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.errors import Moving
-from manta.messages import mailbox
+from manta.messages import Decided, mailbox
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint, rollbacks
 from manta.train.build import build, compiles, micro_batch
 from manta.train.checkpoint import TrainState
-from manta.train.device import Device, available_cpus, find_device
+from manta.train.device import Device, available_cpus, find_device, make_deterministic
 from manta.train.ledger import Ledger
 from manta.train.logbook import Logbook
 from manta.train.loop import train
@@ -38,7 +38,7 @@ from manta.train.spikes import Detector, Found
 from manta.train.watchdog import Watchdog
 
 
-def worker(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
+def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> None:
     """One rank: sets up and runs the loop, and again where the run has to go back. Runs in Ray
     Train's worker process."""
     context = ray.train.get_context()
@@ -61,7 +61,7 @@ def _until_rollback(
     c: PretrainConfig,
     datasets: tuple[Manifest, ...],
     rank: int,
-    say: Callable[[str], None],
+    say: Callable[[str | Decided], None],
     sources: list[Callable[[], Asked]],
 ) -> Found | None:
     """Trains from the newest checkpoint to the end, or until it is told to stop; or what was found,
@@ -113,11 +113,13 @@ def setup(
     path: str | None,
     rank: int,
     world_size: int,
-    say: Callable[[str], None],
+    say: Callable[[str | Decided], None],
 ) -> Run:
     """Everything that the loop works on, for this rank, at the state's step: that of the checkpoint
     at `path`, if there is one."""
     threads = c.threads_per_worker or _share_of_cpus()
+    if c.deterministic:
+        make_deterministic()
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
     device = find_device(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
@@ -125,6 +127,8 @@ def setup(
     if dtype != device.dtype:
         device = find_device(dtype, bool(c.gpus_per_worker), threads)
     c = _decided(c, model, device, state)
+    if rank == 0:
+        say(Decided(c.micro_batch))
     may_skip = c.data.on_corrupt == "skip"
     best_fit = c.data.packing == "best_fit"
     reader = stream.Reader(datasets, order_of(c, datasets), rank, world_size, best_fit, may_skip)
@@ -208,7 +212,8 @@ def _decided(
         state.micro_batch = c.micro_batch
     elif state.micro_batch not in c.micro_batches:
         # The least that any worker has room for.
-        size = torch.tensor(micro_batch(c, model, device, local), device=device.torch_device)
+        most = micro_batch(c, model, device, local, bool(state.compiled))
+        size = torch.tensor(most, device=device.torch_device)
         dist.all_reduce(size, op=dist.ReduceOp.MIN)
         state.micro_batch = int(size)
     return dataclasses.replace(c, micro_batch_size=state.micro_batch)
