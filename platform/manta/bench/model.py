@@ -6,7 +6,6 @@ the backward pass and the optimizer's, by a profile of one more step.
 """
 
 import dataclasses
-import resource
 import statistics
 import tempfile
 import time
@@ -20,13 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from manta import storage
+from manta.bench.memory import peak_resident
 from manta.bench.settings import BenchConfig
 from manta.bench.workers import together
 from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
 from manta.train import engine as engines
 from manta.train.build import build, compiles, micro_batch
-from manta.train.device import Device, available_cpus, find_device
+from manta.train.device import Device, available_cpus, find_device, make_deterministic
 from manta.train.loop import to_device
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -50,6 +50,8 @@ def _with_device(
     c: BenchConfig, measure: Callable[[BenchConfig, Device], dict[str, Any]]
 ) -> dict[str, Any]:
     threads = c.threads_per_worker or max(1, available_cpus() // c.workers)
+    if c.deterministic:
+        make_deterministic()
     return measure(c, find_device(c.dtype, bool(c.gpus_per_worker), threads))
 
 
@@ -59,7 +61,7 @@ class Step:
     def __init__(self, c: BenchConfig, device: Device):
         self.model, self.device = c.expected_model, device
         self.compiled = compiles(c, self.model, device)
-        self.size = micro_batch(c, self.model, device, c.workers)
+        self.size = micro_batch(c, self.model, device, c.workers, self.compiled)
         c = dataclasses.replace(c, micro_batch_size=self.size)
         self.accum = c.grad_accum_steps(c.total_steps)
         self.grad_clip = c.optimizer.grad_clip
@@ -72,16 +74,16 @@ class Step:
 
     def run(self, timed: Callable[[str], None] = lambda part: None) -> Tensor:
         """The loss of the last micro batch, still on the device."""
-        for index in range(self.accum):
-            is_last = index == self.accum - 1
-            tokens, targets = to_device(self.batch, self.device)
-            timed("data")
-            loss = self.engine(tokens, targets)
-            timed("forward")
-            engines.backward(self.engine, loss, is_last=is_last)
-            timed("backward")
-            engines.step(self.engine, self.grad_clip, is_last=is_last)
-            timed("optimizer")
+        with engines.casting_once(self.engine):
+            for index in range(self.accum):
+                tokens, targets = to_device(self.batch, self.device)
+                timed("data")
+                loss = self.engine(tokens, targets)
+                timed("forward")
+                engines.backward(self.engine, loss, is_last=index == self.accum - 1)
+                timed("backward")
+        engines.step(self.engine, self.grad_clip)
+        timed("optimizer")
         return loss.detach()
 
     def wait(self) -> None:
@@ -126,7 +128,9 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
         "communication_seconds": statistics.median(communication),
         "tokens_per_second": tokens / typical,
         "mfu": tokens / typical * flops / device.peak / c.workers,
+        "mfu_of_measured": tokens / typical * flops / device.measured / c.workers,
         "peak_flops": device.peak * c.workers,
+        "measured_flops": device.measured * c.workers,
         "peak_memory_bytes": _peak_memory(device),
     }
     if c.profile:
@@ -173,7 +177,7 @@ def _peak_memory(device: Device) -> int:
     """Bytes: of the GPU's tensors, or on a CPU of the process, with all its libraries."""
     if device.torch_device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident()
 
 
 def _trace(c: BenchConfig, step: Step) -> str:
@@ -208,7 +212,10 @@ def table(result: dict[str, Any]) -> str:
         f"  communication   {result['communication_seconds'] * 1e3:>10,.1f} ms  in these, with the "
         "wait for the slowest",
         f"speed             {result['tokens_per_second']:>10,.0f} tok/s",
-        f"MFU               {result['mfu']:>10.1%}  of {result['peak_flops'] / 1e12:,.2f} TFLOP/s",
+        f"MFU               {result['mfu']:>10.1%}  of {result['peak_flops'] / 1e12:,.2f} TFLOP/s, "
+        "the peak (a GPU's by its data sheet, if it is a known one)",
+        f"MFU of measured   {result['mfu_of_measured']:>10.1%}  of "
+        f"{result['measured_flops'] / 1e12:,.2f} TFLOP/s, which a matrix product reached here",
         f"peak memory       {result['peak_memory_bytes'] / 2**30:>10.2f} GiB",
         f"first step        {result['first_step_seconds']:>10.1f} s",
     ]

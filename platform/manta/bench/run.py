@@ -19,6 +19,7 @@ BENCHES = {
     "evaluate": ("evaluation", "evaluation"),
     "generate": ("generation", "generation"),
     "memory": ("stages", "stages"),
+    "gpu": ("gpu", "gpu"),
 }
 
 

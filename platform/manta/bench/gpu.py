@@ -1,0 +1,118 @@
+"""One command that proves a GPU: what Manta does on it, part by part, each in a process of its own.
+
+What needs no Ray comes first, and what a part finds is in the JSON file as soon as it is there. So
+whoever has a GPU for some minutes only, or one on which a part hangs or crashes, has the rest.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import manta
+from manta import config as configs
+from manta import storage
+from manta.bench.gpu_parts import PARTS, Part
+from manta.bench.settings import BenchConfig
+from manta.train.device import pick_device
+
+LEAST_SECONDS = 10.0  # no part is begun for less
+TAIL = 12  # lines of what a part that failed has printed last
+
+
+def gpu(c: BenchConfig) -> dict[str, Any]:
+    """Runs all parts, one after the other, for at most `c.seconds` seconds. Each is "pass", "fail"
+    or "skipped", and why."""
+    device = pick_device(c.device)
+    on_gpu = device.type == "cuda"
+    c = dataclasses.replace(
+        c, device="cuda" if on_gpu else "cpu", gpus_per_worker=1 if on_gpu else 0
+    )
+    started, found = time.monotonic(), dict[str, dict[str, Any]]()
+    result: dict[str, Any] = {"device": device.type, "size": c.size, "parts": found}
+    for name, part in PARTS.items():
+        left = c.seconds - (time.monotonic() - started)
+        print(f"{name:<14}{part.what} ...", flush=True)
+        found[name] = outcome = _run(name, part, c, left, found)
+        print(f"{'':<14}{_line(outcome)}", flush=True)
+        if c.json is not None:
+            storage.write_json(storage.absolute(c.json), result)
+    result["seconds"] = time.monotonic() - started
+    result["failed"] = [name for name, part in found.items() if part["status"] == "fail"]
+    return result
+
+
+def _run(
+    name: str, part: Part, c: BenchConfig, left: float, before: dict[str, Any]
+) -> dict[str, Any]:
+    """What became of one part. Whatever it started has ended when this returns."""
+    reason = part.skips(c, before)
+    if reason is None and left < LEAST_SECONDS:
+        reason = f"no time was left of seconds={c.seconds:g}"
+    if reason is not None:
+        return {"status": "skipped", "why": reason}
+    limit, started = min(part.seconds * c.patience, left), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="manta-gpu-") as folder:
+        task, answer, log = (Path(folder) / file for file in ("task.json", "answer.json", "log"))
+        task.write_text(json.dumps({"config": configs.to_dict(c), "before": before}))
+        command = [sys.executable, "-m", "manta.bench.gpu_parts", name, str(task), str(answer)]
+        root = str(Path(manta.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command,
+                env=os.environ | {"PYTHONPATH": path},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that all that it starts can be ended with it
+            )
+            try:
+                process.wait(limit)
+                why = None
+            except subprocess.TimeoutExpired:
+                why = f"took more than {limit:.0f} s, and was ended"
+            finally:
+                _end(process)
+        seconds = time.monotonic() - started
+        if answer.is_file():  # also where it hung after its work was done
+            return {**json.loads(answer.read_text()), "seconds": seconds}
+        said = log.read_text(errors="replace").splitlines()
+        why = why or f"ended with code {process.returncode} and no result"
+        return {"status": "fail", "why": why, "seconds": seconds, "said": said[-TAIL:]}
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a part's process, and those of its group that are still there. (A Ray of its own ends
+    by itself when the process that started it is gone.)"""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _line(outcome: dict[str, Any]) -> str:
+    parts = [outcome["status"]]
+    if "seconds" in outcome:
+        parts[0] += f" in {outcome['seconds']:.0f} s"
+    parts += [str(outcome[key]) for key in ("why", "shown") if outcome.get(key)]
+    return "; ".join(parts)
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["", f"torch {torch.__version__}, {result['device']}, {result['seconds']:.0f} s in all"]
+    for name, outcome in result["parts"].items():
+        lines.append(f"{outcome['status']:<8} {name:<14} {outcome.get('shown', '')}".rstrip())
+        if outcome.get("why"):
+            lines.append(f"{'':<24}{outcome['why']}")
+        lines += [f"{'':<24}| {line}" for line in outcome.get("said", [])]
+    counts = [outcome["status"] for outcome in result["parts"].values()]
+    lines.append(", ".join(f"{counts.count(s)} {s}" for s in ("pass", "fail", "skipped")))
+    return "\n".join(lines)
