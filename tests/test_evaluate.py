@@ -3,6 +3,9 @@
 import base64
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -324,6 +327,23 @@ def test_bf16_scores_are_near_those_in_fp32(pair: Pair) -> None:
     assert rounded != exact
 
 
+def test_cudnn_attention_is_left_out_of_scores_and_completions_and_used_again_after(
+    pair: Pair,
+) -> None:
+    during = []
+    hook = pair.model.blocks[0].register_forward_hook(
+        lambda *_: during.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    try:
+        asked = requests("loglikelihood", ("The cat", " dug"), ("The cat", " caught"))
+        pair.ours.loglikelihood(asked, disable_tqdm=True)
+        assert greedy(pair, "The cat", [])
+    finally:
+        hook.remove()
+    assert len(during) > 2 and not any(during)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 # Generation
 
 
@@ -556,3 +576,53 @@ def test_a_wrong_suite_or_file_is_refused(tree: dict[str, Any], said: str) -> No
     with pytest.raises(ConfigError) as refused:
         from_dict(EvaluateConfig, tree)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("gpus", [0, 0.01, 0.25, 0.5, 1])
+def test_a_worker_has_a_gpu_a_share_of_one_or_none(gpus: float) -> None:
+    assert from_dict(EvaluateConfig, {"gpus": gpus}).gpus == gpus
+
+
+@pytest.mark.parametrize("gpus", [2, 1.5, 0.001])
+def test_more_than_one_gpu_for_a_worker_is_refused(gpus: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^gpus={gpus}: a worker has .* raise num_workers$"):
+        from_dict(EvaluateConfig, {"gpus": gpus})
+
+
+def test_workers_that_share_a_gpu_each_see_one_card() -> None:
+    """In a Ray of its own that counts two GPUs; whether there are any, it does not ask."""
+    env = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED], capture_output=True, text=True, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["fit"] == {"0": 6, "0.25": 6, "0.4": 4, "0.7": 2, "1": 2}
+    assert "num_workers=5 workers of 1 CPU and 0.4 GPU each do not fit" in said["refused"]
+    assert said["seen"] == ["0", "0", "1", "1"]
+    if not torch.cuda.is_available():
+        assert "device=cuda" in said["without"]
+
+
+SHARED = """
+import json, os, ray
+from manta import cluster
+from manta.errors import ClusterError, MantaError
+from manta.evaluate import farm
+
+cluster.connect(own=True, num_cpus=6, num_gpus=2)
+fit = {f"{gpus:g}": cluster.capacity(1.0, gpus) for gpus in (0, 0.25, 0.4, 0.7, 1)}
+try:
+    cluster.require(5, 1.0, 0.4, 0)
+except ClusterError as e:
+    refused = str(e)
+farm.Evaluator.seen = lambda self: os.environ["CUDA_VISIBLE_DEVICES"]
+with farm.workers(4, 1.0, 0.4, 1, "fp32") as pool:
+    seen = sorted(ray.get([actor.seen.remote() for actor in pool._actors]))
+    try:
+        pool.at("no checkpoint is read before the device is found")
+        without = ""
+    except MantaError as e:
+        without = str(e)
+print(json.dumps({"fit": fit, "refused": refused, "seen": seen, "without": without}))
+"""

@@ -139,14 +139,12 @@ def test_generate(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [f"home={trained[0]}", "checkpoint=first/pulse", "prompt=The cat", "max_tokens=8"]
-    config = load(GenerateConfig, arguments)
     texts = []
-    for _ in range(2):
-        load_job("generate").main(config)
+    for keys in ([], [], ["device=cpu", "dtype=bf16"], ["num_samples=2"]):
+        load_job("generate").main(load(GenerateConfig, [*arguments, *keys]))
         texts.append(capsys.readouterr().out)
-    assert (
-        texts[0] == texts[1] and texts[0].startswith("The cat") and len(texts[0]) > len("The cat")
-    )
+    assert all(text.startswith("The cat") and len(text) > len("The cat") for text in texts)
+    assert texts[0] == texts[1]
 
 
 def test_a_model_is_exported_imported_evaluated_and_trained_further(
@@ -285,8 +283,13 @@ def test_the_model_bench_runs_where_ray_is_not_installed(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("keys", "figures"),
     [
-        (["what=generate", "new_tokens=20"], ["cached_ratio", "batched_ratio"]),
-        (["what=evaluate"], ["ratio", "requests_per_second"]),
+        (
+            ["what=generate", "new_tokens=20"],
+            ["cached_ratio", "batched_ratio", "large_batch_tokens_per_second"],
+        ),
+        (["what=generate", "new_tokens=9", "dtype=bf16"], ["uncached_tokens_per_second"]),
+        (["what=evaluate", "dtype=auto"], ["ratio", "requests_per_second"]),
+        (["what=evaluate", "dtype=bf16"], ["ratio"]),
     ],
 )
 def test_a_bench_without_ray_writes_its_figures(
@@ -297,6 +300,7 @@ def test_a_bench_without_ray_writes_its_figures(
     load_job("bench").main(load(BenchConfig, arguments))
     found = json.loads(file.read_text())
     assert all(found[key] > 0 for key in figures)
+    assert found["dtype"] == ("bf16" if "dtype=bf16" in keys else "fp32")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.model.attention import attend, document_mask, document_positions, has_flex_kernel
 from manta.model.cost import flops_per_token
-from manta.model.generate import generate, generate_batch, pick
+from manta.model.generate import generate, generate_batch
 from manta.model.gpt import GPT, IGNORED, KVCache, ModelConfig, num_parameters
 from manta.model.presets import PRESETS
 
@@ -797,28 +797,3 @@ def test_keys_go_over_a_preset(preset: str) -> None:
     assert c.n_layer == 7
     expected = {**PRESETS[preset], "n_layer": 7}
     assert {key: getattr(c, key) for key in expected} == expected
-
-
-@settings(deadline=None, max_examples=20)
-@given(
-    logits=st.lists(st.floats(-4, 4) | st.just(float("-inf")), min_size=2, max_size=12),
-    temperature=st.floats(0.3, 3),
-    top_k=st.none() | st.integers(1, 12),
-    seed=st.integers(0, 99),
-)
-def test_tokens_are_drawn_as_often_as_the_softmax_says(
-    logits: list[float], temperature: float, top_k: int | None, seed: int
-) -> None:
-    row = torch.tensor([1.0, *logits])
-    wanted = row / temperature
-    if top_k is not None and top_k < len(row):
-        wanted = wanted.masked_fill(row < row.topk(top_k).values[-1], float("-inf"))
-    share = wanted.double().softmax(0)
-    random, draws = torch.Generator().manual_seed(seed), 2000
-    found = torch.bincount(
-        torch.tensor([pick(row, temperature, top_k, random) for _ in range(draws)]),
-        minlength=len(row),
-    )
-    assert not found[share == 0].any()
-    deviation = (draws * share * (1 - share)).sqrt()
-    assert ((found - draws * share).abs() <= 6 * deviation + 2).all()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +68,23 @@ def test_the_page_has_the_text_and_the_loss_of_lm_evals_rolling_perplexity(
     assert all(0 <= share <= 1 for piece in found for _, share in piece.guesses)
 
 
+def test_a_page_in_bf16_is_near_that_in_fp32_and_leaves_cudnn_attention_out(
+    model: GPT, tokenizer: Tokenizer
+) -> None:
+    during = []
+    hook = model.blocks[0].register_forward_hook(
+        lambda *_: during.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    tokens = tokenizer.encode(TEXT)[:200]
+    try:
+        exact, rounded = (pieces(model, tokenizer, tokens, dtype) for dtype in ("fp32", "bf16"))
+    finally:
+        hook.remove()
+    assert during and not any(during) and torch.backends.cuda.cudnn_sdp_enabled()
+    bits = [sum(piece.bits for piece in found) for found in (exact, rounded)]
+    assert bits[0] != bits[1] and bits[0] == pytest.approx(bits[1], rel=0.02)
+
+
 def test_colours_go_from_white_to_deep_red() -> None:
     assert colour(0) == "#ffffff" and colour(MOST_BITS) == colour(99) == "#bd0026"
     greens = [int(colour(bits / 4)[3:5], 16) for bits in range(int(4 * MOST_BITS))]
@@ -79,6 +97,7 @@ def test_the_job_writes_a_page_and_says_what_is_wrong(
     save(model, tokenizer, tmp_path)
     keys = [f"home={tmp_path}", "checkpoint=run", f"out={tmp_path / 'page.html'}"]
     file = f"text_path={ROOT / 'README.md'}"
+    keys += ["device=cpu", "dtype=fp32"]
     load_job("surprise").main(load(SurpriseConfig, [*keys, file, "max_tokens=300"]))
     assert "300 tokens" in capsys.readouterr().out
     assert (

@@ -10,16 +10,21 @@ import torch
 from manta.bench.settings import BenchConfig
 from manta.model.generate import generate_batch
 from manta.model.gpt import GPT, num_parameters
+from manta.model.inference import inference
 from manta.train.device import available_cpus, find_device
+from manta.train.place import inference_dtype
 
 PROMPT = 16
 BATCH = 8
+LARGE_BATCH = 64
 LAST = 32  # tokens over which the speed at the full length is measured
 
 
 def generation(c: BenchConfig) -> dict[str, Any]:
     """Tokens/s of a new model of the config's shape: the speed does not depend on its weights."""
-    device = find_device("fp32", bool(c.gpus_per_worker), c.threads_per_worker or available_cpus())
+    on_gpu = bool(c.gpus_per_worker)
+    dtype = inference_dtype(c.dtype, torch.device("cuda" if on_gpu else "cpu"))
+    device = find_device(dtype, on_gpu, c.threads_per_worker or available_cpus())
     shape = c.expected_model
     context = max(shape.context_length, PROMPT + c.new_tokens)
     shape = dataclasses.replace(shape, context_length=context)
@@ -28,9 +33,11 @@ def generation(c: BenchConfig) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     for index in range(c.rounds + 1):
         found = {}
-        found["cached"], found["cached_last"] = _rates(model, c, 1, True)
-        found["batched"], _ = _rates(model, c, BATCH, True)
-        found["uncached"], found["uncached_last"] = _rates(model, c, 1, False)
+        with inference(device.torch_device, device.dtype):
+            found["cached"], found["cached_last"] = _rates(model, c, 1, True)
+            found["batched"], _ = _rates(model, c, BATCH, True)
+            found["large_batch"], _ = _rates(model, c, LARGE_BATCH, True)
+            found["uncached"], found["uncached_last"] = _rates(model, c, 1, False)
         for key, rate in found.items() if index else ():  # the first round warms up
             rates.setdefault(key, []).append(rate)
 
@@ -39,14 +46,17 @@ def generation(c: BenchConfig) -> dict[str, Any]:
 
     return {
         "device": device.description,
+        "dtype": device.dtype,
         "parameters": num_parameters(shape),
         "new_tokens": c.new_tokens,
         "batch": BATCH,
+        "large_batch": LARGE_BATCH,
         **{f"{key}_tokens_per_second": statistics.median(found) for key, found in rates.items()},
         "cached_ratio": statistics.median(ratios("cached", "uncached")),
         "cached_ratios": ratios("cached", "uncached"),
         "cached_last_ratio": statistics.median(ratios("cached_last", "uncached_last")),
         "batched_ratio": statistics.median(ratios("batched", "cached")),
+        "large_batch_ratio": statistics.median(ratios("large_batch", "cached")),
     }
 
 
@@ -68,9 +78,15 @@ def _rates(model: GPT, c: BenchConfig, prompts: int, use_cache: bool) -> tuple[f
 
 def table(result: dict[str, Any]) -> str:
     ratios = result["cached_ratios"]
+    at_once = []
+    for size, key in ((result["batch"], "batched"), (result["large_batch"], "large_batch")):
+        at_once += [
+            f"{size:<2} prompts at once {result[f'{key}_tokens_per_second']:>10,.1f} tok/s",
+            f"  / one            {result[f'{key}_ratio']:>10.1f}x",
+        ]
     return "\n".join(
         [
-            f"device             {result['device']}, fp32",
+            f"device             {result['device']}, {result['dtype']}",
             f"model              {result['parameters'] / 1e6:,.1f}M parameters, "
             f"{result['new_tokens']} new tokens",
             f"without cache      {result['uncached_tokens_per_second']:>10,.1f} tok/s",
@@ -80,8 +96,6 @@ def table(result: dict[str, Any]) -> str:
             f"  at the end, each {result['cached_last_tokens_per_second']:,.1f} and "
             f"{result['uncached_last_tokens_per_second']:,.1f} tok/s, "
             f"{result['cached_last_ratio']:.1f}x",
-            f"{result['batch']} prompts at once  "
-            f"{result['batched_tokens_per_second']:>10,.1f} tok/s",
-            f"  / one            {result['batched_ratio']:>10.1f}x",
+            *at_once,
         ]
     )

@@ -11,7 +11,7 @@ from manta import cluster
 from manta.evaluate.rows import Row
 from manta.evaluate.worker import Pool, Prompt, Scored, Worker
 from manta.train import checkpoint
-from manta.train.device import available_cpus
+from manta.train.device import available_cpus, pick_device
 
 # A worker that dies is started again, and what it was asked is asked again.
 RESTARTS = 3
@@ -35,8 +35,7 @@ class Evaluator:
         if path == self._path:
             return
         torch.set_num_threads(self._threads)
-        device = torch.device("cuda" if self._on_gpu else "cpu")
-        model = checkpoint.load_model(path, device)
+        model = checkpoint.load_model(path, pick_device("cuda" if self._on_gpu else "cpu"))
         self._worker = Worker(model, checkpoint.load_tokenizer(path), self._dtype)
         self._path = path
 
@@ -56,8 +55,8 @@ class Farm:
         self._actors = actors
 
     def at(self, path: str) -> Pool:
-        """They, with the checkpoint at `path`, which is read here and may be deleted then (but that
-        a worker that dies would miss it).
+        """The workers, with the checkpoint at `path`, which is read here and may be deleted then
+        (but that a worker that dies would miss it).
 
         Raises:
             MantaError: the checkpoint is damaged, or cannot be read there.
@@ -81,13 +80,17 @@ class Farm:
     def _wait(self, answers: list[Any]) -> None:
         waiting = ray.wait(answers, num_returns=len(answers), timeout=PATIENCE_SECONDS)[1]
         if waiting:
-            print(f"waiting for {len(waiting)} workers: the cluster's CPUs are in use", flush=True)
+            print(
+                f"waiting for {len(waiting)} workers: the cluster's CPUs or GPUs are in use",
+                flush=True,
+            )
         ray.get(answers)
 
 
 @contextlib.contextmanager
-def workers(count: int, cpus: float, gpus: int, threads: int, dtype: str) -> Iterator[Farm]:
-    """So many workers, of `cpus` CPUs and `gpus` GPUs each."""
+def workers(count: int, cpus: float, gpus: float, threads: int, dtype: str) -> Iterator[Farm]:
+    """So many workers, of `cpus` CPUs and `gpus` GPUs each. Ray shows a worker its one card alone,
+    also where it has only a share of it."""
     options: dict[str, Any] = {
         "num_cpus": cpus,
         "num_gpus": gpus,

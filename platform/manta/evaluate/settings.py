@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from manta.config import Count, Natural, PositiveFloat, config
+from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, config
 from manta.evaluate import catalog
 
 
@@ -23,6 +23,8 @@ class LocalData:
     dataset: str | None = None
     """A prepared dataset, by name or folder, whose val split the perplexity suite reads instead."""
 
+
+LEAST_SHARE = 0.01  # of a GPU: a process holds some 500 MB of it before it has a model
 
 SUITE_OF = {
     "hellaswag_path": ("hellaswag",),
@@ -47,7 +49,7 @@ class EvaluateConfig:
     limit: Count | None = None
     """Only the first so many documents of each task; null: all."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the matrix products. fp32 is what scores are usually compared in."""
+    """Precision of the matrix products. fp32 is what scores are usually compared in."""
     watch: bool = False
     """Follow a run: evaluate each of its checkpoints as it lands, none twice, until the run has
     ended."""
@@ -57,8 +59,8 @@ class EvaluateConfig:
     """Workers that share the requests; the scores are the same for any number."""
     cpus: PositiveFloat = 1.0
     """CPUs that Ray reserves for each worker."""
-    gpus: Literal[0, 1] = 0
-    """1: each worker has a GPU."""
+    gpus: NonNegativeFloat = 0
+    """GPUs of each worker: 0, 1, or a share of one (0.25: four workers to a card)."""
     threads: Natural = 0
     """Compute threads of a worker; 0: its node's CPUs, shared by the workers."""
     home: str | None = None
@@ -81,6 +83,11 @@ class EvaluateConfig:
                 found.append(f"evals.{key} is for suite={suites[0]}, not {given}: omit it")
         if self.evals.text_path is not None and self.evals.dataset is not None:
             found.append("evals.text_path, evals.dataset: give one of them")
+        if not (self.gpus in (0, 1) or LEAST_SHARE <= self.gpus < 1):
+            found.append(
+                f"gpus={self.gpus:g}: a worker has no GPU (0), one (1) or a share of one, from "
+                f"{LEAST_SHARE} (0.25: four workers to a card); for more GPUs, raise num_workers"
+            )
         if self.num_fewshot is not None and not self.tasks:
             found.append("num_fewshot is for tasks=[...]: omit it; the suites have their own")
         return found

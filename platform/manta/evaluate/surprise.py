@@ -12,17 +12,17 @@ from manta import storage
 from manta.config import Count, config
 from manta.evaluate.files import read_text
 from manta.model.gpt import GPT
+from manta.model.inference import InferenceConfig, inference, send
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint
+from manta.train.place import place_of
 
 MOST_BITS = 14.0  # of the deepest colour: less than one chance in sixteen thousand
 GUESSES = 3
 
 
 @config
-class SurpriseConfig:
-    checkpoint: str = "quickstart"
-    """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
+class SurpriseConfig(InferenceConfig):
     text: str | None = None
     """The text itself."""
     text_path: str | None = None
@@ -33,8 +33,6 @@ class SurpriseConfig:
     """The page; null: surprise.html in the run's folder."""
     overwrite: bool = False
     """Take the place of what is at `out`."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
     def problems(self) -> list[str]:
         if (self.text is None) == (self.text_path is None):
@@ -56,15 +54,16 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
     """Writes the page; its path, and a line about the text.
 
     Raises:
-        MantaError: there is no such checkpoint or text, or something is at `out`.
+        MantaError: there is no such checkpoint, text or device, or something is at `out`.
     """
     path = checkpoint.resolve(c.checkpoint, storage.home(c.home))
     folder = path.rpartition("/checkpoints/")[0] or path
     out = storage.new_file(c.out, storage.join(folder, "surprise.html"), c.overwrite)
     text = c.text if c.text is not None else read_text(c.text_path or "", "text_path")
-    model, tokenizer = checkpoint.load_model(path), checkpoint.load_tokenizer(path)
+    device, dtype = place_of(c)
+    model, tokenizer = checkpoint.load_model(path, device), checkpoint.load_tokenizer(path)
     tokens = tokenizer.encode(text)[: c.max_tokens]
-    found = pieces(model, tokenizer, tokens)
+    found = pieces(model, tokenizer, tokens, dtype)
     name = folder.rpartition("/")[2]
     line = about(found, len(tokens))
     out.write_text(page(found, f"What surprises {name}", line), encoding="utf-8")
@@ -80,15 +79,14 @@ def about(found: list[Piece], tokens: int) -> str:
     )
 
 
-@torch.no_grad()
-def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int]) -> list[Piece]:
+def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int], dtype: str = "fp32") -> list[Piece]:
     """The loss of each token, in bits, from end-of-text and what stands before it in its window, as
     lm-eval's rolling perplexity has it: windows side by side, the last one moved back."""
     found: list[Piece] = []
     pending: list[int] = []
     bits = 0.0
     guesses: tuple[tuple[str, float], ...] = ()
-    for token, nats, likeliest in _losses(model, [tokenizer.eot, *tokens]):
+    for token, nats, likeliest in _losses(model, [tokenizer.eot, *tokens], dtype):
         if not pending:
             bits, guesses = 0.0, tuple((_shown(tokenizer, i), p) for i, p in likeliest)
         pending.append(token)
@@ -102,22 +100,25 @@ def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int]) -> list[Piece]:
     return found
 
 
-def _losses(model: GPT, line: list[int]) -> Iterator[tuple[int, float, list[tuple[int, float]]]]:
+def _losses(
+    model: GPT, line: list[int], dtype: str
+) -> Iterator[tuple[int, float, list[tuple[int, float]]]]:
     """(token, nats, likeliest tokens with their probabilities) of all but the first."""
-    context = model.config.context_length
+    context, device = model.config.context_length, model.embedding.weight.device
     done = 0
     while done < len(line) - 1:
         end = min(done + context, len(line) - 1)
         begin = max(0, end - context)
-        logits = model(torch.tensor([line[begin:end]]))[0, done - begin :].float()
-        log_probabilities = logits.log_softmax(dim=-1)
-        best = log_probabilities.topk(min(GUESSES, logits.size(1)))
-        for offset in range(end - done):
-            token = line[done + offset + 1]
-            likeliest = zip(
-                best.indices[offset].tolist(), best.values[offset].exp().tolist(), strict=True
-            )
-            yield token, -log_probabilities[offset, token].item(), list(likeliest)
+        tokens = line[done + 1 : end + 1]
+        window, targets = (send(torch.tensor(ids), device) for ids in (line[begin:end], tokens))
+        with inference(device, dtype):
+            logits = model(window.unsqueeze(0))[0, done - begin :].float()
+            log_probabilities = logits.log_softmax(dim=-1)
+            nats = -log_probabilities.gather(1, targets.unsqueeze(1)).squeeze(1)
+            best = log_probabilities.topk(min(GUESSES, logits.size(1)))
+            likeliest = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        for token, loss, (ids, shares) in zip(tokens, nats.tolist(), likeliest, strict=True):
+            yield token, loss, list(zip(ids, shares, strict=True))
         done = end
 
 

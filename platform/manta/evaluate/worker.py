@@ -10,6 +10,7 @@ from torch import Tensor
 from manta.evaluate.rows import Row
 from manta.model.generate import generate
 from manta.model.gpt import GPT
+from manta.model.inference import inference, send
 from manta.text.tokenizer import Tokenizer
 
 Pool = Callable[[str, Sequence[Any]], Iterator[Any]]
@@ -35,8 +36,7 @@ class Prompt:
 
 
 class Worker:
-    """A model on its device. Log-likelihoods are in fp32, or under bf16 autocast; completions in
-    fp32."""
+    """A model on its device, where it scores and completes in fp32, or in bf16 by autocast."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, dtype: str = "fp32"):
         self.model = model.eval()
@@ -44,7 +44,6 @@ class Worker:
         self._dtype = dtype
         self._place = model.embedding.weight.device
 
-    @torch.no_grad()
     def score(self, batch: list[Row]) -> list[Scored]:
         """The answers of the rows, in their order. Padding is at the end of a row, where nothing
         sees it."""
@@ -54,48 +53,51 @@ class Worker:
         if batch[0].branches is not None:
             own = [row.branches or () for row in batch]
             branches = self._padded(own, longest, 1 + max(max(b) for b in own))
+        answers = [(index, answer) for index, row in enumerate(batch) for answer in row.answers]
         wanted = torch.zeros(tokens.shape, dtype=torch.bool)
-        for index, row in enumerate(batch):
-            for answer in row.answers:
-                wanted[index, list(answer.places)] = True
-        with torch.autocast(self._place.type, torch.bfloat16, enabled=self._dtype == "bf16"):
-            logits = self.model(tokens, branches=branches, at=wanted.to(self._place))
-        log_probabilities = logits.float().log_softmax(dim=-1)
-        likeliest = log_probabilities.argmax(dim=-1)
-        # Where in the logits each wanted place is.
+        for index, answer in answers:
+            wanted[index, list(answer.places)] = True
+        # Where in the logits, which are of the wanted places alone, each of them is.
         number = torch.zeros(tokens.shape, dtype=torch.long)
         number[wanted] = torch.arange(int(wanted.sum()))
-        found = []
-        for index, row in enumerate(batch):
-            for answer in row.answers:
-                lines = number[index, list(answer.places)].to(self._place)
-                targets = torch.tensor(answer.tokens, device=self._place)
-                score = log_probabilities[lines, targets].sum().item()
-                is_greedy = bool((likeliest[lines] == targets).all())
-                found.append(Scored(answer.pair, score, is_greedy))
-        return found
+        lines = torch.cat([number[index, list(answer.places)] for index, answer in answers])
+        targets = torch.tensor([token for _, answer in answers for token in answer.tokens])
+        lines, targets = send(lines, self._place), send(targets, self._place)
+        with inference(self._place, self._dtype):
+            logits = self.model(tokens, branches=branches, at=send(wanted, self._place))
+            log_probabilities = logits.float().log_softmax(dim=-1)
+            scores = log_probabilities[lines, targets].cpu()
+            hits = (log_probabilities.argmax(dim=-1)[lines] == targets).cpu()
+        lengths = [len(answer.tokens) for _, answer in answers]
+        return [
+            Scored(answer.pair, score.sum().item(), bool(hit.all()))
+            for (_, answer), score, hit in zip(
+                answers, scores.split(lengths), hits.split(lengths), strict=True
+            )
+        ]
 
     def _padded(self, rows: list[tuple[int, ...]], length: int, filler: int) -> Tensor:
         padded = torch.full((len(rows), length), filler)
         for index, row in enumerate(rows):
             padded[index, : len(row)] = torch.tensor(row)
-        return padded.to(self._place)
+        return send(padded, self._place)
 
     def complete(self, prompt: Prompt) -> str:
         """A completion, ending before the first of its stop strings."""
         text = ""
         tokens: list[int] = []
-        for token in generate(
-            self.model,
-            self._tokenizer.encode(prompt.text) or [self._tokenizer.eot],
-            prompt.max_tokens,
-            temperature=prompt.temperature,
-            stop=self._tokenizer.eot,
-        ):
-            tokens.append(token)
-            text = self._tokenizer.decode(tokens)
-            if any(stop in text for stop in prompt.stops):
-                break
+        with inference(self._place, self._dtype):
+            for token in generate(
+                self.model,
+                self._tokenizer.encode(prompt.text) or [self._tokenizer.eot],
+                prompt.max_tokens,
+                temperature=prompt.temperature,
+                stop=self._tokenizer.eot,
+            ):
+                tokens.append(token)
+                text = self._tokenizer.decode(tokens)
+                if any(stop in text for stop in prompt.stops):
+                    break
         ends = [text.index(stop) for stop in prompt.stops if stop in text]
         return text[: min(ends)] if ends else text
 

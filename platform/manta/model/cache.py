@@ -8,13 +8,16 @@ import copy
 import torch
 from torch import Tensor
 
+from manta.model.inference import send
 from manta.model.shape import ModelConfig
 
 
 class KVCache:
     """Keys and values of the tokens seen so far, for every layer: (B, K, S, D) each.
 
-    Rows may have seen different numbers of tokens; they then take one more at a time.
+    Rows may have seen different numbers of tokens; they then take one more at a time. How many, the
+    host knows (`lengths`, for slices), and so does the device (`starts`, for positions): a step
+    needs nothing from the other.
     """
 
     def __init__(self, c: ModelConfig, batch: int, length: int, device: torch.device):
@@ -26,19 +29,23 @@ class KVCache:
         # that memory may hold is NaN.
         self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch
+        self._starts = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
     @property
     def starts(self) -> Tensor:
         """(B, 1), or (1, 1) where all rows are alike: the position of the next token."""
-        alike = len(set(self.lengths)) == 1
-        lengths = self.lengths[:1] if alike else self.lengths
-        return torch.tensor(lengths, device=self.store.device).unsqueeze(1)
+        return self._starts[:1] if self._is_even else self._starts
+
+    @property
+    def _is_even(self) -> bool:
+        """Whether all rows have seen the same number of tokens."""
+        return len(set(self.lengths)) == 1
 
     def mask(self, T: int) -> Tensor | None:
         """(B or 1, 1, T, S): what T new tokens of each row see; None: all, or each other
         causally."""
         past = max(self.lengths)
-        if past == 0 or (T == 1 and len(set(self.lengths)) == 1):
+        if past == 0 or (T == 1 and self._is_even):
             return None
         seen = self.starts + torch.arange(T, device=self.store.device)
         assert T == 1 or len(seen) == 1, "rows of different lengths take one token at a time"
@@ -49,26 +56,36 @@ class KVCache:
         """Puts T new keys and values behind those of `layer`; all of them, (B, K, S + T, D)."""
         keys, values = self.store[layer]
         start, T = self.lengths[0], k.size(2)
-        if len(set(self.lengths)) == 1:
+        if self._is_even:
             keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
         else:
             rows = torch.arange(len(keys), device=keys.device)
-            at = self.starts.squeeze(1)
+            at = self._starts.squeeze(1)
             keys[rows, :, at], values[rows, :, at] = k[:, :, 0].to(keys), v[:, :, 0].to(keys)
         end = max(self.lengths) + T
         return keys[:, :, :end], values[:, :, :end]
 
     def row(self, row: int) -> "KVCache":
-        """One row, of the same memory."""
+        """One row, of the same memory; only its `lengths` are its own."""
         part = copy.copy(self)
         part.store = self.store[:, :, row : row + 1]
         part.lengths = self.lengths[row : row + 1]
+        part._starts = self._starts[row : row + 1]
         return part
 
     def advance(self, T: int) -> None:
+        """Counts T tokens that every layer has been extended by."""
         self.lengths = [length + T for length in self.lengths]
+        self._starts += T
+
+    def clear(self) -> None:
+        """Forgets all tokens."""
+        self.lengths = [0] * len(self.lengths)
+        self._starts.zero_()
 
     def keep(self, rows: list[int]) -> None:
         """Leaves out all other rows."""
-        self.store = self.store[:, :, rows]
+        kept = send(torch.tensor(rows), self.store.device)
+        self.store = self.store.index_select(2, kept)
         self.lengths = [self.lengths[row] for row in rows]
+        self._starts = self._starts[kept]

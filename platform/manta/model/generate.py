@@ -8,12 +8,13 @@ from torch import Tensor
 from manta.config import Count, NonNegativeFloat, Seed, config
 from manta.model.cache import KVCache
 from manta.model.gpt import GPT
+from manta.model.inference import InferenceConfig, send, without_cudnn_attention
+
+DRAWN_AT_ONCE = 256  # numbers for each row, one a token
 
 
 @config
-class GenerateConfig:
-    checkpoint: str = "quickstart"
-    """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
+class GenerateConfig(InferenceConfig):
     prompt: str = "def main("
     """Text to complete."""
     prompts: tuple[str, ...] = ()
@@ -27,9 +28,7 @@ class GenerateConfig:
     num_samples: Count = 1
     """Completions of each text; those of several come all at once."""
     seed: Seed = 0
-    """Of the sampling: the same seed gives the same text."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
+    """Seed of the draws: the same one gives the same text again on the same device."""
 
 
 def generate(
@@ -46,7 +45,7 @@ def generate(
     """Yields up to `max_tokens` ids that follow `prompt`, ending before the id `stop`.
 
     temperature 0 takes the likeliest token. When the context is full, its older half is dropped
-    and the rest read anew, with and without the cache alike, so that both give the same tokens.
+    and the rest read again, with and without the cache alike, so that both give the same tokens.
     """
     batch = generate_batch(
         model,
@@ -74,76 +73,101 @@ def generate_batch(
     use_cache: bool = True,
 ) -> Iterator[dict[int, int]]:
     """Yields, up to `max_tokens` times, the next id of each prompt that has not ended, by the
-    prompt's place; each gets what `generate` gives it alone, with its own seed."""
+    prompt's place; each gets what `generate` gives it alone, with its own seed.
+
+    Tokens go from one step to the next on the model's device; the host waits for it once a token,
+    to read them.
+    """
     assert prompts and all(prompts), "a prompt has at least one token"
+    assert len(seeds) == len(prompts), "each prompt has a seed"
     device, length = model.embedding.weight.device, model.config.context_length
-    # On the CPU, so that a seed gives the same draws on every device.
-    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
-    windows = {i: prompt[-length:] for i, prompt in enumerate(prompts)}
     # Inference mode spares a token a quarter of its time. But weights that are sharded (ZeRO stage
     # 3; empty until a layer runs) would be gathered in it, and could not be trained afterwards.
     fast = all(weight.numel() for weight in model.parameters())
-    with torch.inference_mode(fast):
-        cache = KVCache(model.config, len(prompts), length if use_cache else 0, device)
+    windows = [prompt[-length:] for prompt in prompts]
+    numbers = _numbers(seeds, device)
     was_training = model.training
     model.eval()
     try:
+        with torch.inference_mode(fast):
+            longest = min(length, max(map(len, windows)) + max_tokens)
+            cache = KVCache(model.config, len(prompts), longest, device) if use_cache else None
+            newest = send(torch.tensor([window[-1] for window in windows]), device)
+            places = torch.arange(len(prompts), device=device)
+        going = list(range(len(prompts)))  # `places`, as the host knows them
         for _ in range(max_tokens):
-            for i in windows:
-                if len(windows[i]) > length:
-                    windows[i] = windows[i][-max(1, length // 2) :]
-            if use_cache:
-                logits = _with_cache(model, cache, list(windows.values()), fast)
-            else:
-                logits = torch.cat([_logits(model, [w], fast) for w in windows.values()])
-            new = {
-                i: pick(row, temperature, top_k, randoms[i])
-                for i, row in zip(windows, logits.float().cpu(), strict=True)
-            }
-            going = [place for place, token in enumerate(new.values()) if token != stop]
-            if len(going) < len(new):
-                new = {i: token for i, token in new.items() if token != stop}
-                cache.keep(going)
-            if not new:
-                return
-            windows = {i: [*windows[i], token] for i, token in new.items()}
-            yield new
+            for window in windows:
+                if len(window) > length:
+                    del window[: -max(1, length // 2)]
+            # None of these may last while the caller has a token, and perhaps trains.
+            with torch.inference_mode(fast), torch.no_grad(), without_cudnn_attention():
+                if cache is None:
+                    logits = torch.cat([_logits(model, [window]) for window in windows])
+                else:
+                    logits = _with_cache(model, cache, windows, newest)
+                newest = pick(logits, temperature, top_k, next(numbers)[places])
+                tokens = newest.tolist()
+                rows = [row for row, token in enumerate(tokens) if token != stop]
+                if len(rows) < len(tokens):
+                    if not rows:
+                        return
+                    windows = [windows[row] for row in rows]
+                    going, tokens = [going[row] for row in rows], [tokens[row] for row in rows]
+                    kept = send(torch.tensor(rows), device)
+                    places, newest = places[kept], newest[kept]
+                    if cache is not None:
+                        cache.keep(rows)
+            for window, token in zip(windows, tokens, strict=True):
+                window.append(token)
+            yield dict(zip(going, tokens, strict=True))
     finally:
         model.train(was_training)
 
 
-def _logits(model: GPT, rows: list[list[int]], fast: bool, cache: KVCache | None = None) -> Tensor:
-    """(B, V) after the last of the tokens in each row."""
-    tokens = torch.tensor(rows, device=model.embedding.weight.device)
-    with torch.inference_mode(fast), torch.no_grad():
-        return model(tokens, cache=cache, last_only=True)[:, -1]
+def _numbers(seeds: list[int], device: torch.device) -> Iterator[Tensor]:
+    """Yields for each token (B,) numbers in [0, 1), the next of each seed's own sequence.
+
+    The CPU draws them, so that a seed gives the same ones on every device, and many at once.
+    """
+    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        drawn = [torch.rand(DRAWN_AT_ONCE, generator=r, dtype=torch.float64) for r in randoms]
+        yield from send(torch.stack(drawn, dim=1), device)
 
 
-def _with_cache(model: GPT, cache: KVCache, windows: list[list[int]], fast: bool) -> Tensor:
-    """The same, of windows of which the cache may hold all but the last token. What it lacks is
-    read first, and then the last token of all rows at once."""
+def _with_cache(model: GPT, cache: KVCache, windows: list[list[int]], newest: Tensor) -> Tensor:
+    """(B, V) after the last tokens of the windows, (B,) on the device, when the cache may hold what
+    stands before them. What it lacks is read first, and then the last token of all rows at once."""
     lacking = [row for row, w in enumerate(windows) if cache.lengths[row] != len(w) - 1]
     alike = len(lacking) == len(windows) and len({len(w) for w in windows}) == 1
     for rows in [lacking] if alike else [[row] for row in lacking]:
         part = cache if alike else cache.row(rows[0])
-        part.lengths = [0] * len(rows)
+        part.clear()
         if len(windows[rows[0]]) > 1:
-            _logits(model, [windows[row][:-1] for row in rows], fast, part)
+            _logits(model, [windows[row][:-1] for row in rows], part)
         for row, seen in zip(rows, part.lengths, strict=True):
             cache.lengths[row] = seen
-    return _logits(model, [window[-1:] for window in windows], fast, cache)
+    return model(newest.unsqueeze(1), cache=cache, last_only=True)[:, -1]
 
 
-def pick(logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
-    """One id from (V,) logits."""
+def _logits(model: GPT, rows: list[list[int]], cache: KVCache | None = None) -> Tensor:
+    """(B, V) after the last of the tokens in each row."""
+    tokens = send(torch.tensor(rows), model.embedding.weight.device)
+    return model(tokens, cache=cache, last_only=True)[:, -1]
+
+
+def pick(logits: Tensor, temperature: float, top_k: int | None, numbers: Tensor) -> Tensor:
+    """(B,) ids from (B, V) logits, where a temperature of 0 takes the likeliest, and others what
+    (B,) float64 numbers that are drawn evenly from [0, 1) fall on."""
     if temperature == 0:
-        return int(logits.argmax())
-    if top_k is not None and top_k < len(logits):
-        least = logits.topk(top_k).values[-1]
+        return logits.argmax(dim=1)
+    if top_k is not None and top_k < logits.size(1):
+        least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    # The first token at which the sum passes a number drawn evenly below the whole: a tenth of
-    # what torch.multinomial takes, which draws a number for each token.
-    sums = torch.softmax(logits.double() / temperature, dim=0).cumsum(0)
-    drawn = torch.rand(1, generator=random, dtype=torch.float64) * sums[-1]
-    below = sums[-1].nextafter(sums.new_zeros(()))  # where the product rounds up to the whole
-    return int(torch.searchsorted(sums, drawn.minimum(below), right=True))
+    # The first token at which the sum passes the number's share of the whole: a tenth of what
+    # torch.multinomial takes, which draws a number for each token.
+    sums = torch.softmax(logits.double() / temperature, dim=1).cumsum(1)
+    whole = sums[:, -1:]
+    below = whole.nextafter(torch.zeros_like(whole))  # where the product rounds up to the whole
+    shares = (numbers.unsqueeze(1) * whole).minimum(below)
+    return torch.searchsorted(sums, shares, right=True).squeeze(1)
