@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Lines as they come, also where the output is piped.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help quickstart test test-long faults check format clean
+.PHONY: help quickstart test test-long faults gpu check format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
@@ -55,6 +55,9 @@ faults: $(DEVELOPING)  ## Every fault that a run survives, as a table (some 40 m
 	rm -f faults.md
 	MANTA_TEST_FAULTS=1 MANTA_FAULTS_TABLE=$(CURDIR)/faults.md $(BIN)/python -m pytest tests/faults
 	cat faults.md
+
+gpu: $(INSTALLED)  ## Prove this machine's GPU, part by part (eight minutes)
+	$(BIN)/python jobs/bench.py what=gpu json=gpu.json
 
 check: $(DEVELOPING)  ## Lint, formatting and types
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Measure Manta itself.
 
+    python jobs/bench.py what=gpu json=gpu.json     all that a GPU is to show, in eight minutes
     python jobs/bench.py what=overhead json=overhead.json
     python jobs/bench.py what=data
     python jobs/bench.py what=tokenize data.source=corpus.txt
@@ -19,8 +20,8 @@ from manta.bench.settings import BenchConfig
 from manta.job import run_job
 
 
-def main(config: BenchConfig) -> None:
-    bench(config)
+def main(config: BenchConfig) -> int:
+    return 1 if bench(config).get("failed") else 0
 
 
 if __name__ == "__main__":

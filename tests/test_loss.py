@@ -12,12 +12,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from manta.config import from_dict
 from manta.model import loss as losses
 from manta.model.generate import generate
 from manta.model.gpt import GPT, ModelConfig, num_parameters
 from manta.model.loss import IGNORED, Head
+from manta.model.traffic import loss_traffic
 
 few = settings(deadline=None, max_examples=30)
 FAMILIES = {
@@ -88,6 +92,91 @@ def test_the_loss_in_chunks_is_cross_entropy_with_its_gradient(
     torch.testing.assert_close(x.grad, again.grad, **tolerance)
     torch.testing.assert_close(head.weight.grad[:vocab_size], weight.grad, **tolerance)
     assert not head.weight.grad[vocab_size:].any()
+
+
+@few
+@given(
+    count=st.integers(1, 30),
+    vocab_size=st.integers(2, 200),
+    ignored=st.floats(0, 1),
+    scale=st.sampled_from([0.1, 3.0, 40.0]),
+    bf16=st.booleans(),
+)
+def test_both_forms_of_a_chunks_loss_are_one_formula(
+    count: int, vocab_size: int, ignored: float, scale: float, bf16: bool
+) -> None:
+    """The plain one, and the one to be compiled; against torch's own in double precision."""
+    torch.manual_seed(count)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    logits = (scale * torch.randn(count, -(-vocab_size // 128) * 128)).to(dtype)
+    targets = torch.randint(vocab_size, (count,)).masked_fill(torch.rand(count) < ignored, IGNORED)
+    exact = logits[:, :vocab_size].double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, ignore_index=IGNORED, reduction="sum")
+    expected.backward()
+    assert exact.grad is not None
+    gradient = F.pad(exact.grad, (0, logits.size(1) - vocab_size))
+    tolerance = {"rtol": 1e-2, "atol": 4e-3} if bf16 else {"rtol": 1e-5, "atol": 1e-5}
+    for form in (losses.plain_loss, losses.fused_loss):
+        nats, found = form(logits.clone(), targets, vocab_size)
+        assert nats.dtype == torch.float32 and found.dtype == dtype
+        torch.testing.assert_close(nats.double(), expected.detach(), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found.double(), gradient, **tolerance)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_compiled_loss_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    monkeypatch.setattr(losses, "CPU_CHUNK", 16)  # two whole chunks, and a shorter one
+    torch.manual_seed(0)
+    head = Head(8, 200, 256)
+    targets = torch.randint(200, (40,))
+    targets[::7] = IGNORED
+    found = []
+    for compiled in (False, True):
+        head.compiled, head.weight.grad = compiled, None
+        x = torch.randn(40, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = head(x, targets)
+        loss.backward()
+        found.append((loss, x.grad, head.weight.grad))
+    tolerance = {"rtol": 1e-2, "atol": 1e-4} if bf16 else {"rtol": 1e-5, "atol": 1e-6}
+    for plain, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(plain, compiled, **tolerance)
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write: each operand once, each result once, and of what is
+    looked up or put in place only that. (Matrix products are left out.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = op(*args, **(kwargs or {}))
+        name = op.overloadpacket.__name__
+        if op.is_view or name in ("mm", "addmm_", "empty_like", "detach"):
+            return result
+        if name in ("gather", "scatter_", "fill_"):  # a value for each token, or the padding
+            return result
+        tensors = [t for t in (*tree_leaves(args), result) if isinstance(t, Tensor)]
+        self.moved += sum(t.numel() * t.element_size() for t in tensors)
+        return result
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_traffic_of_the_loss_is_what_is_counted_by_hand(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    monkeypatch.setattr(losses, "CPU_CHUNK", 64)
+    tokens, channels, vocab = 192, 8, 1024
+    head = Head(channels, vocab, vocab)
+    x = torch.randn(tokens, channels, requires_grad=True)
+    with Traffic() as traffic, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        head(x, torch.randint(vocab, (tokens,)))
+    sizes = (tokens, channels, vocab, 64, 2 if bf16 else 4, "cpu")
+    by_hand = loss_traffic(*sizes, compiled=False)
+    assert traffic.moved == pytest.approx(by_hand, rel=0.02)
+    assert loss_traffic(*sizes, compiled=True) < (0.3 if bf16 else 0.8) * by_hand
 
 
 def test_the_loss_in_chunks_equals_torchs_own() -> None:
@@ -188,7 +277,8 @@ def allocated() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
+        # (Compilations leave tensors behind that hold nothing.)
+        if isinstance(thing, torch.Tensor) and not isinstance(thing, FakeTensor):
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

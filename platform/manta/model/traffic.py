@@ -33,11 +33,10 @@ def loss_traffic(
             logit += (a + FP32) + (FP32 + a)  # logits to fp32 before softmax; the gradient to bf16
         if device_type == "cuda":
             logit += 2 * FP32  # what is ignored set to zero
-    weight = vocab * channels
-    chunks = -(-tokens // chunk)
-    # The weight's gradient: the first chunk's product, the others added to it.
-    moved = (chunks - 1) * weight * (a + 2 * FP32)
-    if is_bf16:
+    moved = tokens * vocab * logit
+    if is_bf16:  # (in fp32 a product adds to the weight's gradient by itself)
+        weight, chunks = vocab * channels, -(-tokens // chunk)
         moved += weight * (FP32 + a)  # the weight in bf16
-        moved += weight * (a + FP32)  # its first product in fp32
-    return tokens * vocab * logit + moved
+        moved += weight * (a + FP32)  # its gradient by the first chunk, in fp32
+        moved += (chunks - 1) * weight * (a + 2 * FP32)  # by the others, added
+    return moved
