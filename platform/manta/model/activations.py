@@ -12,6 +12,7 @@ Letters as in gpt.py; N = B T tokens of a micro batch, F hidden channels of the 
 import dataclasses
 from typing import Literal
 
+from manta.model import cpu_attention
 from manta.model.cost import weights
 from manta.model.loss import loss_chunk
 from manta.model.recomputation import Recompute
@@ -79,7 +80,9 @@ def activations(
     N, a = micro_batch_size * seq_len, BF16 if dtype == "bf16" else FP32
     KD, is_gpt2 = c.kv_heads * D, c.family == "gpt2"
     qkv = a * (C + 2 * KD)
-    attended = a * C + FP32 * H  # the output, and the scores' log-sum-exp
+    # Attention on a CPU in bf16 (model/cpu_attention.py) keeps less than torch's own kernels.
+    by_products = device == "cpu" and dtype == "bf16" and not c.dropout and cpu_attention.pays()
+    attended = a * C + (0 if by_products else FP32 * H)  # the output, and the scores' log-sum-exp
 
     if is_gpt2:
         norm = FP32 * C + 2 * FP32  # input, mean, 1/std
@@ -92,8 +95,8 @@ def activations(
         if c.qk_norm:  # normalized, 1/rms; in bf16 an fp32 copy of its input too
             copies = 1 if dtype == "fp32" else 2
             heads += copies * FP32 * (C + KD) + FP32 * (H + c.kv_heads)
-            if device == "cpu":  # its attention's output has the layout of q, which this changes:
-                heads += a * C  # joining the heads makes a copy
+            if device == "cpu" and not by_products:  # its attention's output has the layout of q,
+                heads += a * C  # which this changes: joining the heads makes a copy
         # Autocast copies the input for gate and up apart: it remembers its copies of weights only.
         mlp = a * C * (1 if dtype == "fp32" else 2) + 4 * a * F
         products = qkv + a * C + 2 * a * F + a * C

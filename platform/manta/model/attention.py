@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from manta.model import cpu_attention
 from manta.model.compilation import compiled
 
 # A block mask is for flex_attention, which skips the blocks of other documents; a (B, 1, T, T)
@@ -77,6 +78,10 @@ def attend(
         return kernel(
             q, k, v, block_mask=mask, enable_gqa=gqa, kernel_options={"BACKEND": "TRITON"}
         )
+    # Where something is trained: what is drawn or scored stays as torch's own kernel has it.
+    bf16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if causal and bf16_on_cpu and not dropout and torch.is_grad_enabled() and cpu_attention.pays():
+        return cpu_attention.causal_attention(q, k, v)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=gqa
     )

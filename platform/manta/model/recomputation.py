@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from manta.model.cpu_attention import causal_attention
+
 # none: everything is kept. selective: what matrix products and attention give is kept, the cheap
 # rest (norms, activations, rotations) is computed anew. full: a block keeps its input alone.
 Recompute = Literal["none", "selective", "full"]
@@ -22,6 +24,7 @@ EXPENSIVE = [
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.higher_order.flex_attention,
+    causal_attention._opoverload,
 ]
 
 
