@@ -21,8 +21,9 @@ from manta.model.cost import flops_per_token, parameters
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.memory import costs
 from manta.train import build, scaling
-from manta.train.build import compiles, micro_batch
+from manta.train.build import compiles, micro_batch, slow_attention
 from manta.train.device import Device
+from manta.train.engine_settings import EngineConfig
 from manta.train.optimizer import make_optimizer
 from manta.train.settings import PretrainConfig, TrainConfig, memory_setup
 
@@ -281,3 +282,50 @@ def test_what_cannot_work_is_one_line_that_says_what_would(
 ) -> None:
     said = refusal(*arguments)
     assert words in said and "\n" not in said
+
+
+def test_a_gpu_without_a_fused_attention_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Device(torch.device("cuda"), "bf16", 1e14, "Tesla V100-SXM2-16GB")
+    c = load(PretrainConfig, ["gpus_per_worker=1", "model.n_head=4", "model.n_embd=256"])
+    asked: list[tuple[Any, ...]] = []
+    kernels: list[str] = ["flash"]
+    monkeypatch.setattr(
+        "manta.train.build.fused_kernels", lambda *what: asked.append(what) or kernels
+    )
+    assert slow_attention(c, c.model, gpu) is None
+    assert asked == [(gpu.torch_device, torch.bfloat16, 64)]
+    kernels.clear()
+    line = slow_attention(c, c.model, gpu)
+    assert line is not None and "Tesla V100-SXM2-16GB has no FlashAttention for heads of 64" in line
+    assert slow_attention(c, c.model, CPU) is None
+
+
+def test_a_model_is_made_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not on the CPU first, which takes longer than a GPU's whole start for a large one."""
+    places: list[torch.device] = []
+
+    class Made(Exception):
+        pass
+
+    def note(model: Any) -> None:
+        places.append(torch.empty(1).device)
+        raise Made
+
+    monkeypatch.setattr("manta.train.build.GPT", note)
+    elsewhere = Device(torch.device("meta"), "bf16", 1e14, "a device that is not the CPU")
+    with pytest.raises(Made):
+        build.build(TrainConfig(), MODEL, elsewhere, size=1, steps=1, compiled=False)
+    assert places == [torch.device("meta")]
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_gradients_are_reduced_in_the_backward_pass_of_several_gpus(on_gpu: bool) -> None:
+    c = EngineConfig()
+    for stage in (1, 2):
+        assert c.overlaps(stage, 2, on_gpu) == on_gpu
+        assert not c.overlaps(stage, 1, on_gpu)
+        assert not EngineConfig(overlap_comm=False).overlaps(stage, 2, on_gpu)
+    keys = [f"gpus_per_worker={int(on_gpu)}", "num_workers=2", "zero_stage=1"]
+    run = load(PretrainConfig, keys)
+    setup = memory_setup(run, MODEL, "bf16", "cuda" if on_gpu else "cpu")
+    assert setup.overlap_comm == on_gpu  # a second bucket is held for it

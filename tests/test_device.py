@@ -1,7 +1,11 @@
 """What a machine computes with: the GPU by its name, the dtype, the peak that MFU is a share of."""
 
+import ctypes
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,3 +221,51 @@ def test_a_gpus_product_and_memory_are_measured() -> None:
     assert memory["memory_peak"] >= memory["memory_allocated"] + (4 << 20)
     assert gpu_memory(found.torch_device)["memory_peak"] == memory["memory_allocated"]
     assert matmul_flops("fp32", found.torch_device, 256) > 0
+
+
+FAULTS = """
+import resource, sys, threading
+import torch
+from manta.train.device import keep_freed_memory
+
+def faults():
+    for _ in range(3):
+        torch.empty(50 << 20).fill_(1.0)  # 200 MB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.empty(50 << 20).fill_(1.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+found = []
+if sys.argv[2] == "thread":
+    thread = threading.Thread(target=lambda: found.append(faults()))
+    thread.start()
+    thread.join()
+else:
+    found.append(faults())
+print(found[0])
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt"), reason="this system's malloc is not glibc's"
+)
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_freed_memory_is_used_again_without_being_filled_by_the_system(where: str) -> None:
+    """Page faults, of which 200 MB are 51,200; in a thread as Ray's workers have it, too."""
+
+    def faults(kept: str) -> int:
+        path = str(Path(__file__).parents[1] / "platform")
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, kept, where],
+            env={**os.environ, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    assert faults("as it is") > 5 * 50_000
+    assert faults("kept") < 1_000

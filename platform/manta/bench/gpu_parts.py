@@ -280,7 +280,7 @@ def pretraining(c: BenchConfig, before: Found) -> Found:
     length = 64 if c.size == "tiny" else 1024
     micro = 2
     if c.device == "cuda":
-        micro = _too_large(c, configs.load(PretrainConfig, [*shape, "gpus_per_worker=1"]))
+        micro = _too_large(configs.load(PretrainConfig, [*shape, "gpus_per_worker=1"]))
     mine = configs.load(
         PretrainConfig,
         [
@@ -310,18 +310,21 @@ def pretraining(c: BenchConfig, before: Found) -> Found:
     return found
 
 
-def _too_large(c: BenchConfig, run: Any) -> int:
-    """The least micro batch, a power of two, that this GPU has no room for by the cost model."""
+def _too_large(run: Any) -> int:
+    """An even micro batch that needs 1.3 times this GPU's memory by the cost model, so that half of
+    it has room."""
+    from manta.train.device import choose_dtype
+
     memory = torch.cuda.get_device_properties(0).total_memory
-    setup = memory_setup(run, run.expected_model, "bf16", "cuda")
-    size = 1
-    while costs(dataclasses.replace(setup, micro_batch_size=size)).peak < 1.1 * memory:
-        size *= 2
+    dtype: Any = choose_dtype(torch.device("cuda"))
+    setup, size = memory_setup(run, run.expected_model, dtype, "cuda"), 2
+    while costs(dataclasses.replace(setup, micro_batch_size=size)).peak < 1.3 * memory:
+        size += 2
     return size
 
 
-TRAINS = ("deepspeed",)
-RAY = ("deepspeed", "ray")
+TRAINS = ("deepspeed", "psutil", "safetensors")
+RAY = (*TRAINS, "ray", "pyarrow", "tokenizers", "tensorboardX", "matplotlib")
 PARTS = {
     "machine": Part(machine, "versions, the card, its products", 60),
     "tests": Part(tests, "tests/test_gpu.py", 150, TRAINS),

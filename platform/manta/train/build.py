@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 
 from manta.errors import ConfigError
+from manta.model.attention import fused_kernels
 from manta.model.cost import flops_per_token
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import initialise
 from manta.model.memory import USABLE, largest_micro_batch
-from manta.train.device import Device
+from manta.train.device import DTYPES, Device
 from manta.train.engine import make_engine
 from manta.train.settings import TrainConfig, memory_setup
 
@@ -68,6 +69,21 @@ def missing_to_compile(kind: str) -> str | None:
             f"(python{sys.version_info.major}.{sys.version_info.minor}-dev)"
         )
     return None
+
+
+def slow_attention(c: TrainConfig, model: ModelConfig, device: Device) -> str | None:
+    """A line, where a GPU's attention will hold all T x T scores; None: it has a kernel that does
+    not."""
+    if device.torch_device.type != "cuda" or c.document_mask:
+        return None
+    if fused_kernels(device.torch_device, DTYPES[device.dtype], model.head_size):
+        return None
+    return (
+        f"attention is slow here, and takes memory for all {c.sequence_length} x "
+        f"{c.sequence_length} scores: {device.description} has no FlashAttention for heads of "
+        f"{model.head_size} in {device.dtype} (it is for bf16, GPUs from Ampere on, and heads of "
+        "at most 256)"
+    )
 
 
 def micro_batch(

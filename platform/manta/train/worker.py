@@ -23,7 +23,7 @@ from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
 from manta.text.tokenizer import Tokenizer
 from manta.train import checkpoint, rollbacks
-from manta.train.build import build, compiles, micro_batch
+from manta.train.build import build, compiles, micro_batch, slow_attention
 from manta.train.checkpoint import TrainState
 from manta.train.device import Device, available_cpus, find_device, make_deterministic
 from manta.train.ledger import Ledger
@@ -146,6 +146,8 @@ def setup(
         start = functools.partial(initialise, c=c.init, fit=fit)
     else:
         start = functools.partial(checkpoint.load_weights, path)
+    if rank == 0 and (problem := slow_attention(c, model, device)):
+        say(problem)
     engine = build(
         c,
         model,
