@@ -145,7 +145,7 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
     def install(rank: int, at: Path) -> None:
         from manta.train import engine, loop
 
-        def backward_and_step(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
+        def backward(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
             step = current["run"].state.step + 1
             if step in steps and torch.distributed.get_rank() == rank:
                 once(at, "fault")
@@ -153,7 +153,7 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
             return real(used, loss, *arguments, **keys)
 
         current = _watch_run(loop)
-        real, engine.backward_and_step = engine.backward_and_step, backward_and_step
+        real, engine.backward = engine.backward, backward
 
     return install
 
@@ -162,7 +162,7 @@ def spike(rank: int, at: Path) -> None:
     """Whatever is trained on in STEP breaks the model: its update is far too large."""
     from manta.train import engine, loop
 
-    def backward_and_step(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
+    def backward(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
         if current["run"].state.step + 1 == STEP:
             once(at, "fault")
             for group in used.optimizer.param_groups:
@@ -170,7 +170,7 @@ def spike(rank: int, at: Path) -> None:
         return real(used, loss, *arguments, **keys)
 
     current = _watch_run(loop)
-    real, engine.backward_and_step = engine.backward_and_step, backward_and_step
+    real, engine.backward = engine.backward, backward
 
 
 def _watch_run(loop: Any) -> dict[str, Any]:
