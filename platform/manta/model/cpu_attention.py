@@ -12,7 +12,6 @@ up to the last of these rows, and again in the backward pass.
 """
 
 from collections.abc import Iterator
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -24,12 +23,13 @@ ROWS = (
 SCORES = 1 << 21  # at once, or those of one sequence: about what the caches hold
 
 
-@cache
+_HAS_AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def pays() -> bool:
     """Whether this CPU's own kernel is the slower one. (Without bf16 instructions nobody computes
     in bf16.)"""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return not has_amx()
+    return not _HAS_AMX
 
 
 class _Part(NamedTuple):
