@@ -57,8 +57,9 @@ CASES = [
         says="(simulated)) with micro batches of 4 sequences: going on with 2, more of them",
     ),
     Case("clock:0", "the clock of rank 0 jumps by a day", None),
-    Case("kill-in-save:0", "SIGKILL of rank 0 while it saves", 15 - 10),
-    Case("kill-in-save:1", "SIGKILL of rank 1 while it saves", 15 - 10),
+    # Training goes on while step 15 is written, up to the next save, which waits for it.
+    Case("kill-in-save:0", "SIGKILL of rank 0 while it saves", 20 - 10),
+    Case("kill-in-save:1", "SIGKILL of rank 1 while it saves", 20 - 10),
     Case("term-in-save:1", "SIGTERM while saving", 0, happened="saved, and "),
     Case(
         "hang-in-save:1", "storage hangs while a worker saves (`hang_seconds=4`)", 20 - 10,

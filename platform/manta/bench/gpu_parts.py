@@ -123,7 +123,7 @@ def tests(c: BenchConfig, before: Found) -> Found:
     return found
 
 
-# Of each size: the model, sequences in a micro batch, micro batches in a step, and the MFU to reach
+# By size: the model, sequences in a micro batch, micro batches in a step, and the MFU to reach
 # (attention counted as nanoGPT does; what llm.c and others reach on one H100, and more).
 SIZES = {
     "124m": ("gpt2-124m", 32, 8, 0.45),

@@ -1,4 +1,4 @@
-"""Bytes that the head's loss moves through memory, beside its matrix products. Pure arithmetic.
+"""Bytes that the head's loss moves through memory between its matrix products. Pure arithmetic.
 
 Counted by hand over loss.py: each operation reads its operands once and writes its result once, as
 torch's own do. tests/test_loss.py holds the plain form's count against the operations that run.

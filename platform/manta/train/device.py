@@ -10,8 +10,8 @@ import torch
 
 from manta.errors import ConfigError
 
-# Of glibc's malloc.h, and what is set there: no block of a model's is larger than the one, and so
-# much may lie idle at the end of the heap.
+# Two settings of glibc's malloc (malloc.h), and their value: a block of fewer bytes is kept when it
+# is freed, and so many may lie idle at the end of the heap.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BLOCK = (1 << 31) - 1
 
