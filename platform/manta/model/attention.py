@@ -88,8 +88,8 @@ def attend(
 
 
 def fused_kernels(device: torch.device, dtype: torch.dtype, head_size: int) -> list[str]:
-    """Which of the kernels that never hold T x T scores scaled_dot_product_attention can take for
-    causal training without a mask on a GPU: "flash", "cudnn", both, or none."""
+    """The kernels that never hold T x T scores, of those that scaled_dot_product_attention can take
+    for causal training without a mask on a GPU: "flash", "cudnn", both, or none."""
     q = torch.empty(1, 1, 128, head_size, device=device, dtype=dtype, requires_grad=True)
     asked = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, True, False)
     found = {

@@ -84,7 +84,7 @@ def make_engine(
     settings = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": grad_accum_steps,
-        # At stage 0 `backward_and_step` clips.
+        # At stage 0 `step` clips.
         "gradient_clipping": optimizer.grad_clip if zero_stage else 0.0,
         "zero_optimization": {"stage": zero_stage, **_zero_settings(c, zero_stage, device)},
         "zero_allow_untested_optimizer": True,
@@ -114,11 +114,11 @@ def make_engine(
             raise
         what = " ".join(str(e).split())[:300]
         raise ConfigError(f"engine.deepspeed_json: DeepSpeed refuses it: {what}") from e
+    engine.reducer = None  # of Manta's own, at stage 0 on several workers
     if zero_stage:
         _limit_norm(engine.optimizer)
     else:
         engine.enable_backward_allreduce = False  # `reducer` does it while gradients are made
-        engine.reducer = None
         if dist.get_world_size() > 1:
             dtype = torch.bfloat16 if rounded else torch.float32
             engine.reducer = Reducer(list(model.parameters()), c.reduce_bucket, dtype)
@@ -217,7 +217,7 @@ def backward(engine: Any, loss: Tensor, *, is_last: bool) -> None:
     """Adds a micro batch's gradients; the last of a step has them averaged over the workers."""
     # DeepSpeed would count micro batches since the run's start: their number in a step may change.
     engine.set_gradient_accumulation_boundary(is_boundary=is_last)
-    reducer = None if engine.zero_optimization() else engine.reducer
+    reducer = engine.reducer
     if reducer is not None:
         reducer.armed = is_last
     engine.backward(loss)

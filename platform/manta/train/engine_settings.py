@@ -42,7 +42,7 @@ OWN_KEYS = {
 class EngineConfig:
     overlap_comm: bool | None = None
     """Reduce gradients while the backward pass still computes, at ZeRO stages 1 to 3 on GPUs (at
-    stage 0 they always are); null: on several GPUs."""
+    stage 0 on GPUs they always are); null: on several GPUs."""
     reduce_bucket_mb: Count | None = None
     """Megabytes of gradients that are reduced at once; a buffer of that size is held. null: 64."""
     allgather_bucket_mb: Count | None = None

@@ -28,7 +28,7 @@ class Reducer:
             size += parameter.numel()
         self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
         self._missing = [len(bucket) for bucket in self._buckets]
-        self._sent: list[tuple[Tensor, dist.Work]] = []
+        self._sent: list[tuple[Tensor, dist.Work | None]] = []
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._ready)
 
@@ -42,9 +42,8 @@ class Reducer:
 
     def _send(self, bucket: list[nn.Parameter]) -> None:
         flat = torch.cat([_gradient(p).flatten() for p in bucket]).to(self._dtype)
-        work = dist.all_reduce(flat, async_op=True)
-        assert work is not None
-        self._sent.append((flat, work))
+        # Between CPUs it is waited for: they have no time to spare while they compute.
+        self._sent.append((flat, dist.all_reduce(flat, async_op=flat.is_cuda)))
 
     def finish(self) -> None:
         """Waits for the averages, and puts them in place of the gradients. (On a GPU its stream
@@ -53,7 +52,8 @@ class Reducer:
             self._send(bucket)
         world_size = dist.get_world_size()
         for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
-            work.wait()
+            if work is not None:
+                work.wait()
             average = flat.float() / world_size
             parts = average.split([p.numel() for p in bucket])
             for parameter, part in zip(bucket, parts, strict=True):
