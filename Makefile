@@ -56,7 +56,7 @@ faults: $(DEVELOPING)  ## Every fault that a run survives, as a table (some 40 m
 	MANTA_TEST_FAULTS=1 MANTA_FAULTS_TABLE=$(CURDIR)/faults.md $(BIN)/python -m pytest tests/faults
 	cat faults.md
 
-gpu: $(INSTALLED)  ## Prove this machine's GPU, part by part (eight minutes)
+gpu: $(INSTALLED)  ## Prove this machine's GPU, part by part (ten minutes)
 	$(BIN)/python jobs/bench.py what=gpu json=gpu.json
 
 check: $(DEVELOPING)  ## Lint, formatting and types

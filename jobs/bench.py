@@ -1,6 +1,6 @@
 """Measure Manta itself.
 
-    python jobs/bench.py what=gpu json=gpu.json     all that a GPU is to show, in eight minutes
+    python jobs/bench.py what=gpu json=gpu.json     all that a GPU is to show, in ten minutes
     python jobs/bench.py what=overhead json=overhead.json
     python jobs/bench.py what=data
     python jobs/bench.py what=tokenize data.source=corpus.txt

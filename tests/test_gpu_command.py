@@ -17,7 +17,7 @@ from manta.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 TINY = ["what=gpu", "device=cpu", "size=tiny"]
 # What a CPU has nothing to say about, or size=tiny leaves out.
-SKIPPED = {"step 350m", "step 1.5b", "deterministic"}
+SKIPPED = {"step-350m", "step-1.5b", "deterministic"}
 
 
 def config(*arguments: str) -> BenchConfig:
@@ -40,7 +40,7 @@ def test_every_part_passes_on_a_cpu(tmp_path: Path) -> None:
         assert part["why"] if name in SKIPPED else part["shown"]
     assert parts["tests"]["failed"] == {} and len(parts["tests"]["passed"]) >= 6
     assert parts["pretraining"]["steps"] == 4
-    assert parts["step 124m"]["mfu"] > 0 and parts["platform"]["ratio"] > 0
+    assert parts["step-124m"]["mfu"] > 0 and parts["platform"]["ratio"] > 0
     assert f"{len(PARTS) - len(SKIPPED)} pass, 0 fail, {len(SKIPPED)} skipped" in done.stdout
     assert not list(tmp_path.glob("runs")) and not list(tmp_path.glob("data"))  # all of it is gone
 
@@ -68,6 +68,13 @@ def test_what_cannot_run_is_skipped_and_says_why() -> None:
     found = command.gpu(config("seconds=1"))
     assert {part["status"] for part in found["parts"].values()} == {"skipped"}
     assert "no time was left of seconds=1" in found["parts"]["machine"]["why"]
+
+
+def test_the_parts_that_are_asked_for_run_in_their_order() -> None:
+    found = command.gpu(config("seconds=1", "parts=head, machine"))
+    assert list(found["parts"]) == ["head", "machine"]
+    with pytest.raises(ConfigError, match="'no' is none of machine, tests, step-124m"):
+        command.gpu(config("parts=machine,no"))
 
 
 def test_keys_of_the_command_are_for_nothing_else() -> None:

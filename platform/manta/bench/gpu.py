@@ -23,6 +23,7 @@ from manta import config as configs
 from manta import storage
 from manta.bench.gpu_parts import PARTS, Part
 from manta.bench.settings import BenchConfig
+from manta.errors import ConfigError
 from manta.train.device import pick_device
 
 LEAST_SECONDS = 10.0  # no part is begun for less
@@ -30,8 +31,13 @@ TAIL = 12  # lines of what a part that failed has printed last
 
 
 def gpu(c: BenchConfig) -> dict[str, Any]:
-    """Runs all parts, one after the other, for at most `c.seconds` seconds. Each is "pass", "fail"
-    or "skipped", and why."""
+    """Runs the parts, one after the other, for at most `c.seconds` seconds. Each is "pass", "fail"
+    or "skipped", and why.
+
+    Raises:
+        ConfigError: `c.parts` names a part that there is not, or `c.device` a GPU that is not here.
+    """
+    chosen = _chosen(c.parts)
     device = pick_device(c.device)
     on_gpu = device.type == "cuda"
     c = dataclasses.replace(
@@ -39,7 +45,7 @@ def gpu(c: BenchConfig) -> dict[str, Any]:
     )
     started, found = time.monotonic(), dict[str, dict[str, Any]]()
     result: dict[str, Any] = {"device": device.type, "size": c.size, "parts": found}
-    for name, part in PARTS.items():
+    for name, part in chosen.items():
         left = c.seconds - (time.monotonic() - started)
         print(f"{name:<14}{part.what} ...", flush=True)
         found[name] = outcome = _run(name, part, c, left, found)
@@ -49,6 +55,17 @@ def gpu(c: BenchConfig) -> dict[str, Any]:
     result["seconds"] = time.monotonic() - started
     result["failed"] = [name for name, part in found.items() if part["status"] == "fail"]
     return result
+
+
+def _chosen(names: str | None) -> dict[str, Part]:
+    """The parts by these names, in their order; all of them, if there are none."""
+    if names is None:
+        return PARTS
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in PARTS:
+            raise ConfigError(f"parts={names}: {name!r} is none of {', '.join(PARTS)}")
+    return {name: PARTS[name] for name in wanted}
 
 
 def _run(

@@ -197,7 +197,7 @@ def deterministic(c: BenchConfig, before: Found) -> Found:
 
     found = model(_config(c, "124m", "deterministic=true"))
     found["shown"] = f"{found['tokens_per_second']:,.0f} tok/s"
-    free = before.get("step 124m", {}).get("step_seconds")
+    free = before.get("step-124m", {}).get("step_seconds")
     if free is not None:
         found["cost"] = found["step_seconds"] / free - 1
         found["shown"] += f", a step takes {found['cost']:.1%} longer"
@@ -328,15 +328,15 @@ RAY = (*TRAINS, "ray", "pyarrow", "tokenizers", "tensorboardX", "matplotlib")
 PARTS = {
     "machine": Part(machine, "versions, the card, its products", 60),
     "tests": Part(tests, "tests/test_gpu.py", 150, TRAINS),
-    "step 124m": Part(step("124m"), "a training step of GPT-2 124M", 90, TRAINS),
-    "step 350m": Part(step("350m"), "of GPT-2 350M", 100, TRAINS, full_only=True),
-    "step 1.5b": Part(step("1.5b"), "of GPT-2 1.5B", 120, TRAINS, full_only=True),
+    "step-124m": Part(step("124m"), "a training step of GPT-2 124M", 90, TRAINS),
+    "step-350m": Part(step("350m"), "of GPT-2 350M", 100, TRAINS, full_only=True),
+    "step-1.5b": Part(step("1.5b"), "of GPT-2 1.5B", 120, TRAINS, full_only=True),
     "head": Part(head, "the head's loss, plain and compiled", 45),
     "checkpoint": Part(checkpoint, "what a save costs", 60, TRAINS),
     "generation": Part(generation, "tokens/s at batches of 1, 8 and 64", 60),
     "deterministic": Part(deterministic, "what it costs", 75, TRAINS, needs_gpu=True),
-    "platform": Part(platform, "through Ray, against a bare loop", 120, RAY),
-    "pretraining": Part(pretraining, "through Ray, out of memory once", 120, RAY),
+    "platform": Part(platform, "through Ray, against a bare loop", 150, RAY),
+    "pretraining": Part(pretraining, "through Ray, out of memory once", 200, RAY),
 }
 
 

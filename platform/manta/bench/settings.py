@@ -34,8 +34,10 @@ class BenchConfig(PretrainConfig):
     """gpu: where its parts run; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"
     """gpu: full has GPT-2 of 124M, 350M and 1.5B parameters; tiny one of a few thousand."""
-    seconds: PositiveFloat = 480.0
+    seconds: PositiveFloat = 600.0
     """gpu: the most that all of it takes; what there is no time for is skipped, which is said."""
+    parts: str | None = None
+    """gpu: the parts to run, in this order, with commas between their names; null: all."""
     patience: PositiveFloat = 1.0
     """gpu: factor of the time-outs of its parts, for a slower machine."""
     json: str | None = None
@@ -58,7 +60,13 @@ class BenchConfig(PretrainConfig):
         found = super().problems()
         if self.profile and self.what != "model":
             found.append(f"profile=true is for what=model, not {self.what}: omit it")
-        own = {"device": "auto", "size": "full", "seconds": 480.0, "patience": 1.0}
+        own = {
+            "device": "auto",
+            "size": "full",
+            "seconds": 600.0,
+            "parts": None,
+            "patience": 1.0,
+        }
         for key, default in own.items():
             if self.what != "gpu" and getattr(self, key) != default:
                 found.append(

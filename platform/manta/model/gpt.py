@@ -102,25 +102,34 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        branch: Tensor | None,
         rope: tuple[Tensor, Tensor] | None,
         mask: DocumentMask | None,
         cache: KVCache | None,
         recompute: Recompute = "none",
-    ) -> Tensor:
-        return recomputing(recompute, self._forward, x, rope, mask, cache)
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream (B, T, C), and the branch (B, T, C) that is still to be added to it,
+        from those of the block before. A compiled block adds and normalises in one pass through
+        memory, so the sum is left to whoever normalises it."""
+        if branch is not None and recompute != "none":  # a block that keeps its input keeps one
+            x, branch = x + branch, None
+        return recomputing(recompute, self._forward, x, branch, rope, mask, cache)
 
     def _forward(
         self,
         x: Tensor,
+        branch: Tensor | None,
         rope: tuple[Tensor, Tensor] | None,
         mask: DocumentMask | None,
         cache: KVCache | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        if branch is not None:
+            x = x + branch
         x = x + self.dropout(self.attention(self.attention_norm(x), rope, mask, cache))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x, self.dropout(self.mlp(self.mlp_norm(x)))
 
 
-def _run(block: nn.Module, *arguments: Any) -> Tensor:
+def _run(block: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
     return block(*arguments)
 
 
@@ -153,7 +162,7 @@ class GPT(nn.Module):
         with torch.no_grad():  # padding: so that a model that was saved and read is the same
             self.embedding.weight[c.vocab_size :] = 0
             self.head.weight[c.vocab_size :] = 0
-        self._compiled: Callable[..., Tensor] = _run
+        self._compiled: Callable[..., tuple[Tensor, Tensor]] = _run
         # Outside, the padding does not exist.
         self.register_state_dict_post_hook(_without_padding)
         self.register_load_state_dict_pre_hook(_with_padding)
@@ -232,11 +241,12 @@ class GPT(nn.Module):
             rope = self.cos[positions], self.sin[positions]
             if cache is not None or branches is not None:
                 rope = rope[0].unsqueeze(1), rope[1].unsqueeze(1)
-        x = self.dropout(x)
+        x, branch = self.dropout(x), None
         for block in self.blocks:
             # Sampling has another shape at each token: only training is worth a compilation.
             run = self._compiled if torch.is_grad_enabled() else _run
-            x = run(block, x, rope, mask, cache, self.recompute)
+            x, branch = run(block, x, branch, rope, mask, cache, self.recompute)
+        x = x + branch
         if cache is not None:
             cache.advance(T)
         if at is not None:

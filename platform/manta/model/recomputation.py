@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from manta.model.cpu_attention import causal_attention
@@ -13,6 +12,8 @@ from manta.model.cpu_attention import causal_attention
 # none: everything is kept. selective: what matrix products and attention give is kept, the cheap
 # rest (norms, activations, rotations) is computed anew. full: a block keeps its input alone.
 Recompute = Literal["none", "selective", "full"]
+
+Found = TypeVar("Found")
 
 _aten = torch.ops.aten
 EXPENSIVE = [
@@ -28,7 +29,7 @@ EXPENSIVE = [
 ]
 
 
-def recomputing(mode: Recompute, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def recomputing(mode: Recompute, function: Callable[..., Found], *arguments: Any) -> Found:
     """`function(*arguments)`, of which the backward pass keeps what `mode` says."""
     if mode == "none" or not torch.is_grad_enabled():
         return function(*arguments)

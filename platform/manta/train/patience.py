@@ -101,6 +101,8 @@ def in_short(text: str) -> str:
         return "a worker's node is gone"
     if "worker process has died" in text and not is_out_of_memory(text):
         return "a worker's process is gone, killed by somebody or by a system short of memory"
+    if "CUDA out of memory" in text:
+        text = text.partition(" of which ")[0]  # what follows is of other processes, and advice
     return text if len(text) < 300 else f"{text[:100]} ... {text[-200:]}"
 
 
