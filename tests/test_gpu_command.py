@@ -41,7 +41,7 @@ def test_every_part_passes_on_a_cpu(tmp_path: Path) -> None:
     assert parts["tests"]["failed"] == {} and len(parts["tests"]["passed"]) >= 6
     assert parts["pretraining"]["steps"] == 4
     assert parts["step-124m"]["mfu"] > 0 and parts["platform"]["ratio"] > 0
-    assert f"{len(PARTS) - len(SKIPPED)} pass, 0 fail, {len(SKIPPED)} skipped" in done.stdout
+    assert f"{len(PARTS) - len(SKIPPED)} pass, 0 missed, 0 fail, {len(SKIPPED)} skipped" in done.stdout
     assert not list(tmp_path.glob("runs")) and not list(tmp_path.glob("data"))  # all of it is gone
 
 
@@ -58,7 +58,7 @@ def test_a_part_that_hangs_is_ended_and_the_others_go_on(
     assert found["failed"] == ["slow"]
     assert json.loads(answer.read_text())["parts"] == found["parts"]
     text = command.table(found)
-    assert "fail     slow" in text and "1 pass, 1 fail, 0 skipped" in text
+    assert "fail     slow" in text and "1 pass, 0 missed, 1 fail, 0 skipped" in text
 
 
 def test_what_cannot_run_is_skipped_and_says_why() -> None:

@@ -31,8 +31,8 @@ TAIL = 12  # lines of what a part that failed has printed last
 
 
 def gpu(c: BenchConfig) -> dict[str, Any]:
-    """Runs the parts, one after the other, for at most `c.seconds` seconds. Each is "pass", "fail"
-    or "skipped", and why.
+    """Runs the parts, one after the other, for at most `c.seconds` seconds. Each is "pass",
+    "missed" (right, and short of a goal), "fail" or "skipped", and why.
 
     Raises:
         ConfigError: `c.parts` names a part that there is not, or `c.device` a GPU that is not here.
@@ -131,5 +131,5 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"{'':<24}{outcome['why']}")
         lines += [f"{'':<24}| {line}" for line in outcome.get("said", [])]
     counts = [outcome["status"] for outcome in result["parts"].values()]
-    lines.append(", ".join(f"{counts.count(s)} {s}" for s in ("pass", "fail", "skipped")))
+    lines.append(", ".join(f"{counts.count(s)} {s}" for s in ("pass", "missed", "fail", "skipped")))
     return "\n".join(lines)
