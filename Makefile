@@ -48,8 +48,8 @@ test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(DEVELOPING)  ## The longer matrices: 10,000 damaged shards, ten kills of a preparation
-	MANTA_TEST_LONG=1 $(BIN)/python -m pytest tests/test_corruption.py tests/test_prepare.py \
-		tests/test_prepare_killed.py tests/test_training.py
+	MANTA_TEST_LONG=1 $(BIN)/python -m pytest tests/whole/test_corruption.py tests/data/test_prepare.py \
+		tests/whole/test_prepare_killed.py tests/whole/test_training.py
 
 faults: $(DEVELOPING)  ## Every fault that a run survives, as a table (some 40 minutes)
 	rm -f faults.md

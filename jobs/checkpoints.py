@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.job import run_job
-from manta.train.listing import CheckpointsConfig, report
+from manta.train.checkpoints.listing import CheckpointsConfig, report
 
 
 def main(config: CheckpointsConfig) -> None:

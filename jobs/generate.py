@@ -16,8 +16,8 @@ from manta import storage
 from manta.job import run_job
 from manta.model.generate import GenerateConfig, generate, generate_batch
 from manta.model.inference import inference
-from manta.train import checkpoint
-from manta.train.place import place_of
+from manta.train.checkpoints import checkpoint
+from manta.train.step.place import place_of
 
 
 def main(config: GenerateConfig) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import tiny_arguments
 
 from faults.inject import SEED
 from faults.jobs import final, job
 from faults.runs import KEYS
+from helpers.common import tiny_arguments
 
 # 400 steps, long enough for somebody outside to act in the middle of them (on a fast machine, too).
 LONGER = ["total_tokens=409600", "tokens_per_batch=1024", "eval.tokens=64", "checkpoint.every=50"]

@@ -107,7 +107,7 @@ def while_saving(act: Callable[[Any], None]) -> Callable[[int, Path], None]:
     """A fault between a rank's file of the optimizer and the rest of the third checkpoint."""
 
     def install(rank: int, at: Path) -> None:
-        from manta.train import fragments
+        from manta.train.checkpoints import fragments
 
         def write(state: Any, file: Path) -> Any:
             entry = real(state, file)
@@ -143,7 +143,8 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
     """A loss that is no number, on one rank, whenever one of these steps is trained on."""
 
     def install(rank: int, at: Path) -> None:
-        from manta.train import engine, loop
+        from manta.train import loop
+        from manta.train.step import engine
 
         def backward(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
             step = current["run"].state.step + 1
@@ -160,7 +161,8 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
 
 def spike(rank: int, at: Path) -> None:
     """Whatever is trained on in STEP breaks the model: its update is far too large."""
-    from manta.train import engine, loop
+    from manta.train import loop
+    from manta.train.step import engine
 
     def backward(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
         if current["run"].state.step + 1 == STEP:

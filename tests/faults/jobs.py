@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
-
-from manta.train import checkpoint
+from helpers.common import ROOT
+from manta.train.checkpoints import checkpoint
 
 
 class Job:

@@ -29,8 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "platform")]
 
 from manta import plot
-from manta.train import checkpoint, ledger
-from manta.train.logbook import read_metrics
+from manta.train.checkpoints import checkpoint
+from manta.train.records import ledger
+from manta.train.records.logbook import read_metrics
 
 SETTINGS = {"folder": "", "minutes": "60", "every": "5", "spread": "0.5", "seed": "1"}
 SETTINGS |= {"alone": "false"}

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import tiny
 
 from faults import inject
 from faults.jobs import is_step, last_step
-from manta.train import checkpoint, supervise
-from manta.train.logbook import read_metrics
+from helpers.common import tiny
+from manta.train import supervise
+from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import Outcome, pretrain
+from manta.train.records.logbook import read_metrics
 from manta.train.settings import PretrainConfig
 from manta.train.worker import worker
 

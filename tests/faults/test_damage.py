@@ -8,7 +8,7 @@ import pytest
 
 from faults.damage import DAMAGE
 from faults.runs import STEPS, Story, long, story
-from manta.train import checkpoint
+from manta.train.checkpoints import checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

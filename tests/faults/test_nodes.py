@@ -8,7 +8,7 @@ import pytest
 
 from faults.jobs import Job, final, is_step, last_step, records
 from faults.runs import long
-from manta.train import checkpoint
+from manta.train.checkpoints import checkpoint
 
 
 @long

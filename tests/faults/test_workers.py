@@ -13,7 +13,7 @@ import pytest
 
 from faults.inject import CLOCK_JUMP, STEP
 from faults.runs import ALL, EVERY, STEPS, Story, long, story
-from manta.train import checkpoint
+from manta.train.checkpoints import checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

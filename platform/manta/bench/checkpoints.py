@@ -13,10 +13,10 @@ from manta.bench.model import Step, on_workers
 from manta.bench.settings import BenchConfig
 from manta.model.gpt import GPT
 from manta.text import tokenizer
-from manta.train import checkpoint
-from manta.train.checkpoint import CheckpointConfig, TrainState
-from manta.train.device import Device
-from manta.train.saver import Saver
+from manta.train.checkpoints import checkpoint
+from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
+from manta.train.checkpoints.saver import Saver
+from manta.train.step.device import Device
 
 
 def checkpoints(c: BenchConfig) -> dict[str, Any]:

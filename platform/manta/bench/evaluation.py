@@ -14,7 +14,7 @@ from manta.evaluate.adapter import MantaLM, here, loglikelihood_requests
 from manta.model.gpt import GPT, num_parameters
 from manta.model.inference import inference
 from manta.text import tokenizer
-from manta.train.device import available_cpus, find_device
+from manta.train.step.device import available_cpus, find_device
 
 REQUESTS = 200
 ALLOWED = {"fp32": 1e-4, "bf16": 2e-2}  # how far two scores of a request may be apart, of each nat

@@ -24,7 +24,7 @@ from manta import storage
 from manta.bench.gpu_parts import PARTS, Part
 from manta.bench.settings import BenchConfig
 from manta.errors import ConfigError
-from manta.train.device import pick_device
+from manta.train.step.device import pick_device
 
 LEAST_SECONDS = 10.0  # no part is begun for less
 TAIL = 12  # lines of what a part that failed has printed last

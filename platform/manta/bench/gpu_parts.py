@@ -56,7 +56,7 @@ def machine(c: BenchConfig, before: Found) -> Found:
     """What is there: versions, the card, how fast its products are, what can be compiled."""
     from manta.model.attention import fused_kernels
     from manta.train.build import missing_to_compile
-    from manta.train.device import available_cpus, find_device
+    from manta.train.step.device import available_cpus, find_device
 
     device = find_device(c.dtype, c.device == "cuda", available_cpus())
     names = ("torch", "triton", "deepspeed", "ray", "transformers", "numpy", "lm-eval")
@@ -93,8 +93,8 @@ def _version(name: str) -> str | None:
 
 
 def tests(c: BenchConfig, before: Found) -> Found:
-    """tests/test_gpu.py, which needs no pytest."""
-    file = ROOT / "tests" / "test_gpu.py"
+    """tests/bench/test_gpu.py, which needs no pytest."""
+    file = ROOT / "tests" / "bench" / "test_gpu.py"
     if not file.is_file():
         raise unittest.SkipTest(f"{file} is not there: run from a checkout of Manta")
     os.environ["MANTA_TEST_DEVICE"] = c.device
@@ -313,7 +313,7 @@ def pretraining(c: BenchConfig, before: Found) -> Found:
 def _too_large(run: Any) -> int:
     """An even micro batch that needs 1.3 times this GPU's memory by the cost model, so that half of
     it has room."""
-    from manta.train.device import choose_dtype
+    from manta.train.step.device import choose_dtype
 
     memory = torch.cuda.get_device_properties(0).total_memory
     dtype: Any = choose_dtype(torch.device("cuda"))
@@ -327,7 +327,7 @@ TRAINS = ("deepspeed", "psutil", "safetensors")
 RAY = (*TRAINS, "ray", "pyarrow", "tokenizers", "tensorboardX", "matplotlib")
 PARTS = {
     "machine": Part(machine, "versions, the card, its products", 60),
-    "tests": Part(tests, "tests/test_gpu.py", 150, TRAINS),
+    "tests": Part(tests, "tests/bench/test_gpu.py", 150, TRAINS),
     "step-124m": Part(step("124m"), "a training step of GPT-2 124M", 90, TRAINS),
     "step-350m": Part(step("350m"), "of GPT-2 350M", 100, TRAINS, full_only=True),
     "step-1.5b": Part(step("1.5b"), "of GPT-2 1.5B", 120, TRAINS, full_only=True),

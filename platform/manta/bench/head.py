@@ -10,7 +10,7 @@ import torch
 from manta.bench.settings import BenchConfig
 from manta.model import loss
 from manta.model.traffic import loss_traffic
-from manta.train.device import DTYPES, available_cpus, find_device
+from manta.train.step.device import DTYPES, available_cpus, find_device
 
 # tokens, channels, vocabulary, its padded size; and the chunks that are tried
 FULL = (16384, 768, 50257, 50304), (2048, 4096, 8192)

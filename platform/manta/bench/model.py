@@ -24,10 +24,10 @@ from manta.bench.settings import BenchConfig
 from manta.bench.workers import together
 from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
-from manta.train import engine as engines
 from manta.train.build import build, compiles, micro_batch
-from manta.train.device import Device, available_cpus, find_device, make_deterministic
 from manta.train.loop import to_device
+from manta.train.step import engine as engines
+from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 PARTS = ("data", "forward", "backward", "optimizer")
 TRACE = "trace.json"

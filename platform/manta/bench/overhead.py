@@ -21,14 +21,14 @@ from manta.bench.settings import BenchConfig
 from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.model.gpt import GPT, ModelConfig
-from manta.train.checkpoint import TrainState
-from manta.train.device import DTYPES
-from manta.train.logbook import METRICS, read_metrics
+from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.loop import no_garbage_collection, train
-from manta.train.optimizer import OptimizerConfig, make_optimizer
+from manta.train.records.logbook import METRICS, read_metrics
 from manta.train.resume import with_vocabulary
 from manta.train.run import Run, to_device
 from manta.train.settings import EvalConfig, SampleConfig
+from manta.train.step.device import DTYPES
+from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 from manta.train.supervise import fit
 from manta.train.worker import setup
 

@@ -24,10 +24,10 @@ from manta.model.cost import parameters
 from manta.model.gpt import GPT
 from manta.model.memory import Setup, costs
 from manta.model.shape import ModelConfig
-from manta.train.device import Device
-from manta.train.engine import backward_and_step, make_engine
-from manta.train.engine_settings import EngineConfig
-from manta.train.optimizer import OptimizerConfig
+from manta.train.step.device import Device
+from manta.train.step.engine import backward_and_step, make_engine
+from manta.train.step.engine_settings import EngineConfig
+from manta.train.step.optimizer import OptimizerConfig
 
 # 27.7 million parameters: far above what a process's size varies by.
 MODEL = ModelConfig(n_layer=6, n_embd=512, n_head=8, vocab_size=8192, tie_embeddings=False)

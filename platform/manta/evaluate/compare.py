@@ -13,9 +13,9 @@ from manta.errors import ConfigError
 from manta.evaluate import catalog, report
 from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
-from manta.train import checkpoint as checkpoints
-from manta.train import ledger
-from manta.train.logbook import METRICS, read_metrics
+from manta.train.checkpoints import checkpoint as checkpoints
+from manta.train.records import ledger
+from manta.train.records.logbook import METRICS, read_metrics
 
 REFERENCES = catalog.FOLDER / "references.json"
 NOISE = 1.96  # standard errors: where chance alone gives as much once in twenty times

@@ -15,7 +15,7 @@ from manta.evaluate import core
 from manta.evaluate.files import read_rows, read_text
 from manta.evaluate.settings import EvaluateConfig
 from manta.text.tokenizer import Tokenizer
-from manta.train import checkpoint as checkpoints
+from manta.train.checkpoints import checkpoint as checkpoints
 
 QUICK_TOKENS = 12_000  # of perplexity: half a minute at 124M on two cores
 QUICK_PIECES = 60

@@ -10,8 +10,8 @@ from ray.util import ActorPool
 from manta import cluster
 from manta.evaluate.rows import Row
 from manta.evaluate.worker import Pool, Prompt, Scored, Worker
-from manta.train import checkpoint
-from manta.train.device import available_cpus, pick_device
+from manta.train.checkpoints import checkpoint
+from manta.train.step.device import available_cpus, pick_device
 
 # A worker that dies is started again, and what it was asked is asked again.
 RESTARTS = 3

@@ -18,8 +18,8 @@ from manta import plot, storage
 from manta.errors import MantaError
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import Results, Scores
-from manta.train import checkpoint as checkpoints
-from manta.train.logbook import write_scalars
+from manta.train.checkpoints import checkpoint as checkpoints
+from manta.train.records.logbook import write_scalars
 from manta.train.settings import PretrainConfig
 
 CURVE = "curve.png"

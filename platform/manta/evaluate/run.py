@@ -14,7 +14,7 @@ from manta.evaluate.farm import Farm
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import Scores
 from manta.progress import Progress
-from manta.train import checkpoint as checkpoints
+from manta.train.checkpoints import checkpoint as checkpoints
 
 
 def evaluate(c: EvaluateConfig) -> dict[str, Scores]:

@@ -14,8 +14,8 @@ from manta.evaluate.files import read_text
 from manta.model.gpt import GPT
 from manta.model.inference import InferenceConfig, inference, send
 from manta.text.tokenizer import Tokenizer
-from manta.train import checkpoint
-from manta.train.place import place_of
+from manta.train.checkpoints import checkpoint
+from manta.train.step.place import place_of
 
 MOST_BITS = 14.0  # of the deepest colour: less than one chance in sixteen thousand
 GUESSES = 3

@@ -13,7 +13,7 @@ from manta.evaluate.farm import Farm
 from manta.evaluate.run import score, units, workers
 from manta.evaluate.settings import EvaluateConfig
 from manta.lock import lock
-from manta.train import checkpoint as checkpoints
+from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
 

@@ -4,8 +4,8 @@ from manta import storage
 from manta.evaluate import report
 from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
-from manta.train.checkpoint import TrainState
-from manta.train.logbook import CURVE, METRICS, read_metrics
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.records.logbook import CURVE, METRICS, read_metrics
 
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -13,9 +13,9 @@ from manta.export.card import card
 from manta.model.gpt import num_parameters
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import R50K, R50K_SIZE, Tokenizer
-from manta.train import checkpoint as checkpoints
-from manta.train.checkpoint import TrainState
-from manta.train.logbook import CURVE
+from manta.train.checkpoints import checkpoint as checkpoints
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.records.logbook import CURVE
 
 SAMPLES = 20  # texts of the run's own data, in which the tokenizer is compared
 

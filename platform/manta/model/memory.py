@@ -4,7 +4,7 @@ arithmetic; nothing is allocated.
 Manta trains with fp32 weights, fp32 gradients and fp32 optimizer state; bf16 is torch's autocast.
 What DeepSpeed (0.19.8) holds beside them is from its source (runtime/engine.py, zero/
 stage_1_and_2.py, zero/stage3.py) and from measurement: manta/bench/stages.py compares, and
-tests/test_cost.py holds each stage to it. With P parameters and W workers, in values of 4 bytes:
+tests/model/test_cost.py checks each stage. With P parameters and W workers, in values of 4 bytes:
 
     stage   weights    master copy   gradients   AdamW    at once, to reduce the gradients
     0       P          -             P           2P       P: flat copies, with several workers

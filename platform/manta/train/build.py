@@ -20,9 +20,9 @@ from manta.model.cost import flops_per_token
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import initialise
 from manta.model.memory import USABLE, largest_micro_batch
-from manta.train.device import DTYPES, Device
-from manta.train.engine import make_engine
 from manta.train.settings import TrainConfig, memory_setup
+from manta.train.step.device import DTYPES, Device
+from manta.train.step.engine import make_engine
 
 # The least computing, in seconds at the device's peak, that pays for a compilation, which takes 20
 # to 60 s of the host. What is not compiled loses a larger share of its speed on a GPU.

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 
 from manta.model.generate import generate_batch
-from manta.train import engine
-from manta.train.checkpoint import TrainState
-from manta.train.evaluation import evaluate
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.faults.signals import Asked
 from manta.train.meter import Meter, log
 from manta.train.run import Interrupted, Run, documents_of, to_device
-from manta.train.schedule import lr_at
-from manta.train.signals import Asked
+from manta.train.step import engine
+from manta.train.step.schedule import lr_at
+from manta.train.validation import evaluate
 
 
 def train(run: Run, until: int | None = None) -> TrainState:

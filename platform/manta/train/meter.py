@@ -13,9 +13,9 @@ from manta.data.fingerprint import fingerprint
 from manta.data.order import stage_of
 from manta.errors import TrainingError
 from manta.model.cost import flops_per_token
-from manta.train.device import Device, gpu_memory
-from manta.train.logbook import Logbook, duration
+from manta.train.records.logbook import Logbook, duration
 from manta.train.run import Rollback, Run
+from manta.train.step.device import Device, gpu_memory
 
 
 class Meter:

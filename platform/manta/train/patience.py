@@ -11,7 +11,8 @@ from ray.train import UserCallback
 
 from manta import cluster
 from manta.errors import MantaError, Moving
-from manta.train import checkpoint, ledger
+from manta.train.checkpoints import checkpoint
+from manta.train.records import ledger
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
 

@@ -13,9 +13,10 @@ from manta.data import mixture
 from manta.errors import ConfigError
 from manta.lock import lock
 from manta.model.gpt import num_parameters
-from manta.train import checkpoint, ledger
-from manta.train.checkpoint import TrainState
-from manta.train.logbook import METRICS, duration, read_metrics
+from manta.train.checkpoints import checkpoint
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.records import ledger
+from manta.train.records.logbook import METRICS, duration, read_metrics
 from manta.train.resume import (
     check_resumable,
     check_tokenizer,

@@ -13,7 +13,7 @@ from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
-from manta.train import checkpoint
+from manta.train.checkpoints import checkpoint
 from manta.train.settings import PretrainConfig
 
 

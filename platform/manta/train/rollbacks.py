@@ -9,8 +9,8 @@ from typing import Any
 
 from manta import storage
 from manta.errors import TrainingError
-from manta.train import checkpoint
-from manta.train.spikes import Found, SpikeConfig
+from manta.train.checkpoints import checkpoint
+from manta.train.faults.spikes import Found, SpikeConfig
 
 FILE = "rollbacks.json"
 

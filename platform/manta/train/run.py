@@ -10,15 +10,15 @@ from torch import Tensor
 
 from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
-from manta.train.checkpoint import TrainState
-from manta.train.device import Device
-from manta.train.ledger import Ledger
-from manta.train.logbook import Logbook
-from manta.train.saver import Saver
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.checkpoints.saver import Saver
+from manta.train.faults.signals import Asked, Signals
+from manta.train.faults.spikes import Detector, Found
+from manta.train.faults.watchdog import Watchdog
+from manta.train.records.ledger import Ledger
+from manta.train.records.logbook import Logbook
 from manta.train.settings import TrainConfig
-from manta.train.signals import Asked, Signals
-from manta.train.spikes import Detector, Found
-from manta.train.watchdog import Watchdog
+from manta.train.step.device import Device
 
 
 class Interrupted(Exception):

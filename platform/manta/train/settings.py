@@ -15,12 +15,12 @@ from manta.model.init import InitConfig
 from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
 from manta.text.tokenizer import R50K, R50K_SIZE
-from manta.train.checkpoint import CheckpointConfig
-from manta.train.engine_settings import EngineConfig
-from manta.train.optimizer import OptimizerConfig
-from manta.train.scaling import lr_scales, recipe_of_depth
-from manta.train.schedule import ScheduleConfig
-from manta.train.spikes import SpikeConfig
+from manta.train.checkpoints.checkpoint import CheckpointConfig
+from manta.train.faults.spikes import SpikeConfig
+from manta.train.step.engine_settings import EngineConfig
+from manta.train.step.optimizer import OptimizerConfig
+from manta.train.step.scaling import lr_scales, recipe_of_depth
+from manta.train.step.schedule import ScheduleConfig
 
 MAX_DEFAULT_MICRO_BATCH = 16
 NAME = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"

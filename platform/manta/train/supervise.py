@@ -18,7 +18,8 @@ from manta import config as configs
 from manta.data.manifest import Manifest
 from manta.errors import Moving, TrainingError
 from manta.model.memory import costs
-from manta.train import checkpoint, ledger
+from manta.train.checkpoints import checkpoint
+from manta.train.faults.signals import Asked
 from manta.train.patience import (
     GivenUp,
     Patience,
@@ -27,9 +28,9 @@ from manta.train.patience import (
     is_out_of_memory,
     on_the_move,
 )
+from manta.train.records import ledger
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig, memory_setup
-from manta.train.signals import Asked
 from manta.train.worker import worker
 
 SECONDS_BETWEEN_REQUESTS = 5.0

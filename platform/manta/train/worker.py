@@ -22,20 +22,21 @@ from manta.messages import Decided, mailbox
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
 from manta.text.tokenizer import Tokenizer
-from manta.train import checkpoint, rollbacks
+from manta.train import rollbacks
 from manta.train.build import build, compiles, micro_batch, slow_attention
-from manta.train.checkpoint import TrainState
-from manta.train.device import Device, available_cpus, find_device, make_deterministic
-from manta.train.ledger import Ledger
-from manta.train.logbook import Logbook
+from manta.train.checkpoints import checkpoint
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.checkpoints.saver import Saver
+from manta.train.faults.signals import Asked, Signals, sigterm
+from manta.train.faults.spikes import Detector, Found
+from manta.train.faults.watchdog import Watchdog
 from manta.train.loop import train
+from manta.train.records.ledger import Ledger
+from manta.train.records.logbook import Logbook
 from manta.train.resume import decisions, order_of, with_vocabulary
 from manta.train.run import Interrupted, Rollback, Run
-from manta.train.saver import Saver
 from manta.train.settings import PretrainConfig
-from manta.train.signals import Asked, Signals, sigterm
-from manta.train.spikes import Detector, Found
-from manta.train.watchdog import Watchdog
+from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 
 def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints: what is written, how, and what is there."""

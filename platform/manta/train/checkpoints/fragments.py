@@ -1,0 +1,217 @@
+"""The optimizer's state as pieces of weights, which any number of workers can put together.
+
+At each ZeRO stage a rank holds the state of some range of each (flattened) weight, in tensors of
+DeepSpeed's own layout. A fragment is such a range. A checkpoint holds fragments by the name of
+their weight, so that what one number of workers has saved at one stage, another reads at another:
+nothing has to be converted in between. It is safetensors: reading it runs no code.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from manta.errors import CheckpointError
+from manta.train.step.engine import to_cpu
+
+STEP = "step"  # the one state of an optimizer that is a number: AdamW counts its steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragment:
+    """Values `start` to `start + size` of a flattened weight, of which this rank holds the state:
+    in the optimizer's state of `holder`, from `offset` on."""
+
+    name: str
+    start: int
+    size: int
+    holder: Tensor
+    offset: int
+    group: int | None = None
+    """At ZeRO stage 3, the sub-group whose state `holder` has."""
+
+    def of(self, state: Tensor) -> Tensor:
+        """Its part of a tensor of the holder's size."""
+        return state.view(-1)[self.offset : self.offset + self.size]
+
+
+def fragments(engine: Any) -> list[Fragment]:
+    """This rank's, of every weight (a tied one comes once); in the same order on all ranks."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    found = []
+    for name, weight in engine.module.named_parameters():
+        if stage == 0:
+            found.append(Fragment(name, 0, weight.numel(), weight, 0))
+        elif stage < 3:
+            mapping = weight._hp_mapping
+            if mapping is not None:  # some of it is in this rank's partition
+                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                holder = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+                found.append(Fragment(name, here.start, here.numel, holder, there.start))
+        else:
+            group, offset, size = optimizer.grad_position[optimizer.get_param_id(weight)]
+            start = engine.global_rank * size
+            size = min(size, weight.ds_numel - start)  # the last ranks' parts are padded
+            if size > 0:
+                holder = optimizer.fp32_partitioned_groups_flat[group]
+                found.append(Fragment(name, start, size, holder, offset, group))
+    return found
+
+
+@dataclasses.dataclass
+class State:
+    """A rank's share of an optimizer's state, on the CPU. `values` are those of a fragment, by its
+    weight and key; `starts`, where the fragment lies in the weight; `steps`, how often the weight
+    has been stepped, where the optimizer counts that."""
+
+    values: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
+    starts: dict[str, int] = dataclasses.field(default_factory=dict)
+    steps: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def copy_state(engine: Any, copy: Callable[[str, Tensor], Tensor] = to_cpu) -> State:
+    """This rank's share; all ranks together have all of it, once. `copy(name, values)` copies to
+    the CPU."""
+    found = State()
+    states = _base(engine).state
+    mine = fragments(engine)
+    if not engine.zero_optimization():  # all ranks hold all of it: each takes some
+        mine = mine[engine.global_rank :: engine.dp_world_size]
+    for holder, parts in _by_holder(mine):
+        with _at_hand(engine, parts[0], write=False):
+            for part, (key, value) in itertools.product(parts, states[holder].items()):
+                if key == STEP:
+                    found.steps[part.name] = float(value)
+                else:
+                    values = copy(f"{part.name} {key}", part.of(value))
+                    found.values.setdefault(part.name, {})[key] = values
+                found.starts[part.name] = part.start
+    return found
+
+
+def write(state: State, file: Path) -> dict[str, Any]:
+    """Writes a rank's share; its entry for `index_of`."""
+    tensors = {f"{n}:{k}": v for n, by_key in state.values.items() for k, v in by_key.items()}
+    save_file(tensors, file)
+    sizes = {n: {k: v.numel() for k, v in by_key.items()} for n, by_key in state.values.items()}
+    return {"file": file.name, "starts": state.starts, "sizes": sizes, "steps": state.steps}
+
+
+def index_of(shares: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where each weight's state lies, of all ranks' entries: {weight: {"step": S, "parts": {key:
+    [[start, size, file], ...]}}}."""
+    index: dict[str, Any] = {}
+    for share in shares:
+        for name, start in share["starts"].items():
+            entry = index.setdefault(name, {"step": share["steps"].get(name), "parts": {}})
+            for key, size in share["sizes"].get(name, {}).items():
+                entry["parts"].setdefault(key, []).append([start, size, share["file"]])
+    return index
+
+
+def files_for(engine: Any, index: dict[str, Any]) -> set[str]:
+    """The files in which this rank's fragments lie."""
+    return {
+        file
+        for fragment in fragments(engine)
+        for parts in index.get(fragment.name, {"parts": {}})["parts"].values()
+        for file, *_ in _overlaps(fragment, parts)
+    }
+
+
+def load_state(engine: Any, index: dict[str, Any], folder: Path) -> None:
+    """Reads this rank's fragments from the files in `folder`, whoever wrote them.
+
+    Raises:
+        CheckpointError: part of a weight's state is missing.
+    """
+    states = _base(engine).state
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def opened(file: str) -> Any:
+            return stack.enter_context(safe_open(folder / file, framework="pt"))
+
+        for holder, parts in _by_holder(fragments(engine)):
+            with _at_hand(engine, parts[0], write=True):
+                states[holder] = state = {}
+                for part in parts:
+                    entry = index.get(part.name, {"step": None, "parts": {}})
+                    if entry["step"] is not None:
+                        state[STEP] = torch.tensor(
+                            entry["step"], dtype=torch.float32, device=holder.device
+                        )
+                    for key, saved in entry["parts"].items():
+                        if key not in state:
+                            state[key] = torch.zeros_like(holder.detach())
+                        target, read = part.of(state[key]), 0
+                        for file, start, low, high in _overlaps(part, saved):
+                            values = opened(file).get_slice(f"{part.name}:{key}")
+                            values = values[low - start : high - start]
+                            target[low - part.start : high - part.start] = values
+                            read += high - low
+                        if read != part.size:
+                            raise CheckpointError(
+                                f"{folder}: holds {read} of {part.size} values of {part.name}'s "
+                                f"{key}: the checkpoint is damaged"
+                            )
+
+
+def whole_state(index: dict[str, Any], folder: Path) -> dict[str, Tensor]:
+    """The whole state of each weight, flat, by "WEIGHT:KEY", whichever ranks have saved it."""
+    loaded = {file: load_file(folder / file) for file in files_in(index)}
+    return {
+        f"{name}:{key}": torch.cat([loaded[file][f"{name}:{key}"] for _, _, file in sorted(parts)])
+        for name, entry in index.items()
+        for key, parts in entry["parts"].items()
+    }
+
+
+def files_in(index: dict[str, Any]) -> set[str]:
+    return {f for e in index.values() for parts in e["parts"].values() for _, _, f in parts}
+
+
+def _overlaps(
+    part: Fragment, saved: list[tuple[int, int, str]]
+) -> Iterator[tuple[str, int, int, int]]:
+    """(file, where its piece starts, from, to) of each saved piece that has some of this
+    fragment."""
+    for start, size, file in saved:
+        low, high = max(start, part.start), min(start + size, part.start + part.size)
+        if low < high:
+            yield file, start, low, high
+
+
+def _base(engine: Any) -> torch.optim.Optimizer:
+    """torch's own optimizer, which ZeRO's wraps."""
+    return engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+
+
+def _by_holder(parts: list[Fragment]) -> list[tuple[Tensor, list[Fragment]]]:
+    found: dict[int, tuple[Tensor, list[Fragment]]] = {}
+    for part in parts:
+        found.setdefault(id(part.holder), (part.holder, []))[1].append(part)
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _at_hand(engine: Any, part: Fragment, *, write: bool) -> Iterator[None]:
+    """While a holder's state is read or written: from the disk, where it is offloaded there."""
+    group = part.group
+    if group is None or not engine.optimizer._swappable_optimizer_subgroup(group):
+        yield
+        return
+    engine.optimizer._optimizer_states_and_gradient_swap_in(group)
+    yield
+    if write:
+        engine.optimizer._optimizer_states_and_gradient_swap_out(group)
+    else:
+        engine.optimizer._release_swap_buffers(group)

@@ -1,0 +1,164 @@
+"""A run's checkpoints, as a person looks at them: list, verify, compare, prune."""
+
+import dataclasses
+import time
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+
+from manta import config as configs
+from manta import storage
+from manta.config import config
+from manta.errors import CheckpointError, ConfigError
+from manta.train.checkpoints import checkpoint, fragments
+from manta.train.checkpoints.checkpoint import CheckpointConfig
+
+
+@config
+class CheckpointsConfig:
+    run: str = "quickstart"
+    """A run's name or folder."""
+    action: Literal["list", "verify", "compare", "prune"] = "list"
+    """list: what there is, by size; verify: reads every file, and checks its sha256; compare: two
+    of them; prune: deletes those that `checkpoint.keep` and its like do not keep."""
+    steps: tuple[int, ...] = ()
+    """Of which steps; for compare, one or two (the other is the newest). (): all."""
+    other: str | None = None
+    """compare: a run's name or folder whose checkpoints come second; null: the same run."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    home: str | None = None
+    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.other is not None and self.action != "compare":
+            found.append(f"other={self.other} is for action=compare: omit it, or set that")
+        if self.action == "compare" and len(self.steps) not in (1, 2):
+            found.append(f"action=compare takes one or two steps, not {len(self.steps)}: steps=[5]")
+        if self.action == "prune" and self.steps:
+            found.append(f"steps={list(self.steps)}: action=prune goes by checkpoint.keep; omit it")
+        return found
+
+
+def report(c: CheckpointsConfig) -> list[str]:
+    """The lines of what was asked for.
+
+    Raises:
+        CheckpointError: the run or the step has no checkpoint; or, for verify, one is damaged
+            (after all have been read).
+    """
+    run = _run(c, c.run)
+    paths = _paths(run, c.steps if c.action in ("list", "verify") else ())
+    if c.action == "list":
+        return _list(paths)
+    if c.action == "verify":
+        return _verify(paths)
+    if c.action == "prune":
+        gone = checkpoint.prune(run, c.checkpoint)
+        kept = [str(checkpoint.step_of(path)) for path in checkpoint.find(run)]
+        return [f"deleted {path}" for path in gone] + [f"kept: steps {', '.join(kept)}"]
+    others = _paths(_run(c, c.other or c.run), c.steps[1:])
+    return compare(_paths(run, c.steps[:1])[0], others[-1])
+
+
+def _run(c: CheckpointsConfig, name: str) -> str:
+    home = storage.home(c.home)
+    for folder in checkpoint.places(name, home):
+        if checkpoint.find(folder):
+            return folder
+    raise checkpoint.nowhere(f"run={name}", home)
+
+
+def _paths(run: str, steps: tuple[int, ...]) -> list[str]:
+    paths = {checkpoint.step_of(path): path for path in checkpoint.find(run)}
+    missing = [step for step in steps if step not in paths]
+    if missing:
+        there = ", ".join(map(str, paths))
+        raise ConfigError(f"steps={missing}: {run} has no such checkpoint; it has {there}")
+    return [paths[step] for step in steps] or list(paths.values())
+
+
+def _list(paths: list[str]) -> list[str]:
+    lines = ["    step     val loss   workers  ZeRO        MB  saved"]
+    for path in paths:
+        try:
+            state = checkpoint.load_state(path)
+        except Exception as e:
+            lines.append(f"{checkpoint.step_of(path):>8}  {e}")
+            continue
+        files = [item for item in storage.list_files(path) if item.is_file]
+        size = sum(item.size for item in files) / 1e6
+        saved = storage.info(storage.join(path, checkpoint.MANIFEST)).mtime
+        loss = "-" if state.val_loss is None else f"{state.val_loss:.4f}"
+        lines.append(
+            f"{state.step:>8}  {loss:>11}  {state.world_size:>8}  {state.zero_stage:>4}  "
+            f"{size:>8,.1f}  {saved:%Y-%m-%d %H:%M:%S}"
+        )
+    return lines
+
+
+def _verify(paths: list[str]) -> list[str]:
+    lines, damaged = [], 0
+    for path in paths:
+        started = time.perf_counter()
+        try:
+            checkpoint.verify(path)
+            lines.append(f"whole    {path} ({time.perf_counter() - started:.1f} s)")
+        except CheckpointError as e:
+            damaged += 1
+            lines.append(f"damaged  {e}")
+    if damaged:
+        raise CheckpointError(
+            "; ".join(line for line in lines if line.startswith("damaged"))
+            + "; a run that goes on sets these aside and takes the newest that is whole"
+        )
+    return lines
+
+
+def compare(a: str, b: str) -> list[str]:
+    """Lines on how two checkpoints differ: weights, optimizer's state, where training was."""
+    lines = [f"a  {a}", f"b  {b}"]
+    for path in (a, b):
+        checkpoint.verify(path)
+    lines += _differences("weights", _weights(a), _weights(b))
+    lines += _differences("optimizer", _optimizer(a), _optimizer(b))
+    was, is_now = (dataclasses.asdict(checkpoint.load_state(path)) for path in (a, b))
+    for key in was:
+        if was[key] != is_now[key] and key not in ("spikes", "data"):
+            lines.append(f"state      {key}: {was[key]} and {is_now[key]}")
+    models = [configs.to_dict(checkpoint.load_model_config(path)) for path in (a, b)]
+    for key in models[0]:
+        if models[0][key] != models[1][key]:
+            lines.append(f"model      {key}: {models[0][key]} and {models[1][key]}")
+    return lines
+
+
+def _weights(path: str) -> dict[str, torch.Tensor]:
+    with checkpoint.local(path, [checkpoint.WEIGHTS]) as folder:
+        return load_file(folder / checkpoint.WEIGHTS)
+
+
+def _optimizer(path: str) -> dict[str, torch.Tensor]:
+    index = storage.read_json(storage.join(path, checkpoint.INDEX))
+    names = [f"{checkpoint.OPTIMIZER}/{file}" for file in fragments.files_in(index)]
+    with checkpoint.local(path, names) as folder:
+        return fragments.whole_state(index, folder / checkpoint.OPTIMIZER)
+
+
+def _differences(what: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    only = sorted(a.keys() ^ b.keys())
+    if only:
+        return [f"{what:<9}  {len(only)} are in one of them only: {', '.join(only[:3])}"]
+    shapes = [name for name in a if a[name].shape != b[name].shape]
+    if shapes:
+        return [f"{what:<9}  {len(shapes)} have other shapes: {', '.join(shapes[:3])}"]
+    unequal = [name for name in a if not torch.equal(a[name], b[name])]
+    if not unequal:
+        return [f"{what:<9}  identical, bit for bit ({len(a)} tensors)"]
+    distances = {n: ((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-30)).item() for n in unequal}
+    worst = max(distances, key=lambda n: distances[n])
+    return [
+        f"{what:<9}  {len(unequal)} of {len(a)} tensors differ; most {worst}, by "
+        f"{distances[worst]:.2e} of its norm"
+    ]

@@ -1,0 +1,252 @@
+"""Saving while training goes on: a copy in memory, and threads that write it.
+
+Training waits for the copy only. Then each rank's thread writes that rank's files, in full and
+onto the disk, the ranks tell each other how that went, and rank 0 writes the manifest that makes
+them a checkpoint. One save is under way at a time: a next one waits for it.
+
+The copy is all that a save holds in memory. What goes to an object store is first written to this
+machine's temporary folder, one file at a time: $TMPDIR should be on a disk.
+"""
+
+import dataclasses
+import errno
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from manta import storage
+from manta.errors import CheckpointError
+from manta.model.gpt import ModelConfig, unpadded
+from manta.text.tokenizer import Tokenizer
+from manta.train.checkpoints import checkpoint, fragments
+from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
+from manta.train.checkpoints.host_memory import HostMemory, Spec
+from manta.train.faults.signals import Asked
+from manta.train.step import engine as engines
+
+# Of which no second attempt is of use.
+LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+ATTEMPTS = 6
+FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a rank writes of a checkpoint."""
+
+    path: str
+    state: TrainState
+    share: fragments.State
+    weights: dict[str, Tensor]
+    """Whole, on rank 0 only."""
+    waited: float
+    """Seconds that training waited for the copy."""
+
+
+class Saver:
+    """Saves a run's checkpoints; made and called on all ranks alike."""
+
+    def __init__(
+        self,
+        run: str,
+        c: CheckpointConfig,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        say: Callable[[str], None],
+        beat: Callable[[], None] = lambda: None,
+    ):
+        """`beat()` is called at each sign of progress: storage that hangs gives none."""
+        self._run, self._c, self._model, self._tokenizer = run, c, model, tokenizer
+        self._say, self._beat = say, beat
+        self._group = dist.new_group(backend="gloo")  # of its own: its calls come from the threads
+        self._memory = HostMemory()
+        self._has_room = self._has_told = False
+        self._thread: threading.Thread | None = None
+        self._last_time = time.monotonic()
+        self._cost = 1.0  # seconds of the last save; a guess until one has been
+        self.last_step: int | None = None
+        self.problem: str | None = None
+        """What was wrong with the last save that has ended; on all ranks alike."""
+
+    def save(self, engine: Any, state: TrainState) -> float:
+        """Copies what a checkpoint is made of, and has it written; the seconds that this took."""
+        started = time.perf_counter()
+        self.wait()
+        if not self._has_room:  # on all ranks alike
+            self._make_room(engine)
+        share = fragments.copy_state(engine, self._memory.copy)
+        weights = engines.full_weights(engine, self._memory.copy)
+        self._memory.wait()
+        waited = time.perf_counter() - started
+        self._last_time, self.last_step = time.monotonic(), state.step
+        path = checkpoint.path_of(self._run, state.step)
+        snapshot = Snapshot(path, dataclasses.replace(state), share, weights, waited)
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="manta-saver")
+        self._thread.start()
+        return waited
+
+    def asked(self) -> Asked:
+        """Whether it is time, where checkpoints are saved by time."""
+        seconds = self._c.seconds_between(self._cost)
+        is_late = seconds is not None and time.monotonic() - self._last_time >= seconds
+        return Asked.SAVE if is_late and dist.get_rank() == 0 else Asked.NOTHING
+
+    @property
+    def is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def finish(self) -> None:
+        """Waits for the last save. Raises CheckpointError where it failed (on all ranks)."""
+        self.wait()
+        if self.problem is not None:
+            raise CheckpointError(f"{self.problem}; then run the same again: it goes on from there")
+
+    def close(self) -> None:
+        """Waits until nothing is being written, and gives the memory of the copies back."""
+        self.wait()
+        problem, self._has_room = self._memory.release(), False
+        if problem is not None:
+            self._say(f"the memory of the checkpoints' copies could not be unlocked: {problem}")
+
+    def _make_room(self, engine: Any) -> None:
+        """Has memory for the copies, which later saves take too; in one piece, so that its size is
+        found first."""
+        specs: dict[str, Spec] = {}
+
+        def note(name: str, values: Tensor) -> Tensor:
+            specs[name] = Spec.of(values)
+            return values
+
+        fragments.copy_state(engine, note)
+        engines.full_weights(engine, note)
+        self._memory.reserve(specs)
+        self._has_room = True
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            self._write_with_all(snapshot)
+        except Exception as e:  # a rank that is gone: Ray ends us all
+            self.problem = f"step {snapshot.state.step} was not saved: {_in_a_line(e)}"
+
+    def _write_with_all(self, snapshot: Snapshot) -> None:
+        started = time.perf_counter()
+        path, rank = snapshot.path, dist.get_rank()
+        staging = Path(tempfile.mkdtemp(prefix="manta-")) if not storage.is_local(path) else None
+        # What a save that was cut short may have left.
+        problem = _attempt(lambda: storage.delete_folder(path)) if rank == 0 else None
+        problem = _first(self._everyone(problem))
+        written: dict[str, Any] = {}
+        if problem is None:
+            problem = _attempt(lambda: written.update(self._write_share(snapshot, staging)))
+        everyone = self._everyone((problem, written, self._memory.problem))
+        problem = _first([found for found, *_ in everyone])
+        if rank == 0:
+            self._tell_of_memory([unlocked for *_, unlocked in everyone])
+            if problem is None:
+                shares = [share for _, share, _ in everyone]
+                problem = _attempt(lambda: _commit(path, shares))
+            if problem is not None:
+                _attempt(lambda: storage.delete_folder(path))  # room for the next one
+        self.problem = _first(self._everyone(problem))
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        step, seconds = snapshot.state.step, time.perf_counter() - started
+        # Training goes on meanwhile, but slower: on two cores, by about what the writing takes.
+        self._cost = snapshot.waited + seconds
+        if self.problem is not None:
+            self.problem = f"step {step} was not saved: {self.problem}"
+        if rank == 0 and self.problem is None:
+            left = _attempt(lambda: checkpoint.prune(self._run, self._c))
+            if left is not None:
+                self._say(f"older checkpoints could not be deleted: {left}")
+            self._say(
+                f"step {step} saved to {path} in {seconds:.1f}s, of which training waited "
+                f"{snapshot.waited:.2f}s"
+            )
+        elif rank == 0:
+            kept = checkpoint.find(self._run)
+            last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+            self._say(f"{self.problem} ({last}); training goes on")
+
+    def _write_share(self, snapshot: Snapshot, staging: Path | None) -> dict[str, Any]:
+        """This rank's files; what the manifest and the index say of them."""
+        rank, path = dist.get_rank(), snapshot.path
+        folder = staging or Path(storage.filesystem(path)[1])
+        (folder / checkpoint.OPTIMIZER).mkdir(parents=True, exist_ok=True)
+        name = f"{checkpoint.OPTIMIZER}/rank-{rank:05d}.safetensors"
+        entry = fragments.write(snapshot.share, folder / name)
+        files = checkpoint.place(path, folder, [name], self._beat)
+        if rank == 0:
+            weights = {n: unpadded(n, w, self._model) for n, w in snapshot.weights.items()}
+            names = checkpoint.write_model(
+                folder, self._model, weights, self._tokenizer, snapshot.state
+            )
+            files |= checkpoint.place(path, folder, names, self._beat)
+        return {"files": files, "state": entry}
+
+    def _tell_of_memory(self, problems: list[str | None]) -> None:
+        """Says, once, on which workers a GPU's copies take longer than they need to."""
+        ranks = [str(rank) for rank, problem in enumerate(problems) if problem is not None]
+        if ranks and not self._has_told:
+            self._has_told = True
+            self._say(
+                f"checkpoints: memory for the copies could not be locked on worker(s) "
+                f"{', '.join(ranks)} ({_first(problems)}): training waits longer for each; allow "
+                "more locked memory there (ulimit -l)"
+            )
+
+    def _everyone(self, value: Any) -> list[Any]:
+        """What each rank has."""
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, value, group=self._group)
+        return found
+
+
+def _commit(path: str, shares: list[dict[str, Any]]) -> None:
+    files = {name: entry for share in shares for name, entry in share["files"].items()}
+    index = storage.encode_json(fragments.index_of([share["state"] for share in shares]))
+    storage.write_bytes(storage.join(path, checkpoint.INDEX), index)
+    files[checkpoint.INDEX] = {"size": len(index), "sha256": storage.sha256_of(index)}
+    storage.write_json(storage.join(path, checkpoint.MANIFEST), {"files": files})
+
+
+def _attempt(function: Callable[[], Any]) -> str | None:
+    """Calls it, again after a while if storage fails; what was wrong in the end."""
+    pause = FIRST_PAUSE
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            function()
+            return None
+        except Exception as e:
+            reason = getattr(e, "errno", None)
+            lasts = not isinstance(e, OSError) or reason in LASTING
+            # safetensors wraps what the disk said.
+            if lasts or "No space left" in str(e) or attempt == ATTEMPTS:
+                return _in_a_line(e)
+        time.sleep(pause)
+        pause *= 2
+    return None
+
+
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+        return f"the disk is full ({text}): free some space, or lower checkpoint.keep"
+    return text
+
+
+def _first(problems: list[str | None]) -> str | None:
+    return next((problem for problem in problems if problem is not None), None)

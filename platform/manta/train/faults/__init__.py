@@ -1,0 +1,1 @@
+"""What goes wrong while training runs: signals, loss spikes, workers that hang."""

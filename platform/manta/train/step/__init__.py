@@ -1,0 +1,1 @@
+"""The optimizer step: device, schedule, optimizer, and the DeepSpeed engine."""

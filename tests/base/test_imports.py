@@ -1,0 +1,111 @@
+"""The design as a test: imports point one way, each heavy library has one room, no shadowing."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "platform" / "manta"
+
+# A room may import itself and the rooms before it. (A config class that composes another's counts.)
+ORDER = [
+    "errors",
+    "security",
+    "arguments",
+    "config",
+    "storage",
+    "lock",
+    "progress",
+    "plot",
+    "cluster",
+    "messages",
+    "job",
+    "text",
+    "model",
+    "data",
+    "train",
+    "evaluate",
+    "export",
+    "sweep",
+    "bench",
+]
+
+# Which files, by prefix, may import a library.
+ROOMS = {
+    "omegaconf": ["arguments"],
+    "pydantic": ["config"],
+    "yaml": ["arguments"],
+    "tqdm": ["progress"],
+    "psutil": ["bench", "train/build"],
+    "datasets": ["text/sources", "evaluate/suites"],
+    "tiktoken": ["text/tokenizer"],
+    "tokenizers": ["text/tokenizer"],
+    "lm_eval": ["evaluate"],
+    "deepspeed": ["train/step/engine"],
+    "safetensors": ["train/checkpoints", "export/huggingface"],
+    "transformers": ["export/huggingface"],
+    "gguf": ["export/ggml"],
+    "matplotlib": ["plot"],
+    "tensorboardX": ["train/records/logbook"],
+    "ray.data": ["data"],
+    "ray.train": ["train/patience", "train/supervise", "train/worker"],
+    "ray.tune": ["sweep"],
+    "ray": [
+        "cluster", "messages", "data", "train/patience", "train/supervise", "train/worker",
+        "sweep", "evaluate/farm",
+    ],
+}  # fmt: skip
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    for name in imports(path):
+        if name.startswith("manta.") and room(path) != "__init__":
+            target = name.split(".")[1]
+            assert ORDER.index(target) <= ORDER.index(room(path)), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_each_heavy_library_has_one_room(path: Path) -> None:
+    here = str(path.relative_to(PACKAGE).with_suffix(""))
+    for name in imports(path):
+        library = next((lib for lib in ROOMS if name == lib or name.startswith(lib + ".")), None)
+        if library is not None:
+            assert any(here.startswith(place) for place in ROOMS[library]), f"{here}: {name}"
+
+
+def test_the_source_root_does_not_shadow_the_standard_library() -> None:
+    assert not (ROOT / "platform" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda p: p.name)
+def test_a_job_is_thin(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 60
+    assert "run_job(main," in text
+    assert "argparse" not in text
+    assert not any(name.startswith("jobs") for name in imports(path))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_are_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400

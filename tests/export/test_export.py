@@ -1,0 +1,364 @@
+"""Export and import, against transformers, gguf's reader, and files laid out by hand."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import some_tokens
+
+from helpers.common import TEXT
+from manta import storage
+from manta.config import from_dict, load
+from manta.errors import CheckpointError, ConfigError, DataError
+from manta.export import ggml, huggingface, llmc
+from manta.export import weights as layouts
+from manta.export.run import ExportConfig, ImportConfig, export, import_model
+from manta.model.generate import generate
+from manta.model.gpt import GPT, ModelConfig
+from manta.text import tokenizer as tokenizers
+from manta.text import tokenizer_json
+from manta.text.tokenizer import Tokenizer
+from manta.train.checkpoints import checkpoint
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.resume import check_tokenizer
+
+few = settings(deadline=None, max_examples=100)
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"family": "gpt2"},
+    "gpt2 without biases": {"family": "gpt2", "bias": False, "qkv_bias": False},
+    "gpt2, a head of its own": {"family": "gpt2", "tie_embeddings": False, "norm_eps": 0.01},
+    "llama": {"family": "modern"},
+    "llama, grouped": {"family": "modern", "n_kv_head": 2, "tie_embeddings": False},
+    "qwen3": {"family": "modern", "qk_norm": True, "rope_theta": 500.0, "mlp_hidden": 80},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return tokenizers.train([TEXT], 330)
+
+
+def model_of(keys: dict[str, Any], vocab_size: int) -> GPT:
+    """Small, with weights that are nowhere near 0."""
+    shape = {"n_layer": 2, "n_head": 4, "n_embd": 64, "context_length": 32}
+    torch.manual_seed(0)
+    model = GPT(from_dict(ModelConfig, {**shape, "vocab_size": vocab_size, **keys})).eval()
+    for name, weight in model.named_parameters():
+        scale = 0.3 if name.endswith(".bias") else 0.1
+        weight.data = torch.randn(weight.shape) * scale + ("norm" in name and weight.ndim == 1)
+    for name in ("embedding", "head"):  # the padding
+        getattr(model, name).weight.data[vocab_size:] = 0
+    return model
+
+
+def save(model: GPT, tokenizer: Tokenizer, home: Path, name: str = "run") -> str:
+    """As the first checkpoint of a run."""
+    path = checkpoint.path_of(f"{home}/runs/{name}", 7)
+    Path(path).mkdir(parents=True)
+    weights = dict(model.state_dict())
+    if model.config.tie_embeddings:
+        del weights["head.weight"]
+    names = checkpoint.write_model(Path(path), model.config, weights, tokenizer, TrainState(step=7))
+    files = {
+        n: {"size": (Path(path) / n).stat().st_size, "sha256": storage.sha256(f"{path}/{n}")}
+        for n in names
+    }
+    storage.write_json(f"{path}/MANIFEST.json", {"files": files})
+    return path
+
+
+def exported(home: Path, *keys: str) -> Path:
+    return export(load(ExportConfig, [f"home={home}", "checkpoint=run", *keys]), lambda line: None)
+
+
+def imported(home: Path, *keys: str) -> str:
+    return import_model(load(ImportConfig, [f"home={home}", *keys]), lambda line: None)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_transformers_opens_what_is_exported_and_it_comes_back(
+    kind: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Logits and tokens are compared by `export`; here the completion, token by token."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = model_of(MODELS[kind], tokenizer.vocab_size)
+    save(model, tokenizer, tmp_path)
+    out = exported(tmp_path, f"out={tmp_path / 'model'}")
+    theirs = AutoModelForCausalLM.from_pretrained(out)
+    prompt = AutoTokenizer.from_pretrained(out)("The cat", return_tensors="pt")
+    new = 32 - prompt["input_ids"].shape[1]
+    found = theirs.generate(**prompt, max_new_tokens=new, do_sample=False)[0].tolist()
+    tokens = tokenizer.encode("The cat")
+    ours = list(generate(model, tokens, new, temperature=0, stop=tokenizer.eot))
+    assert found[: len(tokens) + len(ours)] == [*tokens, *ours]
+    assert "# run" in (out / "README.md").read_text()
+    back = imported(tmp_path, f"path={out}", "name=back")
+    again = checkpoint.load_model(back)
+    assert checkpoint.load_tokenizer(back).sha256 == tokenizer.sha256
+    rows = some_tokens(2, 32) % tokenizer.vocab_size
+    torch.testing.assert_close(again(rows), model(rows), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_a_model_of_transformers_is_imported(
+    kind: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = (
+        {"n_positions": 32, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_inner": 96}
+        if kind == "gpt2"
+        else {
+            "max_position_embeddings": 32, "hidden_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
+            "head_dim": 16, "tie_word_embeddings": False,
+        }
+    )  # fmt: skip
+    torch.manual_seed(1)
+    c = AutoConfig.for_model(kind, vocab_size=tokenizer.vocab_size, **shape)
+    theirs = AutoModelForCausalLM.from_config(c).eval()
+    for weight in theirs.parameters():
+        weight.data += torch.randn(weight.shape) * 0.1
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    (tmp_path / "theirs" / "tokenizer.json").write_text(tokenizer_json.to_json(tokenizer))
+    path = imported(tmp_path, f"path={tmp_path / 'theirs'}", "name=mine")
+    rows = some_tokens(2, 32) % tokenizer.vocab_size
+    with torch.no_grad():
+        expected = theirs(rows).logits
+        torch.testing.assert_close(checkpoint.load_model(path)(rows), expected, atol=1e-4, rtol=0)
+
+
+def test_names_and_buffers_of_gpt2s_first_files_are_known(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = model_of(MODELS["gpt2"], tokenizer.vocab_size)
+    save(model, tokenizer, tmp_path)
+    out = exported(tmp_path, f"out={tmp_path / 'model'}")
+    tensors = load_file(out / "model.safetensors")
+    short = {name.removeprefix("transformer."): weight for name, weight in tensors.items()}
+    short |= {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32).tril() for i in range(2)}
+    save_file(short, out / "model.safetensors")
+    again = checkpoint.load_model(imported(tmp_path, f"path={out}"))
+    rows = some_tokens(2, 32) % tokenizer.vocab_size
+    torch.testing.assert_close(again(rows), model(rows))
+
+
+@given(text=st.text(max_size=200))
+@few
+def test_the_exported_tokenizer_reads_every_text_alike(text: str) -> None:
+    ours, fast = both()
+    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert fast.encode(mended, add_special_tokens=False).ids == ours.encode(text)
+
+
+def both(made: dict[str, Any] = {}) -> tuple[Tokenizer, Any]:  # noqa: B006  # a cache
+    from tokenizers import Tokenizer as FastTokenizer
+
+    if not made:
+        ours = tokenizers.train([TEXT, "naïve 日本語 " * 50, "    if x:\n        y\n" * 50], 400)
+        fast = FastTokenizer.from_str(tokenizer_json.to_json(ours))
+        fast.encode_special_tokens = True
+        made |= {"ours": ours, "fast": fast}
+    return made["ours"], made["fast"]
+
+
+def test_a_tokenizer_that_manta_cannot_have_is_refused(tokenizer: Tokenizer) -> None:
+    content = json.loads(tokenizer_json.to_json(tokenizer))
+    assert tokenizer_json.from_json(json.dumps(content).encode(), "x").sha256 == tokenizer.sha256
+
+    def refused(words: str, **keys: Any) -> None:
+        data = json.dumps({**content, **keys}).encode()
+        with pytest.raises(DataError, match=words) as caught:
+            tokenizer_json.from_json(data, "x/tokenizer.json")
+        assert "\n" not in str(caught.value)
+
+    refused("not byte-level", model={"type": "WordPiece", "vocab": {"a": 0}})
+    refused("not byte-level", model={"type": "BPE", "vocab": {"\u2581the": 0}})
+    refused("normalizes", normalizer={"type": "NFC"})
+    refused("special tokens", added_tokens=[])
+    refused("splits text", pre_tokenizer={"type": "Whitespace"})
+    with pytest.raises(DataError, match=r"not a tokenizer\.json"):
+        tokenizer_json.from_json(b"[]", "x")
+
+
+def by_hand(model: GPT, version: int) -> bytes:
+    """A file as llm.c's train_gpt2.py writes it: weights in its order, linear layers (out, in)."""
+    c, s = model.config, model.state_dict()
+    header = np.zeros(256, np.int32)
+    header[:8] = 20240326, version, 32, c.vocab_size, 2, 4, 64, 384
+    wte = torch.zeros(384, 64)
+    wte[: c.vocab_size] = s["embedding.weight"]
+    weights = [wte, s["positions.weight"]]
+    for part in (
+        "attention_norm", "attention.qkv", "attention.out", "mlp_norm", "mlp.up", "mlp.down",
+    ):  # fmt: skip
+        for kind in ("weight", "bias"):
+            weights += [s[f"blocks.{layer}.{part}.{kind}"] for layer in range(2)]
+    weights += [s["norm.weight"], s["norm.bias"]]
+    data = header.tobytes()
+    for weight in weights:
+        bits = weight.bfloat16().view(torch.int16) if version == 5 else weight
+        data += bits.numpy().tobytes()
+    return data
+
+
+@pytest.mark.parametrize("version", [3, 5])
+def test_llm_cs_files_are_read_and_written(
+    version: int, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = model_of(MODELS["gpt2"], tokenizer.vocab_size)
+    file = tmp_path / "gpt2.bin"
+    file.write_bytes(by_hand(model, version))
+    c, state = llmc.read(file)
+    for name, weight in model.state_dict().items():
+        if name != "head.weight":
+            expected = weight.bfloat16().float() if version == 5 else weight
+            assert torch.equal(state[name], expected), name
+    if version == 3:
+        save(model, tokenizer, tmp_path)
+        out = exported(tmp_path, "to=llmc", f"out={tmp_path / 'again.bin'}")
+        assert out.read_bytes() == file.read_bytes()
+        assert c.context_length == 32
+    for data, words in (
+        (file.read_bytes()[:-1], "cut short"),
+        (file.read_bytes() + b"x", "goes on"),
+        (b"x" * 2000, "not a model of llm.c's"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError, match=words):
+            llmc.read(file)
+
+
+def test_llm_c_has_no_other_models(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name, keys, words in (
+        ("a", {"family": "modern"}, "model.family=modern"),
+        (
+            "b",
+            {"family": "gpt2", "tie_embeddings": False, "mlp_hidden": 96},
+            "tie_embeddings=false.*mlp_hidden=96.*use to=hf",
+        ),
+    ):
+        save(model_of(keys, tokenizer.vocab_size), tokenizer, tmp_path, name)
+        with pytest.raises(CheckpointError, match=words):
+            exported(tmp_path, f"checkpoint={name}", "to=llmc", f"out={tmp_path / name}.bin")
+    assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_gguf_has_the_same_model(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """gguf's own reader reads back what was written; and transformers reads a model of it that
+    has these logits."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = model_of(MODELS[kind], tokenizer.vocab_size + 5)  # ids that are no tokens
+    save(model, tokenizer, tmp_path)
+    file = exported(tmp_path, "to=gguf", f"out={tmp_path / 'model.gguf'}")
+    assert ggml.check(file, model, tokenizer)["tokens"] == tokenizer.vocab_size + 5
+    # (It reads neither the context of a GPT-2 nor the size of a Qwen3's heads.)
+    keys = layouts.to_config(model.config, tokenizer.eot)
+    c = AutoConfig.for_model(**keys)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", config=c)
+    theirs.eval()
+    rows = some_tokens(2, 32) % tokenizer.vocab_size
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(rows).logits, model(rows), atol=1e-3, rtol=0)
+
+
+def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save(model_of(MODELS["llama"], tokenizer.vocab_size), tokenizer, tmp_path)
+    out = exported(tmp_path, f"out={tmp_path / 'model'}")
+    with pytest.raises(ConfigError, match="it is there already; give overwrite=true"):
+        exported(tmp_path, f"out={out}")
+    (out / "mine.txt").write_text("x")
+    assert exported(tmp_path, f"out={out}", "overwrite=true") == out
+    assert not (out / "mine.txt").exists()
+    with pytest.raises(ConfigError, match="there is no folder"):
+        exported(tmp_path, f"out={tmp_path / 'no' / 'where'}")
+    with pytest.raises(CheckpointError, match=r"checkpoint=typo: no checkpoint there.*run"):
+        exported(tmp_path, "checkpoint=typo", f"out={tmp_path / 'x'}")
+
+    def refused(error: type[Exception], words: str, **keys: Any) -> None:
+        broken = tmp_path / "broken"
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(out, broken)
+        for name, content in keys.pop("files", {}).items():
+            if content is None:
+                (broken / name).unlink()
+            else:
+                (broken / name).write_bytes(content)
+        if keys:
+            config = json.loads((broken / "config.json").read_text())
+            (broken / "config.json").write_text(json.dumps({**config, **keys}))
+        with pytest.raises(error, match=words) as caught:
+            imported(tmp_path, f"path={broken}", "name=broken")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "runs" / "broken").exists()
+
+    refused(CheckpointError, "model_type=mamba is not one.*gpt2, llama, qwen3", model_type="mamba")
+    refused(
+        CheckpointError,
+        "attention_bias=True.*",
+        attention_bias=True,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4},
+    )
+    refused(CheckpointError, "hidden_act='gelu'", hidden_act="gelu")
+    refused(CheckpointError, r"no config\.json there", files={"config.json": None})
+    refused(CheckpointError, "not a JSON object", files={"config.json": b"{"})
+    refused(CheckpointError, "safetensors only", files={"model.safetensors": None})
+    refused(CheckpointError, "not whole safetensors", files={"model.safetensors": b"x" * 50})
+    refused(DataError, r"without a tokenizer\.json.*50,257", files={"tokenizer.json": None})
+    tensors = load_file(out / "model.safetensors")
+    lacking = {k: v for k, v in tensors.items() if "layers.1" not in k}
+    lacking["model.layers.0.extra.weight"] = torch.zeros(3)
+    lacking["model.norm.weight"] = torch.ones(5)
+    save_file(lacking, tmp_path / "some.safetensors")
+    refused(
+        CheckpointError,
+        r"layers\.1\.input_layernorm\.weight is missing.*layers\.0\.extra\.weight is surplus.*"
+        r"model\.norm\.weight is \(5,\), not \(64,\)",
+        files={"model.safetensors": (tmp_path / "some.safetensors").read_bytes()},
+    )
+    with pytest.raises(ConfigError, match=r"name=run: .* is there already"):
+        imported(tmp_path, f"path={out}", "name=run")
+    with pytest.raises(ConfigError, match="path: give the folder"):
+        load(ImportConfig, ["from=hf"])
+    with pytest.raises(ConfigError, match=r"^from='gguf'"):
+        load(ImportConfig, ["from=gguf", "path=x"])
+
+
+def test_the_check_finds_a_wrong_weight_and_a_wrong_token(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = model_of(MODELS["llama"], tokenizer.vocab_size)
+    huggingface.write(tmp_path, model, tokenizer, "card")
+    huggingface.check(tmp_path, model, tokenizer, [TEXT])
+    other = tokenizers.train(["something else " * 9, TEXT[:99]], tokenizer.vocab_size)
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json.to_json(other))
+    with pytest.raises(CheckpointError, match="as other tokens"):
+        huggingface.check(tmp_path, model, tokenizer, [TEXT])
+    model.norm.weight.data[3] += 0.1
+    with pytest.raises(CheckpointError, match="logits of transformers' model differ"):
+        huggingface.check(tmp_path, model, tokenizer, [])
+
+
+def test_weights_are_trained_further_on_data_of_their_tokenizer_only(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = save(model_of(MODELS["llama"], tokenizer.vocab_size), tokenizer, tmp_path)
+    check_tokenizer(path, tokenizer)
+    with pytest.raises(ConfigError, match=rf"set data\.tokenizer={path}/encoding\.json"):
+        check_tokenizer(path, tokenizers.train([TEXT], 300))

@@ -1,0 +1,149 @@
+"""A run's records: they survive a crash and a resume, and any program can read them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from manta import storage
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.pretrain import Outcome, summary
+from manta.train.records.logbook import Logbook, duration, read_metrics
+from manta.train.settings import PretrainConfig
+
+
+def silent(line: str) -> None:
+    """Where lines go."""
+
+
+def record(step: int, **more: Any) -> dict[str, Any]:
+    return {"step": step, "tokens": step * 10, "loss": 1 / step, **more}
+
+
+def log(run: Path | str, steps: range, resumed_step: int = 0) -> None:
+    """A run's process that logs these steps, each with a sample, and ends."""
+    logbook = Logbook(str(run), silent, resumed_step)
+    for step in steps:
+        logbook.metrics([record(step)])
+        logbook.sample(step, "prompt", f"completion {step}")
+    logbook.sync()
+    logbook.close()
+
+
+def no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    """The file's records; each is one line of standard JSON, which has no NaN."""
+    text = file.read_text(encoding="utf-8")
+    assert not text or text.endswith("\n")
+    return [json.loads(line, parse_constant=no_constants) for line in text.split("\n")[:-1]]
+
+
+def test_metrics_come_back_as_they_were_logged(tmp_path: Path) -> None:
+    log(tmp_path / "run", range(1, 4))
+    assert read_metrics(str(tmp_path / "run" / "metrics.jsonl")) == [record(s) for s in (1, 2, 3)]
+    assert read_metrics(str(tmp_path / "run" / "none.jsonl")) == []
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_metrics_survive_a_last_line_that_was_cut_off(cut: int, tmp_path: Path) -> None:
+    log(tmp_path, range(1, 4))
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[: -1 - cut])
+    assert read_metrics(str(file)) == [record(1), record(2)]
+    log(tmp_path, range(3, 5), resumed_step=2)
+    assert lines(file) == [record(s) for s in (1, 2, 3, 4)]
+
+
+def test_a_last_line_cut_off_within_a_character_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes('{"step": 1}\n{"step": 2, "é'.encode()[:-1])
+    assert read_metrics(str(file)) == [{"step": 1}]
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    log(tmp_path, range(1, 8))
+    log(tmp_path, range(5, 7), resumed_step=4)
+    assert [r["step"] for r in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in lines(tmp_path / "samples.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_starts_anew_keeps_nothing_of_later_steps(tmp_path: Path) -> None:
+    log(tmp_path, range(1, 4))
+    log(tmp_path, range(1, 2))
+    assert lines(tmp_path / "metrics.jsonl") == [record(1)]
+
+
+@pytest.mark.parametrize(
+    "odd", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\0", "\ufffd", "é🦊\n"]
+)
+def test_samples_survive_a_resume_whatever_characters_they_hold(odd: str, tmp_path: Path) -> None:
+    first = Logbook(str(tmp_path), silent, 0)
+    first.sample(1, f"prompt{odd}", f"{odd}completion")
+    first.sample(2, "prompt", "completion")
+    first.close()
+    Logbook(str(tmp_path), silent, 2).close()
+    assert lines(tmp_path / "samples.jsonl") == [
+        {"step": 1, "prompt": f"prompt{odd}", "completion": f"{odd}completion"},
+        {"step": 2, "prompt": "prompt", "completion": "completion"},
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_written_as_valid_json(value: float, tmp_path: Path) -> None:
+    logbook = Logbook(str(tmp_path), silent, 0)
+    logbook.metrics([record(1, grad_norm=value), record(2)])
+    logbook.sync(curve="diverged")
+    logbook.close()
+    first, second = lines(tmp_path / "metrics.jsonl")
+    assert math.isclose(float(first["grad_norm"]), value) or math.isnan(float(first["grad_norm"]))
+    assert second == record(2)
+
+
+def test_a_run_whose_loss_became_nan_still_gets_its_summary(tmp_path: Path) -> None:
+    logbook = Logbook(str(tmp_path), silent, 0)
+    logbook.metrics([{"step": 1, "tokens": 10, "val_loss": math.nan, "val_bpb": math.nan}])
+    logbook.close()
+    metrics = read_metrics(str(tmp_path / "metrics.jsonl"))
+    done = Outcome(str(tmp_path), str(tmp_path), TrainState(), metrics)
+    assert "nan" in summary(PretrainConfig(), done)
+
+
+def test_tensorboard_has_every_number(tmp_path: Path) -> None:
+    log(tmp_path, range(1, 4))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert board.Tags()["scalars"] == ["tokens", "loss"]
+    found = [(event.step, event.value) for event in board.Scalars("loss")]
+    assert found == [(step, pytest.approx(1 / step)) for step in (1, 2, 3)]
+
+
+def test_sync_draws_the_curve_of_what_was_logged(tmp_path: Path) -> None:
+    logbook = Logbook(str(tmp_path), silent, 0)
+    logbook.metrics([record(1), record(2)])
+    logbook.sync()
+    assert not (tmp_path / "loss.png").exists()
+    logbook.sync(curve="a title")
+    logbook.close()
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_in_an_object_store_records_arrive_at_each_sync_and_are_resumed() -> None:
+    run = "memory://manta-test-logbook/run"
+    log(run, range(1, 4))
+    log(run, range(3, 5), resumed_step=2)
+    assert [r["step"] for r in read_metrics(f"{run}/metrics.jsonl")] == [1, 2, 3, 4]
+    assert storage.exists(f"{run}/samples.jsonl")
+    boards = storage.list_files(f"{run}/tensorboard")
+    assert len(boards) >= 1
+
+
+def test_durations_read_well() -> None:
+    seconds = (0, 0.4, 42, 59.6, 185, 3599.6, 7800, 360_000, math.inf, math.nan)
+    assert [duration(s) for s in seconds] == (
+        ["0s", "0s", "42s", "1m00s", "3m05s", "1h00m", "2h10m", "100h00m", "?", "?"]
+    )

@@ -1,0 +1,324 @@
+"""Saving beside training: whole or absent, whatever the disk says; on two ranks."""
+
+import errno
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from test_fragments import train
+from test_optimizer import device, engine_of, on_ranks
+
+from faults.damage import DAMAGE, flip
+from manta import storage
+from manta.bench import stages
+from manta.config import load
+from manta.errors import CheckpointError, ConfigError
+from manta.model.cost import parameters
+from manta.model.gpt import GPT
+from manta.text import tokenizer as tokenizers
+from manta.train.checkpoints import checkpoint, fragments, listing
+from manta.train.checkpoints import saver as savers
+from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
+from manta.train.checkpoints.host_memory import ALIGNMENT
+from manta.train.checkpoints.listing import CheckpointsConfig
+from manta.train.checkpoints.saver import Saver
+from manta.train.faults.signals import Asked
+from manta.train.step import engine as engines
+from manta.train.step.optimizer import OptimizerConfig
+
+TEXT = "a text to train a tokenizer on"
+
+
+def failing(times: int, error: OSError, rank: int) -> Callable[..., Any]:
+    """Stands for `fragments.write`: fails so often on one rank."""
+    left = [times]
+
+    def write(state: Any, file: Path) -> Any:
+        if dist.get_rank() == rank and left[0]:
+            left[0] -= 1
+            raise error
+        return real(state, file)
+
+    real = fragments.write
+    return write
+
+
+def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    savers.FIRST_PAUSE = 0.01
+    lines: list[str] = []
+    engine = engine_of("modern", OptimizerConfig(), 1)
+    model, tokenizer = engine.module.config, tokenizers.train([TEXT], 257)
+    run = f"{folder}/run"
+    c = CheckpointConfig(keep=2, keep_every=4, every_minutes="auto", hours_between_failures=100)
+    saver = Saver(run, c, model, tokenizer, lines.append)
+    found: dict[str, Any] = {}
+    real = fragments.write
+
+    # What is written is what was there when it was copied, though training goes on.
+    train(engine, range(1))
+    before = engines.full_weights(engine)
+
+    def slowly(state: Any, file: Path) -> Any:
+        time.sleep(0.5)
+        return real(state, file)
+
+    fragments.write = slowly
+    waited = saver.save(engine, TrainState(step=1))
+    was_writing = saver.is_writing
+    train(engine, range(1, 2))
+    after = engines.full_weights(engine)
+    saver.finish()
+    fragments.write = real
+    saved = load_file(checkpoint.path_of(run, 1) + "/model.safetensors")
+    found["beside"] = waited < 0.5 and was_writing
+    found["copied"] = rank > 0 or all(torch.equal(saved[name], before[name]) for name in before)
+    found["moved on"] = rank > 0 or any(not torch.equal(saved[name], after[name]) for name in after)
+    saver._last_time -= c.seconds_between(waited) or 0
+    found["not yet"] = saver.asked() is Asked.NOTHING
+
+    # An error of the storage that passes.
+    fragments.write = failing(2, OSError(errno.EIO, "Input/output error"), 1)
+    saver.save(engine, TrainState(step=2, val_loss=1.0))
+    saver.finish()
+    found["after errors"] = checkpoint.find(run) == [checkpoint.path_of(run, n) for n in (1, 2)]
+
+    # A disk that is full, on one rank: nobody commits, and the run goes on.
+    fragments.write = failing(1, OSError(errno.ENOSPC, "No space left on device"), 1)
+    saver.save(engine, TrainState(step=3))
+    saver.wait()
+    found["full"] = saver.problem
+    found["kept"] = [Path(path).name for path in checkpoint.find(run)]
+    found["gone"] = not storage.exists(checkpoint.path_of(run, 3))
+    with pytest.raises(CheckpointError) as caught:
+        saver.finish()
+    found["error"] = str(caught.value)
+    fragments.write = real
+    for step in range(4, 8):
+        saver.save(engine, TrainState(step=step, val_loss=1.0 + step))
+    saver.finish()  # each has waited for the one before
+    found["pruned"] = [Path(path).name for path in checkpoint.find(run)]
+    found["lines"] = lines
+
+    # Memory that rank 1 cannot lock is said once; that of all copies is given back at the end.
+    told: list[str] = []
+    saver = Saver(f"{folder}/unlocked", c, model, tokenizer, told.append)
+    if rank == 1:
+        saver._memory.problem = "out of memory"
+    for step in (8, 9):
+        saver.save(engine, TrainState(step=step))
+    held = saver._memory.size
+    saver.close()
+    found["told"] = [line for line in told if "saved to" not in line]
+    found["given back"] = held > 0 and saver._memory.size == 0
+    return found
+
+
+def run_stages(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    """What the copies of each stage take, and where they are at the next save."""
+    found: dict[str, Any] = {}
+    for stage in (0, 1, 2, 3):
+        engine = engine_of("modern", OptimizerConfig(), stage)
+        tokenizer = tokenizers.train([TEXT], 257)
+        saver = Saver(
+            f"{folder}/{stage}", CheckpointConfig(), engine.module.config, tokenizer, print
+        )
+        train(engine, range(1))
+        places = []
+        for step in (1, 2):
+            saver.save(engine, TrainState(step=step))
+            places.append(view.data_ptr() for _, view in saver._memory._places.values())
+        saver.finish()
+        path = Path(checkpoint.path_of(f"{folder}/{stage}", 2))
+        share = load_file(path / f"optimizer/rank-{rank:05d}.safetensors")
+        weights = engines.full_weights(engine)
+        copied = [*share.values(), *weights.values()]
+        found[f"{stage}"] = {
+            "blocks": len(saver._memory._blocks),
+            "waste": saver._memory.size - sum(values.nbytes for values in copied),
+            "copies": len(copied),
+            "stays": list(places[0]) == list(places[1]),
+        }
+        saver.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return on_ranks(run_rank, 2, tmp_path_factory.mktemp("saver"))
+
+
+def test_each_stage_copies_into_one_block_without_waste_and_keeps_it(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    for stage, it in on_ranks(run_stages, 2, tmp_path_factory.mktemp("stages")).items():
+        assert it["blocks"] == 1 and it["stays"], stage
+        assert 0 <= it["waste"] < it["copies"] * ALIGNMENT, stage
+
+
+def test_memory_that_cannot_be_locked_is_said_once_and_all_is_given_back(
+    found: dict[str, Any],
+) -> None:
+    (line,) = found["told"]
+    assert "worker(s) 1 (out of memory)" in line and "ulimit -l" in line
+    assert found["given back"]
+
+
+# --- what a save holds ---------------------------------------------------------------------------
+
+STATUS = Path("/proc/self/status")
+BESIDE = 24 << 20  # bytes that a save may hold beside the copy: what libraries allocate at first
+
+
+def resident(line: str) -> int:
+    """Bytes of this process: VmRSS, now; VmHWM, the most since they were last forgotten."""
+    lines = STATUS.read_text().splitlines()
+    return next(1024 * int(text.split()[1]) for text in lines if text.startswith(f"{line}:"))
+
+
+def run_large(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    """The most that saves of 332 MB of state hold, on a machine on which a GPU is seen."""
+    model = stages.MODEL
+    stages._return_freed_memory()
+    engine = engines.make_engine(
+        GPT(model),
+        OptimizerConfig(),
+        device(),
+        zero_stage=0,
+        micro_batch_size=1,
+        grad_accum_steps=1,
+    )
+    tokens = torch.randint(model.vocab_size or 0, (1, 9))
+    loss = engine(tokens[:, :-1], tokens[:, 1:].contiguous())
+    engines.backward_and_step(engine, loss, 1.0, is_last=True)
+    del loss
+    found: dict[str, Any] = {"state": 12 * parameters(model).total}
+    torch.cuda.is_available = lambda: True  # and CUDA, asked for anything, would raise here
+    for name, run in {"disk": f"{folder}/run", "store": f"local://{folder}/far"}.items():
+        tokenizer = tokenizers.train([TEXT], 257)
+        saver = Saver(run, CheckpointConfig(), model, tokenizer, lambda line: None)
+        gc.collect()
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        saver.save(engine, TrainState(step=1))
+        saver.finish()
+        peak = resident("VmHWM")
+        saver.close()
+        found[name] = {"peak": peak - before, "left": resident("VmRSS") - before}
+        checkpoint.verify(checkpoint.path_of(run, 1))
+    return found
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="reads Linux's /proc")
+def test_a_save_holds_one_copy_of_the_state_and_gives_it_back(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    found = on_ranks(run_large, 1, tmp_path_factory.mktemp("large"))
+    print(found)
+    for place in ("disk", "store"):
+        assert found["state"] <= found[place]["peak"] < found["state"] + BESIDE, place
+        assert found[place]["left"] < BESIDE, place
+
+
+def test_training_goes_on_while_what_was_copied_is_written(found: dict[str, Any]) -> None:
+    assert found["beside"] and found["copied"] and found["moved on"]
+
+
+def test_the_interval_counts_the_writing_too(found: dict[str, Any]) -> None:
+    assert found["not yet"]
+
+
+def test_a_passing_error_is_tried_again(found: dict[str, Any]) -> None:
+    assert found["after errors"]
+
+
+def test_a_full_disk_costs_one_checkpoint_and_is_said(found: dict[str, Any]) -> None:
+    assert found["kept"] == ["step-00000001", "step-00000002"] and found["gone"]
+    for text in (found["full"], found["error"], "\n".join(found["lines"])):
+        assert "step 3 was not saved" in text and "the disk is full" in text
+    assert any("training goes on" in line and "step-00000002" in line for line in found["lines"])
+    assert "run the same again" in found["error"]
+
+
+def test_newest_best_and_every_nth_are_kept(found: dict[str, Any]) -> None:
+    names = [f"step-{step:08d}" for step in (2, 4, 6, 7)]  # 2 is the best, 4 a multiple
+    assert found["pruned"] == names
+
+
+@pytest.fixture
+def whole(found: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run's checkpoints."""
+    import shutil
+
+    source = next(tmp_path_factory.getbasetemp().glob("saver*/run"))
+    shutil.copytree(source, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def newest(run: Path) -> Path:
+    return Path(checkpoint.find(str(run))[-1])
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_set_aside_and_not_read(
+    whole: Path, damage: str, tmp_path: Path
+) -> None:
+    act, words = DAMAGE[damage]
+    path, trap = newest(whole), tmp_path / "code-has-run"
+    act(path, trap)
+    lines: list[str] = []
+    assert checkpoint.latest(str(whole), say=lines.append) == str(path.with_name("step-00000006"))
+    assert path.exists() and len(lines) == 1 and words in lines[0] and path.name in lines[0]
+    checkpoint.latest(str(whole), set_aside=True, say=lines.append)
+    assert not path.exists()
+    aside = list(whole.glob(f"checkpoints/damaged-{path.name}-*"))
+    assert len(aside) == 1 and str(aside[0]) in lines[-1]
+    assert newest(whole).name == "step-00000006"
+    assert not trap.exists()
+
+
+def test_what_a_save_left_that_was_cut_short_is_removed(whole: Path) -> None:
+    (newest(whole) / "MANIFEST.json").unlink()
+    before = checkpoint.find(str(whole))
+    checkpoint.remove_unfinished(str(whole))
+    assert checkpoint.find(str(whole)) == before
+    assert not (whole / "checkpoints" / "step-00000007").exists()
+
+
+def test_checkpoints_are_due_by_steps_tokens_and_time() -> None:
+    c = CheckpointConfig(every=10, every_tokens=1000)
+    due = [step for step in range(1, 41) if c.is_due(step, (step - 1) * 64, step * 64)]
+    assert due == [10, 16, 20, 30, 32, 40]
+    assert CheckpointConfig(every=None).is_due(100, 0, 1 << 40) is False
+    assert CheckpointConfig(every_minutes=2).seconds_between(1.0) == 120
+    auto = CheckpointConfig(every_minutes="auto", hours_between_failures=2)
+    assert auto.seconds_between(4.0) == pytest.approx((2 * 7200 * 4) ** 0.5)
+    assert CheckpointConfig().seconds_between(1.0) is None
+
+
+def looked(whole: Path, *arguments: str) -> str:
+    c = load(CheckpointsConfig, [f"run={whole}", *arguments])
+    return "\n".join(listing.report(c))
+
+
+def test_a_person_lists_verifies_compares_and_prunes(whole: Path) -> None:
+    assert [line.split()[0] for line in looked(whole).splitlines()[1:]] == ["2", "4", "6", "7"]
+    assert looked(whole, "action=verify").count("whole") == 4
+    same = looked(whole, "action=compare", "steps=[6,7]")
+    assert same.count("identical, bit for bit") == 2 and "step: 6 and 7" in same
+    other = looked(whole, "action=compare", "steps=[2]", f"other={whole}")
+    assert "step: 2 and 7" in other
+    gone = looked(whole, "action=prune", "checkpoint.keep=1", "checkpoint.keep_best=false")
+    assert gone.count("deleted") == 3 and "kept: steps 7" in gone
+    with pytest.raises(ConfigError, match=r"steps=\[3\].*it has 7"):
+        looked(whole, "action=verify", "steps=[3]")
+    flip(newest(whole) / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"sha256 differs"):
+        looked(whole, "action=verify")
+    with pytest.raises(CheckpointError, match=r"run=nowhere: no checkpoint there"):
+        listing.report(load(CheckpointsConfig, ["run=nowhere"]))

@@ -1,0 +1,363 @@
+"""The pulse of each job: its real main, once, on a tiny model."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from helpers.common import ROOT, SECRET, tiny, tiny_arguments, tiny_model_arguments
+from manta import cluster, messages
+from manta.bench.settings import BenchConfig
+from manta.config import load
+from manta.errors import CheckpointError, DataError
+from manta.evaluate.settings import EvaluateConfig
+from manta.export.run import ExportConfig, ImportConfig
+from manta.model.generate import GenerateConfig
+from manta.sweep.run import SweepConfig
+from manta.train.checkpoints import checkpoint
+from manta.train.pretrain import pretrain
+from manta.train.records.logbook import read_metrics
+from manta.train.settings import PretrainConfig
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_all_that_a_worker_says_arrives_in_order_before_it_ends() -> None:
+    def work(queue: Any, count: int) -> None:
+        with contextlib.suppress(DataError), messages.telling(queue) as say:
+            for index in range(count):
+                say(index)
+            raise DataError("what ends the worker waits for what it has said")
+
+    said: list[int] = []
+    with messages.listening(said.append) as queue:
+        ray.get(ray.remote(num_cpus=0)(work).remote(queue, 200))
+    assert said == list(range(200))
+
+
+@pytest.fixture(scope="module")
+def trained(load_job: Callable[[str], Any], prepared: Path, corpus: Path) -> tuple[Path, str]:
+    """A home with a run named first/pulse, and what its job said."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        load_job("pretrain").main(tiny(prepared, corpus, "name=first/pulse"))
+    return prepared, out.getvalue()
+
+
+def test_prepare(
+    load_job: Callable[[str], Any],
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = load(PretrainConfig, tiny_arguments(tmp_path, corpus))
+    load_job("prepare").main(config)
+    assert (tmp_path / "data" / "animals-bpe300" / "MANIFEST.json").exists()
+    assert "bytes per token" in capsys.readouterr().out
+    load_job("prepare").main(config)
+    assert "was there already" in capsys.readouterr().out
+
+
+def test_pretrain(trained: tuple[Path, str]) -> None:
+    home, out = trained
+    for words in ("step 4/4 | loss", "val bpb", "sample: The cat", "saved to", "extend", "next"):
+        assert words in out, out
+    run = home / "runs" / "first" / "pulse"
+    assert (run / "loss.png").exists()
+    files = [file for folder in (run, home / "ray") for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 10 and SECRET not in out
+    assert not [file for file in files if SECRET.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize("suite", ["perplexity", "hellaswag", "wikitext"])
+def test_evaluate(
+    load_job: Callable[[str], Any],
+    trained: tuple[Path, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    suite: str,
+) -> None:
+    rows = [
+        {
+            "activity_label": "Swimming",
+            "ctx_a": "A ray swims.",
+            "ctx_b": "it",
+            "endings": ["dives.", "flies off.", "reads.", "sings a song."],
+            "label": str(i % 4),
+        }
+        for i in range(8)
+    ]
+    hellaswag = tmp_path / "hellaswag.jsonl"
+    hellaswag.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wikitext = tmp_path / "wikitext.txt"
+    wikitext.write_text(" \n = Ray = \n \n A ray is a fish . \n = Cat = \n \n A cat is not . \n")
+    local = {
+        "perplexity": [],
+        "hellaswag": [f"evals.hellaswag_path={hellaswag}"],
+        "wikitext": [f"evals.wikitext_path={wikitext}"],
+    }
+    arguments = [f"home={trained[0]}", "checkpoint=first/pulse", f"suite={suite}", "threads=1"]
+    load_job("evaluate").main(load(EvaluateConfig, [*arguments, *local[suite]]))
+    out = capsys.readouterr().out
+    file = trained[0] / "runs" / "first" / "pulse" / "evals" / "step-00000004" / f"{suite}.json"
+    result = json.loads(file.read_text())["results"][suite]
+    documents = {"hellaswag": 8, "wikitext": 2}.get(suite, result["samples"])
+    assert result["samples"] == documents > 0
+    assert {"perplexity": "bits_per_byte", "wikitext": "word_perplexity"}.get(
+        suite, "acc"
+    ) in result
+    assert f"written to {file}" in out
+
+
+def test_any_number_of_workers_gives_the_same_scores(
+    load_job: Callable[[str], Any], trained: tuple[Path, str], corpus: Path
+) -> None:
+    """To the last bit: which requests go together does not depend on it."""
+    keys = [f"home={trained[0]}", "checkpoint=first/pulse", "threads=1", "cpus=0.5"]
+    keys += ["suite=[perplexity,quick]"]
+    found = []
+    for workers in (1, 2, 3):
+        config = load(EvaluateConfig, [*keys, f"num_workers={workers}"])
+        load_job("evaluate").main(config)
+        folder = trained[0] / "runs/first/pulse/evals/step-00000004"
+        files = [folder / "perplexity.json", folder / "quick.json"]
+        found.append([json.loads(file.read_text())["results"] for file in files])
+    assert found[0] == found[1] == found[2]
+
+
+def test_generate(
+    load_job: Callable[[str], Any],
+    trained: tuple[Path, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [f"home={trained[0]}", "checkpoint=first/pulse", "prompt=The cat", "max_tokens=8"]
+    texts = []
+    for keys in ([], [], ["device=cpu", "dtype=bf16"], ["num_samples=2"]):
+        load_job("generate").main(load(GenerateConfig, [*arguments, *keys]))
+        texts.append(capsys.readouterr().out)
+    assert all(text.startswith("The cat") and len(text) > len("The cat") for text in texts)
+    assert texts[0] == texts[1]
+
+
+def test_a_model_is_exported_imported_evaluated_and_trained_further(
+    load_job: Callable[[str], Any],
+    trained: tuple[Path, str],
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home, out = trained[0], tmp_path / "model"
+    keys = [f"home={home}", "checkpoint=first/pulse", f"out={out}"]
+    load_job("export").main(load(ExportConfig, keys))
+    assert f"written to {out}" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "animals-bpe300" in card and "1,024 tokens" in card and str(home) not in card
+    assert (out / "loss.png").exists()
+    keys = [f"home={home}", "from=hf", f"path={out}", "name=back"]
+    load_job("import_model").main(load(ImportConfig, keys))
+    assert "init.checkpoint=back" in capsys.readouterr().out
+    results = []
+    for name in ("first/pulse", "back"):
+        keys = [f"home={home}", f"checkpoint={name}", f"evals.text_path={corpus}", "limit=1"]
+        load_job("evaluate").main(load(EvaluateConfig, keys))
+        step = "step-00000004" if name != "back" else "step-00000000"
+        file = home / "runs" / name / "evals" / step / "perplexity.limit-1.json"
+        results.append(json.loads(file.read_text())["results"]["perplexity"])
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    with pytest.raises(DataError, match=r"was imported.*evals\.text_path=FILE"):
+        load_job("evaluate").main(load(EvaluateConfig, [f"home={home}", "checkpoint=back"]))
+    more = pretrain(tiny(home, corpus, "name=more", "init.checkpoint=back", "model.n_layer=1"))
+    before = [r for r in read_metrics(f"{home}/runs/first/pulse/metrics.jsonl") if "val_loss" in r]
+    assert more.metrics[0]["val_loss"] == pytest.approx(before[-1]["val_loss"], rel=1e-6)
+    assert checkpoint.load_model_config(more.checkpoint).n_layer == 2
+    assert more.state.step == 4
+
+
+def test_sweep_ranks_real_runs_and_writes_the_best(
+    load_job: Callable[[str], Any],
+    prepared: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [
+        *tiny_arguments(prepared, corpus),
+        "sweep.lr=[1e-7,1e-2]",
+        "sweep.tokens_per_batch=[256]",
+    ]
+    load_job("sweep").main(load(SweepConfig, arguments))
+    out = capsys.readouterr().out
+    assert "2 trials" in out and "done (2/2)" in out
+    folder = prepared / "runs" / "sweep"
+    ranking = json.loads((folder / "ranking.json").read_text())
+    assert [row["lr"] for row in ranking] == [1e-2, 1e-7]
+    best = load(PretrainConfig, [str(folder / "best.yaml")])
+    assert (best.optimizer.lr, best.tokens_per_batch, best.name) == (1e-2, 256, "sweep-best")
+    for row in ranking:
+        state = checkpoint.load_state(checkpoint.find(str(prepared / "runs" / row["run"]))[-1])
+        assert state.step == 4
+
+
+def test_bench_overhead_writes_its_figures(
+    load_job: Callable[[str], Any], prepared: Path, corpus: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        *tiny_arguments(prepared, corpus),
+        "what=overhead",
+        "rounds=1",
+        "steps_per_round=2",
+        "num_workers=2",
+        f"json={tmp_path / 'overhead.json'}",
+    ]
+    load_job("bench").main(load(BenchConfig, arguments))
+    figures = json.loads((tmp_path / "overhead.json").read_text())
+    for key in ("bare_tokens_per_second", "platform_tokens_per_second", "ratio"):
+        assert figures[key] > 0
+    assert figures["peak_memory_bytes"] > 1 << 20
+    assert not (prepared / "runs" / "bench-overhead").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "figures"),
+    [
+        (
+            ["what=data", "tokens=2097152"],
+            ["ratio", "first_batch_seconds", "seek_middle_seconds", "memory_bytes"],
+        ),
+        (["what=tokenize", "text_bytes=100000"], ["tokenizing_ratio", "preparing_ratio"]),
+    ],
+)
+def test_bench_of_data_writes_its_figures(
+    load_job: Callable[[str], Any],
+    prepared: Path,
+    corpus: Path,
+    tmp_path: Path,
+    keys: list[str],
+    figures: list[str],
+) -> None:
+    file = tmp_path / "figures.json"
+    arguments = [*tiny_arguments(prepared, corpus), "rounds=1", f"json={file}", *keys]
+    load_job("bench").main(load(BenchConfig, arguments))
+    found = json.loads(file.read_text())
+    for key in figures:
+        assert key in found and (key == "memory_bytes" or found[key] > 0)  # memory may shrink
+    assert not list(prepared.glob("bench-*"))
+
+
+def test_the_model_bench_runs_where_ray_is_not_installed(tmp_path: Path) -> None:
+    file = tmp_path / "model.json"
+    arguments = [*tiny_model_arguments(tmp_path), "what=model", "profile=true", f"json={file}"]
+    arguments += ["rounds=1", "steps_per_round=2", "activation_checkpointing=selective"]
+    arguments += ["num_workers=2"]
+    blocked = "ray", "lm_eval", "datasets", "transformers"
+    job = str(ROOT / "jobs" / "bench.py")
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        f"sys.path.insert(0, ''); runpy.run_path({job!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["parameters"] > 0 and found["mfu"] > 0 and found["loss"] > 0
+    assert found["workers"] == 2 and found["communication_seconds"] > 0
+    assert set(found["part_seconds"]) == {"data", "forward", "backward", "optimizer"}
+    assert "traceEvents" in json.loads(Path(found["trace"]).read_text())
+    for line in ("MFU", "forward", "communication", "peak memory", "trace"):
+        assert line in done.stdout
+    command[3:] = [*tiny_model_arguments(tmp_path), "what=checkpoint", f"json={file}", "rounds=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["copy_seconds"] > 0 and found["save_steps"] > 0 and found["bytes"] > 10_000
+    assert not (tmp_path / "bench-checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "figures"),
+    [
+        (
+            ["what=generate", "new_tokens=20"],
+            ["cached_ratio", "batched_ratio", "large_batch_tokens_per_second"],
+        ),
+        (["what=generate", "new_tokens=9", "dtype=bf16"], ["uncached_tokens_per_second"]),
+        (["what=evaluate", "dtype=auto"], ["ratio", "requests_per_second"]),
+        (["what=evaluate", "dtype=bf16"], ["ratio"]),
+    ],
+)
+def test_a_bench_without_ray_writes_its_figures(
+    load_job: Callable[[str], Any], tmp_path: Path, keys: list[str], figures: list[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    arguments = [*tiny_model_arguments(tmp_path), "rounds=1", f"json={file}", *keys]
+    load_job("bench").main(load(BenchConfig, arguments))
+    found = json.loads(file.read_text())
+    assert all(found[key] > 0 for key in figures)
+    assert found["dtype"] == ("bf16" if "dtype=bf16" in keys else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["checkpoint=nothing"], CheckpointError, "runs with one: .*pulse"),
+        (["suite=hellaswag", "evals.hellaswag_path=no.jsonl"], DataError, "no.jsonl: no such file"),
+        (["evals.text_path=no.txt"], DataError, "no.txt: no such file"),
+    ],
+)
+def test_evaluate_says_what_is_missing(
+    load_job: Callable[[str], Any],
+    trained: tuple[Path, str],
+    arguments: list[str],
+    error: type[Exception],
+    words: str,
+) -> None:
+    config = load(EvaluateConfig, [f"home={trained[0]}", "checkpoint=first/pulse", *arguments])
+    with pytest.raises(error, match=words):
+        load_job("evaluate").main(config)
+
+
+def test_a_runs_numbers_are_metrics_of_rays_dashboard() -> None:
+    record = {"loss": 2.5, "goodput": 0.97, "val_loss/a-b": 3.5, "fingerprint": "00ff"}
+    cluster.gauges("some/run")(record)
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 60
+    lines: list[str] = []
+    found: dict[str, float] = {}
+    while len(found) < 3 and time.monotonic() < deadline:  # Ray gathers them every ten seconds
+        time.sleep(1)
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        ours = [
+            line for line in lines if line.startswith("ray_manta_") and 'run="some/run"' in line
+        ]
+        found = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in ours}
+    assert found == {
+        "ray_manta_loss": 2.5,
+        "ray_manta_goodput": 0.97,
+        "ray_manta_val_loss_a_b": 3.5,
+    }
+
+
+def test_the_quickstarts_recipe_starts_from_the_pairs(tmp_path: Path, corpus: Path) -> None:
+    file = str(ROOT / "jobs" / "configs" / "quickstart.yaml")
+    recipe = [file, *tiny_arguments(tmp_path, corpus), "batch_ramp={128: 256}", "total_tokens=512"]
+    said: list[str] = []
+    done = pretrain(load(PretrainConfig, [*recipe, "num_workers=2", "zero_stage=1"]), said.append)
+    (fitted,) = [line for line in said if "pairs of tokens: loss" in line]
+    start = next(m["val_loss"] for m in done.metrics if "val_loss" in m)
+    # Both workers measure a half of the val split; a guess among 300 is 5.7.
+    assert start < 2 and start == pytest.approx(float(fitted.split("loss ")[1].split()[0]), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_every_config_in_the_repository_is_valid(path: Path) -> None:
+    assert load(PretrainConfig, [str(path)]).name == path.stem

@@ -1,0 +1,220 @@
+"""jobs/prepare.py, all its processes killed again and again, ends as if it had been left alone.
+
+Only with MANTA_TEST_LONG=1: each of the twelve runs starts a Ray. -s shows where the kills fell.
+"""
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from helpers.common import ROOT
+from manta import storage
+from manta.data import manifest as manifests
+from manta.data import shards
+from manta.data.shuffle import WORK
+from manta.text import sources, tokenizer
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("MANTA_TEST_LONG") != "1", reason="minutes: set MANTA_TEST_LONG=1"
+)
+
+CORPUS_BYTES, FILES = 20 << 20, 40
+# The job as it is, but with a Ray of its own, and many parts and shards of a small corpus: sizes
+# that the driver alone looks at.
+JOB = """
+import runpy, sys
+from manta import cluster
+from manta.data import prepare
+from manta.text import sources
+cluster.connect(own=True, num_cpus=2)
+sources.PART_BYTES, prepare.LEAST_SHARD_TOKENS = 1 << 20, 1 << 18
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+STAGES = ("starting", "training", "tokenizing", "shuffling", "committing", "committed")
+# A kill is due a while (seconds) after so large a share of a stage's records is there.
+MOMENTS = [
+    ("starting", 0.0),
+    ("training", 0.0),
+    ("tokenizing", 0.0),
+    ("tokenizing", 0.3),
+    ("tokenizing", 0.7),
+    ("shuffling", 0.0),
+    ("shuffling", 0.3),
+    ("shuffling", 0.7),
+    ("committing", 0.0),
+    ("committed", 0.0),
+]
+PAUSE = {
+    "starting": (0.0, 5.0),
+    "training": (0.0, 2.0),
+    "tokenizing": (0.0, 0.5),
+    "shuffling": (0.0, 0.2),
+    "committing": (0.0, 0.2),
+    "committed": (0.0, 0.0),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some documents come twice."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = np.random.default_rng(0)
+    letters = list("etaoinshrdlucmfwypvbgkéß")
+    words = ["".join(draw.choice(letters, n)) for n in draw.integers(2, 11, 5000)]
+    paragraph = ""
+    for number in range(FILES):
+        with (folder / f"{number}.txt").open("w") as f:
+            while f.tell() < CORPUS_BYTES // FILES:
+                if draw.random() > 0.02:
+                    paragraph = " ".join(words[i] for i in draw.integers(0, len(words), 80))
+                f.write(f"{paragraph}.\n\n")
+    return folder
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[str]:
+    """Short: a socket's path has to fit into 107 characters."""
+    folder = tempfile.mkdtemp(prefix="mk", dir="/tmp")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(home: Path, corpus: Path, ray_folder: str) -> subprocess.Popen[bytes]:
+    job = [str(ROOT / "jobs" / "prepare.py"), f"data.source={corpus}", "data.name=rows"]
+    keys = ["data.document_bytes=400", "data.vocab_size=600"]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "platform"),
+        "MANTA_HOME": str(home),
+        "RAY_TMPDIR": ray_folder,
+    }
+    env.pop("RAY_ADDRESS", None)
+    home.mkdir(exist_ok=True)
+    with (home.parent / f"{home.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", JOB, *job, *keys],
+            env=env, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def processes_of(job: subprocess.Popen[bytes], known: set[psutil.Process]) -> set[psutil.Process]:
+    """The job's and its Ray's, also those whose parent is dead already: their session stays."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            parents = set(process.parents())
+            if process in known or parents & known or os.getsid(process.pid) == job.pid:
+                found.add(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
+            continue
+    return found
+
+
+def kill(job: subprocess.Popen[bytes]) -> int:
+    """Kills all of a job's processes; how many there were."""
+    job.send_signal(signal.SIGSTOP)  # the driver is to do nothing more while the others are found
+    known = {psutil.Process(job.pid)}
+    known |= set(psutil.Process(job.pid).children(recursive=True))
+    while alive := processes_of(job, known):
+        known |= alive
+        for process in alive:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        job.poll()  # takes it out of the list of processes
+        time.sleep(0.01)
+    return len(known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a preparation is, by the files in its folder."""
+
+    folder: Path
+    parts: int
+    shards: int
+
+    def now(self) -> tuple[int, float, str]:
+        """(number of the stage, share of its records that are there, both in words)."""
+        work = self.folder / WORK
+        if (self.folder / manifests.FILE_NAME).exists():
+            return 5, 0.0, "committed" + (", work not deleted yet" if work.exists() else "")
+        if not (work / "plan.json").exists():
+            return 0, 0.0, "starting"
+        if not (self.folder / tokenizer.FILE_NAME).exists():
+            return 1, 0.0, "training the tokenizer"
+        names = [file.name for file in work.glob("*-*.json")]
+        parts = sum(name.startswith("part-") for name in names)
+        shards = len(names) - parts
+        if parts < self.parts:
+            return 2, parts / self.parts, f"tokenizing, {parts} of {self.parts} parts"
+        if shards < self.shards:
+            return 3, shards / self.shards, f"shuffling, {shards} of {self.shards} shards"
+        return 4, 0.0, "committing"
+
+
+def wait_for(job: subprocess.Popen[bytes], progress: Progress, moment: tuple[str, float]) -> None:
+    stage, share = STAGES.index(moment[0]), moment[1]
+    while progress.now()[:2] < (stage, share):
+        assert job.poll() is None, "the job ended by itself"
+        time.sleep(0.002)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    corpus: Path, ray_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = time.time_ns()
+    draw = random.Random(seed)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    began = time.monotonic()
+    assert start(undisturbed, corpus, ray_folder).wait() == 0, log_of(undisturbed)
+    seconds = time.monotonic() - began
+    print(f"\nseed {seed}; undisturbed {seconds:.0f} s")
+    manifest = manifests.load(f"{undisturbed}/data/rows")
+    monkeypatch.setattr(sources, "PART_BYTES", 1 << 20)
+    parts = sources.parts(sources.Source(str(corpus), cut_bytes=400))
+    assert len(parts) > 15 and len(manifest.shards) > 15 and manifest.dropped["duplicate"] > 100
+    progress = Progress(killed / "data" / "rows", len(parts), len(manifest.shards))
+
+    began = time.monotonic()
+    for moment in MOMENTS:
+        job = start(killed, corpus, ray_folder)
+        try:
+            wait_for(job, progress, moment)
+            time.sleep(draw.uniform(*PAUSE[moment[0]]))
+        finally:
+            count = kill(job)
+        torn = len(list(killed.rglob(f"*{storage.UNFINISHED}")))
+        print(f"killed {count} processes, {torn} torn files: {progress.now()[2]}")
+        assert job.wait() == -signal.SIGKILL, log_of(killed)
+    assert start(killed, corpus, ray_folder).wait() == 0, log_of(killed)
+    print(f"killed {len(MOMENTS)} times and ended, {time.monotonic() - began:.0f} s")
+
+    assert content(killed / "data" / "rows") == content(undisturbed / "data" / "rows")
+    assert not (killed / "data" / "rows" / WORK).exists()
+    assert not list(killed.rglob(f"*{storage.UNFINISHED}"))
+    shards.verify(manifests.load(f"{killed}/data/rows"), full=True)
+
+
+def log_of(home: Path) -> str:
+    return (home.parent / f"{home.name}.log").read_text()[-3000:]

@@ -1,0 +1,461 @@
+"""Training for real: Ray Train workers, DeepSpeed on gloo, Ray Data, checkpoints, resume."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from helpers.common import DATA, tiny, tiny_model_arguments
+from manta.config import load
+from manta.data import manifest as manifests
+from manta.data import mixture, stream
+from manta.errors import CheckpointError, ClusterError, ConfigError, DataError
+from manta.messages import Decided
+from manta.model.gpt import GPT
+from manta.train.checkpoints import checkpoint
+from manta.train.pretrain import Outcome, outcome, pretrain, summary
+from manta.train.resume import is_finished, order_of, with_vocabulary
+from manta.train.settings import PretrainConfig
+from manta.train.step.optimizer import make_optimizer
+from manta.train.step.schedule import lr_at
+from manta.train.supervise import fit
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+# Ray's workers cannot import this file: what it sends them goes by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def silent(line: Any) -> None:
+    """Where a run's lines go."""
+
+
+def files(folder: Path) -> dict[Path, int]:
+    """Everything under a folder, with the time of its last change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def ended(c: PretrainConfig) -> Outcome:
+    return outcome(c, checkpoint.find(c.run_folder)[-1])
+
+
+def steps(c: PretrainConfig) -> list[dict[str, Any]]:
+    """The run's records of steps, in order."""
+    records = (Path(c.run_folder) / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, records) if "loss" in r]
+
+
+def losses(c: PretrainConfig) -> list[float]:
+    """The run's training losses, in order of steps."""
+    return [r["loss"] for r in steps(c)]
+
+
+def plain_losses(c: PretrainConfig) -> list[float]:
+    """The same training in plain PyTorch: AdamW, clipping, the order read without Ray."""
+    manifest = manifests.load(c.data.folder(c.home_folder))
+    model_config = with_vocabulary(c.model, manifest.load_tokenizer())
+    torch.manual_seed(c.seed)
+    torch.set_num_threads(1)
+    model = GPT(model_config)
+    optimizer = make_optimizer(model, c.optimizer)
+    order = order_of(c, (manifest,))
+    reader = stream.Reader((manifest,), order)
+    starts = [window.first_batch for window in order.windows(0, c.total_steps)]
+    rows = np.concatenate([reader.read(start)[0] for start in starts]).astype(np.int64)
+    per_batch = c.tokens_per_batch // c.sequence_length
+    found = []
+    for step in range(c.total_steps):
+        batch = rows[step * per_batch : (step + 1) * per_batch]
+        tokens = torch.from_numpy(batch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, c.total_steps, c.optimizer.lr, c.schedule)
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), c.optimizer.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+STAGES = [0, 1, 2, 3]
+RESUMED = ["total_tokens=2048", "model.dropout=0.1", "checkpoint.every=3"]  # 8 steps
+
+
+def resumed_arguments(dtype: str) -> list[str]:
+    return [*RESUMED, "num_workers=2", "zero_stage=2", f"dtype={dtype}"]
+
+
+# What the order of the data is shown for: 60 steps each, of 12 sequences. (All four take minutes.)
+STREAMS = {
+    "mix-masked": ["data.mix={animals-bpe300: 0.7, verses: 0.3}", "document_mask=true"],
+}
+if os.environ.get("MANTA_TEST_LONG") == "1":
+    STREAMS |= {
+        "one": ["data.name=animals-bpe300"],
+        "masked": ["data.name=animals-bpe300", "document_mask=true"],
+        "mix": ["data.mix={animals-bpe300: 0.7, verses: 0.3}"],
+    }
+
+
+RAMP = ["batch_ramp={128: 512, 256: 1024}", "tokens_per_batch=512", "total_tokens=3072"]
+
+
+def stream_runs(workers: int) -> dict[str, list[str]]:
+    """Each stream on so many workers, and one that goes from two workers to one and to three."""
+    common = [
+        "tokens_per_batch=384", "total_tokens=23040", "checkpoint.every=10", "eval.every=100",
+        "sample.prompts=[]", "data.log_fingerprint=true", f"num_workers={workers}",
+    ]  # fmt: skip
+    stages = {f"on-{workers}": 0, "cut": workers}  # what is cut goes on at another stage, too
+    return {
+        f"{stem}-{kind}": [*common, f"zero_stage={stage}", *keys]
+        for kind, keys in STREAMS.items()
+        for stem, stage in stages.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def one_worker(
+    prepared: Path, corpus: Path, two_workers: dict[str, PretrainConfig]
+) -> dict[str, PretrainConfig]:
+    """Several runs, one after the other on one Ray Train worker: its start costs the most."""
+    runs = {
+        "plain": ["total_tokens=5120", "micro_batch_size=4"],
+        "whole": RESUMED,
+        "stopped": RESUMED,
+        **stream_runs(1),
+        "ramp": RAMP,
+        "ramp-cut": [*RAMP, "checkpoint.every=3"],
+        "packed": ["data.packing=best_fit", "document_mask=true"],
+        "alone": ["tokens_per_batch=384", "total_tokens=3840", "data.log_fingerprint=true"],
+    }
+    deaths = {"ramp-cut": 5, **{f"cut-{kind}": 41 for kind in STREAMS}}
+    return run_all(prepared, corpus, runs, deaths)
+
+
+@pytest.fixture(scope="module")
+def three_workers(
+    prepared: Path, corpus: Path, one_worker: dict[str, PretrainConfig]
+) -> dict[str, PretrainConfig]:
+    return run_all(prepared, corpus, stream_runs(3))
+
+
+@pytest.fixture(scope="module")
+def two_workers(prepared: Path, corpus: Path) -> dict[str, PretrainConfig]:
+    """The same on two workers. fp32 before bf16: DeepSpeed keeps autocast on once it has been."""
+    stages = {
+        f"zero{stage}": [f"zero_stage={stage}", "total_tokens=5120", "num_workers=2"]
+        for stage in STAGES
+    }
+    runs = {
+        **stages,
+        **stream_runs(2),
+        "whole-fp32": resumed_arguments("fp32"),
+        "stopped-fp32": resumed_arguments("fp32"),
+        "whole-bf16": resumed_arguments("bf16"),
+        "stopped-bf16": resumed_arguments("bf16"),
+    }
+    return run_all(prepared, corpus, runs, {f"cut-{kind}": 23 for kind in STREAMS})
+
+
+def run_all(
+    home: Path, corpus: Path, runs: dict[str, list[str]], deaths: dict[str, int] | None = None
+) -> dict[str, PretrainConfig]:
+    """Those in `deaths` end in that step, and are left so."""
+    made = {
+        name: load(
+            PretrainConfig,
+            [*tiny_model_arguments(home), f"name={name}", "eval.every=10", *data_of(corpus, keys)],
+        )
+        for name, keys in runs.items()
+    }
+    first = next(iter(made.values()))
+    job = {"configs": list(made.values()), "deaths": deaths or {}}
+    fit(_run_all, job, first, silent, [])
+    return made
+
+
+def data_of(corpus: Path, keys: list[str]) -> list[str]:
+    """A run's keys, with those of the corpus unless it trains on a mix."""
+    is_mix = any(key.startswith("data.mix") for key in keys)
+    return keys if is_mix else [f"data.source={corpus}", *DATA, *keys]
+
+
+def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
+    """In the worker: each run from its start; those named "stopped" die in their fifth step, after
+    steps that no checkpoint has, and are started again."""
+    from manta.config import to_dict
+    from manta.train import loop, worker
+
+    def dying(step: int) -> Callable[[Any, Any], None]:
+        def log_and_die(run: Any, meter: Any) -> None:
+            log(run, meter)
+            if run.state.step == step:
+                raise RuntimeError("stop here")
+
+        return log_and_die
+
+    log = loop.log
+    for c in arguments["configs"]:
+        datasets = mixture.ready(c.data, c.home_folder, silent)
+        job = {"config": to_dict(c), "datasets": datasets, "started": time.time(), "requests": None}
+        is_stopped = c.name.startswith("stopped")
+        death = 5 if is_stopped else arguments["deaths"].get(c.name)
+        if death is not None:
+            loop.log = dying(death)
+            with contextlib.suppress(RuntimeError):
+                worker.worker(job, say)
+            loop.log = log
+            last = (death - 1) // c.checkpoint.every * c.checkpoint.every
+            assert checkpoint.load_state(checkpoint.find(c.run_folder)[-1]).step == last
+        if death is None or is_stopped or c.name == "ramp-cut":
+            worker.worker(job, say)
+
+
+def test_the_engine_at_stage_0_equals_a_plain_adamw_loop(
+    one_worker: dict[str, PretrainConfig],
+) -> None:
+    c = one_worker["plain"]
+    assert c.grad_accum_steps(0) == 2 and c.total_steps == 20
+    assert losses(c) == pytest.approx(plain_losses(c), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_zero_stage_trains_alike_on_two_workers(
+    two_workers: dict[str, PretrainConfig], one_worker: dict[str, PretrainConfig], stage: int
+) -> None:
+    c = two_workers[f"zero{stage}"]
+    assert losses(c) == pytest.approx(losses(one_worker["plain"]), rel=1e-4)
+    weights = [
+        checkpoint.load_model(checkpoint.path_of(run.run_folder, 20)).state_dict()
+        for run in (c, one_worker["plain"])
+    ]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["", "-fp32", "-bf16"])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    one_worker: dict[str, PretrainConfig], two_workers: dict[str, PretrainConfig], kind: str
+) -> None:
+    """Bit for bit, with dropout, so that randomness counts too: on one worker, and on two."""
+    runs = two_workers if kind else one_worker
+    whole, stopped = runs["whole" + kind], runs["stopped" + kind]
+    assert len(losses(whole)) == 8
+    assert losses(stopped) == losses(whole)
+    weights = [
+        Path(checkpoint.path_of(c.run_folder, 8), "model.safetensors").read_bytes()
+        for c in (whole, stopped)
+    ]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_any_workers_read_the_same_batches_also_across_resumes(
+    one_worker: dict[str, PretrainConfig],
+    two_workers: dict[str, PretrainConfig],
+    three_workers: dict[str, PretrainConfig],
+    kind: str,
+) -> None:
+    """60 steps on 1, 2 and 3 workers; and on 2 until a death in step 23, on 1 until one in step
+    41, on 3 to the end, each at another ZeRO stage."""
+    found = {
+        name: [r["fingerprint"] for r in steps(c)]
+        for name, c in (
+            ("one", one_worker[f"on-1-{kind}"]),
+            ("two", two_workers[f"on-2-{kind}"]),
+            ("three", three_workers[f"on-3-{kind}"]),
+            ("cut", three_workers[f"cut-{kind}"]),
+        )
+    }
+    assert len(set(found["one"])) == 60
+    assert found["two"] == found["one"]
+    assert found["three"] == found["one"]
+    assert found["cut"] == found["one"]
+    assert losses(three_workers[f"cut-{kind}"]) == pytest.approx(
+        losses(one_worker[f"on-1-{kind}"]), rel=1e-3
+    )
+
+
+def test_a_mix_reads_other_batches_and_is_measured_on_each_dataset(
+    one_worker: dict[str, PretrainConfig],
+) -> None:
+    alone, mix = (steps(one_worker[name])[:10] for name in ("alone", "on-1-mix-masked"))
+    assert not {r["fingerprint"] for r in alone} & {r["fingerprint"] for r in mix}
+    evals = ended(one_worker["on-1-mix-masked"]).last_eval
+    assert {"val_loss/animals-bpe300", "val_loss/verses"} <= evals.keys()
+
+
+def test_a_batch_ramp_grows_the_batch_and_resumes_exactly(
+    one_worker: dict[str, PretrainConfig],
+) -> None:
+    tokens = [r["tokens"] for r in steps(one_worker["ramp"])]
+    assert tokens == [128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072]
+    assert losses(one_worker["ramp-cut"]) == losses(one_worker["ramp"])
+    assert len(losses(one_worker["packed"])) == 4
+
+
+def test_a_finished_run_says_so_and_can_be_extended(
+    base: tuple[PretrainConfig, list[str]], prepared: Path, corpus: Path
+) -> None:
+    run = Path(base[0].run_folder)
+    shutil.copytree(run, run.with_name("extended"))
+    c = tiny(prepared, corpus, "name=extended")
+    again = pretrain(c, silent)
+    assert again.finished_before
+    text = summary(c, again)
+    assert "is finished" in text
+    assert "total_tokens=2048" in text and "name=another-name" in text
+    longer = pretrain(tiny(prepared, corpus, "name=extended", "total_tokens=1536"), silent)
+    assert longer.state.step == 6
+    with pytest.raises(ConfigError, match="resume=never"):
+        pretrain(tiny(prepared, corpus, "name=extended", "resume=never"), silent)
+
+
+def test_a_torn_or_damaged_checkpoint_is_skipped(
+    base: tuple[PretrainConfig, list[str]], tmp_path: Path
+) -> None:
+    run = str(tmp_path / "torn")
+    shutil.copytree(base[0].run_folder, run)
+    older, newer = checkpoint.find(run)
+    with (Path(newer) / "model.safetensors").open("r+b") as f:
+        f.truncate(100)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated"):
+        checkpoint.verify(newer)
+    assert checkpoint.latest(run) == older
+    (Path(older) / "MANIFEST.json").unlink()
+    assert checkpoint.latest(run) is None
+
+
+def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path) -> None:
+    """fsspec's local:// stands for one: Manta treats it as it does s3://, nothing in place."""
+    home = f"local://{tmp_path / 'bucket'}"
+    keys = [f"home={home}", "name=far", "num_workers=2", "zero_stage=1"]
+    half, c = tiny(tmp_path, corpus, *keys, "total_tokens=512"), tiny(tmp_path, corpus, *keys)
+    mixture.ready(c.data, home, silent)
+    said: list[Any] = []
+    fit(_run_all, {"configs": [half, c], "deaths": {}}, c, said.append, [])
+    assert any("resuming at step 2" in line for line in said if isinstance(line, str))
+    # Rank 0 of each run has told the driver: of eight sequences, four for each worker.
+    assert [told for told in said if not isinstance(told, str)] == [Decided(micro_batch=4)] * 2
+    done = ended(c)
+    assert done.checkpoint == f"{home}/runs/far/checkpoints/step-00000004"
+    checkpoint.verify(done.checkpoint)
+    assert checkpoint.load_model(done.checkpoint).config.n_layer == 2
+    run = tmp_path / "bucket" / "runs" / "far"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 4 + 3
+    assert (run / "loss.png").exists() and list((run / "tensorboard").iterdir())
+    assert checkpoint.find(c.run_folder) == [
+        checkpoint.path_of(c.run_folder, step) for step in (2, 4)
+    ]
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:
+    keys = [
+        "name=early", "eval.every=1", "optimizer.lr=9", "total_tokens=2560", "schedule.warmup=0",
+        "checkpoint.every=100", "checkpoint.keep=9",
+    ]  # fmt: skip
+    c = tiny(prepared, corpus, *keys, "eval.patience=2")
+    longer = tiny(prepared, corpus, *keys, "eval.patience=null")
+    said: list[Any] = []
+    fit(_run_all, {"configs": [c, longer], "deaths": {}}, c, said.append, [])
+    assert any("stopping early" in line for line in said if isinstance(line, str))
+    early, last = checkpoint.find(c.run_folder)
+    assert checkpoint.step_of(early) < c.total_steps == checkpoint.step_of(last)
+    done = outcome(c, early, finished_before=True)
+    assert done.state.stopped_early and is_finished(c, early) and not is_finished(longer, early)
+    assert "eval.patience=null" in summary(c, done)
+
+
+@pytest.fixture(scope="module")
+def base(prepared: Path, corpus: Path) -> tuple[PretrainConfig, list[str]]:
+    """A small run that has ended, and what it said."""
+    lines: list[str] = []
+    c = tiny(prepared, corpus, "name=base")
+    pretrain(c, lines.append)
+    return c, lines
+
+
+def test_a_run_leaves_what_a_person_looks_at(base: tuple[PretrainConfig, list[str]]) -> None:
+    c, lines = base
+    folder = Path(c.run_folder)
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "loss.png"):
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "tensorboard").iterdir())
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [(s["step"], s["prompt"]) for s in samples] == [(0, "The cat"), (4, "The cat")]
+    evals = [r for r in map(json.loads, (folder / "metrics.jsonl").open()) if "val_loss" in r]
+    assert [r["step"] for r in evals] == [0, 2, 4]
+    assert any("tok/s" in line and "data wait" in line and "ETA" in line for line in lines)
+    # On a CPU, MFU is against what was measured.
+    assert all(r["mfu"] == r["mfu_of_measured"] and "memory_peak" not in r for r in steps(c))
+
+
+def test_val_loss_does_not_depend_on_the_number_of_workers(
+    one_worker: dict[str, PretrainConfig], two_workers: dict[str, PretrainConfig]
+) -> None:
+    found = [ended(runs).last_eval for runs in (one_worker["plain"], two_workers["zero0"])]
+    for key in ("val_loss", "val_bpb"):
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (["model.n_layer=3"], CheckpointError, ["another model", "model.n_layer is 2", "3"]),
+        (["seed=1"], CheckpointError, ["another seed"]),
+        (["tokens_per_batch=512"], CheckpointError, ["another tokens_per_batch"]),
+        (["dtype=bf16"], CheckpointError, ["trained in fp32", "dtype=bf16"]),
+        (["document_mask=true"], CheckpointError, ["another document_mask"]),
+        (["data.vocab_size=290"], CheckpointError, ["vocab_size"]),
+        (["num_workers=4", "cpus_per_worker=3"], ClusterError, ["num_workers=4", "room for 1"]),
+        (["num_workers=8", "wait_seconds=1.5"], ClusterError, ["num_workers=8", "room for 4"]),
+        (["model.vocab_size=260"], ConfigError, ["model.vocab_size=260", "300"]),
+        (["tokens_per_batch=32000", "name=big"], DataError, ["fewer than one batch"]),
+        (["data.source=nowhere.txt", "data.name=x"], DataError, ["nowhere.txt", "no such file"]),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(
+    prepared: Path,
+    corpus: Path,
+    base: tuple[PretrainConfig, list[str]],
+    arguments: list[str],
+    error: type[Exception],
+    words: list[str],
+) -> None:
+    before = files(prepared / "runs")
+    with pytest.raises(error) as caught:
+        pretrain(tiny(prepared, corpus, "name=base", "total_tokens=2048", *arguments), silent)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert files(prepared / "runs") == before
+
+
+def test_a_damaged_shard_is_named_and_not_trained_on(prepared: Path, corpus: Path) -> None:
+    c = tiny(prepared, corpus, "name=other", "data.name=damaged")
+    mixture.ready(c.data, c.home_folder, silent)
+    shard = next(Path(c.data.folder(str(prepared))).glob("train-*.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    whole = dataclasses.replace(c, data=dataclasses.replace(c.data, verify=True))
+    with pytest.raises(DataError, match=f"{shard.name}.*sha256"):
+        pretrain(whole, silent)
+    assert not (prepared / "runs" / "other").exists()
+    with pytest.raises(DataError, match=f"{shard.name}: row group 0 is damaged: its sha256"):
+        pretrain(c, silent)  # found when it is read
+    assert not checkpoint.find(c.run_folder)
