@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_shards import chunks, footer_start, random_ids, write_dataset, write_shard
 
+from helpers.datasets import chunks, footer_start, random_ids, write_dataset, write_shard
 from manta.data import manifest as manifests
 from manta.data import shards
 from manta.data.manifest import Manifest
