@@ -9,7 +9,6 @@ import dataclasses
 import gzip
 import hashlib
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -39,8 +38,6 @@ from manta.data.recipe import PrepareConfig
 from manta.data.shuffle import SPLITS, Key
 from manta.errors import ConfigError
 from manta.text import tokenizer
-
-IS_LONG = os.environ.get("MANTA_TEST_LONG") == "1"
 
 # --- one dataset, over Ray -----------------------------------------------------------------------
 
@@ -177,17 +174,21 @@ def test_more_documents_leave_the_others_in_their_split(
 
 # --- odd documents -------------------------------------------------------------------------------
 
-LETTERS = 50 << 20 if IS_LONG else 200_000
-LONG_TEXT = 50 << 20 if IS_LONG else 5 << 20
 
-
-def long_text() -> str:
+def long_text(size: int) -> str:
     """Words that are not all the same, quickly."""
-    numbers = np.random.default_rng(0).integers(0, 10**6, LONG_TEXT // 7)
+    numbers = np.random.default_rng(0).integers(0, 10**6, size // 7)
     return " ".join(map(str, numbers.tolist()))
 
 
-def test_odd_documents_come_back_as_they_were(tmp_path: Path, here: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("letters", "size"),
+    [(200_000, 5 << 20), pytest.param(50 << 20, 50 << 20, marks=pytest.mark.long)],
+    ids=["short", "long"],
+)
+def test_odd_documents_come_back_as_they_were(
+    letters: int, size: int, tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
     set_sizes(here, run_bytes=1 << 20, shard_tokens=1 << 19)
     here.setattr(prepare, "TOKENIZER_SAMPLE_BYTES", 100_000)  # all but the last one
     odd = [
@@ -203,11 +204,11 @@ def test_odd_documents_come_back_as_they_were(tmp_path: Path, here: pytest.Monke
         "no newline at the end",
         " white space around it\n\n",
         "x",
-        "a" * LETTERS,
+        "a" * letters,
         "🐟" * 10_000,
         "-" * 10_000,
         "\n" * 10_000 + "x",
-        long_text(),
+        long_text(size),
     ]
     filler = [f"{i}" for i in range(60)]
     folder = write_rows(tmp_path / "odd", [odd, filler])

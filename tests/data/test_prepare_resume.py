@@ -4,7 +4,6 @@ Most tests run the two passes in this process, where any write can be the last.
 """
 
 import dataclasses
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -28,8 +27,6 @@ from manta.config import from_dict
 from manta.data import mixture, prepare, shuffle
 from manta.data.manifest import Manifest
 from manta.data.recipe import DataConfig, PrepareConfig
-
-IS_LONG = os.environ.get("MANTA_TEST_LONG") == "1"
 
 
 def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -63,12 +60,13 @@ def test_stopped_again_and_again_it_ends_with_the_same_bytes(
     assert not (folder / shuffle.WORK).exists()
 
 
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.long)])
 def test_stopped_at_any_write_it_ends_with_the_same_bytes(
-    dataset: Manifest, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
+    every: int, dataset: Manifest, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
 ) -> None:
     expected, c = content(dataset.path), config_of(source)
     lines: list[str] = []
-    for write in range(1, 1000, 1 if IS_LONG else 20):
+    for write in range(1, 1000, every):
         for named in (False, True):
             home = str(tmp_path / f"{write}-{named}")
             with killed_at(write, named):
@@ -84,7 +82,9 @@ def test_stopped_at_any_write_it_ends_with_the_same_bytes(
                 assert lines == [f"going on with the preparation of {c.folder(home)}"]
 
 
-@pytest.mark.parametrize("seed", range(100 if IS_LONG else 6))
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(i, marks=pytest.mark.long) for i in range(6, 100))]
+)
 def test_whatever_is_missing_is_made_again(
     seed: int,
     dataset: Manifest, source: Path, stopped: Path, tmp_path: Path, here: pytest.MonkeyPatch,

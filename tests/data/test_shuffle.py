@@ -1,7 +1,6 @@
 """The two passes of the shuffle: by property, whatever the hashes, and what they hold in memory."""
 
 import json
-import os
 import struct
 import tempfile
 from pathlib import Path
@@ -19,7 +18,6 @@ from manta.data import prepare, shuffle
 from manta.data.shuffle import SPLITS, Gather, Key, Scatter
 from manta.text import sources, tokenizer
 
-IS_LONG = os.environ.get("MANTA_TEST_LONG") == "1"
 few = settings(deadline=None, max_examples=50)
 
 # --- the two splits ------------------------------------------------------------------------------
@@ -81,17 +79,21 @@ runs_of_documents = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300 if IS_LONG else 60)
-@given(
-    runs=runs_of_documents,
-    split=st.sampled_from(SPLITS),
-    count=st.integers(1, 7),
-    batch_tokens=st.integers(1, 60),
-    seed=st.integers(0, 3),
-)
+@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.long)])
+def test_the_shards_are_the_distinct_documents_in_order_whatever_the_hashes(examples: int) -> None:
+    drawn = given(
+        runs=runs_of_documents,
+        split=st.sampled_from(SPLITS),
+        count=st.integers(1, 7),
+        batch_tokens=st.integers(1, 60),
+        seed=st.integers(0, 3),
+    )
+    settings(deadline=None, max_examples=examples)(drawn(check_the_shards))()
+
+
 @example([[(2**63, 0)] * 5 + [(2**63 - 1, 1)] * 5, [(2**63, 1)]], "train", 2, 5, 0)
 @example([[(0, 0), (2**64 - 1, 0)]], "val", 7, 50, 0)  # shards in the middle get nothing
-def test_the_shards_are_the_distinct_documents_in_order_whatever_the_hashes(
+def check_the_shards(
     runs: list[list[Document]], split: str, count: int, batch_tokens: int, seed: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
