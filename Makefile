@@ -48,12 +48,11 @@ test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(DEVELOPING)  ## The longer matrices: 10,000 damaged shards, ten kills of a preparation
-	MANTA_TEST_LONG=1 $(BIN)/python -m pytest tests/whole/test_corruption.py tests/data/test_prepare.py \
-		tests/whole/test_prepare_killed.py tests/whole/test_training.py
+	$(BIN)/python -m pytest -m long
 
 faults: $(DEVELOPING)  ## Every fault that a run survives, as a table (some 40 minutes)
 	rm -f faults.md
-	MANTA_TEST_FAULTS=1 MANTA_FAULTS_TABLE=$(CURDIR)/faults.md $(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest -m "faults or not faults" --faults-table=$(CURDIR)/faults.md tests/faults
 	cat faults.md
 
 gpu: $(INSTALLED)  ## Prove this machine's GPU, part by part (ten minutes)

@@ -10,9 +10,17 @@ import pytest
 from helpers.common import ROOT, SECRET, TEXT, tiny
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults-table", metavar="FILE", help="where the table of faults goes")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest comes first: another one may run beside it."""
+    """The file that takes longest comes first: another one may run beside it. The tests of a GPU
+    get their marker here, since their file has to do without pytest."""
     items.sort(key=lambda item: item.path.name != "test_training.py")
+    for item in items:
+        if item.path.name == "test_gpu.py":
+            item.add_marker("gpu")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,5 @@
 """The run that faults from outside befall, and what it ends in without one; and the table."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,10 +18,10 @@ HEAD = """| fault | what happened | steps lost | seconds to the next step | fina
 
 
 @pytest.fixture(scope="session")
-def note() -> Iterator[Callable[..., None]]:
+def note(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """`note(fault, happened, lost, seconds, end)`: a row of the table of `make faults`, written
-    when it is known, to the file that MANTA_FAULTS_TABLE names."""
-    file, rows = os.environ.get("MANTA_FAULTS_TABLE"), 0
+    when it is known, to the file that --faults-table names."""
+    file, rows = request.config.getoption("faults_table"), 0
 
     def write(fault: str, happened: str, lost: int, seconds: float | None, end: str) -> None:
         nonlocal rows

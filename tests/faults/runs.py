@@ -4,14 +4,12 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import time as now  # the clock as it was when this was imported: one may jump
 from typing import Any
 
-import pytest
 import ray
 
 from faults import inject
@@ -24,8 +22,6 @@ from manta.train.records.logbook import read_metrics
 from manta.train.settings import PretrainConfig
 from manta.train.worker import worker
 
-ALL = os.environ.get("MANTA_TEST_FAULTS") == "1"
-long = pytest.mark.skipif(not ALL, reason="takes a minute; MANTA_TEST_FAULTS=1")
 STEPS, EVERY = 24, 5
 KEYS = [
     "num_workers=2", "total_tokens=6144", f"checkpoint.every={EVERY}", "eval.every=100",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from faults.damage import DAMAGE
-from faults.runs import STEPS, Story, long, story
+from faults.runs import STEPS, Story, story
 from manta.train.checkpoints import checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -21,7 +21,7 @@ def whole(prepared: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
     return told
 
 
-@long
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_run_goes_on_from_the_checkpoint_before(
     whole: Story,

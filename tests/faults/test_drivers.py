@@ -1,6 +1,6 @@
 """Faults of the process that a person started, and of the disk, from outside.
 
-They take minutes: `make faults` (MANTA_TEST_FAULTS=1).
+They take minutes: `make faults`.
 """
 
 import contextlib
@@ -18,12 +18,11 @@ import pytest
 
 from faults.inject import SEED
 from faults.jobs import final, job, last_step, records
-from faults.runs import long
 
 AT = random.Random(SEED).randrange(55, 95)  # steps of a run: 400; checkpoints: every 50
 
 
-@long
+@pytest.mark.faults
 @pytest.mark.parametrize("fault", ["SIGTERM", "group", "all", "SIGKILL", "raylet", "gcs_server"])
 def test_a_job_that_is_ended_goes_on_when_it_is_started_again(
     arguments: list[str], weights: bytes, prepared: Path, note: Callable[..., None], fault: str
@@ -69,7 +68,7 @@ def test_a_job_that_is_ended_goes_on_when_it_is_started_again(
     note(what.get(fault, f"{fault} of the job"), happened, lost, seconds, "identical")
 
 
-@long
+@pytest.mark.faults
 def test_a_worker_may_be_killed_while_it_starts(
     arguments: list[str], weights: bytes, prepared: Path, note: Callable[..., None]
 ) -> None:
@@ -96,7 +95,7 @@ def kill_child(pid: int, name: str) -> bool:
     return False
 
 
-@long
+@pytest.mark.faults
 def test_a_full_disk_is_said_and_survived(
     arguments: list[str], weights: bytes, prepared: Path, note: Callable[..., None]
 ) -> None:
@@ -122,7 +121,7 @@ def test_a_full_disk_is_said_and_survived(
         subprocess.run(["umount", str(folder)], check=False)
 
 
-@long
+@pytest.mark.faults
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_workers_change_from_two_to_one_to_two(
     arguments: list[str], prepared: Path, stage: int, tmp_path: Path, note: Callable[..., None]

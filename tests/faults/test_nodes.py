@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from faults.jobs import Job, final, is_step, last_step, records
-from faults.runs import long
 from manta.train.checkpoints import checkpoint
 
 
-@long
+@pytest.mark.faults
 @pytest.mark.parametrize("gone", ["kill", "term", "drain"])
 def test_a_run_goes_on_on_another_node(
     arguments: list[str],
@@ -42,7 +41,7 @@ def test_a_run_goes_on_on_another_node(
     note(what[gone], happened, lost, moment - it.times[at], "identical")
 
 
-@long
+@pytest.mark.faults
 def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
     arguments: list[str],
     weights: bytes,
@@ -75,7 +74,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
     note(what, "started again on one worker", lost, moment - it.times[at], end)
 
 
-@long
+@pytest.mark.faults
 def test_an_elastic_run_takes_in_a_node_that_comes(
     arguments: list[str], prepared: Path, note: Callable[..., None]
 ) -> None:

@@ -1,6 +1,6 @@
 """Faults inside workers: each is survived without a person, and nothing is lost.
 
-`make test` runs a few; `make faults` (MANTA_TEST_FAULTS=1) all, and prints the table.
+`make test` runs the quick ones; `make faults` all, and prints the table.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from faults.inject import CLOCK_JUMP, STEP
-from faults.runs import ALL, EVERY, STEPS, Story, long, story
+from faults.runs import EVERY, STEPS, Story, story
 from manta.train.checkpoints import checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -96,7 +96,11 @@ def whole(prepared: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
     return told
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if ALL or c.quick], ids=lambda c: c.fault)
+@pytest.mark.parametrize(
+    "case",
+    [c if c.quick else pytest.param(c, marks=pytest.mark.faults) for c in CASES],
+    ids=lambda c: c.fault,
+)
 def test_a_fault_in_a_worker_is_survived(
     case: Case,
     whole: Story,
@@ -131,7 +135,7 @@ def check_same(told: Story, whole: Story) -> None:
     assert [r["loss"] for r in told.steps] == [r["loss"] for r in whole.steps]
 
 
-@long
+@pytest.mark.faults
 def test_what_fails_again_and_again_ends_the_run(
     prepared: Path, corpus: Path, tmp_path: Path, note: Callable[..., None]
 ) -> None:
@@ -144,7 +148,7 @@ def test_what_fails_again_and_again_ends_the_run(
     note(what, "started again once; ended, saying so", LOST, None, "the last checkpoint's, whole")
 
 
-@long
+@pytest.mark.faults
 def test_the_drivers_clock_may_jump(
     whole: Story,
     prepared: Path,
@@ -166,7 +170,7 @@ def test_the_drivers_clock_may_jump(
     note("the driver's clock jumps back by a day", "trained on", 0, None, IDENTICAL)
 
 
-@long
+@pytest.mark.faults
 def test_after_going_back_a_run_is_the_one_that_never_saw_those_tokens(
     prepared: Path, corpus: Path, tmp_path: Path
 ) -> None:

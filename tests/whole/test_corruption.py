@@ -1,7 +1,7 @@
 """Damage of every kind, drawn at random: it is found, or it does no harm. There is nothing else.
 
-300 variants; 10,000 with MANTA_TEST_LONG=1, which prints what became of them. Each is drawn from
-(SEED, kind, number), and an error has a note that says which one it was.
+300 variants; 10,000 with -m long, which prints what became of them. Each is drawn from (SEED, kind,
+number), and an error has a note that says which one it was.
 """
 
 import base64
@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import os
 import random
 import tempfile
 from collections import Counter
@@ -18,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_shards import chunks, footer_start, random_ids, write_dataset, write_shard
 
+from helpers.datasets import chunks, footer_start, random_ids, write_dataset, write_shard
 from manta.data import manifest as manifests
 from manta.data import shards
 from manta.data.manifest import Manifest
@@ -30,11 +29,12 @@ from manta.data.stream import IGNORED, Reader
 from manta.errors import DataError
 from manta.text import tokenizer
 
-IS_LONG = os.environ.get("MANTA_TEST_LONG") == "1"
-VARIANTS = 10_000 if IS_LONG else 300
+SHORT, LONG = 300, 10_000  # variants of all kinds together
 SEED = 20_260
 GROUP = 64
 SEQ_LEN = 16
+
+variants = pytest.mark.parametrize("count", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
 
 # --- kinds of damage -----------------------------------------------------------------------------
 
@@ -349,13 +349,14 @@ def outcome(data: Data, files: Files, draw: Draw) -> str:
     return "found" if any(attempts) else "harmless"
 
 
+@variants
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 def test_a_damaged_shard_is_found_or_harmless(
-    kind: Kind, data: Data, capsys: pytest.CaptureFixture[str]
+    kind: Kind, count: int, data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counts: Counter[str] = Counter()
     try:
-        for number in range(KINDS.index(kind), VARIANTS, len(KINDS)):
+        for number in range(KINDS.index(kind), count, len(KINDS)):
             with noting(kind, number):
                 files = damaged(data.files, kind, number)
                 data.put(files)
@@ -369,19 +370,21 @@ def test_a_damaged_shard_is_found_or_harmless(
                 counts[found] += 1
     finally:
         data.put(data.files)
-    report(capsys, f"shards, {name_of(kind)}", counts)
+    if count > SHORT:
+        report(capsys, f"shards, {name_of(kind)}", counts)
 
 
+@variants
 @pytest.mark.parametrize("kind", [*OF_BYTES, emptied, several], ids=name_of)
 @pytest.mark.parametrize("file", [manifests.FILE_NAME, tokenizer.FILE_NAME])
 def test_a_damaged_manifest_or_tokenizer_is_found_or_harmless(
-    file: str, kind: Kind, data: Data, capsys: pytest.CaptureFixture[str]
+    file: str, kind: Kind, count: int, data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(data.manifest.path) / file
     original = {file: path.read_bytes()}
     counts: Counter[str] = Counter()
     try:
-        for number in range(KINDS.index(kind), VARIANTS // 2, len(KINDS)):
+        for number in range(KINDS.index(kind), count // 2, len(KINDS)):
             with noting(kind, number):
                 path.write_bytes(damaged(original, kind, number)[file])
                 try:
@@ -397,7 +400,8 @@ def test_a_damaged_manifest_or_tokenizer_is_found_or_harmless(
                     counts["harmless"] += 1
     finally:
         path.write_bytes(original[file])
-    report(capsys, f"{file}, {name_of(kind)}", counts)
+    if count > SHORT:
+        report(capsys, f"{file}, {name_of(kind)}", counts)
 
 
 @contextlib.contextmanager
@@ -411,6 +415,5 @@ def noting(kind: Kind, number: int) -> Iterator[None]:
 
 
 def report(capsys: pytest.CaptureFixture[str], what: str, counts: Counter[str]) -> None:
-    if IS_LONG:
-        with capsys.disabled():
-            print(f"\n{what}: {counts['found']} found, {counts['harmless']} harmless", end="")
+    with capsys.disabled():
+        print(f"\n{what}: {counts['found']} found, {counts['harmless']} harmless", end="")

@@ -1,6 +1,6 @@
 """jobs/prepare.py, all its processes killed again and again, ends as if it had been left alone.
 
-Only with MANTA_TEST_LONG=1: each of the twelve runs starts a Ray. -s shows where the kills fell.
+Only with -m long: each of the twelve runs starts a Ray. -s shows where the kills fell.
 """
 
 import dataclasses
@@ -26,9 +26,7 @@ from manta.data import shards
 from manta.data.shuffle import WORK
 from manta.text import sources, tokenizer
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("MANTA_TEST_LONG") != "1", reason="minutes: set MANTA_TEST_LONG=1"
-)
+pytestmark = pytest.mark.long
 
 CORPUS_BYTES, FILES = 20 << 20, 40
 # The job as it is, but with a Ray of its own, and many parts and shards of a small corpus: sizes

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import time
@@ -98,22 +97,29 @@ def resumed_arguments(dtype: str) -> list[str]:
     return [*RESUMED, "num_workers=2", "zero_stage=2", f"dtype={dtype}"]
 
 
-# What the order of the data is shown for: 60 steps each, of 12 sequences. (All four take minutes.)
+# What the order of the data is shown for: 60 steps each, of 12 sequences. (All four take minutes:
+# the first one is trained always, another one where its test is among those that run.)
 STREAMS = {
     "mix-masked": ["data.mix={animals-bpe300: 0.7, verses: 0.3}", "document_mask=true"],
+    "one": ["data.name=animals-bpe300"],
+    "masked": ["data.name=animals-bpe300", "document_mask=true"],
+    "mix": ["data.mix={animals-bpe300: 0.7, verses: 0.3}"],
 }
-if os.environ.get("MANTA_TEST_LONG") == "1":
-    STREAMS |= {
-        "one": ["data.name=animals-bpe300"],
-        "masked": ["data.name=animals-bpe300", "document_mask=true"],
-        "mix": ["data.mix={animals-bpe300: 0.7, verses: 0.3}"],
-    }
+FIRST, *LONG = STREAMS
 
 
 RAMP = ["batch_ramp={128: 512, 256: 1024}", "tokens_per_batch=512", "total_tokens=3072"]
 
 
-def stream_runs(workers: int) -> dict[str, list[str]]:
+@pytest.fixture(scope="module")
+def streams(request: pytest.FixtureRequest) -> list[str]:
+    """The first of the streams, and those others that the tests which run ask for."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    wanted = {call.params.get("stream") for call in calls if call}
+    return [FIRST, *(stream for stream in LONG if stream in wanted)]
+
+
+def stream_runs(workers: int, streams: list[str]) -> dict[str, list[str]]:
     """Each stream on so many workers, and one that goes from two workers to one and to three."""
     common = [
         "tokens_per_batch=384", "total_tokens=23040", "checkpoint.every=10", "eval.every=100",
@@ -121,40 +127,40 @@ def stream_runs(workers: int) -> dict[str, list[str]]:
     ]  # fmt: skip
     stages = {f"on-{workers}": 0, "cut": workers}  # what is cut goes on at another stage, too
     return {
-        f"{stem}-{kind}": [*common, f"zero_stage={stage}", *keys]
-        for kind, keys in STREAMS.items()
+        f"{stem}-{stream}": [*common, f"zero_stage={stage}", *STREAMS[stream]]
+        for stream in streams
         for stem, stage in stages.items()
     }
 
 
 @pytest.fixture(scope="module")
 def one_worker(
-    prepared: Path, corpus: Path, two_workers: dict[str, PretrainConfig]
+    prepared: Path, corpus: Path, streams: list[str], two_workers: dict[str, PretrainConfig]
 ) -> dict[str, PretrainConfig]:
     """Several runs, one after the other on one Ray Train worker: its start costs the most."""
     runs = {
         "plain": ["total_tokens=5120", "micro_batch_size=4"],
         "whole": RESUMED,
         "stopped": RESUMED,
-        **stream_runs(1),
+        **stream_runs(1, streams),
         "ramp": RAMP,
         "ramp-cut": [*RAMP, "checkpoint.every=3"],
         "packed": ["data.packing=best_fit", "document_mask=true"],
         "alone": ["tokens_per_batch=384", "total_tokens=3840", "data.log_fingerprint=true"],
     }
-    deaths = {"ramp-cut": 5, **{f"cut-{kind}": 41 for kind in STREAMS}}
+    deaths = {"ramp-cut": 5, **{f"cut-{stream}": 41 for stream in streams}}
     return run_all(prepared, corpus, runs, deaths)
 
 
 @pytest.fixture(scope="module")
 def three_workers(
-    prepared: Path, corpus: Path, one_worker: dict[str, PretrainConfig]
+    prepared: Path, corpus: Path, streams: list[str], one_worker: dict[str, PretrainConfig]
 ) -> dict[str, PretrainConfig]:
-    return run_all(prepared, corpus, stream_runs(3))
+    return run_all(prepared, corpus, stream_runs(3, streams))
 
 
 @pytest.fixture(scope="module")
-def two_workers(prepared: Path, corpus: Path) -> dict[str, PretrainConfig]:
+def two_workers(prepared: Path, corpus: Path, streams: list[str]) -> dict[str, PretrainConfig]:
     """The same on two workers. fp32 before bf16: DeepSpeed keeps autocast on once it has been."""
     stages = {
         f"zero{stage}": [f"zero_stage={stage}", "total_tokens=5120", "num_workers=2"]
@@ -162,13 +168,13 @@ def two_workers(prepared: Path, corpus: Path) -> dict[str, PretrainConfig]:
     }
     runs = {
         **stages,
-        **stream_runs(2),
+        **stream_runs(2, streams),
         "whole-fp32": resumed_arguments("fp32"),
         "stopped-fp32": resumed_arguments("fp32"),
         "whole-bf16": resumed_arguments("bf16"),
         "stopped-bf16": resumed_arguments("bf16"),
     }
-    return run_all(prepared, corpus, runs, {f"cut-{kind}": 23 for kind in STREAMS})
+    return run_all(prepared, corpus, runs, {f"cut-{stream}": 23 for stream in streams})
 
 
 def run_all(
@@ -263,30 +269,32 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize(
+    "stream", [FIRST, *(pytest.param(stream, marks=pytest.mark.long) for stream in LONG)]
+)
 def test_any_workers_read_the_same_batches_also_across_resumes(
     one_worker: dict[str, PretrainConfig],
     two_workers: dict[str, PretrainConfig],
     three_workers: dict[str, PretrainConfig],
-    kind: str,
+    stream: str,
 ) -> None:
     """60 steps on 1, 2 and 3 workers; and on 2 until a death in step 23, on 1 until one in step
     41, on 3 to the end, each at another ZeRO stage."""
     found = {
         name: [r["fingerprint"] for r in steps(c)]
         for name, c in (
-            ("one", one_worker[f"on-1-{kind}"]),
-            ("two", two_workers[f"on-2-{kind}"]),
-            ("three", three_workers[f"on-3-{kind}"]),
-            ("cut", three_workers[f"cut-{kind}"]),
+            ("one", one_worker[f"on-1-{stream}"]),
+            ("two", two_workers[f"on-2-{stream}"]),
+            ("three", three_workers[f"on-3-{stream}"]),
+            ("cut", three_workers[f"cut-{stream}"]),
         )
     }
     assert len(set(found["one"])) == 60
     assert found["two"] == found["one"]
     assert found["three"] == found["one"]
     assert found["cut"] == found["one"]
-    assert losses(three_workers[f"cut-{kind}"]) == pytest.approx(
-        losses(one_worker[f"on-1-{kind}"]), rel=1e-3
+    assert losses(three_workers[f"cut-{stream}"]) == pytest.approx(
+        losses(one_worker[f"on-1-{stream}"]), rel=1e-3
     )
 
 

@@ -1,0 +1,104 @@
+"""Preparing on a disk that is full, or with a file that may not grow: one line, and the next run
+goes on.
+"""
+
+import contextlib
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.preparing import config_of, content, silent
+from manta.data import manifest as manifests
+from manta.data import prepare, shuffle
+from manta.data.manifest import Manifest
+from manta.errors import DataError
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file of this process grow beyond this size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_the_next_run_goes_on(
+    dataset: Manifest, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
+    expected, c = content(dataset.path), config_of(source)
+    folder = Path(c.folder(str(tmp_path)))
+    largest = max(map(len, expected.values()))
+    refused = 0
+    # From a limit that stops the very first file on, up to one that only stops the last.
+    for size in [10, 500, *range(1000, largest, 1500)]:
+        with largest_file(size):
+            try:
+                prepare.prepare(c, str(tmp_path), silent)
+                break
+            except DataError as e:
+                refused += 1
+                check_cannot_be_written(e, str(folder), "File too large")
+        assert not (folder / manifests.FILE_NAME).exists()
+    assert refused > 5
+    prepare.prepare(c, str(tmp_path), silent)
+    assert content(folder) == expected
+
+
+def check_cannot_be_written(error: DataError, folder: str, reason: str) -> None:
+    """One line that names the folder and the kernel's reason, and says what to do."""
+    assert str(error).startswith(f"{folder}: cannot be written (")
+    assert reason in str(error)
+    assert str(error).endswith(f"; {shuffle.RESUME}") and "\n" not in str(error)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A filesystem in memory of so many bytes, or that is made as large."""
+    where = tmp_path / "disk"
+    where.mkdir()
+
+    def resize(size: int, first: bool = False) -> Path:
+        options = f"size={size}" if first else f"remount,size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if first and done.returncode:
+            pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        return where
+
+    if shutil.which("mount") is None:
+        pytest.skip("there is no mount command")
+    resize(4096, first=True)
+    yield resize
+    subprocess.run(["umount", "--lazy", str(where)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    dataset: Manifest,
+    source: Path,
+    small_disk: Callable[[int], Path],
+    here: pytest.MonkeyPatch,
+) -> None:
+    """The disk grows a little at a time, so that it is full at every kind of file in turn."""
+    c, page = config_of(source), resource.getpagesize()
+    home = small_disk(page)
+    (home / "filler").write_bytes(bytes(page))
+    refused = 0
+    for pages in range(1, 400, 5):
+        small_disk(pages * page)
+        try:
+            prepare.prepare(c, str(home), silent)
+            break
+        except DataError as e:
+            refused += 1
+            check_cannot_be_written(e, c.folder(str(home)), "No space left on device")
+        assert not (Path(c.folder(str(home))) / manifests.FILE_NAME).exists()
+    assert refused > 10
+    assert content(c.folder(str(home))) == content(dataset.path)

@@ -1,0 +1,148 @@
+"""What cannot be prepared: each is refused with one line that names it."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.datasets import refusal
+from helpers.preparing import all_texts, config_of, content, set_sizes, silent, write_rows
+from manta.data import manifest as manifests
+from manta.data import prepare, shuffle
+from manta.data.manifest import Manifest
+from manta.text import tokenizer
+
+
+def test_a_missing_corpus_leaves_what_is_there_alone(tmp_path: Path) -> None:
+    c = config_of(tmp_path / "none", name="here")
+    folder = Path(c.folder(str(tmp_path)))
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("x")
+    said = refusal(lambda: prepare.prepare(c, str(tmp_path), silent))
+    assert said == f"data.source={tmp_path / 'none'}: no such file or folder"
+    assert (folder / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ([], "the corpus holds no text"),
+        (["", " \n"], "the corpus holds no text"),
+        (["one document"] * 3, "none of its 1 documents fell into the val split (dropped: 2 dup"),
+    ],
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_corpus_without_text_for_both_splits_is_refused(
+    trained: bool, texts: list[str], words: str, tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
+    keys: dict[str, Any] = {"val_fraction": 0.01}
+    if not trained:
+        (tmp_path / "encoding.json").write_bytes(tokenizer.train(["a b"], 260).serialized)
+        keys |= {"tokenizer": str(tmp_path / "encoding.json"), "vocab_size": None}
+    c = config_of(write_rows(tmp_path / "rows", [texts]), **keys)
+    home = str(tmp_path / "home")
+    assert words in refusal(lambda: prepare.prepare(c, home, silent))
+    assert prepare.find(c, home) is None
+    # With more text, the same config starts over.
+    write_rows(tmp_path / "rows", [texts, [f"text {i}" for i in range(1000)]])
+    assert prepare.prepare(c, home, silent).documents("val") > 0
+
+
+def test_bytes_that_are_not_utf8_are_named_over_ray_or_replaced(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_sizes(monkeypatch, part_bytes=300)
+    # The sample for the tokenizer ends before the bad file: a worker meets it.
+    monkeypatch.setattr(prepare, "TOKENIZER_SAMPLE_BYTES", 300)
+    folder, home = tmp_path / "texts", str(tmp_path / "home")
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.txt").write_text("\n\n".join(f"good text {i} {n}" for n in range(30)))
+    (folder / "3.txt").write_bytes(b"good text\n\nbad \xff text")
+    c = config_of(folder, document_bytes=8)
+    said = refusal(lambda: prepare.prepare(c, home, silent))
+    assert said.startswith(f"{folder}/3.txt: not UTF-8 at byte 15 (0xff)")
+    assert "data.errors=replace" in said
+    assert prepare.find(c, home) is None
+    assert not (Path(c.folder(home)) / manifests.FILE_NAME).exists()
+    mended = prepare.prepare(dataclasses.replace(c, errors="replace"), home, silent)
+    texts = [text.strip() for text in all_texts(mended)]
+    expected = [f"good text {i} {n}" for i in (0, 1, 2, 4) for n in range(30)]
+    assert sorted(texts) == sorted([*expected, "good text", "bad \ufffd text"])
+
+
+def test_a_dataset_of_that_name_from_another_recipe_is_refused(
+    dataset: Manifest, source: Path, tmp_path: Path
+) -> None:
+    home = dataset.path.rpartition("/data/")[0]
+    c = config_of(source)
+    before = content(dataset.path)
+    assert prepare.find(c, home) == prepare.prepare(c, home, silent) == dataset
+    changes: dict[str, Any] = {
+        "val_fraction=0.2, but the config says 0.3; ": {"val_fraction": 0.3},
+        "source.errors=strict, but the config says replace; ": {"errors": "replace"},
+        "shuffle_seed=0, but the config says 1; ": {"shuffle_seed": 1},
+        "vocab_size=280, but the config says 4096; ": {"vocab_size": None},
+        f"source.location={source}, but the config says {tmp_path}; ": {"source": str(tmp_path)},
+    }
+    for words, keys in changes.items():
+        other = dataclasses.replace(c, **keys)
+        said = refusal(lambda c=other: prepare.find(c, home))  # type: ignore[misc]
+        assert said.startswith(f"{dataset.path} was prepared with {words}")
+        assert "give another data.name" in said
+    (tmp_path / "a.jsonl").write_text('{"body": "text"}\n')
+    refusal(lambda: prepare.prepare(other, home, silent))
+    assert content(dataset.path) == before
+    assert prepare.find(dataclasses.replace(c, name="elsewhere"), home) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "no such file"),
+        (b"", "not a tokenizer of Manta's"),
+        (b"{", "not a tokenizer of Manta's"),
+        (b"[]", "not a tokenizer of Manta's"),
+        (b"\xff\xfe", "not a tokenizer of Manta's"),
+        (b'{"format": "other"}', "not a tokenizer of Manta's"),
+        (b'{"format": "manta-bpe-1", "tokens": ["?"]}', "not a tokenizer of Manta's"),
+    ],
+)
+def test_a_bad_tokenizer_file_is_named(
+    data: bytes | None, words: str, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "other.json"
+    if data is not None:
+        file.write_bytes(data)
+    c = config_of(source, tokenizer=str(file), vocab_size=None)
+    said = refusal(lambda: prepare.prepare(c, str(tmp_path), silent))
+    assert said.startswith(f"{file}: {words}")
+    if data is not None:
+        return
+    file.write_bytes(tokenizer.train(["ray manta"], 260).serialized)
+    made = prepare.prepare(c, str(tmp_path), silent)
+    assert made.tokenizer_sha256 == tokenizer.load(str(file)).sha256
+
+
+@pytest.mark.parametrize("size", [None, 0, 100])
+def test_a_run_that_is_gone_or_torn_is_named_with_the_remedy(
+    size: int | None,
+    dataset: Manifest, source: Path, stopped: Path, tmp_path: Path, here: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    c, folder = config_of(source), tmp_path / "data" / "rows"
+    shutil.copytree(stopped, folder)
+    for record in (folder / shuffle.WORK).glob("train-*.json"):
+        record.unlink()
+    file = max((folder / shuffle.WORK).glob("*-train.arrow"))
+    if size is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:size])
+    said = refusal(lambda: prepare.prepare(c, str(tmp_path), silent))
+    assert said.startswith(f"{file}: cannot be read (")
+    assert f"delete {folder / shuffle.WORK} and run the same command again" in said
+    shutil.rmtree(folder / shuffle.WORK)
+    prepare.prepare(c, str(tmp_path), silent)
+    assert content(folder) == content(dataset.path)
