@@ -20,6 +20,8 @@ ORDER = [
     "progress",
     "plot",
     "cluster",
+    "head",
+    "failures",
     "messages",
     "job",
     "text",
@@ -53,8 +55,8 @@ ROOMS = {
     "ray.train": ["train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
     "ray": [
-        "cluster", "messages", "data", "train/patience", "train/supervise", "train/worker",
-        "sweep", "evaluate/farm",
+        "cluster", "head", "failures", "messages", "data", "train/patience", "train/records/gauges",
+        "train/supervise", "train/worker", "sweep", "evaluate/farm",
     ],
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from manta import cluster, storage
+from manta import cluster, failures, storage
 from manta import config as configs
 from manta.config import Count, PositiveFloat, config
 from manta.data import mixture
@@ -198,7 +198,7 @@ def rank(c: SweepConfig, trials: list[PretrainConfig], results: Any) -> Ranking:
             }
         )
     if not rows:
-        errors = [str(cluster.cause_of(error)) for error in results.errors]
+        errors = [str(failures.cause_of(error)) for error in results.errors]
         raise ClusterError(f"no trial of sweep {c.name} ended well: {(errors or ['?'])[0][-2000:]}")
     # A loss that is not a number is the worst, wherever it stood.
     rows.sort(key=lambda row: (math.isnan(row[METRIC]), row[METRIC]))
