@@ -75,6 +75,7 @@ class Restarts(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raises a MantaError of the workers', WorkersFailed if something has to change first, or
         GivenUp."""
+        del run_context  # Ray Train passes it by its name
         deaths = map(failures.death_of, worker_exceptions.values())
         if any(death is not None and death.preempted for death in deaths):
             return  # their machine went, as announced; Ray Train asks this again and again

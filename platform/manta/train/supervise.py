@@ -154,7 +154,7 @@ def _told_to_stop(requests: Any, say: Callable[[str], None]) -> Iterator[threadi
         return
     thread = threading.Thread(target=pass_on, name="manta-sigterm", daemon=True)
     thread.start()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
     try:
         yield told
     finally:
