@@ -7,9 +7,13 @@ The rooms, in the order that data flows; imports point up this list, never down:
     arguments   YAML files and key=value as one tree                    [omegaconf]
     config      frozen, checked configs                                 [pydantic]
     storage     files, local or in an object store                      [pyarrow.fs]
+    lock        one owner for a path, of all processes that want it
     progress    a bar, or now and then a line                           [tqdm]
     plot        the loss curve, document lengths, as PNG                [matplotlib]
     cluster     the connection to Ray                                   [ray]
+    head        Ray's head node on this machine                         [ray]
+    failures    what went wrong in Ray's workers                        [ray]
+    messages    what a driver and its workers tell each other           [ray]
     job         what every job shares
     text        documents from anywhere; tokenizers        [datasets, tiktoken, tokenizers]
     model       the GPT, its presets, generation, cost

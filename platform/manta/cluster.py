@@ -1,24 +1,18 @@
-"""The connection to Ray: start or join a cluster, ship this code to it, ask what it has.
-
-`python -m manta.cluster up` starts a head node on this machine when none runs (token auth, loopback
-only) and checks that its job server lets us in.
-"""
+"""The connection to Ray: start or join a cluster, ship this code to it, ask what it has."""
 
 import contextlib
 import logging
 import os
-import re
 import stat
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import manta
-from manta.errors import ClusterError, MantaError
+from manta.errors import ClusterError
 
 AUTH_HINT = (
     "Ray's cluster asks for a token: run `export RAY_AUTH_MODE=token` in this shell (and copy the "
@@ -26,8 +20,6 @@ AUTH_HINT = (
 )
 TOKEN_FILE = Path("~/.ray/auth_token")
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
-DASHBOARD = "http://127.0.0.1:8265"
-JOB_STOP_SECONDS = "60"
 
 
 def connect(own: bool = False, **local: Any) -> None:
@@ -42,7 +34,7 @@ def connect(own: bool = False, **local: Any) -> None:
     """
     import ray
 
-    _protect_token()
+    protect_token()
     # A worker's folder is its own affair: every path of Manta's is absolute.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # A worker that is gone, or done, is seen so soon (Ray Train's own two seconds are lost twice).
@@ -70,7 +62,7 @@ def connect(own: bool = False, **local: Any) -> None:
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     with _apart_from_this_group():
         ray.init(address="local", **common, **(store | local))
-    _protect_token()  # Ray may have just made it
+    protect_token()  # Ray may have just made it
     print("started a local Ray for this job", flush=True)
 
 
@@ -137,66 +129,6 @@ def is_refusal(error: BaseException) -> bool:
     return any(word in text for word in ("unauthorized", "unauthenticated", "auth_token", "401"))
 
 
-def gauges(run: str) -> Callable[[dict[str, Any]], None]:
-    """A function that shows a record's numbers as metrics of Ray's, `manta_KEY{run="..."}`: its
-    dashboard and Prometheus have them from there."""
-    from ray.util.metrics import Gauge
-
-    made: dict[str, Gauge] = {}
-
-    def publish(record: dict[str, Any]) -> None:
-        for key, value in record.items():
-            if not isinstance(value, int | float):
-                continue
-            if key not in made:
-                name = "manta_" + re.sub(r"\W", "_", key)
-                made[key] = Gauge(name, f"{key} of a run's newest step", tag_keys=("run",))
-            made[key].set(value, {"run": run})
-
-    return publish
-
-
-class WorkersFailed(RuntimeError):
-    """Workers failed, and not with a MantaError: the text is that of one of them, whole."""
-
-
-def cause_of(error: BaseException) -> Exception:
-    """The MantaError inside a failure of Ray's, if there is one; else the failure, as one error."""
-    from ray.exceptions import RayError
-
-    controller = getattr(error, "controller_failure", None)
-    if isinstance(controller, MantaError | WorkersFailed):
-        return controller  # raised there on purpose
-    if controller is not None:
-        why = f"Ray Train could not start or keep the workers: {' '.join(str(controller).split())}"
-        # What dies can be started again; what does not fit cannot.
-        return RuntimeError(why) if isinstance(controller, RayError) else ClusterError(why)
-    return failure_of(getattr(error, "worker_failures", {}) or {0: error})
-
-
-def failure_of(failures: dict[int, Any]) -> Exception:
-    """The MantaError inside workers' failures, by rank, if there is one; else WorkersFailed."""
-    for failure in failures.values():
-        cause: BaseException | None = getattr(failure, "_base_exc", failure)
-        while cause is not None:
-            inner = getattr(cause, "cause", None) or cause.__cause__
-            # Ray's wrapper is of its cause's class too, with the whole traceback as its text.
-            if isinstance(cause, MantaError) and not isinstance(inner, MantaError):
-                return cause
-            cause = inner
-    # Who died took the others along. A whole traceback: Ray's own message of all cuts it off.
-    died = [failure for failure in failures.values() if death_of(failure) is not None]
-    return WorkersFailed(str([*died, *failures.values()][0]))
-
-
-def death_of(failure: Any) -> Any:
-    """The RayActorError of a worker whose process is gone; None: it has failed otherwise."""
-    from ray.exceptions import RayActorError
-
-    cause = getattr(failure, "health_check_failure", failure)  # (Ray Train wraps it)
-    return cause if isinstance(cause, RayActorError) else None
-
-
 def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:
     """Checks, at once, that the cluster can hold these workers (each `cpus` CPUs and `gpus` GPUs).
 
@@ -240,17 +172,7 @@ def capacity(cpus: float, gpus: float) -> int:
     return sum(min(_times(name, n, node) for name, n in bundle.items()) for node in alive)
 
 
-def _times(name: str, each: float, node: dict[str, float]) -> int:
-    """How many times a node has so much of a resource; a share of a GPU is of one GPU."""
-    has = node.get(name, 0)
-    return int(has) * int(1 / each) if name == "GPU" and each < 1 else int(has / each)
-
-
-def _bundle(cpus: float, gpus: float) -> dict[str, float]:
-    return {name: float(n) for name, n in (("CPU", cpus), ("GPU", gpus)) if n}
-
-
-def _protect_token() -> None:
+def protect_token() -> None:
     """Ray can write its token's file with mode 0644, for every user of the machine to read.
 
     Raises:
@@ -268,77 +190,11 @@ def _protect_token() -> None:
         ) from None
 
 
-def up() -> None:
-    """Starts a head node here unless one runs, and checks that its job server lets us in.
-
-    Raises:
-        ClusterError: Ray does not start, or refuses us.
-    """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    ray_command = str(Path(sys.executable).parent / "ray")
-    token = subprocess.run(
-        [ray_command, "get-auth-token", "--generate"], capture_output=True, text=True, check=False
-    )
-    if token.returncode:
-        raise ClusterError(f"Ray's token cannot be made: {token.stderr.strip()[-300:]}")
-    _protect_token()
-    try:
-        _check_job_server()
-        print(f"Ray is running: {DASHBOARD}")
-        return
-    except ConnectionError:
-        pass
-    # A job that is stopped (`ray job stop`) saves first; Ray would kill it after three seconds.
-    os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_SECONDS)
-    started = subprocess.run(
-        [
-            ray_command,
-            "start",
-            "--head",
-            "--dashboard-host=127.0.0.1",
-            f"--object-store-memory={LOCAL_OBJECT_STORE_BYTES}",
-            "--disable-usage-stats",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if started.returncode:
-        raise ClusterError(f"`ray start --head` failed: {started.stderr.strip()[-400:]}")
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            _check_job_server()
-            break
-        except ConnectionError:
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"Ray started, but its job server at {DASHBOARD} does not answer "
-                    "within 60 s; see /tmp/ray/session_latest/logs/dashboard.log"
-                ) from None
-            time.sleep(0.5)
-    print(f"started Ray: {DASHBOARD} (`ray stop` ends it)")
+def _times(name: str, each: float, node: dict[str, float]) -> int:
+    """How many times a node has so much of a resource; a share of a GPU is of one GPU."""
+    has = node.get(name, 0)
+    return int(has) * int(1 / each) if name == "GPU" and each < 1 else int(has / each)
 
 
-def _check_job_server() -> None:
-    """Raises ConnectionError when none answers, ClusterError when it refuses us."""
-    from ray.job_submission import JobSubmissionClient
-
-    try:
-        JobSubmissionClient(os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD)).list_jobs()
-    except Exception as e:
-        if is_refusal(e):
-            raise ClusterError(AUTH_HINT) from None
-        if isinstance(e, ConnectionError):
-            raise
-        raise ConnectionError(str(e)) from e
-
-
-if __name__ == "__main__":
-    try:
-        if sys.argv[1:] != ["up"]:
-            raise ClusterError("usage: python -m manta.cluster up")
-        up()
-    except MantaError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    return {name: float(n) for name, n in (("CPU", cpus), ("GPU", gpus)) if n}

@@ -26,7 +26,3 @@ class TrainingError(MantaError):
 
 class ClusterError(MantaError):
     """Ray cannot be reached, refuses us, or has not the resources that were asked for."""
-
-
-class Moving(MantaError):
-    """A worker's machine is about to go: the run is saved, and goes on elsewhere."""

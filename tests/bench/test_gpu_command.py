@@ -65,8 +65,8 @@ def test_a_part_that_hangs_is_ended_and_the_others_go_on(
 
 def test_what_cannot_run_is_skipped_and_says_why() -> None:
     part = dataclasses.replace(PARTS["platform"], packages=("deepspeed", "no_such_package"))
-    assert part.skips(config(), {}) == "no_such_package is not installed"
-    assert PARTS["deterministic"].skips(config(), {}) == "it is about GPUs alone"
+    assert part.skips(config()) == "no_such_package is not installed"
+    assert PARTS["deterministic"].skips(config()) == "it is about GPUs alone"
     found = command.gpu(config("seconds=1"))
     assert {part["status"] for part in found["parts"].values()} == {"skipped"}
     assert "no time was left of seconds=1" in found["parts"]["machine"]["why"]

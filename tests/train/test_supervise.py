@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.common import tiny
-from manta.cluster import WorkersFailed
 from manta.config import from_dict, to_dict
 from manta.errors import TrainingError
+from manta.failures import WorkersFailed
 from manta.messages import Decided
 from manta.train import supervise
 from manta.train.patience import GivenUp, is_out_of_memory
@@ -179,7 +179,7 @@ def supervised(
 
     monkeypatch.setattr(supervise, "fit", fail)
     with pytest.raises((TrainingError, GivenUp)) as caught:
-        Supervisor(c, (), lines.append, list).to_the_end()
+        Supervisor(c, (), lines.append, list).run()
     return sizes, lines, str(caught.value)
 
 

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from helpers.common import ROOT, SECRET, tiny, tiny_arguments, tiny_model_arguments
-from manta import cluster, messages
+from manta import messages
 from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
@@ -25,6 +25,7 @@ from manta.model.generate import GenerateConfig
 from manta.sweep.run import SweepConfig
 from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain
+from manta.train.records.gauges import gauges
 from manta.train.records.logbook import read_metrics
 from manta.train.settings import PretrainConfig
 
@@ -325,7 +326,7 @@ def test_evaluate_says_what_is_missing(
 
 def test_a_runs_numbers_are_metrics_of_rays_dashboard() -> None:
     record = {"loss": 2.5, "goodput": 0.97, "val_loss/a-b": 3.5, "fingerprint": "00ff"}
-    cluster.gauges("some/run")(record)
+    gauges("some/run")(record)
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + 60
     lines: list[str] = []

@@ -29,7 +29,7 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
     _time(step)  # the optimizer has no state before
     folder = storage.join(c.home_folder, "bench-checkpoint")
     made = tokenizer.train(["a text to train a tokenizer on"], 257)
-    saver = Saver(folder, CheckpointConfig(keep=1), step.model, made, lambda line: None)
+    saver = Saver(folder, CheckpointConfig(keep=1), step.model, made, lambda _: None)
     found: dict[str, list[float]] = {}
     size = 0
     try:

@@ -72,7 +72,7 @@ def _run(
     name: str, part: Part, c: BenchConfig, left: float, before: dict[str, Any]
 ) -> dict[str, Any]:
     """What became of one part. Whatever it started has ended when this returns."""
-    reason = part.skips(c, before)
+    reason = part.skips(c)
     if reason is None and left < LEAST_SECONDS:
         reason = f"no time was left of seconds={c.seconds:g}"
     if reason is not None:

@@ -42,7 +42,7 @@ class Part:
     needs_gpu: bool = False
     full_only: bool = False
 
-    def skips(self, c: BenchConfig, before: Found) -> str | None:
+    def skips(self, c: BenchConfig) -> str | None:
         """Why it is skipped; None: it is not."""
         if self.needs_gpu and c.device != "cuda":
             return "it is about GPUs alone"
@@ -52,7 +52,7 @@ class Part:
         return f"{', '.join(missing)} is not installed" if missing else None
 
 
-def machine(c: BenchConfig, before: Found) -> Found:
+def machine(c: BenchConfig, _before: Found) -> Found:
     """What is there: versions, the card, how fast its products are, what can be compiled."""
     from manta.model.attention import fused_kernels
     from manta.train.build import missing_to_compile
@@ -92,7 +92,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def tests(c: BenchConfig, before: Found) -> Found:
+def tests(c: BenchConfig, _before: Found) -> Found:
     """tests/bench/test_gpu.py, which needs no pytest."""
     file = ROOT / "tests" / "bench" / "test_gpu.py"
     if not file.is_file():
@@ -158,7 +158,7 @@ def _config(c: BenchConfig, size: str, *more: str) -> BenchConfig:
 def step(size: str) -> Callable[[BenchConfig, Found], Found]:
     """The training step of a model: time, MFU, and memory against the cost model."""
 
-    def run(c: BenchConfig, before: Found) -> Found:
+    def run(c: BenchConfig, _before: Found) -> Found:
         from manta.bench.model import model
 
         mine = _config(c, size)
@@ -204,14 +204,14 @@ def deterministic(c: BenchConfig, before: Found) -> Found:
     return found
 
 
-def head(c: BenchConfig, before: Found) -> Found:
+def head(c: BenchConfig, _before: Found) -> Found:
     """The head's loss and gradient, plain and compiled, by the size of its chunks."""
     from manta.bench.head import head as measure
 
     return measure(c)
 
 
-def checkpoint(c: BenchConfig, before: Found) -> Found:
+def checkpoint(c: BenchConfig, _before: Found) -> Found:
     """What a save costs training."""
     from manta.bench.checkpoints import checkpoints
 
@@ -223,7 +223,7 @@ def checkpoint(c: BenchConfig, before: Found) -> Found:
     return found
 
 
-def generation(c: BenchConfig, before: Found) -> Found:
+def generation(c: BenchConfig, _before: Found) -> Found:
     """Tokens/s at batches of 1, 8 and 64."""
     from manta.bench.generation import generation as measure
 
@@ -236,7 +236,7 @@ def generation(c: BenchConfig, before: Found) -> Found:
     return found
 
 
-def platform(c: BenchConfig, before: Found) -> Found:
+def platform(c: BenchConfig, _before: Found) -> Found:
     """The platform (Ray Train, Ray Data, DeepSpeed) against a bare loop in the same process."""
     from manta import cluster
     from manta.bench.overhead import overhead
@@ -270,7 +270,7 @@ def _corpus(c: BenchConfig) -> list[str]:
     return [f"data.source={file}", "data.vocab_size=500", "data.document_bytes=2000"]
 
 
-def pretraining(c: BenchConfig, before: Found) -> Found:
+def pretraining(c: BenchConfig, _before: Found) -> Found:
     """A run through Ray to its end; on a GPU one that runs out of memory, and goes on."""
     from manta import cluster
     from manta.train.pretrain import pretrain

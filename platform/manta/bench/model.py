@@ -72,7 +72,7 @@ class Step:
         shape = (self.size, c.sequence_length + 1)
         self.batch = np.random.default_rng(c.seed).integers(self.model.vocab_size, size=shape)
 
-    def run(self, timed: Callable[[str], None] = lambda part: None) -> Tensor:
+    def run(self, timed: Callable[[str], None] = lambda _: None) -> Tensor:
         """The loss of the last micro batch, still on the device."""
         with engines.casting_once(self.engine):
             for index in range(self.accum):

@@ -65,7 +65,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     model = with_vocabulary(c.model, tokenizer)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     state = TrainState()
-    run = setup(c, datasets, tokenizer, model, state, None, rank, world_size, lambda line: None)
+    run = setup(c, datasets, tokenizer, model, state, None, rank, world_size, lambda _: None)
     torch.manual_seed(c.seed)
     bare = _BareLoop(model, c, run)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}

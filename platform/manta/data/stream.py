@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import ray.data
 
-from manta import cluster
+from manta import failures
 from manta.data import shards
 from manta.data.manifest import Manifest, Shard
 from manta.data.order import Order, Segment, Take
@@ -162,7 +162,7 @@ def train_batches(
     start: int,
     stop: int,
     micro_batch_size: int,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[np.ndarray]:
     """The reader's worker's micro batches of global batches [start, stop), as (B, T + 1) arrays.
 
@@ -228,7 +228,7 @@ def _through_ray(reader: Reader, first_batches: list[int]) -> Iterator[dict[str,
         # Whole blocks: cutting them up is for `train_batches`, which does not copy.
         yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
     except DataError as e:  # Ray appends its own advice, and the traceback
-        raise DataError(str(cluster.cause_of(e)).splitlines()[0]) from None
+        raise DataError(str(failures.cause_of(e)).splitlines()[0]) from None
 
 
 class Ahead(Iterator[T]):

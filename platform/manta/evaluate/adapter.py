@@ -40,7 +40,7 @@ class MantaLM(TemplateLM):
     with the number of those just done.
     """
 
-    begin: Callable[[int], Callable[[int], None]] = staticmethod(lambda count: lambda done: None)
+    begin: Callable[[int], Callable[[int], None]] = staticmethod(lambda _: lambda _: None)
 
     def __init__(
         self,
@@ -64,8 +64,9 @@ class MantaLM(TemplateLM):
         return self._context_length
 
     def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+        self, string: str, add_special_tokens: bool | None = None, **_options: Any
     ) -> list[int]:
+        del add_special_tokens  # Manta's tokenizers add none
         return self.encoding.encode(string)
 
     def loglikelihood_rolling(
@@ -73,6 +74,7 @@ class MantaLM(TemplateLM):
     ) -> list[float]:
         """Log-likelihood of whole texts: each token is predicted once, from the end-of-text token
         or from what stands before it in its window, as lm-eval defines it."""
+        del disable_tqdm  # `begin` shows progress
         pairs: list[Pair] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
@@ -102,8 +104,9 @@ class MantaLM(TemplateLM):
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
         disable_tqdm: bool = False,
-        **kwargs: Any,
+        **_options: Any,
     ) -> list[tuple[float, bool]]:
+        del disable_tqdm  # `begin` shows progress
         # A context of no tokens (white space moves to the continuation) is the end-of-text token.
         pairs = [
             Pair(tuple(context or [self.prefix_token_id]), tuple(continuation))
@@ -124,6 +127,7 @@ class MantaLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Completions, each ending before the first of its stop strings."""
+        del disable_tqdm  # `begin` shows progress
         prompts = []
         for request in requests:
             text, options = request.args

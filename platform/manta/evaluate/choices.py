@@ -31,18 +31,19 @@ class TokenChoices(ConfigurableTask):
         """What is scored for a document."""
         raise NotImplementedError
 
-    def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> str:
+    def doc_to_text(self, *_args: Any, **_options: Any) -> str:
         return ""
 
-    def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> str:
+    def doc_to_target(self, *_args: Any, **_options: Any) -> str:
         return ""
 
-    def fewshot_context(self, *args: Any, **kwargs: Any) -> str:
+    def fewshot_context(self, *_args: Any, **_options: Any) -> str:
         return ""
 
     def construct_requests(
-        self, doc: dict[str, Any], ctx: str, *, metadata: Any, **kwargs: Any
+        self, doc: dict[str, Any], ctx: str, *, metadata: Any, **_options: Any
     ) -> list[Instance]:
+        del ctx  # a cut has its context in it
         return [
             Instance("loglikelihood", doc, cut, index, metadata=metadata)
             for index, cut in enumerate(self.cuts(doc))

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.util import ActorPool
 
-from manta import cluster
+from manta import failures
 from manta.evaluate.rows import Row
 from manta.evaluate.worker import Pool, Prompt, Scored, Worker
 from manta.train.checkpoints import checkpoint
@@ -64,7 +64,7 @@ class Farm:
         try:
             self._wait([actor.ready.remote(path) for actor in self._actors])
         except ray.exceptions.RayError as e:
-            raise cluster.cause_of(e) from None
+            raise failures.cause_of(e) from None
 
         def pool(method: str, items: Any) -> Iterator[Any]:
             def ask(actor: Any, item: Any) -> Any:
@@ -73,7 +73,7 @@ class Farm:
             try:
                 yield from ActorPool(self._actors).map(ask, items)
             except ray.exceptions.RayError as e:
-                raise cluster.cause_of(e) from None
+                raise failures.cause_of(e) from None
 
         return pool
 

@@ -41,7 +41,7 @@ def run_suite(
     limit: int | None = None,
     data_dir: str | None = None,
     tokenizer: Tokenizer | None = None,
-    say: Callable[[str], None] = lambda task: None,
+    say: Callable[[str], None] = lambda _: None,
     only: Sequence[str] | None = None,
 ) -> Scores:
     """The scores of each task of a suite, and of the suite where it has one of its own.
@@ -70,7 +70,7 @@ def run_suite(
                 raise DataError(f"suite={suite}: {name} has no documents")
             made = datasets.Dataset.from_list(own)
             split = given.get("test_split") or given["validation_split"]
-            given["custom_dataset"] = lambda _made={split: made}, **kwargs: _made
+            given["custom_dataset"] = lambda _made={split: made}, **_options: _made
         with _reading(data_dir, name):
             loaded = TaskManager(include_defaults=False).load([given])
         for task in loaded["tasks"].values():
@@ -115,7 +115,7 @@ def run_task(
 def check(
     suites: Sequence[str],
     tasks: Sequence[str],
-    look: Callable[[str, dict[str, Any]], object] = lambda task, about: None,
+    look: Callable[[str, dict[str, Any]], object] = lambda *_: None,
 ) -> None:
     """Raises MantaError when a file of the suites' is wrong (`look`, by a task's name and metadata,
     finds it), or lm-eval knows no such task (with the nearest that it does)."""

@@ -51,7 +51,7 @@ def document_mask(documents: Tensor, flex: bool) -> DocumentMask:
         same = documents.unsqueeze(2) == documents.unsqueeze(1)  # (B, T, T), query before key
         return same.tril().unsqueeze(1)
 
-    def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def sees(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (documents[b, query] == documents[b, key])
 
     B, T = documents.shape

@@ -119,7 +119,7 @@ class InitConfig:
 
 
 @torch.no_grad()
-def initialise(model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda model: None) -> None:
+def initialise(model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda _: None) -> None:
     """Sets the weights of a new model, in place, from torch's random state. `fit` may set its
     embeddings and head, from data."""
     if c.kind == "identity":

@@ -1,1 +1,6 @@
-"""Sweeps: many training runs, compared."""
+"""Sweeps: many training runs, compared.
+
+Its files, in reading order:
+
+    run             learning rate x batch size, by Ray Tune
+"""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from manta import cluster, storage
+from manta import cluster, failures, storage
 from manta import config as configs
 from manta.config import Count, PositiveFloat, config
 from manta.data import mixture
@@ -146,7 +146,7 @@ def _run_trial(arguments: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     trial = configs.from_dict(PretrainConfig, arguments["trial"])
-    done = pretrain(trial, say=lambda line: None, callbacks=lambda: [TuneReportCallback()])
+    done = pretrain(trial, say=lambda _: None, callbacks=lambda: [TuneReportCallback()])
     if done.finished_before:
         tune.report({key: done.last_eval[key] for key in (METRIC, "val_bpb", "tokens", "step")})
 
@@ -161,6 +161,7 @@ class _Lines(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        del iteration, trials, info  # Tune passes them by their names
         if METRIC in result:
             print(
                 f"{_name(trial)} | step {result.get('step', 0):.0f} | "
@@ -169,10 +170,12 @@ class _Lines(tune.Callback):
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        del iteration, trials, info  # Tune passes them by their names
         self._ended += 1
         print(f"{_name(trial)} done ({self._ended}/{self._total})", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        del iteration, trials, info  # Tune passes them by their names
         self._ended += 1
         print(f"{_name(trial)} FAILED ({self._ended}/{self._total})", flush=True)
 
@@ -198,7 +201,7 @@ def rank(c: SweepConfig, trials: list[PretrainConfig], results: Any) -> Ranking:
             }
         )
     if not rows:
-        errors = [str(cluster.cause_of(error)) for error in results.errors]
+        errors = [str(failures.cause_of(error)) for error in results.errors]
         raise ClusterError(f"no trial of sweep {c.name} ended well: {(errors or ['?'])[0][-2000:]}")
     # A loss that is not a number is the worst, wherever it stood.
     rows.sort(key=lambda row: (math.isnan(row[METRIC]), row[METRIC]))

@@ -9,9 +9,10 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from manta import cluster
-from manta.errors import MantaError, Moving
+from manta import cluster, failures
+from manta.errors import MantaError
 from manta.train.checkpoints import checkpoint
+from manta.train.faults.signals import Moving
 from manta.train.records import ledger
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
@@ -26,7 +27,7 @@ OUT_OF_MEMORY = re.compile(
 )
 
 
-class GivenUp(cluster.WorkersFailed):
+class GivenUp(failures.WorkersFailed):
     """They failed too often."""
 
 
@@ -40,7 +41,7 @@ class Patience:
     newest: int = -1
     """The step of the newest checkpoint when they last failed; -1: there was none."""
 
-    def lose(self, error: Exception) -> None:
+    def count_failure(self, error: Exception) -> None:
         """One more failure. Raises GivenUp if it is one too many."""
         reached = self.newest
         with contextlib.suppress(OSError):  # the storage may be what failed them
@@ -74,12 +75,13 @@ class Restarts(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raises a MantaError of the workers', WorkersFailed if something has to change first, or
         GivenUp."""
-        deaths = map(cluster.death_of, worker_exceptions.values())
+        del run_context  # Ray Train passes it by its name
+        deaths = map(failures.death_of, worker_exceptions.values())
         if any(death is not None and death.preempted for death in deaths):
             return  # their machine went, as announced; Ray Train asks this again and again
         c = self._patience.c
         ledger.begin(c.run_folder, time.time())
-        error = cluster.failure_of(worker_exceptions)
+        error = failures.failure_of(worker_exceptions)
         has_room = cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) >= c.fewest_workers
         if isinstance(error, Moving) and has_room:
             newest = checkpoint.find(c.run_folder)[-1]
@@ -88,7 +90,7 @@ class Restarts(UserCallback):
                 return
         if isinstance(error, MantaError) or is_out_of_memory(str(error)) or not has_room:
             raise error
-        self._patience.lose(error)
+        self._patience.count_failure(error)
 
 
 def on_the_move(path: str) -> str:

@@ -52,7 +52,7 @@ class Outcome:
 
 
 @contextmanager
-def nobody(c: PretrainConfig) -> Iterator[Callable[[], None]]:
+def no_companion(_c: PretrainConfig) -> Iterator[Callable[[], None]]:
     """Nothing runs beside the run."""
     yield lambda: None
 
@@ -61,7 +61,7 @@ def pretrain(
     c: PretrainConfig,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
     callbacks: Callable[[], list[Any]] = list,
-    beside: Callable[[PretrainConfig], AbstractContextManager[Callable[[], None]]] = nobody,
+    beside: Callable[[PretrainConfig], AbstractContextManager[Callable[[], None]]] = no_companion,
 ) -> Outcome:
     """Trains a model (or goes on training it) as the config says.
 
@@ -104,7 +104,7 @@ def pretrain(
     )
     with lock(storage.join(c.run_folder, ".lock"), f"run {c.name}"), beside(c) as finish:
         ledger.begin(c.run_folder, started)
-        ended = Supervisor(c, datasets, say, callbacks).to_the_end()
+        ended = Supervisor(c, datasets, say, callbacks).run()
         if ended:
             finish()
     path = checkpoint.find(c.run_folder)[-1]

@@ -62,7 +62,7 @@ class Run:
     passed_over: Set[int] = frozenset()
     """Steps whose tokens are not trained on: a spike came from them."""
 
-    report: Callable[[dict[str, float]], None] = lambda metrics: None
+    report: Callable[[dict[str, float]], None] = lambda _: None
     """Called on every rank alike with each evaluation's metrics."""
     log_fingerprint: bool = False
     """Put a fingerprint of each batch's tokens into its record."""

@@ -13,13 +13,13 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
-from manta import cluster, messages, storage
+from manta import cluster, failures, messages, storage
 from manta import config as configs
 from manta.data.manifest import Manifest
-from manta.errors import Moving, TrainingError
+from manta.errors import TrainingError
 from manta.model.memory import costs
 from manta.train.checkpoints import checkpoint
-from manta.train.faults.signals import Asked
+from manta.train.faults.signals import Asked, Moving
 from manta.train.patience import (
     GivenUp,
     Patience,
@@ -47,7 +47,7 @@ class Supervisor:
     micro_batch: int | None = None
     """Sequences that each of the workers computes at once; None: they have not decided yet."""
 
-    def to_the_end(self) -> bool:
+    def run(self) -> bool:
         """Whether the end was reached; False: SIGTERM asked to stop, and all is saved.
 
         Raises:
@@ -70,7 +70,7 @@ class Supervisor:
                     if is_out_of_memory(str(e)) and self.micro_batch is not None:
                         self._take_less_memory(self.micro_batch, in_short(str(e)))
                     else:
-                        patience.lose(e)
+                        patience.count_failure(e)
                     self._wait_for_room()
                     continue
                 path = checkpoint.find(self.c.run_folder)[-1]
@@ -154,7 +154,7 @@ def _told_to_stop(requests: Any, say: Callable[[str], None]) -> Iterator[threadi
         return
     thread = threading.Thread(target=pass_on, name="manta-sigterm", daemon=True)
     thread.start()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
     try:
         yield told
     finally:
@@ -208,7 +208,7 @@ def fit(
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, RayError) as e:  # (its controller may die, too)
-            raise cluster.cause_of(e) from None
+            raise failures.cause_of(e) from None
 
 
 class _Worker:

@@ -14,10 +14,8 @@ import torch.distributed as dist
 
 from manta import config as configs
 from manta import storage
-from manta.cluster import gauges
 from manta.data import stream
 from manta.data.manifest import Manifest
-from manta.errors import Moving
 from manta.messages import Decided, mailbox
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
@@ -27,10 +25,11 @@ from manta.train.build import build, compiles, micro_batch, slow_attention
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.checkpoints.saver import Saver
-from manta.train.faults.signals import Asked, Signals, sigterm
+from manta.train.faults.signals import Asked, Moving, Signals, sigterm
 from manta.train.faults.spikes import Detector, Found
 from manta.train.faults.watchdog import Watchdog
 from manta.train.loop import train
+from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
 from manta.train.resume import decisions, order_of, with_vocabulary

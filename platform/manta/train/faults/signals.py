@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from manta.errors import MantaError
+
 SECONDS_BETWEEN = 3.0  # of asking what all ranks are asked at once
 
 
@@ -25,6 +27,14 @@ class Asked(enum.IntFlag):
     """This machine or process is about to go: save, and be started again elsewhere."""
     STOP = 4
     """Save, and end."""
+
+
+class Moving(MantaError):
+    """A worker's machine is about to go: the run is saved, and goes on elsewhere.
+
+    Nobody has to mend anything. It is a MantaError because those alone come out of a worker of
+    Ray's as what they are (`failures.failure_of`).
+    """
 
 
 class Signals:

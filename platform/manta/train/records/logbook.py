@@ -34,7 +34,7 @@ class Logbook:
         run: str,
         say: Callable[[str], None],
         resumed_step: int,
-        publish: Callable[[dict[str, Any]], None] = lambda record: None,
+        publish: Callable[[dict[str, Any]], None] = lambda _: None,
     ):
         """`publish(record)` is called with the newest of the records that are logged."""
         self.say, self._publish = say, publish

@@ -285,7 +285,7 @@ def evaluating(engine: Any) -> Iterator[nn.Module]:
         engine.train()
 
 
-def to_cpu(name: str, values: Tensor) -> Tensor:
+def to_cpu(_name: str, values: Tensor) -> Tensor:
     """A copy of them, in memory of its own."""
     return values.detach().to("cpu", copy=True)
 

@@ -1,0 +1,24 @@
+"""A run's newest numbers as metrics of Ray's, for its dashboard and Prometheus."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from ray.util.metrics import Gauge
+
+
+def gauges(run: str) -> Callable[[dict[str, Any]], None]:
+    """A function that shows a record's numbers as metrics of Ray's, `manta_KEY{run="..."}`: its
+    dashboard and Prometheus have them from there."""
+    made: dict[str, Gauge] = {}
+
+    def publish(record: dict[str, Any]) -> None:
+        for key, value in record.items():
+            if not isinstance(value, int | float):
+                continue
+            if key not in made:
+                name = "manta_" + re.sub(r"\W", "_", key)
+                made[key] = Gauge(name, f"{key} of a run's newest step", tag_keys=("run",))
+            made[key].set(value, {"run": run})
+
+    return publish
