@@ -16,6 +16,7 @@ ORDER = [
     "arguments",
     "config",
     "storage",
+    "layout",
     "lock",
     "progress",
     "plot",

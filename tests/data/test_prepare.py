@@ -30,7 +30,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manta import lock, storage
+from manta import layout, lock, storage
 from manta.config import from_dict
 from manta.data import manifest as manifests
 from manta.data import mixture, prepare, shards, shuffle
@@ -225,7 +225,7 @@ def test_the_manifest_says_what_is_in_the_shards(dataset: Manifest, rows: list[s
 
 def test_nothing_else_is_in_the_folder(dataset: Manifest) -> None:
     named = {shard.file for shard in dataset.shards}
-    others = {manifests.FILE_NAME, tokenizer.FILE_NAME, prepare.HISTOGRAM}
+    others = {layout.MANIFEST, layout.ENCODING, layout.LENGTHS}
     assert set(content(dataset.path)) == named | others
     assert not (Path(dataset.path) / shuffle.WORK).exists()
 
@@ -297,7 +297,7 @@ def test_the_same_documents_in_other_files_give_the_same_shards(
             file.write_bytes(gzip.compress(lines) if kind == ".jsonl.gz" else lines)
     again = prepare.prepare(config_of(folder), str(tmp_path), silent)
     first, second = content(dataset.path), content(again.path)
-    assert first.pop(manifests.FILE_NAME) != second.pop(manifests.FILE_NAME)
+    assert first.pop(layout.MANIFEST) != second.pop(layout.MANIFEST)
     assert first == second
     assert dataclasses.replace(again, path=dataset.path, recipe=dataset.recipe) == dataset
 
@@ -515,9 +515,9 @@ def test_stopped_just_after_its_commit_it_leaves_nothing_to_the_next_job(
         prepare.prepare(c, home, silent)
     assert work.exists()
     with lock.lock(f"{home}/data/.rows.lock", "preparing it"):  # whoever is at it deletes it
-        mixture.ready(mixed, home, silent)
+        mixture.open_datasets(mixed, home, silent)
     assert work.exists()
-    (found,) = mixture.ready(mixed, home, silent)
+    (found,) = mixture.open_datasets(mixed, home, silent)
     assert content(c.folder(home)) == content(dataset.path)
     assert found.sha256 == dataset.sha256
 
@@ -822,7 +822,7 @@ def test_bytes_that_are_not_utf8_are_named_over_ray_or_replaced(
     assert said.startswith(f"{folder}/3.txt: not UTF-8 at byte 15 (0xff)")
     assert "data.errors=replace" in said
     assert prepare.find(c, home) is None
-    assert not (Path(c.folder(home)) / manifests.FILE_NAME).exists()
+    assert not (Path(c.folder(home)) / layout.MANIFEST).exists()
     mended = prepare.prepare(dataclasses.replace(c, errors="replace"), home, silent)
     texts = [text.strip() for text in all_texts(mended)]
     expected = [f"good text {i} {n}" for i in (0, 1, 2, 4) for n in range(30)]
@@ -962,7 +962,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_next_run_goes_on(
             except DataError as e:
                 refused += 1
                 check_cannot_be_written(e, str(folder), "File too large")
-        assert not (folder / manifests.FILE_NAME).exists()
+        assert not (folder / layout.MANIFEST).exists()
     assert refused > 5
     prepare.prepare(c, str(tmp_path), silent)
     assert content(folder) == expected
@@ -1016,7 +1016,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
         except DataError as e:
             refused += 1
             check_cannot_be_written(e, c.folder(str(home)), "No space left on device")
-        assert not (Path(c.folder(str(home))) / manifests.FILE_NAME).exists()
+        assert not (Path(c.folder(str(home))) / layout.MANIFEST).exists()
     assert refused > 10
     assert content(c.folder(str(home))) == content(dataset.path)
 

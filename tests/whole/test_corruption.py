@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from test_shards import chunks, footer_start, random_ids, write_dataset, write_shard
 
+from manta import layout
 from manta.data import manifest as manifests
 from manta.data import shards
 from manta.data.manifest import Manifest
@@ -28,7 +29,6 @@ from manta.data.order import PERIOD, Phase, make_stages
 from manta.data.shards import DIGEST_BYTES, ShardReader, digest_of
 from manta.data.stream import IGNORED, Reader
 from manta.errors import DataError
-from manta.text import tokenizer
 
 IS_LONG = os.environ.get("MANTA_TEST_LONG") == "1"
 VARIANTS = 10_000 if IS_LONG else 300
@@ -373,7 +373,7 @@ def test_a_damaged_shard_is_found_or_harmless(
 
 
 @pytest.mark.parametrize("kind", [*OF_BYTES, emptied, several], ids=name_of)
-@pytest.mark.parametrize("file", [manifests.FILE_NAME, tokenizer.FILE_NAME])
+@pytest.mark.parametrize("file", [layout.MANIFEST, layout.ENCODING])
 def test_a_damaged_manifest_or_tokenizer_is_found_or_harmless(
     file: str, kind: Kind, data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
