@@ -25,7 +25,7 @@ from manta.train.settings import PretrainConfig
 def main(config: PretrainConfig) -> None:
     cluster.connect()
     is_new = not config.data.mix and prepare.find(config.data, config.home_folder) is None
-    for manifest in mixture.ready(config.data, config.home_folder, print):
+    for manifest in mixture.open_datasets(config.data, config.home_folder, print):
         print(prepare.summary(manifest))
         if not is_new:
             print(f"it was there already; to prepare it anew, delete {manifest.path}")

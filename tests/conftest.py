@@ -70,7 +70,7 @@ def prepared(ray_session: None, corpus: Path, tmp_path_factory: pytest.TempPathF
     from manta.data.recipe import PrepareConfig
 
     folder = tmp_path_factory.mktemp("prepared")
-    (animals,) = mixture.ready(tiny(folder, corpus).data, str(folder), lambda line: None)
+    (animals,) = mixture.open_datasets(tiny(folder, corpus).data, str(folder), lambda line: None)
     verses = folder / "verses.txt"
     verses.write_text("\n\n".join(f"Verse {i}: {i * 7} rays of light.\n" * 9 for i in range(90)))
     keys = {

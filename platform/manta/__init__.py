@@ -7,6 +7,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     arguments   YAML files and key=value as one tree                    [omegaconf]
     config      frozen, checked configs                                 [pydantic]
     storage     files, local or in an object store                      [pyarrow.fs]
+    layout      where runs, checkpoints and datasets lie in the home
     lock        one owner for a path, of all processes that want it
     progress    a bar, or now and then a line                           [tqdm]
     plot        the loss curve, document lengths, as PNG                [matplotlib]

@@ -23,6 +23,7 @@ DEVICE = os.environ.get("MANTA_TEST_DEVICE", "cuda" if torch.cuda.is_available()
 if DEVICE == "none":
     raise unittest.SkipTest("no GPU is here (python jobs/bench.py what=gpu device=cpu tries these)")
 
+from manta import layout
 from manta.config import from_dict
 from manta.evaluate.rows import Answer, Row
 from manta.evaluate.worker import Worker
@@ -150,7 +151,7 @@ def test_saving_loading_and_going_on_is_training_straight_on() -> None:
             saver = Saver(folder, CheckpointConfig(), model_of().config, made, lambda line: None)
             saver.save(first, TrainState(step=2))
             saver.finish()
-            path = checkpoint.path_of(folder, 2)
+            path = layout.checkpoint_folder(folder, 2)
             checkpoint.verify(path)
             model = model_of(vocab_size=300)
             with torch.no_grad():
@@ -175,7 +176,7 @@ def test_what_is_saved_is_what_is_there_while_training_goes_on() -> None:
         train(engine, range(1, 3))  # while it is written
         saver.finish()
         model = model_of()
-        checkpoint.load_weights(checkpoint.path_of(folder, 1), model)
+        checkpoint.load_weights(layout.checkpoint_folder(folder, 1), model)
         saver.close()
     close({n: w.detach().cpu() for n, w in model.named_parameters()}, before, 0.0)
 

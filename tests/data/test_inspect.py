@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from manta import layout
 from manta.config import from_dict, load
 from manta.data import manifest as manifests
 from manta.data.inspect import SAMPLE_CHARACTERS, InspectConfig, inspect
@@ -178,8 +179,8 @@ def test_a_damaged_manifest_or_tokenizer_is_named(copy: Manifest) -> None:
     home, folder = Path(copy.path).parents[1], Path(copy.path)
     (folder / "encoding.json").unlink()
     assert f"{folder}/encoding.json: no such file" in refusal(lambda: lines_of(home))
-    (folder / manifests.FILE_NAME).write_text("{}")
-    assert f"{folder}/{manifests.FILE_NAME}: its format is" in refusal(lambda: lines_of(home))
+    (folder / layout.MANIFEST).write_text("{}")
+    assert f"{folder}/{layout.MANIFEST}: its format is" in refusal(lambda: lines_of(home))
 
 
 def test_a_dataset_is_found_by_name_or_folder(prepared: Path, tmp_path: Path) -> None:

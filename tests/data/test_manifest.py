@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.datasets import GROUP, SIZES, VAL, VOCAB_SIZE, A, B, C, Data, refusal
+from manta import layout
 from manta.data import manifest as manifests
 from manta.data import shards
 from manta.text import tokenizer
@@ -28,14 +29,14 @@ def test_a_manifest_comes_back_equal(original: Data) -> None:
 
 
 def test_without_a_manifest_there_is_no_dataset(data: Data) -> None:
-    data.path(manifests.FILE_NAME).unlink()
+    data.path(layout.MANIFEST).unlink()
     assert not manifests.exists(data.manifest.path)
     assert "MANIFEST.json: no such file" in refusal(lambda: manifests.load(data.manifest.path))
 
 
 def edit(data: Data, change: Callable[[dict[str, Any]], Any]) -> str:
     """Changes the manifest as a person might, with an editor; what loading it says then."""
-    path = data.path(manifests.FILE_NAME)
+    path = data.path(layout.MANIFEST)
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
@@ -76,7 +77,7 @@ def test_an_edited_manifest_is_refused(change: Callable[[dict[str, Any]], Any], 
 
 
 def test_a_manifest_with_its_keys_in_another_order_is_the_same(data: Data) -> None:
-    path = data.path(manifests.FILE_NAME)
+    path = data.path(layout.MANIFEST)
     content = json.loads(path.read_text())
     reordered = dict(reversed(content.items()))
     reordered["shards"] = [dict(sorted(shard.items())) for shard in content["shards"]]
@@ -93,7 +94,7 @@ def test_a_manifest_whose_digest_is_right_and_its_keys_are_not_is_refused(data: 
 
 
 def test_a_truncated_manifest_is_refused(data: Data) -> None:
-    path = data.path(manifests.FILE_NAME)
+    path = data.path(layout.MANIFEST)
     content = path.read_bytes()
     for length in range(0, len(content.rstrip()), 29):
         path.write_bytes(content[:length])
@@ -116,7 +117,7 @@ def test_a_truncated_manifest_is_refused(data: Data) -> None:
     ],
 )
 def test_what_is_no_manifest_is_refused(content: bytes, words: str, data: Data) -> None:
-    data.path(manifests.FILE_NAME).write_bytes(content)
+    data.path(layout.MANIFEST).write_bytes(content)
     assert words in refusal(lambda: manifests.load(data.manifest.path))
 
 
@@ -134,7 +135,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(original: Data) -> None:
 
 
 def test_a_missing_or_another_tokenizer_is_refused(data: Data) -> None:
-    path = data.path(tokenizer.FILE_NAME)
+    path = data.path(layout.ENCODING)
     assert data.manifest.load_tokenizer().sha256 == data.manifest.tokenizer_sha256
     content = path.read_bytes()
     path.write_bytes(tokenizer.train(["other text"], 265).serialized)

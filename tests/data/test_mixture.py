@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from manta import config as configs
+from manta import layout
 from manta.config import from_dict, load, to_dict, to_yaml
 from manta.data import mixture
 from manta.data.manifest import Manifest, Shard
@@ -23,7 +24,7 @@ from manta.data.recipe import DataConfig
 from manta.data.shards import ShardWriter
 from manta.errors import ConfigError, DataError
 from manta.text import tokenizer
-from manta.train.resume import decisions
+from manta.train.resume import data_identity
 from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)
@@ -296,7 +297,7 @@ def make(tmp_path: Path, tokenizers: list[tokenizer.Tokenizer]) -> Make:
             writer.write(ids)
             written = writer.close()
             shards.append(Shard(file, split, 1, count, count, int(ids.max()), *written))  # type: ignore[arg-type]
-        (path / tokenizer.FILE_NAME).write_bytes(used.serialized)
+        (path / layout.ENCODING).write_bytes(used.serialized)
         manifest = Manifest(
             str(path), {"of": name}, used.name, used.sha256, used.vocab_size, used.eot, "uint16",
             64, {}, {}, tuple(shards),
@@ -308,7 +309,7 @@ def make(tmp_path: Path, tokenizers: list[tokenizer.Tokenizer]) -> Make:
 
 
 def ready(home: Path, *arguments: str, said: list[str] | None = None) -> tuple[Manifest, ...]:
-    return mixture.ready(
+    return mixture.open_datasets(
         load(DataConfig, arguments), str(home), ([] if said is None else said).append
     )
 
@@ -408,7 +409,7 @@ def test_a_run_may_change_only_the_mixes_that_it_has_not_met(make: Make) -> None
 
     def mixes(*arguments: str) -> dict[str, Any]:
         c = load(PretrainConfig, arguments)
-        return decisions(c, tuple(manifests[name] for name in c.data.datasets))["mix"]
+        return data_identity(c, tuple(manifests[name] for name in c.data.datasets))["mix"]
 
     first = mixes("data.mix={a: 1, b: 1}", "data.mix_switches={25600: {b: 1}}")
     later = mixes("data.mix={b: 1, a: 1}", "data.mix_switches={51200: {a: 1}}")

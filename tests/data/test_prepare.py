@@ -30,6 +30,7 @@ from helpers.preparing import (
     tokens_of,
     write_rows,
 )
+from manta import layout
 from manta.config import from_dict
 from manta.data import manifest as manifests
 from manta.data import prepare, shards, shuffle
@@ -37,7 +38,6 @@ from manta.data.manifest import Manifest
 from manta.data.recipe import PrepareConfig
 from manta.data.shuffle import SPLITS, Key
 from manta.errors import ConfigError
-from manta.text import tokenizer
 
 # --- one dataset, over Ray -----------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ def test_the_manifest_says_what_is_in_the_shards(dataset: Manifest, rows: list[s
 
 def test_nothing_else_is_in_the_folder(dataset: Manifest) -> None:
     named = {shard.file for shard in dataset.shards}
-    others = {manifests.FILE_NAME, tokenizer.FILE_NAME, prepare.HISTOGRAM}
+    others = {layout.MANIFEST, layout.ENCODING, layout.LENGTHS}
     assert set(content(dataset.path)) == named | others
     assert not (Path(dataset.path) / shuffle.WORK).exists()
 
@@ -155,7 +155,7 @@ def test_the_same_documents_in_other_files_give_the_same_shards(
             file.write_bytes(gzip.compress(lines) if kind == ".jsonl.gz" else lines)
     again = prepare.prepare(config_of(folder), str(tmp_path), silent)
     first, second = content(dataset.path), content(again.path)
-    assert first.pop(manifests.FILE_NAME) != second.pop(manifests.FILE_NAME)
+    assert first.pop(layout.MANIFEST) != second.pop(layout.MANIFEST)
     assert first == second
     assert dataclasses.replace(again, path=dataset.path, recipe=dataset.recipe) == dataset
 

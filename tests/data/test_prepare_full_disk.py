@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.preparing import config_of, content, silent
-from manta.data import manifest as manifests
+from manta import layout
 from manta.data import prepare, shuffle
 from manta.data.manifest import Manifest
 from manta.errors import DataError
@@ -45,7 +45,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_next_run_goes_on(
             except DataError as e:
                 refused += 1
                 check_cannot_be_written(e, str(folder), "File too large")
-        assert not (folder / manifests.FILE_NAME).exists()
+        assert not (folder / layout.MANIFEST).exists()
     assert refused > 5
     prepare.prepare(c, str(tmp_path), silent)
     assert content(folder) == expected
@@ -99,6 +99,6 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
         except DataError as e:
             refused += 1
             check_cannot_be_written(e, c.folder(str(home)), "No space left on device")
-        assert not (Path(c.folder(str(home))) / manifests.FILE_NAME).exists()
+        assert not (Path(c.folder(str(home))) / layout.MANIFEST).exists()
     assert refused > 10
     assert content(c.folder(str(home))) == content(dataset.path)

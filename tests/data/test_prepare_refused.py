@@ -9,7 +9,7 @@ import pytest
 
 from helpers.datasets import refusal
 from helpers.preparing import all_texts, config_of, content, set_sizes, silent, write_rows
-from manta.data import manifest as manifests
+from manta import layout
 from manta.data import prepare, shuffle
 from manta.data.manifest import Manifest
 from manta.text import tokenizer
@@ -66,7 +66,7 @@ def test_bytes_that_are_not_utf8_are_named_over_ray_or_replaced(
     assert said.startswith(f"{folder}/3.txt: not UTF-8 at byte 15 (0xff)")
     assert "data.errors=replace" in said
     assert prepare.find(c, home) is None
-    assert not (Path(c.folder(home)) / manifests.FILE_NAME).exists()
+    assert not (Path(c.folder(home)) / layout.MANIFEST).exists()
     mended = prepare.prepare(dataclasses.replace(c, errors="replace"), home, silent)
     texts = [text.strip() for text in all_texts(mended)]
     expected = [f"good text {i} {n}" for i in (0, 1, 2, 4) for n in range(30)]

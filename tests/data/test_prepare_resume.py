@@ -186,9 +186,9 @@ def test_stopped_just_after_its_commit_it_leaves_nothing_to_the_next_job(
         prepare.prepare(c, home, silent)
     assert work.exists()
     with lock.lock(f"{home}/data/.rows.lock", "preparing it"):  # whoever is at it deletes it
-        mixture.ready(mixed, home, silent)
+        mixture.open_datasets(mixed, home, silent)
     assert work.exists()
-    (found,) = mixture.ready(mixed, home, silent)
+    (found,) = mixture.open_datasets(mixed, home, silent)
     assert content(c.folder(home)) == content(dataset.path)
     assert found.sha256 == dataset.sha256
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_model import some_tokens
 
 from helpers.common import TEXT
-from manta import storage
+from manta import layout, storage
 from manta.config import from_dict, load
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
@@ -59,7 +59,7 @@ def model_of(keys: dict[str, Any], vocab_size: int) -> GPT:
 
 def save(model: GPT, tokenizer: Tokenizer, home: Path, name: str = "run") -> str:
     """As the first checkpoint of a run."""
-    path = checkpoint.path_of(f"{home}/runs/{name}", 7)
+    path = layout.checkpoint_folder(f"{home}/runs/{name}", 7)
     Path(path).mkdir(parents=True)
     weights = dict(model.state_dict())
     if model.config.tie_embeddings:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.common import ROOT
-from manta.train.checkpoints import checkpoint
+from manta import layout
 
 
 class Job:
@@ -95,8 +95,8 @@ def job(name: str, *arguments: str) -> Iterator[Job]:
 
 
 def final(home: Path, name: str, step: int = 400) -> bytes:
-    path = checkpoint.path_of(f"{home}/runs/{name}", step)
-    return Path(path, checkpoint.WEIGHTS).read_bytes()
+    path = layout.checkpoint_folder(f"{home}/runs/{name}", step)
+    return Path(path, layout.WEIGHTS).read_bytes()
 
 
 def records(home: Path, name: str) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "platform")]
 
-from manta import plot
+from manta import layout, plot
 from manta.train.checkpoints import checkpoint
 from manta.train.records import ledger
 from manta.train.records.logbook import read_metrics
@@ -117,7 +117,7 @@ def losses(folder: Path, name: str) -> list[dict[str, Any]]:
 def weights(folder: Path, name: str) -> str:
     """The sha256 of a run's last weights."""
     path = checkpoint.find(f"{folder}/runs/{name}")[-1]
-    return hashlib.sha256(Path(path, checkpoint.WEIGHTS).read_bytes()).hexdigest()
+    return hashlib.sha256(Path(path, layout.WEIGHTS).read_bytes()).hexdigest()
 
 
 def main(arguments: list[str]) -> int:

@@ -15,8 +15,8 @@ import ray
 from faults import inject
 from faults.jobs import is_step, last_step
 from helpers.common import tiny
+from manta import layout
 from manta.train import supervise
-from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import Outcome, pretrain
 from manta.train.records.logbook import read_metrics
 from manta.train.settings import PretrainConfig
@@ -86,7 +86,7 @@ class Story:
     @property
     def weights(self) -> str:
         """The sha256 of the final weights."""
-        path = Path(checkpoint.path_of(self.config.run_folder, STEPS), checkpoint.WEIGHTS)
+        path = Path(layout.checkpoint_folder(self.config.run_folder, STEPS), layout.WEIGHTS)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     @property

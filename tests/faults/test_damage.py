@@ -8,6 +8,7 @@ import pytest
 
 from faults.damage import DAMAGE
 from faults.runs import STEPS, Story, story
+from manta import layout
 from manta.train.checkpoints import checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -39,11 +40,11 @@ def test_a_run_goes_on_from_the_checkpoint_before(
     act(newest, trap)
     told = story(prepared, corpus, tmp_path, name)
     assert told.error is None and not trap.exists()
-    assert told.said(words) and told.said(f"resuming at step {checkpoint.step_of(str(before))} ")
+    assert told.said(words) and told.said(f"resuming at step {layout.step_of(str(before))} ")
     assert len(list(run.glob(f"checkpoints/damaged-{newest.name}-*"))) == 1
     assert told.weights == whole.weights
     assert [r["loss"] for r in told.steps] == [r["loss"] for r in whole.steps]
     seconds = told.seconds_to_step
-    lost = STEPS - checkpoint.step_of(str(before))
+    lost = STEPS - layout.step_of(str(before))
     happened = "named, set aside; the one before it taken"
     note(f"the newest checkpoint damaged: {damage}", happened, lost, seconds, "identical")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from manta import storage
+from manta import layout, storage
 from manta.data.manifest import Manifest, Shard
 from manta.data.shards import TAIL_BYTES, ShardReader, ShardWriter
 from manta.errors import DataError
@@ -49,7 +49,7 @@ def write_dataset(
     """A dataset of these shards, with a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     made = tokenizer.train(["some text"], 260)
-    storage.write_bytes(str(folder / tokenizer.FILE_NAME), made.serialized)
+    storage.write_bytes(str(folder / layout.ENCODING), made.serialized)
     found = [
         write_shard(folder, f"{split}-{i:05d}.parquet", tokens, row_group_tokens, split)
         for split, pieces in (("train", train), ("val", val))

@@ -19,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from manta import layout
 from manta.errors import DataError
 from manta.text import tokenizer
 from manta.text.tokenizer import Tokenizer
@@ -244,7 +245,7 @@ def test_a_vocabulary_is_no_larger_than_the_text_allows() -> None:
 
 
 def test_a_tokenizer_comes_back_from_its_file(trained: Tokenizer, tmp_path: Path) -> None:
-    file = tmp_path / tokenizer.FILE_NAME
+    file = tmp_path / layout.ENCODING
     file.write_bytes(trained.serialized)
     for back in (tokenizer.from_bytes(trained.serialized), tokenizer.load(str(file))):
         assert back.serialized == trained.serialized

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from manta import layout
 from manta.train.records import ledger as ledgers
 from manta.train.records.ledger import Ledger
 
@@ -30,8 +31,8 @@ def test_a_restart_counts_what_was_lost(tmp_path: Path) -> None:
     first = Ledger(str(tmp_path), 0.0)
     first.add("productive", 100.0)
     first.write(last=True)
-    entry = json.loads((tmp_path / ledgers.FILE).read_text())
-    (tmp_path / ledgers.FILE).write_text(json.dumps({**entry, "updated": time.time() - 60}))
+    entry = json.loads((tmp_path / layout.GOODPUT).read_text())
+    (tmp_path / layout.GOODPUT).write_text(json.dumps({**entry, "updated": time.time() - 60}))
     ledgers.begin(str(tmp_path), time.time() - 10)
     second = Ledger(str(tmp_path), 30.0)
     seconds = second.seconds
@@ -83,5 +84,5 @@ def test_time_counts_from_the_first_start_also_if_that_came_to_nothing(tmp_path:
 def test_other_ranks_and_damaged_files_count_for_nothing(tmp_path: Path) -> None:
     Ledger(None, 0.0).write(last=True)
     assert list(tmp_path.iterdir()) == [] and ledgers.table(str(tmp_path)) == []
-    (tmp_path / ledgers.FILE).write_text('{"seconds": 3}')
+    (tmp_path / layout.GOODPUT).write_text('{"seconds": 3}')
     assert Ledger(str(tmp_path), 5.0).starts == 1

@@ -15,7 +15,7 @@ from test_fragments import train
 from test_optimizer import device, engine_of, on_ranks
 
 from faults.damage import DAMAGE, flip
-from manta import storage
+from manta import layout, storage
 from manta.bench import stages
 from manta.config import load
 from manta.errors import CheckpointError, ConfigError
@@ -75,7 +75,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     after = engines.full_weights(engine)
     saver.finish()
     fragments.write = real
-    saved = load_file(checkpoint.path_of(run, 1) + "/model.safetensors")
+    saved = load_file(layout.checkpoint_folder(run, 1) + "/model.safetensors")
     found["beside"] = waited < 0.5 and was_writing
     found["copied"] = rank > 0 or all(torch.equal(saved[name], before[name]) for name in before)
     found["moved on"] = rank > 0 or any(not torch.equal(saved[name], after[name]) for name in after)
@@ -86,7 +86,9 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     fragments.write = failing(2, OSError(errno.EIO, "Input/output error"), 1)
     saver.save(engine, TrainState(step=2, val_loss=1.0))
     saver.finish()
-    found["after errors"] = checkpoint.find(run) == [checkpoint.path_of(run, n) for n in (1, 2)]
+    found["after errors"] = checkpoint.find(run) == [
+        layout.checkpoint_folder(run, n) for n in (1, 2)
+    ]
 
     # A disk that is full, on one rank: nobody commits, and the run goes on.
     fragments.write = failing(1, OSError(errno.ENOSPC, "No space left on device"), 1)
@@ -94,7 +96,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     saver.wait()
     found["full"] = saver.problem
     found["kept"] = [Path(path).name for path in checkpoint.find(run)]
-    found["gone"] = not storage.exists(checkpoint.path_of(run, 3))
+    found["gone"] = not storage.exists(layout.checkpoint_folder(run, 3))
     with pytest.raises(CheckpointError) as caught:
         saver.finish()
     found["error"] = str(caught.value)
@@ -134,7 +136,7 @@ def run_stages(rank: int, world_size: int, folder: str) -> dict[str, Any]:
             saver.save(engine, TrainState(step=step))
             places.append(view.data_ptr() for _, view in saver._memory._places.values())
         saver.finish()
-        path = Path(checkpoint.path_of(f"{folder}/{stage}", 2))
+        path = Path(layout.checkpoint_folder(f"{folder}/{stage}", 2))
         share = load_file(path / f"optimizer/rank-{rank:05d}.safetensors")
         weights = engines.full_weights(engine)
         copied = [*share.values(), *weights.values()]
@@ -210,7 +212,7 @@ def run_large(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         peak = resident("VmHWM")
         saver.close()
         found[name] = {"peak": peak - before, "left": resident("VmRSS") - before}
-        checkpoint.verify(checkpoint.path_of(run, 1))
+        checkpoint.verify(layout.checkpoint_folder(run, 1))
     return found
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from helpers.datasets import chunks, footer_start, random_ids, write_dataset, write_shard
+from manta import layout
 from manta.data import manifest as manifests
 from manta.data import shards
 from manta.data.manifest import Manifest
@@ -27,7 +28,6 @@ from manta.data.order import PERIOD, Phase, make_stages
 from manta.data.shards import DIGEST_BYTES, ShardReader, digest_of
 from manta.data.stream import IGNORED, Reader
 from manta.errors import DataError
-from manta.text import tokenizer
 
 SHORT, LONG = 300, 10_000  # variants of all kinds together
 SEED = 20_260
@@ -376,7 +376,7 @@ def test_a_damaged_shard_is_found_or_harmless(
 
 @variants
 @pytest.mark.parametrize("kind", [*OF_BYTES, emptied, several], ids=name_of)
-@pytest.mark.parametrize("file", [manifests.FILE_NAME, tokenizer.FILE_NAME])
+@pytest.mark.parametrize("file", [layout.MANIFEST, layout.ENCODING])
 def test_a_damaged_manifest_or_tokenizer_is_found_or_harmless(
     file: str, kind: Kind, count: int, data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,11 +20,11 @@ import psutil
 import pytest
 
 from helpers.common import ROOT
-from manta import storage
+from manta import layout, storage
 from manta.data import manifest as manifests
 from manta.data import shards
 from manta.data.shuffle import WORK
-from manta.text import sources, tokenizer
+from manta.text import sources
 
 pytestmark = pytest.mark.long
 
@@ -151,11 +151,11 @@ class Progress:
     def now(self) -> tuple[int, float, str]:
         """(number of the stage, share of its records that are there, both in words)."""
         work = self.folder / WORK
-        if (self.folder / manifests.FILE_NAME).exists():
+        if (self.folder / layout.MANIFEST).exists():
             return 5, 0.0, "committed" + (", work not deleted yet" if work.exists() else "")
         if not (work / "plan.json").exists():
             return 0, 0.0, "starting"
-        if not (self.folder / tokenizer.FILE_NAME).exists():
+        if not (self.folder / layout.ENCODING).exists():
             return 1, 0.0, "training the tokenizer"
         names = [file.name for file in work.glob("*-*.json")]
         parts = sum(name.startswith("part-") for name in names)

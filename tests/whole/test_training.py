@@ -16,6 +16,7 @@ import ray
 import torch
 
 from helpers.common import DATA, tiny, tiny_model_arguments
+from manta import layout
 from manta.config import load
 from manta.data import manifest as manifests
 from manta.data import mixture, stream
@@ -216,7 +217,7 @@ def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
 
     log = loop.log
     for c in arguments["configs"]:
-        datasets = mixture.ready(c.data, c.home_folder, silent)
+        datasets = mixture.open_datasets(c.data, c.home_folder, silent)
         job = {"config": to_dict(c), "datasets": datasets, "started": time.time(), "requests": None}
         is_stopped = c.name.startswith("stopped")
         death = 5 if is_stopped else arguments["deaths"].get(c.name)
@@ -246,7 +247,7 @@ def test_every_zero_stage_trains_alike_on_two_workers(
     c = two_workers[f"zero{stage}"]
     assert losses(c) == pytest.approx(losses(one_worker["plain"]), rel=1e-4)
     weights = [
-        checkpoint.load_model(checkpoint.path_of(run.run_folder, 20)).state_dict()
+        checkpoint.load_model(layout.checkpoint_folder(run.run_folder, 20)).state_dict()
         for run in (c, one_worker["plain"])
     ]
     for name, value in weights[0].items():
@@ -263,7 +264,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert len(losses(whole)) == 8
     assert losses(stopped) == losses(whole)
     weights = [
-        Path(checkpoint.path_of(c.run_folder, 8), "model.safetensors").read_bytes()
+        Path(layout.checkpoint_folder(c.run_folder, 8), "model.safetensors").read_bytes()
         for c in (whole, stopped)
     ]
     assert weights[0] == weights[1]
@@ -353,7 +354,7 @@ def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path
     home = f"local://{tmp_path / 'bucket'}"
     keys = [f"home={home}", "name=far", "num_workers=2", "zero_stage=1"]
     half, c = tiny(tmp_path, corpus, *keys, "total_tokens=512"), tiny(tmp_path, corpus, *keys)
-    mixture.ready(c.data, home, silent)
+    mixture.open_datasets(c.data, home, silent)
     said: list[Any] = []
     fit(_run_all, {"configs": [half, c], "deaths": {}}, c, said.append, [])
     assert any("resuming at step 2" in line for line in said if isinstance(line, str))
@@ -367,7 +368,7 @@ def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4 + 3
     assert (run / "loss.png").exists() and list((run / "tensorboard").iterdir())
     assert checkpoint.find(c.run_folder) == [
-        checkpoint.path_of(c.run_folder, step) for step in (2, 4)
+        layout.checkpoint_folder(c.run_folder, step) for step in (2, 4)
     ]
 
 
@@ -382,7 +383,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpu
     fit(_run_all, {"configs": [c, longer], "deaths": {}}, c, said.append, [])
     assert any("stopping early" in line for line in said if isinstance(line, str))
     early, last = checkpoint.find(c.run_folder)
-    assert checkpoint.step_of(early) < c.total_steps == checkpoint.step_of(last)
+    assert layout.step_of(early) < c.total_steps == layout.step_of(last)
     done = outcome(c, early, finished_before=True)
     assert done.state.stopped_early and is_finished(c, early) and not is_finished(longer, early)
     assert "eval.patience=null" in summary(c, done)
@@ -455,7 +456,7 @@ def test_what_cannot_work_is_said_before_anything_starts(
 
 def test_a_damaged_shard_is_named_and_not_trained_on(prepared: Path, corpus: Path) -> None:
     c = tiny(prepared, corpus, "name=other", "data.name=damaged")
-    mixture.ready(c.data, c.home_folder, silent)
+    mixture.open_datasets(c.data, c.home_folder, silent)
     shard = next(Path(c.data.folder(str(prepared))).glob("train-*.parquet"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from manta import storage
+from manta import layout, storage
 from manta.bench.model import Step, on_workers
 from manta.bench.settings import BenchConfig
 from manta.model.gpt import GPT
@@ -47,7 +47,7 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
             saver.save(step.engine, state)
             saver.finish()
             saved = time.perf_counter()
-            path = checkpoint.path_of(folder, index)
+            path = layout.checkpoint_folder(folder, index)
             checkpoint.verify(path)
             checkpoint.load_weights(path, GPT(step.model))
             checkpoint.load_optimizer(path, step.engine)

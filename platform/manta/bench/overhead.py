@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from manta import config as configs
-from manta import storage
+from manta import layout, storage
 from manta.bench.memory import COUNTED, MemoryWatch
 from manta.bench.settings import BenchConfig
 from manta.data import mixture
@@ -23,7 +23,7 @@ from manta.data.manifest import Manifest
 from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.loop import no_garbage_collection, train
-from manta.train.records.logbook import METRICS, read_metrics
+from manta.train.records.logbook import read_metrics
 from manta.train.resume import with_vocabulary
 from manta.train.run import Run, to_device
 from manta.train.settings import EvalConfig, SampleConfig
@@ -45,7 +45,7 @@ def overhead(c: BenchConfig) -> dict[str, Any]:
         eval=EvalConfig(every=NEVER, tokens=c.sequence_length),
         sample=SampleConfig(prompts=()),
     )
-    datasets = mixture.ready(c.data, c.home_folder, print)
+    datasets = mixture.open_datasets(c.data, c.home_folder, print)
     storage.delete_folder(c.run_folder)
     found: list[dict[str, Any]] = []
     arguments = {"config": configs.to_dict(c), "datasets": datasets}
@@ -82,7 +82,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     if run.logbook is None:
         return
     run.logbook.close()
-    records = read_metrics(storage.join(c.run_folder, METRICS))
+    records = read_metrics(storage.join(c.run_folder, layout.METRICS))
     waits = [r["data_wait_seconds"] / r["step_seconds"] for r in records if "loss" in r]
     bare_rates, platform_rates = rates["bare"][1:], rates["platform"][1:]
     ratios = [b / a for a, b in zip(bare_rates, platform_rates, strict=True)]

@@ -11,7 +11,6 @@ from manta.data import manifest as manifests
 from manta.data import prepare, shards
 from manta.data.manifest import Manifest
 from manta.data.packing import count_cuts, pack
-from manta.errors import DataError
 
 BAR = 40
 PACKING_TOKENS = 1 << 22  # what the packing is tried on
@@ -37,25 +36,13 @@ class InspectConfig:
     """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
 
-def find(c: InspectConfig) -> Manifest:
-    """Raises DataError when there is no such dataset, or its manifest is damaged."""
-    folder = storage.join(storage.home(c.home), "data")
-    for path in (storage.join(folder, c.dataset), storage.absolute(c.dataset)):
-        if manifests.exists(path):
-            return manifests.load(path)
-    raise DataError(
-        f"dataset={c.dataset}: no dataset there; give a folder, or a name (there are: "
-        f"{', '.join(manifests.names(folder)) or f'none under {folder}'})"
-    )
-
-
 def inspect(c: InspectConfig) -> Iterator[str]:
     """The lines to show.
 
     Raises:
-        DataError: the dataset is missing; a shard is missing or damaged.
+        DataError: the dataset or a shard is missing or damaged.
     """
-    manifest = find(c)
+    manifest = manifests.load(manifests.resolve(c.dataset, storage.home(c.home)))
     manifests.check(manifest)
     shards.verify(manifest, full=c.verify)
     size = sum(shard.size for shard in manifest.shards)

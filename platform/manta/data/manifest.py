@@ -1,22 +1,14 @@
-"""A dataset's table of contents: what its shards hold, and how to know that they are whole.
-
-data/<name>/train-00000.parquet ...   token ids; an end-of-text token ends each document
-data/<name>/val-00000.parquet ...
-data/<name>/encoding.json             the tokenizer
-data/<name>/lengths.png               how long its documents are
-data/<name>/MANIFEST.json             written last: without it there is no dataset
-"""
+"""A dataset's table of contents: what its shards hold, and how to know that they are whole."""
 
 import dataclasses
 import json
 from collections import Counter
 from typing import Any, Literal
 
-from manta import storage
+from manta import layout, storage
 from manta.errors import DataError
 from manta.text import tokenizer as tokenizers
 
-FILE_NAME = "MANIFEST.json"
 FORMAT = "manta-data-2"
 
 
@@ -72,7 +64,7 @@ class Manifest:
 
     def save(self) -> None:
         """Commits the dataset: after this, and not before, it exists."""
-        storage.write_json(storage.join(self.path, FILE_NAME), self._content())
+        storage.write_json(storage.join(self.path, layout.MANIFEST), self._content())
 
     def _content(self) -> dict[str, Any]:
         content = {"format": FORMAT, **dataclasses.asdict(self)}
@@ -86,7 +78,7 @@ class Manifest:
 
     def load_tokenizer(self) -> tokenizers.Tokenizer:
         """Raises DataError when the tokenizer's file is not the one that made the tokens."""
-        path = storage.join(self.path, tokenizers.FILE_NAME)
+        path = storage.join(self.path, layout.ENCODING)
         made = tokenizers.load(path)
         if made.sha256 != self.tokenizer_sha256:
             raise DataError(
@@ -97,7 +89,7 @@ class Manifest:
 
 
 def exists(path: str) -> bool:
-    return storage.exists(storage.join(path, FILE_NAME))
+    return storage.exists(storage.join(path, layout.MANIFEST))
 
 
 def names(folder: str) -> list[str]:
@@ -106,10 +98,26 @@ def names(folder: str) -> list[str]:
     return [name for name in found if exists(storage.join(folder, name))]
 
 
+def resolve(name: str, home: str) -> str:
+    """The folder of the dataset that a person names: by its name, or by a folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    for path in (layout.dataset_folder(home, name), storage.absolute(name)):
+        if exists(path):
+            return path
+    folder = layout.datasets_folder(home)
+    raise DataError(
+        f"dataset={name}: no dataset there; give a folder, or a name (there are: "
+        f"{', '.join(names(folder)) or f'none under {folder}'})"
+    )
+
+
 def load(path: str) -> Manifest:
     """Raises DataError when there is no dataset, or its manifest is another version's, damaged or
     edited."""
-    file = storage.join(path, FILE_NAME)
+    file = storage.join(path, layout.MANIFEST)
     remedy = f"restore it, or delete {path} to prepare the data anew"
     content = storage.read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -131,7 +139,7 @@ def load(path: str) -> Manifest:
 def check(manifest: Manifest) -> None:
     """Raises DataError when a manifest contradicts itself: a token that its tokenizer does not
     know, a shard that is listed twice."""
-    file = storage.join(manifest.path, FILE_NAME)
+    file = storage.join(manifest.path, layout.MANIFEST)
     twice = [n for n, count in Counter(s.file for s in manifest.shards).items() if count > 1]
     if twice:
         raise DataError(f"{file}: lists {', '.join(twice[:3])} twice; prepare the data anew")

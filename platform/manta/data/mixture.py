@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from manta import storage
+from manta import layout, storage
 from manta.data import manifest as manifests
 from manta.data import prepare, shards
 from manta.data.manifest import Manifest
@@ -14,7 +14,7 @@ from manta.data.recipe import DataConfig
 from manta.errors import DataError
 
 
-def ready(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifest, ...]:
+def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifest, ...]:
     """The manifests of the datasets to train on: prepared if the one is missing, and checked.
 
     Raises:
@@ -27,7 +27,7 @@ def ready(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifes
                 raise DataError(
                     f"data.mix: {other.name} has another tokenizer ({other.tokenizer}) than "
                     f"{found[0].name} ({found[0].tokenizer}); prepare it with data.tokenizer="
-                    f"{storage.join(found[0].path, 'encoding.json')}"
+                    f"{storage.join(found[0].path, layout.ENCODING)}"
                 )
     else:
         manifest = prepare.find(c, home)
@@ -48,10 +48,9 @@ def ready(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifes
 
 
 def _of_mix(name: str, home: str) -> Manifest:
-    folder = storage.join(home, "data")
-    path = storage.join(folder, name)
+    path = layout.dataset_folder(home, name)
     if not manifests.exists(path):
-        there = ", ".join(manifests.names(folder)) or "none"
+        there = ", ".join(manifests.names(layout.datasets_folder(home))) or "none"
         raise DataError(
             f"data.mix names {name}, but {path} is no dataset (there are: {there}); prepare it: "
             f"python jobs/prepare.py data.name={name} data.source=..."

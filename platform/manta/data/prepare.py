@@ -13,7 +13,7 @@ from typing import Any
 
 import ray.data
 
-from manta import cluster, plot, storage
+from manta import cluster, layout, plot, storage
 from manta.data import decontaminate, shuffle
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, Shard
@@ -32,7 +32,6 @@ SHARDS_WANTED = 64
 TASKS_PER_CPU = 4
 TOKENIZER_SAMPLE_BYTES = 64 << 20
 PLAN = "plan"
-HISTOGRAM = "lengths.png"
 
 
 def find(c: PrepareConfig, home: str) -> Manifest | None:
@@ -92,8 +91,7 @@ def clean_up(c: PrepareConfig, home: str) -> None:
 
 
 def _lock(c: PrepareConfig, home: str) -> contextlib.AbstractContextManager[None]:
-    beside = storage.join(home, "data", f".{c.dataset_name}.lock")
-    return lock(beside, f"preparing {c.folder(home)}")
+    return lock(layout.dataset_lock(home, c.dataset_name), f"preparing {c.folder(home)}")
 
 
 def _prepare(
@@ -107,7 +105,7 @@ def _prepare(
     _refuse_empty(manifest, c)
     documents, tokens = manifest.lengths["documents"], manifest.lengths["tokens"]
     picture = plot.histogram(documents, f"{manifest.name}: length of documents", tokens)
-    storage.write_bytes(storage.join(path, HISTOGRAM), picture)
+    storage.write_bytes(storage.join(path, layout.LENGTHS), picture)
     manifest.save()
     return manifest
 
@@ -178,7 +176,7 @@ def _state_of(c: PrepareConfig, parts: list[sources.Part]) -> str:
 def _tokenizer_of(c: PrepareConfig, path: str, parts: list[sources.Part]) -> Tokenizer:
     """The tokenizer that the config names, trained on (the start of) the corpus if it says so, and
     saved with the dataset."""
-    file = storage.join(path, tokenizer.FILE_NAME)
+    file = storage.join(path, layout.ENCODING)
     if storage.exists(file):
         return tokenizer.load(file)
     if c.tokenizer == tokenizer.R50K:
@@ -301,5 +299,5 @@ def summary(manifest: Manifest) -> str:
         )
     dropped = ", ".join(f"{count:,} {kind}" for kind, count in manifest.dropped.items())
     lines.append(f"dropped  {dropped} documents")
-    lines.append(f"lengths  {storage.join(manifest.path, HISTOGRAM)}")
+    lines.append(f"lengths  {storage.join(manifest.path, layout.LENGTHS)}")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-from manta import storage
+from manta import layout, storage
 from manta.config import (
     Count,
     Natural,
@@ -66,7 +66,7 @@ class PrepareConfig:
         if self.tokenizer not in ("bpe", tokenizer.R50K) and not self.tokenizer.endswith(".json"):
             found.append(
                 f"tokenizer={self.tokenizer}: valid are bpe, {tokenizer.R50K}, or the path of a "
-                f"dataset's {tokenizer.FILE_NAME}"
+                f"dataset's {layout.ENCODING}"
             )
         if self.vocab_size is not None and self.tokenizer != "bpe":
             found.append(
@@ -111,7 +111,7 @@ class PrepareConfig:
         return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-")
 
     def folder(self, home: str) -> str:
-        return storage.join(home, "data", self.dataset_name)
+        return layout.dataset_folder(home, self.dataset_name)
 
     def recipe(self) -> dict[str, Any]:
         """What decides the tokens: a dataset made by another recipe is another dataset."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from manta import plot, storage
+from manta import layout, plot, storage
 from manta.config import Count, PositiveFloat, config
 from manta.errors import ConfigError
 from manta.evaluate import catalog, report
@@ -15,7 +15,8 @@ from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records import ledger
-from manta.train.records.logbook import METRICS, read_metrics
+from manta.train.records.logbook import read_metrics
+from manta.train.settings import load_run_config
 
 REFERENCES = catalog.FOLDER / "references.json"
 NOISE = 1.96  # standard errors: where chance alone gives as much once in twenty times
@@ -69,13 +70,14 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
     home = storage.home(c.home)
     names = list(c.runs) or checkpoints.names_of_runs(home)
     if not names:
-        raise checkpoints.nowhere("runs=[]", home)
+        raise checkpoints.not_found("runs=[]", home)
     if len(names) > MOST_RUNS:
         raise ConfigError(
             f"{len(names)} runs are too many to read: name up to {MOST_RUNS}, runs=[a,b]"
         )
     overwrite = c.overwrite or c.out is None
-    out = storage.new_file(c.out, storage.join(home, "runs", "compare.png"), overwrite)
+    default = storage.join(layout.runs_folder(home), layout.COMPARISON)
+    out = storage.new_file(c.out, default, overwrite)
     runs = [entry(name, home, c) for name in names]
     references = published() if c.references else []
     lines = [*table(runs), *other_data(runs)]
@@ -92,12 +94,12 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
 def entry(name: str, home: str, c: CompareConfig) -> Entry:
     """What is known of a run. Raises CheckpointError when there is none of this name."""
     path = checkpoints.resolve(name, home)
-    run = report.Place.of(path).run
+    run = layout.split_checkpoint(path)[0]
     model = checkpoints.load_model_config(path)
     state = checkpoints.load_state(path)
     found = Entry(name, data=tuple(state.datasets))
     found.facts["parameters"] = num_parameters(model)
-    settings = report.settings_of(run)
+    settings = load_run_config(run)
     if settings and (tokens := settings.tokens_before(state.step)):
         found.facts["tokens"] = tokens
         found.facts["FLOPs"] = tokens * flops_per_token(model, settings.sequence_length)
@@ -106,7 +108,7 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
         found.facts["hours"] = hours
         if c.price_per_hour is not None:
             found.facts["cost"] = hours * c.price_per_hour
-    records = [r for r in read_metrics(storage.join(run, METRICS)) if "val_loss" in r]
+    records = [r for r in read_metrics(storage.join(run, layout.METRICS)) if "val_loss" in r]
     if records:
         found.facts["val loss"] = float(records[-1]["val_loss"])
         found.facts["val bits per byte"] = float(records[-1]["val_bpb"])
@@ -121,8 +123,8 @@ def _add_scores(found: Entry, run: str, c: CompareConfig) -> None:
     for scores in report.all_of(run):  # by step
         if scores.get("limit") != c.limit or scores.get("dtype") != "fp32":
             continue
-        place = report.Place.of(str(scores["checkpoint"]))
-        file = storage.join(run, "evals", place.step, scores["label"] + report.EACH)
+        step = layout.split_checkpoint(str(scores["checkpoint"]))[1]
+        file = layout.scored_documents_file(run, step, scores["label"])
         each = {}
         if storage.exists(file):
             each = storage.read_json(file)

@@ -8,7 +8,6 @@ from typing import Any
 from manta import storage
 from manta.data import manifest as manifests
 from manta.data import shards
-from manta.data.inspect import InspectConfig, find
 from manta.data.manifest import Manifest
 from manta.errors import DataError
 from manta.evaluate import core
@@ -84,7 +83,8 @@ class Documents:
         if local.text_path is not None:
             return [read_text(local.text_path, "evals.text_path")]
         if local.dataset is not None:
-            return texts_of(find(InspectConfig(dataset=local.dataset, home=self._c.home)))
+            path = manifests.resolve(local.dataset, storage.home(self._c.home))
+            return texts_of(manifests.load(path))
         texts = val_texts(self._path)
         if not texts:
             raise DataError(

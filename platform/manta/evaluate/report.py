@@ -1,49 +1,22 @@
-"""Where scores are kept: a JSON file for each suite and checkpoint, a table, a curve, TensorBoard.
-
-runs/NAME/evals/step-00000500/hellaswag.json            the scores
-                              hellaswag.documents.json  what each document adds to them
-                curve.png                               every metric against tokens
-runs/NAME/tensorboard/evals/                            the same, in TensorBoard
-"""
+"""Where scores are kept: a file for each suite and checkpoint, a table, a curve, TensorBoard."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from manta import config as configs
-from manta import plot, storage
+from manta import layout, plot, storage
 from manta.errors import MantaError
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import Results, Scores
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records.logbook import write_scalars
-from manta.train.settings import PretrainConfig
+from manta.train.settings import load_run_config
 
-CURVE = "curve.png"
-EACH = ".documents.json"
 # Metrics that say the same as another one.
 SAME = ("byte_perplexity", "word_perplexity", "token_perplexity")
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Of a checkpoint's scores."""
-
-    run: str
-    """The run's folder; a checkpoint's own, if it stands outside of one."""
-    step: str
-    """step-00000500, or model."""
-
-    @classmethod
-    def of(cls, path: str) -> "Place":
-        run, _, step = path.rpartition("/checkpoints/")
-        return cls(run or path, step if run else "model")
-
-    def file(self, label: str) -> str:
-        return storage.join(self.run, "evals", self.step, f"{label}.json")
 
 
 def label_of(c: EvaluateConfig, unit: str) -> str:
@@ -78,8 +51,9 @@ def figures(results: Results, *, once: bool = False) -> Iterator[Figure]:
 
 def write(c: EvaluateConfig, path: str, unit: str, scores: Scores, seconds: float) -> str:
     """Writes the scores of the checkpoint at `path`, into TensorBoard too; the file's path."""
-    place, step = Place.of(path), checkpoints.load_state(path).step
-    settings = settings_of(place.run)
+    run, name = layout.split_checkpoint(path)
+    step = checkpoints.load_state(path).step
+    settings = load_run_config(run)
     tokens = settings.tokens_before(step) if settings else None
     content = {
         "suite": unit,
@@ -92,13 +66,14 @@ def write(c: EvaluateConfig, path: str, unit: str, scores: Scores, seconds: floa
         "results": scores.results,
         "seconds": seconds,
     }
-    file = place.file(label_of(c, unit))
+    label = label_of(c, unit)
+    file = layout.scores_file(run, name, label)
     each = json.dumps(scores.each, separators=(",", ":")).encode()
-    storage.write_bytes(file.removesuffix(".json") + EACH, each)
+    storage.write_bytes(layout.scored_documents_file(run, name, label), each)
     storage.write_json(file, content)
     if tokens is not None:
         scalars = {f"evals/{f.task}/{f.metric}": f.value for f in figures(scores.results)}
-        write_scalars(place.run, "evals", scalars, tokens)
+        write_scalars(run, layout.EVALS, scalars, tokens)
     return file
 
 
@@ -110,34 +85,26 @@ def asked(c: EvaluateConfig) -> dict[str, Any]:
 
 def is_there(c: EvaluateConfig, path: str, unit: str) -> bool:
     """Whether the checkpoint has these scores, of the same data."""
-    file = Place.of(path).file(label_of(c, unit))
+    file = layout.scores_file(*layout.split_checkpoint(path), label_of(c, unit))
     if not storage.exists(file):
         return False
     found: bool = storage.read_json(file).get("asked") == asked(c)
     return found
 
 
-def settings_of(run: str) -> PretrainConfig | None:
-    """A run's config; None: it is no run of Manta's."""
-    config = storage.join(run, "config.yaml")
-    if not storage.exists(config):
-        return None
-    with contextlib.suppress(MantaError):  # (of another version)
-        return configs.load(PretrainConfig, [config])
-    return None
-
-
 def all_of(run: str, step: str = "") -> list[dict[str, Any]]:
     """The scores of a run's checkpoints (or of one, step-00000500), by step; with their `label`."""
     found = []
-    for item in storage.list_files(storage.join(run, "evals")):
+    for item in storage.list_files(layout.evals_folder(run)):
         folder, name = item.path.rsplit("/", 2)[1:]
-        if not name.endswith(".json") or name.endswith(EACH) or step not in ("", folder):
+        is_scores = name.endswith(layout.SCORES) and not name.endswith(layout.SCORED_DOCUMENTS)
+        if not is_scores or step not in ("", folder):
             continue
+        label = name.removesuffix(layout.SCORES)
         with contextlib.suppress(MantaError):  # a report says what is known
-            scores = storage.read_json(storage.join(run, "evals", folder, name))
+            scores = storage.read_json(layout.scores_file(run, folder, label))
             if isinstance(scores, dict) and isinstance(scores.get("results"), dict):
-                found.append({**scores, "label": name.removesuffix(".json")})
+                found.append({**scores, "label": label})
     return sorted(found, key=lambda scores: (scores.get("step") or 0, scores["label"]))
 
 
@@ -154,7 +121,7 @@ def draw(run: str) -> str | None:
             series.setdefault(name, []).append((scores["tokens"], value, error))
     if not series:
         return None
-    path = storage.join(run, "evals", CURVE)
+    path = storage.join(layout.evals_folder(run), layout.SCORES_CURVE)
     title = f"{run.rpartition('/')[2]}: scores (bands: one standard error)"
     storage.write_bytes(path, plot.panels(series, title))
     return path

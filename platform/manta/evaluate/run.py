@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from manta import cluster, storage
+from manta import cluster, layout, storage
 from manta.evaluate import farm, report, suites
 from manta.evaluate.adapter import MantaLM
 from manta.evaluate.documents import Documents
@@ -33,7 +33,7 @@ def evaluate(c: EvaluateConfig) -> dict[str, Scores]:
         for unit in units(c):
             found[unit], file = score(c, path, unit, pool, documents)
             print(f"{report.table(found[unit].results)}\nwritten to {file}", flush=True)
-    picture = report.draw(report.Place.of(path).run)
+    picture = report.draw(layout.split_checkpoint(path)[0])
     if picture is not None:
         print(f"drawn in {picture}")
     return found
@@ -41,7 +41,7 @@ def evaluate(c: EvaluateConfig) -> dict[str, Scores]:
 
 def _name_newer(path: str) -> None:
     """Says it where there is a newer checkpoint, which is not whole."""
-    run = report.Place.of(path).run
+    run = layout.split_checkpoint(path)[0]
     for newer in checkpoints.unfinished(run):
         if newer > path:
             name, taken = (p.rpartition("/")[2] for p in (newer, path))

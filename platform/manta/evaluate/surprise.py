@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from manta import storage
+from manta import layout, storage
 from manta.config import Count, config
 from manta.evaluate.files import read_text
 from manta.model.gpt import GPT
@@ -57,8 +57,8 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
         MantaError: there is no such checkpoint, text or device, or something is at `out`.
     """
     path = checkpoint.resolve(c.checkpoint, storage.home(c.home))
-    folder = path.rpartition("/checkpoints/")[0] or path
-    out = storage.new_file(c.out, storage.join(folder, "surprise.html"), c.overwrite)
+    folder = layout.split_checkpoint(path)[0]
+    out = storage.new_file(c.out, storage.join(folder, layout.SURPRISE), c.overwrite)
     text = c.text if c.text is not None else read_text(c.text_path or "", "text_path")
     device, dtype = place_of(c)
     model, tokenizer = checkpoint.load_model(path, device), checkpoint.load_tokenizer(path)

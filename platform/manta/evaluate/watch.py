@@ -4,8 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from manta import config as configs
-from manta import storage
+from manta import layout, storage
 from manta.errors import CheckpointError, DataError, MantaError
 from manta.evaluate import report, suites
 from manta.evaluate.documents import Documents
@@ -15,7 +14,7 @@ from manta.evaluate.settings import EvaluateConfig
 from manta.lock import lock
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.resume import is_finished
-from manta.train.settings import PretrainConfig
+from manta.train.settings import load_run_config
 
 
 def watch(
@@ -30,12 +29,13 @@ def watch(
     """
     run = _run_of(c)
     asked = list(units(c))
-    with lock(storage.join(run, "evals", f".watch-{'-'.join(asked)}"[:200]), f"watching {run}"):
+    folder = layout.evals_folder(run)
+    with lock(storage.join(folder, f".watch-{'-'.join(asked)}"[:200]), f"watching {run}"):
         suites.check((), c.tasks)
         with workers(c) as pool:
             say(f"watching {run} for checkpoints to evaluate: {', '.join(asked)}")
             _follow(c, run, asked, pool, say)
-    say(f"the run has ended, and each of its checkpoints is evaluated\nscores  {run}/evals")
+    say(f"the run has ended, and each of its checkpoints is evaluated\nscores  {folder}")
 
 
 def _follow(
@@ -87,14 +87,14 @@ def _evaluate(
 def _run_of(c: EvaluateConfig) -> str:
     """The folder of the run that is meant, which need not have a checkpoint yet."""
     home = storage.home(c.home)
-    for folder in checkpoints.places(c.checkpoint, home):
-        if storage.exists(storage.join(folder, checkpoints.MANIFEST)):
+    for folder in checkpoints.candidates(c.checkpoint, home):
+        if storage.exists(storage.join(folder, layout.MANIFEST)):
             raise CheckpointError(
                 f"checkpoint={c.checkpoint} is one checkpoint: watch=true wants a run"
             )
-        if storage.exists(storage.join(folder, "config.yaml")):
+        if storage.exists(storage.join(folder, layout.RUN_CONFIG)):
             return folder
-    raise checkpoints.nowhere(f"checkpoint={c.checkpoint}", home)
+    raise checkpoints.not_found(f"checkpoint={c.checkpoint}", home)
 
 
 def _has_ended(run: str) -> bool:
@@ -103,6 +103,6 @@ def _has_ended(run: str) -> bool:
         return False
     # (Where another version of Manta wrote its config, or it is being deleted: not known to.)
     with contextlib.suppress(MantaError):
-        config = configs.load(PretrainConfig, [storage.join(run, "config.yaml")])
-        return is_finished(config, paths[-1])
+        config = load_run_config(run)
+        return config is not None and is_finished(config, paths[-1])
     return False

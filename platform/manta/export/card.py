@@ -1,11 +1,11 @@
 """A model card: what a model is, what it was trained on, and how well it does, from its run."""
 
-from manta import storage
+from manta import layout, storage
 from manta.evaluate import report
 from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
 from manta.train.checkpoints.checkpoint import TrainState
-from manta.train.records.logbook import CURVE, METRICS, read_metrics
+from manta.train.records.logbook import read_metrics
 
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,7 +19,7 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=40)[0]))
 
 def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     """Markdown, for the checkpoint at `path`; what its run has not said is left out."""
-    run, step = path.rpartition("/checkpoints/")[::2]
+    run, step = layout.split_checkpoint(path)
     size = f"{num_parameters(c):,} parameters"
     lines = [
         "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
@@ -30,7 +30,7 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         f"| context | {c.context_length:,} tokens |",
         f"| vocabulary | {c.vocab_size:,} tokens |",
     ]  # fmt: skip
-    records = read_metrics(storage.join(run, METRICS)) if run else []
+    records = read_metrics(storage.join(run, layout.METRICS))
     records = [r for r in records if r["step"] <= state.step]
     if state.datasets:
         lines.append(f"| data | {', '.join(d.rpartition('/')[2] for d in state.datasets)} |")
@@ -42,11 +42,11 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         lines.append(f"| val loss | {last['val_loss']:.4f} nats a token |")
         lines.append(f"| val bits per byte | {last['val_bpb']:.4f} |")
     lines += ["", "## Scores", "", *_scores(run, step)]
-    if run and storage.exists(storage.join(run, CURVE)):
-        lines += ["", "## Loss", "", f"![Loss against tokens]({CURVE})"]
+    if storage.exists(storage.join(run, layout.LOSS_CURVE)):
+        lines += ["", "## Loss", "", f"![Loss against tokens]({layout.LOSS_CURVE})"]
     lines += ["", "## Use", "", USE, ""]
-    if run and storage.exists(storage.join(run, "config.yaml")):
-        text = storage.read_bytes(storage.join(run, "config.yaml")).decode().rstrip()
+    if storage.exists(config := storage.join(run, layout.RUN_CONFIG)):
+        text = storage.read_bytes(config).decode().rstrip()
         # Where it was made is nobody's affair.
         kept = [line for line in text.splitlines() if not line.startswith(("home:", "name:"))]
         lines += ["## Config", "", "```yaml", *kept, "```", ""]
@@ -56,7 +56,7 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
 def _scores(run: str, step: str) -> list[str]:
     """The evaluations of this checkpoint, as lm-eval gave them."""
     rows = []
-    for scores in report.all_of(run, step) if run else []:
+    for scores in report.all_of(run, step):
         for task, metric, value, error in report.figures(scores["results"]):
             shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
             samples = scores["results"][task]["samples"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from manta import storage
+from manta import layout, storage
 from manta.config import config
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
@@ -15,7 +15,6 @@ from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import R50K, R50K_SIZE, Tokenizer
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.checkpoints.checkpoint import TrainState
-from manta.train.records.logbook import CURVE
 
 SAMPLES = 20  # texts of the run's own data, in which the tokenizer is compared
 
@@ -65,10 +64,10 @@ def export(c: ExportConfig, say: Callable[[str], None] = print) -> Path:
     """
     home = storage.home(c.home)
     path = checkpoints.resolve(c.checkpoint, home)
-    run, step = path.rpartition("/checkpoints/")[::2]
-    name = (run or path).rpartition("/")[2]
+    run, step = layout.split_checkpoint(path)
+    name = run.rpartition("/")[2]
     ending = "" if c.to == "hf" else {"gguf": ".gguf", "llmc": ".bin"}[c.to]
-    default = storage.join(home, "exports", f"{name}-{step or 'model'}{ending}")
+    default = storage.join(layout.exports_folder(home), f"{name}-{step}{ending}")
     out = storage.new_file(c.out, default, c.overwrite)
     model, tokenizer = checkpoints.load_model(path), checkpoints.load_tokenizer(path)
     say(f"exporting {path}: {num_parameters(model.config) / 1e6:.1f}M parameters, {tokenizer.name}")
@@ -78,8 +77,8 @@ def export(c: ExportConfig, say: Callable[[str], None] = print) -> Path:
             made.mkdir()
             text = card(path, name, model.config, checkpoints.load_state(path))
             huggingface.write(made, model, tokenizer, text.replace("FOLDER", out.name))
-            if run and storage.exists(storage.join(run, CURVE)):
-                storage.download(storage.join(run, CURVE), made / CURVE)
+            if storage.exists(curve := storage.join(run, layout.LOSS_CURVE)):
+                storage.download(curve, made / layout.LOSS_CURVE)
             found = huggingface.check(made, model, tokenizer, _samples(path))
             say(
                 f"transformers opens it: logits differ by {found['logits_differ_by']:.1e} at most, "
@@ -121,7 +120,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None] = print) -> str:
         DataError: no tokenizer, or one that Manta cannot have.
     """
     assert c.path is not None
-    run = storage.join(storage.home(c.home), "runs", c.name)
+    run = layout.run_folder(storage.home(c.home), c.name)
     if storage.list_files(run):
         raise ConfigError(f"name={c.name}: {run} is there already; give another name")
     source = Path(c.path).expanduser().absolute()
@@ -142,10 +141,10 @@ def import_model(c: ImportConfig, say: Callable[[str], None] = print) -> str:
             f"{source}: its tokenizer has {tokenizer.vocab_size:,} ids, its model only "
             f"{model.vocab_size:,}"
         )
-    path = checkpoints.path_of(run, 0)
+    path = layout.checkpoint_folder(run, 0)
     with tempfile.TemporaryDirectory(prefix="manta-import-") as folder:
         names = checkpoints.write_model(Path(folder), model, state, tokenizer, TrainState())
-        files = checkpoints.place(path, Path(folder), names)
-    storage.write_json(storage.join(path, checkpoints.MANIFEST), {"files": files})
+        files = checkpoints.publish(path, Path(folder), names)
+    checkpoints.commit(path, files)
     say(f"{model.family}, {num_parameters(model) / 1e6:.1f}M parameters, {tokenizer.name}: {path}")
     return path

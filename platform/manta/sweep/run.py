@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from manta import cluster, failures, storage
+from manta import cluster, failures, layout, storage
 from manta import config as configs
 from manta.config import Count, PositiveFloat, config
 from manta.data import mixture
@@ -100,7 +100,7 @@ def sweep(c: SweepConfig) -> Ranking:
     c = dataclasses.replace(c, home=c.home_folder)
     cluster.connect()
     cluster.require(c.workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    datasets = mixture.ready(c.data, c.home_folder, lambda line: print(line, flush=True))
+    datasets = mixture.open_datasets(c.data, c.home_folder, lambda line: print(line, flush=True))
     trials = c.trials()
     for trial in trials:
         order_of(trial, datasets)
@@ -111,7 +111,7 @@ def sweep(c: SweepConfig) -> Ranking:
         f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    records_filesystem, records = storage.filesystem(storage.join(c.home_folder, "ray"))
+    records_filesystem, records = storage.filesystem(layout.ray_folder(c.home_folder))
     tuner = tune.Tuner(
         # The trial itself only waits, on the head node; its workers ask for what they need.
         tune.with_resources(_run_trial, {"node:__internal_head__": 0.001}),
@@ -209,11 +209,11 @@ def rank(c: SweepConfig, trials: list[PretrainConfig], results: Any) -> Ranking:
     best = dataclasses.replace(
         best, name=f"{c.name}-best", home=None, threads_per_worker=c.threads_per_worker
     )
-    folder = storage.join(c.home_folder, "runs", c.name)
-    path = storage.join(folder, "best.yaml")
+    folder = layout.run_folder(c.home_folder, c.name)
+    path = storage.join(folder, layout.BEST_CONFIG)
     tree = configs.differences(best)
     tree["tokens_per_batch"] = best.tokens_per_batch
     tree["optimizer"] = {**tree.get("optimizer", {}), "lr": best.optimizer.lr}
     storage.write_bytes(path, configs.to_yaml(tree).encode())
-    storage.write_json(storage.join(folder, "ranking.json"), rows)
+    storage.write_json(storage.join(folder, layout.RANKING), rows)
     return Ranking(rows, path)

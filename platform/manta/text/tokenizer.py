@@ -21,7 +21,6 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from manta import storage
 from manta.errors import DataError
 
-FILE_NAME = "encoding.json"
 FORMAT = "manta-bpe-1"
 END_OF_TEXT = "<|endoftext|>"
 R50K = "r50k_base"

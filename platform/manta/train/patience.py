@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from manta import cluster, failures
+from manta import cluster, failures, layout
 from manta.errors import MantaError
 from manta.train.checkpoints import checkpoint
 from manta.train.faults.signals import Moving
@@ -46,7 +46,7 @@ class Patience:
         reached = self.newest
         with contextlib.suppress(OSError):  # the storage may be what failed them
             paths = checkpoint.find(self.c.run_folder)
-            reached = checkpoint.step_of(paths[-1]) if paths else -1
+            reached = layout.step_of(paths[-1]) if paths else -1
         self.failures = 1 if reached > self.newest else self.failures + 1
         self.newest = reached
         if self.failures > self.c.max_failures:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from manta import cluster, storage
-from manta import config as configs
+from manta import cluster, layout, storage
 from manta.data import mixture
 from manta.errors import ConfigError
 from manta.lock import lock
@@ -16,7 +15,7 @@ from manta.model.gpt import num_parameters
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.records import ledger
-from manta.train.records.logbook import METRICS, duration, read_metrics
+from manta.train.records.logbook import duration, read_metrics
 from manta.train.resume import (
     check_resumable,
     check_tokenizer,
@@ -25,7 +24,7 @@ from manta.train.resume import (
     order_of,
     with_vocabulary,
 )
-from manta.train.settings import PretrainConfig
+from manta.train.settings import PretrainConfig, save_run_config
 from manta.train.supervise import Supervisor
 
 
@@ -87,7 +86,7 @@ def pretrain(
     if path is not None and is_finished(c, path):
         return outcome(c, path, finished_before=True)
     c = from_weights(c, path)
-    datasets = mixture.ready(c.data, c.home_folder, say)
+    datasets = mixture.open_datasets(c.data, c.home_folder, say)
     order_of(c, datasets)
     model = with_vocabulary(c.model, datasets[0].load_tokenizer())
     if path is not None:
@@ -97,12 +96,12 @@ def pretrain(
         say(f"starting from the weights of {c.init.checkpoint}")
     elif problems := c.init.conflicts(model):
         raise ConfigError(problems[0])
-    storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
+    save_run_config(c)
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.workers} worker(s), ZeRO stage {c.zero_stage}"
     )
-    with lock(storage.join(c.run_folder, ".lock"), f"run {c.name}"), beside(c) as finish:
+    with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}"), beside(c) as finish:
         ledger.begin(c.run_folder, started)
         ended = Supervisor(c, datasets, say, callbacks).run()
         if ended:
@@ -113,7 +112,7 @@ def pretrain(
 
 def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outcome:
     """How the run whose last checkpoint is at `path` ended."""
-    metrics = read_metrics(storage.join(c.run_folder, METRICS))
+    metrics = read_metrics(storage.join(c.run_folder, layout.METRICS))
     state = checkpoint.load_state(path)
     return Outcome(c.run_folder, path, state, metrics, finished_before)
 
@@ -135,10 +134,10 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         f"val loss     {float(last.get('val_loss', 'nan')):.4f}   "
         f"bits per byte {float(last.get('val_bpb', 'nan')):.4f}",
         *ledger.table(done.folder),
-        f"curve        {storage.join(done.folder, 'loss.png')}",
-        f"tensorboard  tensorboard --logdir {storage.join(done.folder, 'tensorboard')}",
+        f"curve        {storage.join(done.folder, layout.LOSS_CURVE)}",
+        f"tensorboard  tensorboard --logdir {storage.join(done.folder, layout.TENSORBOARD)}",
     ]
-    config = storage.join(done.folder, "config.yaml")
+    config = storage.join(done.folder, layout.RUN_CONFIG)
     extend = f"total_tokens={2 * max(tokens, c.total_tokens)}"
     if state.stopped_early:
         extend += " eval.patience=null"

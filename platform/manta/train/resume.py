@@ -4,14 +4,13 @@ import dataclasses
 from typing import Any
 
 from manta import config as configs
-from manta import storage
+from manta import layout, storage
 from manta.data import mixture
 from manta.data import order as orders
 from manta.data.manifest import Manifest
 from manta.data.order import Order
 from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import ModelConfig
-from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
 from manta.train.settings import PretrainConfig
@@ -52,7 +51,7 @@ def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
     if theirs.sha256 != tokenizer.sha256:
         raise ConfigError(
             f"init.checkpoint={path} is of the tokenizer {theirs.name}, the data of "
-            f"{tokenizer.name}: set data.tokenizer={storage.join(path, tokenizers.FILE_NAME)}, and "
+            f"{tokenizer.name}: set data.tokenizer={storage.join(path, layout.ENCODING)}, and "
             "another data.name="
         )
 
@@ -63,7 +62,7 @@ def order_of(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> Order:
     return mixture.make_order(datasets, phases, c.stages, c.seed, c.sequence_length)
 
 
-def decisions(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
+def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
     """What decides which tokens each step reads; a run keeps to it."""
     return {
         "order": orders.VERSION,
@@ -94,7 +93,7 @@ def check_resumable(
     state = checkpoint.load_state(path)
     done = order_of(c, datasets).sequences_planned(state.step)
     was = {**state.data, "mix": mixture.so_far(state.data.get("mix", {}), done)}
-    for key, value in decisions(c, datasets).items():
+    for key, value in data_identity(c, datasets).items():
         value = mixture.so_far(value, done) if key == "mix" else value
         if was.get(key) != value:
             where = ", ".join(manifest.path for manifest in datasets)

@@ -7,12 +7,10 @@ It is written before anything else happens, so that a run that dies while it goe
 from collections.abc import Callable
 from typing import Any
 
-from manta import storage
+from manta import layout, storage
 from manta.errors import TrainingError
 from manta.train.checkpoints import checkpoint
 from manta.train.faults.spikes import Found, SpikeConfig
-
-FILE = "rollbacks.json"
 
 
 def go_back(run: str, c: SpikeConfig, found: Found, say: Callable[[str], None]) -> None:
@@ -31,10 +29,10 @@ def go_back(run: str, c: SpikeConfig, found: Found, say: Callable[[str], None]) 
         )
     first = max(1, found.first - c.margin)
     entry = {"first": first, "last": found.last, "why": found.why}
-    storage.write_json(storage.join(run, FILE), [*before, entry])
+    storage.write_json(storage.join(run, layout.ROLLBACKS), [*before, entry])
     for path in checkpoint.find(run):
         if checkpoint.load_state(path).step >= first:
-            checkpoint.set_aside_as(path, "rolled-back-")
+            checkpoint.set_aside_as(path, layout.ROLLED_BACK)
     left = checkpoint.find(run)
     where = f"back to {left[-1]}" if left else "back to the start"
     say(f"{found.why}: {where}; the tokens of steps {first} to {found.last} are passed over")
@@ -47,5 +45,5 @@ def passed_over(run: str) -> frozenset[int]:
 
 
 def _read(run: str) -> list[dict[str, Any]]:
-    path = storage.join(run, FILE)
+    path = storage.join(run, layout.ROLLBACKS)
     return storage.read_json(path) if storage.exists(path) else []

@@ -1,15 +1,18 @@
 """What the training loop needs to know, wherever it runs; and what a run on Ray does beside."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import re
 from typing import Any, Literal
 
-from manta import storage
+from manta import config as configs
+from manta import layout, storage
 from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, Seed, config
 from manta.data.order import Stage, batches_for, make_stages, sequences_before, stage_of
 from manta.data.recipe import BPE_VOCAB_SIZE, DataConfig
+from manta.errors import MantaError
 from manta.model.gpt import ModelConfig, num_parameters
 from manta.model.init import InitConfig
 from manta.model.memory import Setup, costs
@@ -302,7 +305,7 @@ class PretrainConfig(TrainConfig):
 
     @property
     def run_folder(self) -> str:
-        return storage.join(self.home_folder, "runs", self.name)
+        return layout.run_folder(self.home_folder, self.name)
 
     @property
     def expected_model(self) -> ModelConfig:
@@ -321,3 +324,18 @@ class PretrainConfig(TrainConfig):
         parts = [" ".join(line.split()) for line in costs(setup).lines()]
         found[f"memory of a worker (cost model, micro batches of {size})"] = ", ".join(parts)
         return found
+
+
+def save_run_config(c: PretrainConfig) -> None:
+    file = storage.join(c.run_folder, layout.RUN_CONFIG)
+    storage.write_bytes(file, configs.to_yaml(c).encode())
+
+
+def load_run_config(run: str) -> PretrainConfig | None:
+    """The config of the run in this folder; None: it is no run of Manta's, or another version's."""
+    file = storage.join(run, layout.RUN_CONFIG)
+    if not storage.exists(file):
+        return None
+    with contextlib.suppress(MantaError):
+        return configs.load(PretrainConfig, [file])
+    return None

@@ -13,7 +13,7 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
-from manta import cluster, failures, messages, storage
+from manta import cluster, failures, layout, messages, storage
 from manta import config as configs
 from manta.data.manifest import Manifest
 from manta.errors import TrainingError
@@ -181,7 +181,7 @@ def fit(
     resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
     # See `device.keep_freed_memory`: the worker trains in a thread that is not its main one.
     environment = {} if use_gpu else {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
-    records_filesystem, records = storage.filesystem(storage.join(c.home_folder, "ray"))
+    records_filesystem, records = storage.filesystem(layout.ray_folder(c.home_folder))
     with messages.listening(say) as queue:
         trainer = TorchTrainer(
             _Worker(function, queue),

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from manta import config as configs
-from manta import storage
+from manta import layout, storage
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.messages import Decided, mailbox
@@ -32,7 +32,7 @@ from manta.train.loop import train
 from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
-from manta.train.resume import decisions, order_of, with_vocabulary
+from manta.train.resume import data_identity, order_of, with_vocabulary
 from manta.train.run import Interrupted, Rollback, Run
 from manta.train.settings import PretrainConfig
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
@@ -137,7 +137,7 @@ def setup(
     )
     state.dtype, state.optimizer = dtype, c.optimizer.kind
     state.world_size, state.zero_stage = world_size, c.zero_stage
-    state.data = decisions(c, datasets)
+    state.data = data_identity(c, datasets)
     state.datasets = [manifest.path for manifest in datasets]
     if path is None and c.init.checkpoint is not None:
         start = functools.partial(checkpoint.load_weights, c.init.checkpoint)
@@ -222,7 +222,7 @@ def _decided(
 
 
 def _keep_stacks(c: PretrainConfig, rank: int, say: Callable[[str], None], stacks: str) -> None:
-    path = storage.join(c.run_folder, "stacks", f"{time.time_ns()}-rank-{rank:05d}.txt")
+    path = storage.join(c.run_folder, layout.STACKS, f"{time.time_ns()}-rank-{rank:05d}.txt")
     say(f"rank {rank} has made no progress for {c.hang_seconds:g} s: its stacks are in {path}")
     storage.write_bytes(path, stacks.encode())
 

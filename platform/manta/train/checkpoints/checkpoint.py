@@ -1,15 +1,7 @@
 """Checkpoints: whole or absent.
 
-checkpoints/step-00001000/model.safetensors    weights, fp32, readable without Manta
-                          config.json          the model's config
-                          encoding.json        the tokenizer
-                          state.json           where training was (TrainState)
-                          optimizer/           the optimizer's state, a file from each rank
-                          optimizer.json       which weight's state is where in these
-                          MANIFEST.json        every file's size and sha256, written LAST
-            damaged-step-00000900-.../         one that did not verify, set aside
-
-Nothing in them is a pickle: reading one runs no code, whoever wrote it.
+A checkpoint is a folder whose manifest is written last (`layout` names its files). Nothing in it is
+a pickle: reading one runs no code, whoever wrote it.
 """
 
 import contextlib
@@ -27,7 +19,7 @@ from pyarrow import fs as pafs
 from safetensors.torch import load_file, save_file
 
 from manta import config as configs
-from manta import storage
+from manta import layout, storage
 from manta.config import Count, PositiveFloat, config
 from manta.errors import CheckpointError, DataError
 from manta.model.gpt import GPT, ModelConfig
@@ -35,13 +27,6 @@ from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments
 
-MANIFEST = "MANIFEST.json"
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-STATE = "state.json"
-OPTIMIZER = "optimizer"
-INDEX = "optimizer.json"
-DAMAGED = "damaged-"
 MOST_PARTS = 3  # of a run's name, in which runs are looked for to be named
 
 
@@ -109,17 +94,8 @@ class TrainState:
     """Where the datasets were."""
 
 
-def path_of(run: str, step: int) -> str:
-    return storage.join(run, "checkpoints", f"step-{step:08d}")
-
-
-def step_of(path: str) -> int:
-    """The step of a checkpoint that is named as `path_of` names it."""
-    return int(path.rpartition("-")[2])
-
-
 def load_state(path: str) -> TrainState:
-    content = storage.read_json(storage.join(path, STATE))
+    content = storage.read_json(storage.join(path, layout.STATE))
     try:
         return TrainState(**content)
     except TypeError as e:
@@ -127,11 +103,12 @@ def load_state(path: str) -> TrainState:
 
 
 def load_model_config(path: str) -> ModelConfig:
-    return configs.from_dict(ModelConfig, storage.read_json(storage.join(path, CONFIG)))
+    content = storage.read_json(storage.join(path, layout.MODEL_CONFIG))
+    return configs.from_dict(ModelConfig, content)
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    return tokenizers.load(storage.join(path, tokenizers.FILE_NAME))
+    return tokenizers.load(storage.join(path, layout.ENCODING))
 
 
 def load_model(path: str, device: torch.device | None = None) -> GPT:
@@ -140,7 +117,7 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
     Raises:
         CheckpointError: a file is missing or damaged, or the weights are of another model.
     """
-    verify(path, only=WEIGHTS)
+    verify(path, only=layout.WEIGHTS)
     model = GPT(load_model_config(path))
     load_weights(path, model)
     return model.to(device or torch.device("cpu")).eval()
@@ -154,21 +131,22 @@ def write_model(
     state: TrainState,
 ) -> list[str]:
     """Writes all of a checkpoint but the optimizer's state and the manifest; the files' names."""
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / layout.WEIGHTS, metadata={"format": "pt"})
     texts = {
-        CONFIG: json.dumps(configs.to_dict(c), indent=1).encode(),
-        STATE: json.dumps(dataclasses.asdict(state), indent=1).encode(),
-        tokenizers.FILE_NAME: tokenizer.serialized,
+        layout.MODEL_CONFIG: json.dumps(configs.to_dict(c), indent=1).encode(),
+        layout.STATE: json.dumps(dataclasses.asdict(state), indent=1).encode(),
+        layout.ENCODING: tokenizer.serialized,
     }
     for name, content in texts.items():
         (folder / name).write_bytes(content)
-    return [WEIGHTS, *texts]
+    return [layout.WEIGHTS, *texts]
 
 
-def place(
+def publish(
     path: str, folder: Path, names: list[str], beat: Callable[[], None] = lambda: None
 ) -> dict[str, dict[str, Any]]:
-    """Has files of a checkpoint in their place, and on the disk; what the manifest says of them.
+    """Moves files of a checkpoint to their place, and onto the disk; what the manifest says of
+    them. It is whole when `commit` has been called.
 
     Args:
         folder: that they were written to: the checkpoint's own, or one on this machine's disk, from
@@ -190,29 +168,36 @@ def place(
     return files
 
 
+def commit(path: str, files: dict[str, dict[str, Any]]) -> None:
+    """Makes the published files a checkpoint: its manifest is written last."""
+    storage.write_json(storage.join(path, layout.MANIFEST), {"files": files})
+
+
 def load_weights(path: str, model: GPT) -> None:
     """The checkpoint's weights into a model of its config, which is not checked to be whole.
 
     Raises:
         CheckpointError: they are of another model.
     """
-    with local(path, [WEIGHTS]) as folder:
-        weights = load_file(folder / WEIGHTS)
+    with local(path, [layout.WEIGHTS]) as folder:
+        weights = load_file(folder / layout.WEIGHTS)
     # A tied head is saved once, as the embedding.
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = {"head.weight"} if model.config.tie_embeddings else set()
     if unexpected or set(missing) - tied:
         names = ", ".join([*unexpected, *(set(missing) - tied)][:3])
-        raise CheckpointError(f"{path}: {WEIGHTS} is not of the model in {CONFIG} ({names} ...)")
+        raise CheckpointError(
+            f"{path}: {layout.WEIGHTS} is not of the model in {layout.MODEL_CONFIG} ({names} ...)"
+        )
 
 
 def load_optimizer(path: str, engine: Any) -> None:
     """The optimizer's state into an engine of the same model and optimizer, on any number of
     workers at any ZeRO stage; each reads its own part. Rates and decays stay as the config says."""
-    index = storage.read_json(storage.join(path, INDEX))
-    names = [f"{OPTIMIZER}/{file}" for file in sorted(fragments.files_for(engine, index))]
+    index = storage.read_json(storage.join(path, layout.OPTIMIZER_INDEX))
+    names = [f"{layout.OPTIMIZER}/{file}" for file in sorted(fragments.files_for(engine, index))]
     with local(path, names) as folder:
-        fragments.load_state(engine, index, folder / OPTIMIZER)
+        fragments.load_state(engine, index, folder / layout.OPTIMIZER)
 
 
 @contextlib.contextmanager
@@ -229,20 +214,20 @@ def local(path: str, names: list[str]) -> Iterator[Path]:
 
 def find(run: str) -> list[str]:
     """The run's committed checkpoints, oldest first."""
-    return [path for path in _steps(run) if storage.exists(storage.join(path, MANIFEST))]
+    return [path for path in _steps(run) if storage.exists(storage.join(path, layout.MANIFEST))]
 
 
 def unfinished(run: str) -> list[str]:
     """What saves have begun, and not committed (or never will), oldest first."""
-    return [path for path in _steps(run) if not storage.exists(storage.join(path, MANIFEST))]
+    return [path for path in _steps(run) if not storage.exists(storage.join(path, layout.MANIFEST))]
 
 
 def _steps(run: str) -> list[str]:
-    folder = storage.join(run, "checkpoints")
+    folder = layout.checkpoints_folder(run)
     return [
         storage.join(folder, item.base_name)
         for item in storage.list_files(folder, recursive=False)
-        if item.type == pafs.FileType.Directory and item.base_name.startswith("step-")
+        if item.type == pafs.FileType.Directory and item.base_name.startswith(layout.STEP)
     ]
 
 
@@ -258,7 +243,7 @@ def latest(
         except CheckpointError as e:
             where = ""
             if set_aside:
-                where = f" (set aside as {set_aside_as(path, DAMAGED)})"
+                where = f" (set aside as {set_aside_as(path, layout.DAMAGED)})"
             say(f"skipping a damaged checkpoint: {e}{where}")
     return None
 
@@ -267,12 +252,12 @@ def names_of_runs(home: str) -> list[str]:
     """The names of the runs that have a checkpoint; those in parts, as a/b, too."""
 
     def below(name: str, depth: int) -> Iterator[str]:
-        folder = storage.join(home, "runs", name).rstrip("/")
+        folder = layout.run_folder(home, name).rstrip("/")
         for item in storage.list_files(folder, recursive=False):
             part = f"{name}/{item.base_name}".lstrip("/")
             if item.type != pafs.FileType.Directory:
                 continue
-            if find(storage.join(home, "runs", part)):
+            if find(layout.run_folder(home, part)):
                 yield part
             elif depth > 1:
                 yield from below(part, depth - 1)
@@ -300,24 +285,24 @@ def resolve(checkpoint: str, home: str) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    for folder in places(checkpoint, home):
-        if storage.exists(storage.join(folder, MANIFEST)):
+    for folder in candidates(checkpoint, home):
+        if storage.exists(storage.join(folder, layout.MANIFEST)):
             return folder
         found = latest(folder)
         if found is not None:
             return found
-    raise nowhere(f"checkpoint={checkpoint}", home)
+    raise not_found(f"checkpoint={checkpoint}", home)
 
 
-def places(name: str, home: str) -> tuple[str, str]:
+def candidates(name: str, home: str) -> tuple[str, str]:
     """Where a person who gives a run's name, or a folder, may mean."""
-    return storage.join(home, "runs", name), storage.absolute(name)
+    return layout.run_folder(home, name), storage.absolute(name)
 
 
-def nowhere(given: str, home: str) -> CheckpointError:
+def not_found(given: str, home: str) -> CheckpointError:
     """What is `given`, as key=value, leads to no checkpoint; which runs have one."""
     names = names_of_runs(home)
-    runs = storage.join(home, "runs")
+    runs = layout.runs_folder(home)
     there = f"runs with one: {', '.join(names)}" if names else f"no run under {runs} has one yet"
     return CheckpointError(f"{given}: no checkpoint there; give a run's name or a folder ({there})")
 
@@ -335,9 +320,10 @@ def verify(path: str, only: str | None = None) -> None:
             storage.check_file(file, entry["size"], entry["sha256"], CheckpointError)
             if name.endswith(".safetensors"):
                 _check_safetensors(file, entry["size"])
-    folder = path.rpartition("/")[2]
-    if only is None and folder.startswith("step-") and load_state(path).step != step_of(path):
-        raise CheckpointError(f"{path}: holds step {load_state(path).step}: it is of another step")
+    if only is None and path.rpartition("/")[2].startswith(layout.STEP):
+        step = load_state(path).step
+        if step != layout.step_of(path):
+            raise CheckpointError(f"{path}: holds step {step}: it is of another step")
 
 
 def prune(run: str, c: CheckpointConfig) -> list[str]:
@@ -358,8 +344,8 @@ def prune(run: str, c: CheckpointConfig) -> list[str]:
 
 def delete(path: str) -> None:
     """Deletes a checkpoint from its manifest on: one that is half deleted does not look whole."""
-    if storage.exists(storage.join(path, MANIFEST)):
-        storage.delete_file(storage.join(path, MANIFEST))
+    if storage.exists(storage.join(path, layout.MANIFEST)):
+        storage.delete_file(storage.join(path, layout.MANIFEST))
     storage.delete_folder(path)
 
 
@@ -378,6 +364,6 @@ def _check_safetensors(path: str, size: int) -> None:
 
 def _files(path: str) -> dict[str, dict[str, Any]]:
     try:
-        return storage.read_json(storage.join(path, MANIFEST))["files"]
+        return storage.read_json(storage.join(path, layout.MANIFEST))["files"]
     except (DataError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path}: not a whole checkpoint ({e})") from None

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from manta import config as configs
-from manta import storage
+from manta import layout, storage
 from manta.config import config
 from manta.errors import CheckpointError, ConfigError
 from manta.train.checkpoints import checkpoint, fragments
@@ -56,7 +56,7 @@ def report(c: CheckpointsConfig) -> list[str]:
         return _verify(paths)
     if c.action == "prune":
         gone = checkpoint.prune(run, c.checkpoint)
-        kept = [str(checkpoint.step_of(path)) for path in checkpoint.find(run)]
+        kept = [str(layout.step_of(path)) for path in checkpoint.find(run)]
         return [f"deleted {path}" for path in gone] + [f"kept: steps {', '.join(kept)}"]
     others = _paths(_run(c, c.other or c.run), c.steps[1:])
     return compare(_paths(run, c.steps[:1])[0], others[-1])
@@ -64,14 +64,14 @@ def report(c: CheckpointsConfig) -> list[str]:
 
 def _run(c: CheckpointsConfig, name: str) -> str:
     home = storage.home(c.home)
-    for folder in checkpoint.places(name, home):
+    for folder in checkpoint.candidates(name, home):
         if checkpoint.find(folder):
             return folder
-    raise checkpoint.nowhere(f"run={name}", home)
+    raise checkpoint.not_found(f"run={name}", home)
 
 
 def _paths(run: str, steps: tuple[int, ...]) -> list[str]:
-    paths = {checkpoint.step_of(path): path for path in checkpoint.find(run)}
+    paths = {layout.step_of(path): path for path in checkpoint.find(run)}
     missing = [step for step in steps if step not in paths]
     if missing:
         there = ", ".join(map(str, paths))
@@ -85,11 +85,11 @@ def _list(paths: list[str]) -> list[str]:
         try:
             state = checkpoint.load_state(path)
         except Exception as e:
-            lines.append(f"{checkpoint.step_of(path):>8}  {e}")
+            lines.append(f"{layout.step_of(path):>8}  {e}")
             continue
         files = [item for item in storage.list_files(path) if item.is_file]
         size = sum(item.size for item in files) / 1e6
-        saved = storage.info(storage.join(path, checkpoint.MANIFEST)).mtime
+        saved = storage.info(storage.join(path, layout.MANIFEST)).mtime
         loss = "-" if state.val_loss is None else f"{state.val_loss:.4f}"
         lines.append(
             f"{state.step:>8}  {loss:>11}  {state.world_size:>8}  {state.zero_stage:>4}  "
@@ -135,15 +135,15 @@ def compare(a: str, b: str) -> list[str]:
 
 
 def _weights(path: str) -> dict[str, torch.Tensor]:
-    with checkpoint.local(path, [checkpoint.WEIGHTS]) as folder:
-        return load_file(folder / checkpoint.WEIGHTS)
+    with checkpoint.local(path, [layout.WEIGHTS]) as folder:
+        return load_file(folder / layout.WEIGHTS)
 
 
 def _optimizer(path: str) -> dict[str, torch.Tensor]:
-    index = storage.read_json(storage.join(path, checkpoint.INDEX))
-    names = [f"{checkpoint.OPTIMIZER}/{file}" for file in fragments.files_in(index)]
+    index = storage.read_json(storage.join(path, layout.OPTIMIZER_INDEX))
+    names = [f"{layout.OPTIMIZER}/{file}" for file in fragments.files_in(index)]
     with checkpoint.local(path, names) as folder:
-        return fragments.whole_state(index, folder / checkpoint.OPTIMIZER)
+        return fragments.whole_state(index, folder / layout.OPTIMIZER)
 
 
 def _differences(what: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:

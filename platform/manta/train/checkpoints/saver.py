@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from manta import storage
+from manta import layout, storage
 from manta.errors import CheckpointError
 from manta.model.gpt import ModelConfig, unpadded
 from manta.text.tokenizer import Tokenizer
@@ -86,7 +86,7 @@ class Saver:
         self._memory.wait()
         waited = time.perf_counter() - started
         self._last_time, self.last_step = time.monotonic(), state.step
-        path = checkpoint.path_of(self._run, state.step)
+        path = layout.checkpoint_folder(self._run, state.step)
         snapshot = Snapshot(path, dataclasses.replace(state), share, weights, waited)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="manta-saver")
         self._thread.start()
@@ -185,16 +185,16 @@ class Saver:
         """This rank's files; what the manifest and the index say of them."""
         rank, path = dist.get_rank(), snapshot.path
         folder = staging or Path(storage.filesystem(path)[1])
-        (folder / checkpoint.OPTIMIZER).mkdir(parents=True, exist_ok=True)
-        name = f"{checkpoint.OPTIMIZER}/rank-{rank:05d}.safetensors"
+        (folder / layout.OPTIMIZER).mkdir(parents=True, exist_ok=True)
+        name = f"{layout.OPTIMIZER}/rank-{rank:05d}.safetensors"
         entry = fragments.write(snapshot.share, folder / name)
-        files = checkpoint.place(path, folder, [name], self._beat)
+        files = checkpoint.publish(path, folder, [name], self._beat)
         if rank == 0:
             weights = {n: unpadded(n, w, self._model) for n, w in snapshot.weights.items()}
             names = checkpoint.write_model(
                 folder, self._model, weights, self._tokenizer, snapshot.state
             )
-            files |= checkpoint.place(path, folder, names, self._beat)
+            files |= checkpoint.publish(path, folder, names, self._beat)
         return {"files": files, "state": entry}
 
     def _tell_of_memory(self, problems: list[str | None]) -> None:
@@ -218,9 +218,9 @@ class Saver:
 def _commit(path: str, shares: list[dict[str, Any]]) -> None:
     files = {name: entry for share in shares for name, entry in share["files"].items()}
     index = storage.encode_json(fragments.index_of([share["state"] for share in shares]))
-    storage.write_bytes(storage.join(path, checkpoint.INDEX), index)
-    files[checkpoint.INDEX] = {"size": len(index), "sha256": storage.sha256_of(index)}
-    storage.write_json(storage.join(path, checkpoint.MANIFEST), {"files": files})
+    storage.write_bytes(storage.join(path, layout.OPTIMIZER_INDEX), index)
+    files[layout.OPTIMIZER_INDEX] = {"size": len(index), "sha256": storage.sha256_of(index)}
+    checkpoint.commit(path, files)
 
 
 def _attempt(function: Callable[[], Any]) -> str | None:

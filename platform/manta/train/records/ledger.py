@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, get_args
 
-from manta import storage
+from manta import layout, storage
 from manta.errors import DataError
 
-FILE = "goodput.json"
 Cause = Literal[
     "productive",  # steps
     "data wait",  # within steps
@@ -37,7 +36,7 @@ class Ledger:
         Args:
             lost_seconds: of steps after the checkpoint that this run goes on from.
         """
-        self._path = None if run is None else storage.join(run, FILE)
+        self._path = None if run is None else storage.join(run, layout.GOODPUT)
         self._seconds: dict[str, float] = dict.fromkeys(CAUSES, 0.0)
         self._written = 0.0
         self.starts = 1
@@ -94,7 +93,7 @@ def begin(run: str, started: float) -> None:
         started: when the process that a person started did, or found its workers dead
             (time.time()).
     """
-    path = storage.join(run, FILE)
+    path = storage.join(run, layout.GOODPUT)
     with suppress(OSError):  # a full disk: the run goes on
         entry = _read(path) or {"seconds": {"down": 0.0}, "updated": started, "starts": 0}
         entry["seconds"]["down"] += max(0.0, started - entry["updated"])
@@ -117,13 +116,13 @@ def _read(path: str) -> dict[str, Any] | None:
 
 def seconds_of(run: str) -> float:
     """All time since the run's first start; 0: it is not known."""
-    found = _read(storage.join(run, FILE))
+    found = _read(storage.join(run, layout.GOODPUT))
     return sum(found["seconds"].values()) if found else 0.0
 
 
 def table(run: str) -> list[str]:
     """Lines for the summary: goodput, and what was lost to what."""
-    found = _read(storage.join(run, FILE))
+    found = _read(storage.join(run, layout.GOODPUT))
     if found is None:
         return []
     seconds, total = found["seconds"], max(sum(found["seconds"].values()), 1e-9)

@@ -13,12 +13,8 @@ from typing import Any
 from pyarrow import fs as pafs
 from tensorboardX import SummaryWriter
 
-from manta import plot, storage
+from manta import layout, plot, storage
 
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
-CURVE = "loss.png"
-TENSORBOARD = "tensorboard"
 MOST_PENDING = 10_000  # of TensorBoard's numbers, before logging waits for them to be written
 
 
@@ -45,16 +41,16 @@ class Logbook:
             self._folder.mkdir(parents=True, exist_ok=True)
         else:
             self._folder = Path(tempfile.mkdtemp(prefix="manta-logbook-"))
-            for name in (METRICS, SAMPLES):
+            for name in (layout.METRICS, layout.SAMPLES):
                 if storage.exists(storage.join(run, name)):
                     storage.download(storage.join(run, name), self._folder / name)
         # What was logged after the checkpoint that we go on from will be logged again.
-        gone = _keep_until(self._folder / METRICS, resumed_step)
+        gone = _keep_until(self._folder / layout.METRICS, resumed_step)
         self.lost_seconds = sum(float(r.get("step_seconds", 0)) for r in gone)
         """Of the steps among it."""
-        _keep_until(self._folder / SAMPLES, resumed_step)
+        _keep_until(self._folder / layout.SAMPLES, resumed_step)
         self._board = SummaryWriter(
-            str(self._folder / TENSORBOARD),
+            str(self._folder / layout.TENSORBOARD),
             purge_step=resumed_step + 1 if resumed_step else None,
             max_queue=MOST_PENDING,
         )
@@ -63,7 +59,7 @@ class Logbook:
 
     def metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """One line of metrics.jsonl a record; each has its `step`."""
-        with (self._folder / METRICS).open("a") as f:
+        with (self._folder / layout.METRICS).open("a") as f:
             for record in records:
                 f.write(json.dumps(_plain(record)) + "\n")
                 for key, value in record.items():
@@ -72,7 +68,7 @@ class Logbook:
         self._publish(records[-1])
 
     def sample(self, step: int, prompt: str, completion: str) -> None:
-        with (self._folder / SAMPLES).open("a") as f:
+        with (self._folder / layout.SAMPLES).open("a") as f:
             row = {"step": step, "prompt": prompt, "completion": completion}
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._board.add_text("samples", f"**{prompt}**{completion}", step)
@@ -87,9 +83,9 @@ class Logbook:
         self._send()
 
     def _draw(self, title: str) -> None:
-        records = read_metrics(str(self._folder / METRICS))
+        records = read_metrics(str(self._folder / layout.METRICS))
         with suppress(OSError):  # a full disk: training goes on
-            (self._folder / CURVE).write_bytes(plot.loss_curve(records, title))
+            (self._folder / layout.LOSS_CURVE).write_bytes(plot.loss_curve(records, title))
 
     def _send(self) -> None:
         if not self._is_local:
@@ -112,7 +108,7 @@ def write_scalars(run: str, name: str, scalars: Mapping[str, float], at: int) ->
             for key, value in scalars.items():
                 board.add_scalar(key, value, at)
         for file in Path(folder).iterdir():
-            storage.upload(file, storage.join(run, TENSORBOARD, name, file.name))
+            storage.upload(file, storage.join(run, layout.TENSORBOARD, name, file.name))
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:

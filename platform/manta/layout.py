@@ -1,0 +1,135 @@
+"""The layout of the home on disk: where runs, checkpoints and datasets lie, and their files' names.
+
+HOME/runs/NAME/config.yaml           the run's config
+               metrics.jsonl         a line for each logged step
+               samples.jsonl         what the model has written along the way
+               loss.png              the loss curve
+               tensorboard/          the same figures, for TensorBoard; scores in evals/
+               goodput.json          where the run's time has gone
+               rollbacks.json        steps whose tokens are passed over
+               stacks/               where a worker stood that made no progress
+               evals/STEP/           a file of scores for each suite, and one of its documents'
+               evals/curve.png       the scores against tokens
+               checkpoints/STEP/     STEP is step-00001000; one that is set aside has a prefix:
+                                     damaged-, rolled-back-
+                   model.safetensors     weights, fp32, readable without Manta
+                   config.json           the model's config
+                   encoding.json         the tokenizer
+                   state.json            where training was (TrainState)
+                   optimizer/            the optimizer's state, a file from each rank
+                   optimizer.json        which weight's state is where in these
+                   MANIFEST.json         every file's size and sha256, written LAST
+HOME/data/NAME/train-00000.parquet   token ids; an end-of-text token ends each document
+               val-00000.parquet
+               encoding.json         the tokenizer
+               lengths.png           how long its documents are
+               MANIFEST.json         written LAST: without it there is no dataset
+HOME/exports/                        models in formats of others
+HOME/ray/                            Ray's own records
+"""
+
+from manta import storage
+
+# Of a checkpoint and of a dataset alike.
+MANIFEST = "MANIFEST.json"
+ENCODING = "encoding.json"
+
+# Of a run.
+RUN_CONFIG = "config.yaml"
+RUN_LOCK = ".lock"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+LOSS_CURVE = "loss.png"
+TENSORBOARD = "tensorboard"
+GOODPUT = "goodput.json"
+ROLLBACKS = "rollbacks.json"
+STACKS = "stacks"
+SURPRISE = "surprise.html"
+EVALS = "evals"
+SCORES = ".json"
+SCORED_DOCUMENTS = ".documents.json"
+SCORES_CURVE = "curve.png"
+
+# Of a checkpoint.
+STEP = "step-"
+DAMAGED = "damaged-"
+ROLLED_BACK = "rolled-back-"
+OUTSIDE = "model"
+WEIGHTS = "model.safetensors"
+MODEL_CONFIG = "config.json"
+STATE = "state.json"
+OPTIMIZER = "optimizer"
+OPTIMIZER_INDEX = "optimizer.json"
+
+# Of a dataset.
+LENGTHS = "lengths.png"
+
+# Of a sweep, and of a comparison of runs.
+BEST_CONFIG = "best.yaml"
+RANKING = "ranking.json"
+COMPARISON = "compare.png"
+
+_CHECKPOINTS = "checkpoints"
+
+
+def runs_folder(home: str) -> str:
+    return storage.join(home, "runs")
+
+
+def run_folder(home: str, name: str) -> str:
+    return storage.join(runs_folder(home), name)
+
+
+def datasets_folder(home: str) -> str:
+    return storage.join(home, "data")
+
+
+def dataset_folder(home: str, name: str) -> str:
+    return storage.join(datasets_folder(home), name)
+
+
+def dataset_lock(home: str, name: str) -> str:
+    """The lock of a dataset, beside its folder, which may have to be deleted."""
+    return storage.join(datasets_folder(home), f".{name}.lock")
+
+
+def exports_folder(home: str) -> str:
+    return storage.join(home, "exports")
+
+
+def ray_folder(home: str) -> str:
+    return storage.join(home, "ray")
+
+
+def checkpoints_folder(run: str) -> str:
+    return storage.join(run, _CHECKPOINTS)
+
+
+def checkpoint_folder(run: str, step: int) -> str:
+    return storage.join(checkpoints_folder(run), f"{STEP}{step:08d}")
+
+
+def step_of(checkpoint: str) -> int:
+    """The step of a checkpoint in a folder that is named as `checkpoint_folder` names it."""
+    return int(checkpoint.rpartition("-")[2])
+
+
+def split_checkpoint(path: str) -> tuple[str, str]:
+    """The run's folder and the checkpoint's name, step-00000500; for a checkpoint that stands
+    outside of a run, its own folder and "model"."""
+    run, _, step = path.rpartition(f"/{_CHECKPOINTS}/")
+    return (run, step) if run else (path, OUTSIDE)
+
+
+def evals_folder(run: str) -> str:
+    return storage.join(run, EVALS)
+
+
+def scores_file(run: str, step: str, label: str) -> str:
+    """The scores of a suite or task; `step` is a checkpoint's name, step-00000500."""
+    return storage.join(evals_folder(run), step, f"{label}{SCORES}")
+
+
+def scored_documents_file(run: str, step: str, label: str) -> str:
+    """What each document adds to these scores."""
+    return storage.join(evals_folder(run), step, f"{label}{SCORED_DOCUMENTS}")
