@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import SMALL, small_model
 
+from helpers.models import SMALL, small_model
 from manta.errors import DataError
 from manta.evaluate.rows import Pair, Row, batches_of, rows_of
 from manta.evaluate.worker import Worker

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_evaluate import TEXT, hellaswag_rows
 
+from helpers.evaluation import TEXT, hellaswag_rows
 from manta.config import from_dict
 from manta.errors import ConfigError, DataError
 from manta.evaluate import catalog, core, suites

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
-from test_export import MODELS, model_of, save
 
+from helpers.checkpoints import MODELS, model_of, save
 from helpers.common import ROOT, TEXT
 from manta.config import load
 from manta.errors import ConfigError, DataError

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import SMALL, small_model
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.models import SMALL, small_model
 from manta.config import load
 from manta.errors import ConfigError
 from manta.model.generate import GenerateConfig, generate, generate_batch, pick

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_optimizer import ACCUMULATED, MICRO_BATCH, SHARES, batches, device, make_model, on_ranks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.ranks import ACCUMULATED, MICRO_BATCH, SHARES, batches, device, make_model, on_ranks
 from manta.config import from_dict, load
 from manta.errors import ConfigError
 from manta.train.settings import PretrainConfig

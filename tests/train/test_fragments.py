@@ -7,23 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
-from test_optimizer import (
-    MICRO_BATCH,
-    RANKS,
-    STEPS,
-    batches,
-    distance,
-    engine_of,
-    on_ranks,
-    save,
-)
 from torch import Tensor
 
+from helpers.ranks import RANKS, STEPS, distance, engine_of, on_ranks, save, train
 from manta.errors import CheckpointError
 from manta.train.checkpoints import fragments
-from manta.train.step import engine as engines
 from manta.train.step.optimizer import OptimizerConfig
 
 SAVED_BY, HALF = 3, STEPS // 2
@@ -32,20 +21,6 @@ KINDS = {
     "muon": (OptimizerConfig(kind="muon"), (0, 1, 2)),
 }
 CASES = [(kind, stage) for kind, (_, stages) in KINDS.items() for stage in stages]
-
-
-def train(engine: Any, which: range) -> dict[str, Tensor]:
-    """The weights after these steps, each of the same batch for any number of ranks."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    every = list(batches(engine.module))
-    for step in which:
-        # Of 12 sequences: divided by 1, 2 and 3.
-        mine = every[step].chunk(world_size)[rank].split(MICRO_BATCH)
-        engines.set_grad_accum_steps(engine, len(mine))
-        for index, micro in enumerate(mine):
-            loss = engine(micro[:, :-1], micro[:, 1:])
-            engines.backward_and_step(engine, loss, 1.0, is_last=index == len(mine) - 1)
-    return engines.full_weights(engine)
 
 
 def whole_state(folder: Path) -> dict[str, Tensor]:

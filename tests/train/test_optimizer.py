@@ -2,44 +2,36 @@
 
 import copy
 import dataclasses
-import json
 import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.ranks import (
+    ACCUMULATED,
+    RANKS,
+    SHARES,
+    STEPS,
+    batches,
+    distance,
+    engine_of,
+    make_model,
+    on_ranks,
+    save,
+)
 from manta.config import from_dict
 from manta.errors import ConfigError
-from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoints import fragments
 from manta.train.step import engine as engines
 from manta.train.step import optimizer as optimizers
-from manta.train.step.device import Device
 from manta.train.step.optimizer import MuonAdamW, OptimizerConfig, make_optimizer, orthogonalise
 
-STEPS, RANKS, ACCUMULATED, MICRO_BATCH = 4, 3, 2, 2
-SHARES = [1.0, 0.8, 0.5, 0.3]  # of the peak learning rate, step by step
-
-# Matrices of many shapes, tall and wide; cut by the ranks' slices somewhere.
-MODELS = {
-    "modern": {
-        "n_layer": 2, "n_embd": 48, "n_head": 4, "n_kv_head": 2, "mlp_hidden": 80,
-        "context_length": 16, "vocab_size": 128,
-    },
-    "gpt2": {
-        "family": "gpt2", "n_layer": 2, "n_embd": 24, "n_head": 2, "context_length": 16,
-        "vocab_size": 128, "qkv_bias": False, "tie_embeddings": False,
-    },
-}  # fmt: skip
 OPTIMIZERS = {
     "muon": OptimizerConfig(kind="muon"),
     "muon-keys": OptimizerConfig(
@@ -49,23 +41,6 @@ OPTIMIZERS = {
     "adamw-keys": OptimizerConfig(embedding_lr=1e-2, head_lr=3e-3),
 }  # fmt: skip
 CASES = [("modern", "muon"), ("modern", "muon-keys"), ("gpt2", "muon"), ("gpt2", "adamw-keys")]
-
-
-def make_model(name: str) -> GPT:
-    torch.manual_seed(1)
-    return GPT(from_dict(ModelConfig, MODELS[name]))
-
-
-def batches(model: GPT) -> Iterator[Tensor]:
-    """One (sequences, tokens) batch a step, of all ranks together."""
-    generator = torch.Generator().manual_seed(2)
-    size = RANKS * ACCUMULATED * MICRO_BATCH
-    for _ in range(STEPS):
-        yield torch.randint(0, model.config.vocab_size or 0, (size, 17), generator=generator)
-
-
-def device(dtype: Any = "fp32") -> Device:
-    return Device(torch.device("cpu"), dtype, 1e9, "CPU")
 
 
 # ---- the reference: one process, no DeepSpeed, Muon written out from the paper
@@ -141,26 +116,6 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     return results
 
 
-def engine_of(
-    name: str,
-    c: OptimizerConfig,
-    stage: int,
-    dtype: str = "fp32",
-    start: dict[str, Tensor] | None = None,
-) -> Any:
-    model = make_model(name)
-    if start is not None:
-        model.load_state_dict(start, strict=False)  # a tied head is the embedding
-    return engines.make_engine(
-        model,
-        c,
-        device(dtype),
-        zero_stage=stage,
-        micro_batch_size=MICRO_BATCH,
-        grad_accum_steps=ACCUMULATED,
-    )
-
-
 def steps(engine: Any, c: OptimizerConfig, rank: int, which: range) -> dict[str, Tensor]:
     all_batches = list(batches(engine.module))
     for step in which:
@@ -170,20 +125,6 @@ def steps(engine: Any, c: OptimizerConfig, rank: int, which: range) -> dict[str,
             loss = engine(micro[:, :-1], micro[:, 1:])
             engines.backward_and_step(engine, loss, c.grad_clip, is_last=index == ACCUMULATED - 1)
     return engines.full_weights(engine)
-
-
-def save(engine: Any, rank: int, folder: Path) -> Any:
-    """Weights, optimizer state and its index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entry = fragments.write(fragments.copy_state(engine), folder / f"rank-{rank}.safetensors")
-    entries: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(entries, entry)
-    weights = engines.full_weights(engine)
-    if rank == 0:
-        torch.save(weights, folder / "weights.pt")
-        (folder / "index.json").write_text(json.dumps(fragments.index_of(entries)))
-    dist.barrier()
-    return json.loads((folder / "index.json").read_text())
 
 
 def engine_training(
@@ -247,32 +188,9 @@ def run_slices(rank: int, world_size: int) -> dict[str, Any]:
     return {"difference": difference, "weights": [p.detach() for p in weights]}
 
 
-def on_ranks(function: Any, world_size: int, folder: Path) -> dict[str, Any]:
-    """What rank 0 of `function(rank, world_size, folder)` found, in processes of their own."""
-    mp.spawn(_on_rank, (function, world_size, str(folder)), nprocs=world_size)
-    return torch.load(folder / "found.pt")
-
-
-def _on_rank(rank: int, function: Any, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    found = function(rank, world_size, folder)
-    if rank == 0:
-        torch.save(found, f"{folder}/found.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return on_ranks(run_rank, RANKS, tmp_path_factory.mktemp("optimizer"))
-
-
-def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest relative difference of a weight."""
-    assert a.keys() == b.keys()
-    return max(((a[k].double() - b[k]).norm() / b[k].double().norm()).item() for k in a)
 
 
 @pytest.mark.parametrize(("model", "kind"), CASES)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_optimizer import device, on_ranks
 from torch import Tensor
 
+from helpers.ranks import device, on_ranks
 from manta.config import from_dict
 from manta.model import loss as losses
 from manta.model.gpt import GPT

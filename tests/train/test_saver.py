@@ -11,10 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from test_fragments import train
-from test_optimizer import device, engine_of, on_ranks
 
 from faults.damage import DAMAGE, flip
+from helpers.ranks import device, engine_of, on_ranks, train
 from manta import layout, storage
 from manta.bench import stages
 from manta.config import load

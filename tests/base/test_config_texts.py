@@ -1,0 +1,228 @@
+"""Texts in configs, and configs as YAML: what is written is read back as it was."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from helpers.configs import Inner, Outer, never, write
+from manta.arguments import read
+from manta.bench.settings import BenchConfig
+from manta.config import config, differences, from_dict, help_text, load, to_dict, to_yaml
+from manta.data.inspect import InspectConfig
+from manta.evaluate.compare import CompareConfig
+from manta.evaluate.settings import EvaluateConfig
+from manta.evaluate.surprise import SurpriseConfig
+from manta.export.run import ExportConfig, ImportConfig
+from manta.job import run_job
+from manta.model.generate import GenerateConfig
+from manta.model.presets import PRESETS
+from manta.sweep.run import SweepConfig
+from manta.train.checkpoints.listing import CheckpointsConfig
+from manta.train.settings import PretrainConfig
+
+few = settings(deadline=None, max_examples=25)
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+TEXTS = [
+    "x = 1  # set x", "12:30:45", "007", "1e3", "", "Q: What is 2+2? A:", "# Title", " both ends ",
+    "'quoted'", '"quoted"', "a\nb\n", "\\n", "~", "true", "null ", "Null", "[a, b]", "{a: 1}",
+    "- a", "&a", "*a", "!!int 3", "${home}", "${", "\\${a}", "\\\\${a}\\", "???", "\\???", "a=b",
+    "-1_0.5E+3", "%", "\x85", "\u2028", "naïve 🐟",
+    '{"zero_optimization": {"sub_group_size": 5000}}',
+]  # fmt: skip
+texts = st.text() | st.text(alphabet="\\${}?:#'\"[] =\na") | st.sampled_from(TEXTS)
+
+
+@config
+class Texts:
+    text: str = "default"
+    """A text."""
+    maybe: str | None = "default"
+    """A text, or none."""
+    from_: str = "default"
+    """A text under a word of Python's."""
+    by_name: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Texts in a dict."""
+    several: tuple[str, ...] = ()
+    """Texts in a list."""
+    one_or_several: str | tuple[str, ...] | None = None
+    """What may be of another type too."""
+
+
+@config
+class Page:
+    title: str = "default"
+    """Another text."""
+    texts: Texts = Texts()
+
+
+@few
+@given(texts)
+def test_a_text_comes_back_as_it_was_given_whatever_is_in_it(text: str) -> None:
+    keys = ("title", "texts.text", "texts[maybe]", "texts.from", "texts.by_name.a", "[title]")
+    for key in keys:
+        c = load(Page, [f"{key}=before", f"{key}={text}"])
+        found = {"a": c.title, **to_dict(c.texts), **c.texts.by_name}
+        names = re.findall(r"\w+", key)
+        name = {"title": "a", "from": "from_"}.get(names[-1], names[-1])
+        assert found[name] == (None if (name, text) == ("maybe", "null") else text), key
+
+
+def test_null_is_no_text_where_there_may_be_none_and_a_word_where_there_may_not() -> None:
+    c = load(Page, ["texts.maybe=null", "texts.text=null"])
+    assert (c.texts.maybe, c.texts.text) == (None, "null")
+    assert load(Page, ["texts.maybe=null "]).texts.maybe == "null "
+
+
+def test_keys_of_other_types_and_files_are_yaml(tmp_path: Path) -> None:
+    c = load(Texts, ["several=[a, 'b: c', '7', ]  # two", "one_or_several=[a, b]"])
+    assert (c.several, c.one_or_several) == (("a", "b: c", "7"), ("a", "b"))
+    assert load(Texts, ["one_or_several='a'"]).one_or_several == "a"
+    assert load(Texts, ["one_or_several="]).one_or_several is None
+    file = write(tmp_path, "text: 'a'  # not b\nmaybe: 5\nfrom: x ${text}\n")
+    c = load(Texts, [file])
+    assert (c.text, c.maybe, c.from_) == ("a", "5", "x a")
+    assert load(Texts, [file, "text=#${c}"]).from_ == "x #${c}"
+    assert load(Texts, ["text=b", file]).text == "a"
+
+
+@few
+@given(texts, st.lists(texts, max_size=2))
+def test_texts_come_back_from_the_file_that_a_config_becomes(
+    tmp_path_factory: pytest.TempPathFactory, text: str, several: list[str]
+) -> None:
+    c = from_dict(Page, {"title": text, "texts": {"by_name": {"a": text}, "several": several}})
+    file = write(tmp_path_factory.mktemp("texts"), to_yaml(c))
+    assert load(Page, [file]) == c
+    assert load(Page, [file, file, "texts.maybe=x"]).texts.several == tuple(several)
+
+
+def of_jobs() -> Iterator[tuple[type, str, str]]:
+    """Every key of a job's config, with its type as --help shows it."""
+    classes = (
+        BenchConfig, CheckpointsConfig, CompareConfig, EvaluateConfig, ExportConfig, GenerateConfig,
+        ImportConfig, InspectConfig, PretrainConfig, SurpriseConfig, SweepConfig,
+    )  # fmt: skip
+    for cls in classes:
+        for key, kind in re.findall(r"^  ([\w.]+): (.*) = ", help_text(cls), re.MULTILINE):
+            yield cls, key, kind
+
+
+def test_every_job_takes_texts_as_they_are() -> None:
+    keys = [(cls, key) for cls, key, kind in of_jobs() if kind in ("str", "str | null")]
+    assert len(keys) > 50 and (GenerateConfig, "prompt") in keys
+    for cls, key in keys:
+        for text in TEXTS:
+            found: Any = read(cls, [f"{key}={text}"])  # not checked yet: many are no name or file
+            for name in key.split("."):
+                found = found[name]
+            assert found == text, key
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_dry_run_prints_a_text_so_that_it_reads_back_the_same(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = [f"prompt={text}", "temperature=0.5"]
+    monkeypatch.setattr(sys, "argv", ["job.py", *arguments, "--dry-run"])
+    with pytest.raises(SystemExit):
+        run_job(never, GenerateConfig)  # type: ignore[arg-type]
+    again = load(GenerateConfig, [write(tmp_path, capsys.readouterr().out)])
+    assert again == load(GenerateConfig, arguments)
+    assert again.prompt == text
+
+
+# --- the way back --------------------------------------------------------------------------------
+
+
+FRACTIONS = st.floats(0, 1, allow_subnormal=False)
+TREES = st.fixed_dictionaries(
+    {"tokens_per_batch": st.integers(1, 4).map(lambda n: n * 12 * 2048)},
+    optional={
+        "seed": st.integers(0, 2**40),
+        "num_workers": st.integers(1, 4),
+        "zero_stage": st.integers(0, 3),
+        "dtype": st.sampled_from(["auto", "bf16", "fp32"]),
+        "name": st.sampled_from(["a", "b/c"]),
+        "home": st.none() | st.text(max_size=5),
+        "model": st.fixed_dictionaries(
+            {},
+            optional={
+                "preset": st.sampled_from(sorted(PRESETS)),
+                "n_layer": st.integers(1, 5),
+                "tie_embeddings": st.booleans(),
+                "dropout": FRACTIONS,
+            },
+        ),
+        "optimizer": st.fixed_dictionaries(
+            {},
+            optional={
+                "lr": st.floats(1e-9, 1e9),
+                "betas": st.lists(FRACTIONS, min_size=2, max_size=2),
+            },
+        ),
+        "sample": st.fixed_dictionaries(
+            {},
+            optional={
+                "prompts": st.lists(st.text(max_size=8), max_size=3),
+                "top_k": st.none() | st.integers(1, 9),
+            },
+        ),
+        "data": st.fixed_dictionaries(
+            {}, optional={"document_bytes": st.none() | st.integers(0, 9), "name": st.just("d")}
+        ),
+    },
+)
+
+
+@few
+@given(TREES)
+def test_a_config_comes_back_equal_from_its_values_and_its_yaml(tree: dict[str, Any]) -> None:
+    c = from_dict(PretrainConfig, tree)
+    assert from_dict(PretrainConfig, to_dict(c)) == c
+    assert from_dict(PretrainConfig, yaml.safe_load(to_yaml(c))) == c
+
+
+@few
+@given(TREES)
+@example({"tokens_per_batch": 4096, "model": {"preset": "gpt2-124m", "n_layer": 4}})
+def test_differences_come_back_equal(tree: dict[str, Any]) -> None:
+    c = from_dict(PretrainConfig, tree)
+    assert from_dict(PretrainConfig, differences(c)) == c
+
+
+def test_differences_hold_only_what_differs() -> None:
+    assert differences(PretrainConfig()) == {}
+    c = load(PretrainConfig, ["optimizer.lr=0.5", "optimizer.eps=1e-8", "seed=1337"])
+    assert differences(c) == {"optimizer": {"lr": 0.5}}
+
+
+@few
+@given(
+    st.dictionaries(st.sampled_from("ab"), st.integers()),
+    st.dictionaries(
+        st.sampled_from([8000, 9000]), st.dictionaries(st.sampled_from("ab"), st.integers(0, 2))
+    ),
+)
+@example({}, {})
+@example({}, {8000: {"a": 1}})
+@example({}, {8000: {"a": 1, "b": 2}})
+def test_differences_hold_the_whole_of_a_dict_that_differs(
+    named: dict[str, int], by_number: dict[int, dict[str, int]]
+) -> None:
+    c = Outer(named, Inner(by_number))
+    tree = differences(c)
+    assert ("named" in tree, "inner" in tree) == (c.named != {}, c.inner != Inner())
+    assert from_dict(Outer, tree) == from_dict(Outer, to_dict(c)) == c
+    assert from_dict(Outer, yaml.safe_load(to_yaml(c))) == c

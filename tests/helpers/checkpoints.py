@@ -1,0 +1,51 @@
+"""Models of each family that is exported, saved as checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manta import layout, storage
+from manta.config import from_dict
+from manta.model.gpt import GPT, ModelConfig
+from manta.text.tokenizer import Tokenizer
+from manta.train.checkpoints import checkpoint
+from manta.train.checkpoints.checkpoint import TrainState
+
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"family": "gpt2"},
+    "gpt2 without biases": {"family": "gpt2", "bias": False, "qkv_bias": False},
+    "gpt2, a head of its own": {"family": "gpt2", "tie_embeddings": False, "norm_eps": 0.01},
+    "llama": {"family": "modern"},
+    "llama, grouped": {"family": "modern", "n_kv_head": 2, "tie_embeddings": False},
+    "qwen3": {"family": "modern", "qk_norm": True, "rope_theta": 500.0, "mlp_hidden": 80},
+}
+
+
+def model_of(keys: dict[str, Any], vocab_size: int) -> GPT:
+    """Small, with weights that are nowhere near 0."""
+    shape = {"n_layer": 2, "n_head": 4, "n_embd": 64, "context_length": 32}
+    torch.manual_seed(0)
+    model = GPT(from_dict(ModelConfig, {**shape, "vocab_size": vocab_size, **keys})).eval()
+    for name, weight in model.named_parameters():
+        scale = 0.3 if name.endswith(".bias") else 0.1
+        weight.data = torch.randn(weight.shape) * scale + ("norm" in name and weight.ndim == 1)
+    for name in ("embedding", "head"):  # the padding
+        getattr(model, name).weight.data[vocab_size:] = 0
+    return model
+
+
+def save(model: GPT, tokenizer: Tokenizer, home: Path, name: str = "run") -> str:
+    """As the first checkpoint of a run."""
+    path = layout.checkpoint_folder(f"{home}/runs/{name}", 7)
+    Path(path).mkdir(parents=True)
+    weights = dict(model.state_dict())
+    if model.config.tie_embeddings:
+        del weights["head.weight"]
+    names = checkpoint.write_model(Path(path), model.config, weights, tokenizer, TrainState(step=7))
+    files = {
+        n: {"size": (Path(path) / n).stat().st_size, "sha256": storage.sha256(f"{path}/{n}")}
+        for n in names
+    }
+    storage.write_json(f"{path}/MANIFEST.json", {"files": files})
+    return path

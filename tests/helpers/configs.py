@@ -1,0 +1,44 @@
+"""Configs and files that tests of configs share."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from manta.config import Count, config, load
+from manta.errors import ConfigError
+from manta.train.settings import PretrainConfig
+
+
+def refusal(*arguments: str) -> str:
+    """What `load` says against these arguments."""
+    with pytest.raises(ConfigError) as caught:
+        load(PretrainConfig, arguments)
+    return str(caught.value)
+
+
+def write(folder: Path, text: str | bytes, name: str = "config.yaml") -> str:
+    file = folder / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(file)
+
+
+@config
+class Inner:
+    by_number: dict[Count, dict[str, int]] = dataclasses.field(
+        default_factory=lambda: {8000: {"a": 1}}
+    )
+    """A dict in a group, of dicts, with a default."""
+    n: int = 0
+    """A number."""
+
+
+@config
+class Outer:
+    named: dict[str, int] = dataclasses.field(default_factory=dict)
+    """A dict, empty at first."""
+    inner: Inner = Inner()
+
+
+def never(config: PretrainConfig) -> None:
+    pytest.fail("the job ran")
