@@ -99,13 +99,13 @@ def sweep(c: SweepConfig) -> Ranking:
     """
     c = dataclasses.replace(c, home=c.home_folder)
     cluster.connect()
-    cluster.require(c.workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    cluster.require(c.most_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     datasets = mixture.ready(c.data, c.home_folder, lambda line: print(line, flush=True))
     trials = c.trials()
     for trial in trials:
         order_of(trial, datasets)
     at_once = c.sweep.max_concurrent or max(
-        1, cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) // c.workers
+        1, cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
     )
     print(
         f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True

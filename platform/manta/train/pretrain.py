@@ -100,7 +100,7 @@ def pretrain(
     storage.write_bytes(storage.join(c.run_folder, "config.yaml"), configs.to_yaml(c).encode())
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
-        f"{c.tokens_per_batch:,} tokens, {c.workers} worker(s), ZeRO stage {c.zero_stage}"
+        f"{c.tokens_per_batch:,} tokens, {c.most_workers} worker(s), ZeRO stage {c.zero_stage}"
     )
     with lock(storage.join(c.run_folder, ".lock"), f"run {c.name}"), beside(c) as finish:
         ledger.begin(c.run_folder, started)
