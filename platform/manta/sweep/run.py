@@ -14,7 +14,7 @@ from manta.config import Count, PositiveFloat, config
 from manta.data import mixture
 from manta.errors import ClusterError
 from manta.train.pretrain import pretrain
-from manta.train.resume import order_of
+from manta.train.resume import check_enough_data
 from manta.train.settings import PretrainConfig
 
 METRIC = "val_loss"
@@ -103,7 +103,7 @@ def sweep(c: SweepConfig) -> Ranking:
     datasets = mixture.ready(c.data, c.home_folder, lambda line: print(line, flush=True))
     trials = c.trials()
     for trial in trials:
-        order_of(trial, datasets)
+        check_enough_data(trial, datasets)
     at_once = c.sweep.max_concurrent or max(
         1, cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
     )

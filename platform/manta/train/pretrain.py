@@ -15,16 +15,10 @@ from manta.lock import lock
 from manta.model.gpt import num_parameters
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
 from manta.train.records.logbook import METRICS, duration, read_metrics
-from manta.train.resume import (
-    check_resumable,
-    check_tokenizer,
-    from_weights,
-    is_finished,
-    order_of,
-    with_vocabulary,
-)
+from manta.train.resume import check_enough_data, check_resumable, check_tokenizer, is_finished
 from manta.train.settings import PretrainConfig
 from manta.train.supervise import Supervisor
 
@@ -88,7 +82,7 @@ def pretrain(
         return outcome(c, path, finished_before=True)
     c = from_weights(c, path)
     datasets = mixture.ready(c.data, c.home_folder, say)
-    order_of(c, datasets)
+    check_enough_data(c, datasets)
     model = with_vocabulary(c.model, datasets[0].load_tokenizer())
     if path is not None:
         check_resumable(c, path, model, datasets)
