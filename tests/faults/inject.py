@@ -47,10 +47,11 @@ def after_step(
     `always` when STEP is trained on."""
 
     def install(rank: int, at: Path) -> None:
-        from manta.train import loop
+        from manta.train.meter import Meter
 
-        def log(run: Any, meter: Any) -> None:
-            real(run, meter)
+        def log(meter: Any) -> None:
+            real(meter)
+            run = meter.run
             if torch.distributed.get_rank() != rank:
                 return
             if run.state.step == STEP and (once(at, "fault") or always):
@@ -59,7 +60,7 @@ def after_step(
             if again and is_back and once(at, "again"):
                 act(run)
 
-        real, loop.log = loop.log, log
+        real, Meter.log = Meter.log, log  # type: ignore[method-assign]
 
     return install
 

@@ -27,8 +27,8 @@ def log(run: Path | str, steps: range, resumed_step: int = 0) -> None:
     """A run's process that logs these steps, each with a sample, and ends."""
     logbook = Logbook(str(run), silent, resumed_step)
     for step in steps:
-        logbook.metrics([record(step)])
-        logbook.sample(step, "prompt", f"completion {step}")
+        logbook.log_metrics([record(step)])
+        logbook.log_sample(step, "prompt", f"completion {step}")
     logbook.sync()
     logbook.close()
 
@@ -84,8 +84,8 @@ def test_a_run_that_starts_anew_keeps_nothing_of_later_steps(tmp_path: Path) -> 
 )
 def test_samples_survive_a_resume_whatever_characters_they_hold(odd: str, tmp_path: Path) -> None:
     first = Logbook(str(tmp_path), silent, 0)
-    first.sample(1, f"prompt{odd}", f"{odd}completion")
-    first.sample(2, "prompt", "completion")
+    first.log_sample(1, f"prompt{odd}", f"{odd}completion")
+    first.log_sample(2, "prompt", "completion")
     first.close()
     Logbook(str(tmp_path), silent, 2).close()
     assert lines(tmp_path / "samples.jsonl") == [
@@ -97,7 +97,7 @@ def test_samples_survive_a_resume_whatever_characters_they_hold(odd: str, tmp_pa
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_written_as_valid_json(value: float, tmp_path: Path) -> None:
     logbook = Logbook(str(tmp_path), silent, 0)
-    logbook.metrics([record(1, grad_norm=value), record(2)])
+    logbook.log_metrics([record(1, grad_norm=value), record(2)])
     logbook.sync(curve="diverged")
     logbook.close()
     first, second = lines(tmp_path / "metrics.jsonl")
@@ -107,7 +107,7 @@ def test_values_that_are_not_finite_are_written_as_valid_json(value: float, tmp_
 
 def test_a_run_whose_loss_became_nan_still_gets_its_summary(tmp_path: Path) -> None:
     logbook = Logbook(str(tmp_path), silent, 0)
-    logbook.metrics([{"step": 1, "tokens": 10, "val_loss": math.nan, "val_bpb": math.nan}])
+    logbook.log_metrics([{"step": 1, "tokens": 10, "val_loss": math.nan, "val_bpb": math.nan}])
     logbook.close()
     metrics = read_metrics(str(tmp_path / "metrics.jsonl"))
     done = Outcome(str(tmp_path), str(tmp_path), TrainState(), metrics)
@@ -124,7 +124,7 @@ def test_tensorboard_has_every_number(tmp_path: Path) -> None:
 
 def test_sync_draws_the_curve_of_what_was_logged(tmp_path: Path) -> None:
     logbook = Logbook(str(tmp_path), silent, 0)
-    logbook.metrics([record(1), record(2)])
+    logbook.log_metrics([record(1), record(2)])
     logbook.sync()
     assert not (tmp_path / "loss.png").exists()
     logbook.sync(curve="a title")

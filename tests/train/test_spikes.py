@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from manta import storage
 from manta.errors import TrainingError
 from manta.train import rollbacks
-from manta.train.faults.spikes import FEWEST, Detector, Found, SpikeConfig
+from manta.train.faults.spikes import FEWEST, Anomaly, Detector, SpikeConfig
 
 losses = st.lists(st.floats(1.0, 3.0), min_size=FEWEST, max_size=200)
 
 
-def looked(detector: Detector, values: list[float], first: int = 1) -> list[Found]:
+def looked(detector: Detector, values: list[float], first: int = 1) -> list[Anomaly]:
     found = (detector.look(first + i, loss, 1.0) for i, loss in enumerate(values))
     return [f for f in found if f is not None]
 
@@ -91,12 +91,12 @@ def test_going_back_notes_what_is_passed_over_until_it_has_been_often_enough(
     assert rollbacks.passed_over(run) == frozenset()
     lines: list[str] = []
     c = SpikeConfig(margin=2, max_rollbacks=2)
-    rollbacks.go_back(run, c, Found(10, 12, "the loss jumped", "spike"), lines.append)
+    rollbacks.go_back(run, c, Anomaly(10, 12, "the loss jumped", "spike"), lines.append)
     assert rollbacks.passed_over(run) == {7, 8, 9, 10, 11}  # steps number 8 to 12
     assert "steps 8 to 12" in lines[0] and "back to the start" in lines[0]
-    rollbacks.go_back(run, c, Found(1, 1, "again", "spike"), lines.append)
+    rollbacks.go_back(run, c, Anomaly(1, 1, "again", "spike"), lines.append)
     assert rollbacks.passed_over(run) == {0, 7, 8, 9, 10, 11}
     before = storage.read_json(f"{run}/rollbacks.json")
     with pytest.raises(TrainingError, match=r"gone back 2 times.*8 to 12, 1 to 1.*optimizer\.lr"):
-        rollbacks.go_back(run, c, Found(20, 20, "once more", "spike"), lines.append)
+        rollbacks.go_back(run, c, Anomaly(20, 20, "once more", "spike"), lines.append)
     assert storage.read_json(f"{run}/rollbacks.json") == before

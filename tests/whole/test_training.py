@@ -24,8 +24,9 @@ from manta.errors import CheckpointError, ClusterError, ConfigError, DataError
 from manta.messages import Decided
 from manta.model.gpt import GPT
 from manta.train.checkpoints import checkpoint
+from manta.train.plan import order_of, with_vocabulary
 from manta.train.pretrain import Outcome, outcome, pretrain, summary
-from manta.train.resume import is_finished, order_of, with_vocabulary
+from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
 from manta.train.step.optimizer import make_optimizer
 from manta.train.step.schedule import lr_at
@@ -205,27 +206,28 @@ def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     """In the worker: each run from its start; those named "stopped" die in their fifth step, after
     steps that no checkpoint has, and are started again."""
     from manta.config import to_dict
-    from manta.train import loop, worker
+    from manta.train import worker
+    from manta.train.meter import Meter
 
-    def dying(step: int) -> Callable[[Any, Any], None]:
-        def log_and_die(run: Any, meter: Any) -> None:
-            log(run, meter)
-            if run.state.step == step:
+    def dying(step: int) -> Callable[[Any], None]:
+        def log_and_die(meter: Any) -> None:
+            log(meter)
+            if meter.run.state.step == step:
                 raise RuntimeError("stop here")
 
         return log_and_die
 
-    log = loop.log
+    log = Meter.log
     for c in arguments["configs"]:
         datasets = mixture.open_datasets(c.data, c.home_folder, silent)
         job = {"config": to_dict(c), "datasets": datasets, "started": time.time(), "requests": None}
         is_stopped = c.name.startswith("stopped")
         death = 5 if is_stopped else arguments["deaths"].get(c.name)
         if death is not None:
-            loop.log = dying(death)
+            Meter.log = dying(death)  # type: ignore[method-assign]
             with contextlib.suppress(RuntimeError):
                 worker.worker(job, say)
-            loop.log = log
+            Meter.log = log  # type: ignore[method-assign]
             last = (death - 1) // c.checkpoint.every * c.checkpoint.every
             assert checkpoint.load_state(checkpoint.find(c.run_folder)[-1]).step == last
         if death is None or is_stopped or c.name == "ramp-cut":

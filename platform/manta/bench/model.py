@@ -43,6 +43,7 @@ def on_workers(
 ) -> dict[str, Any]:
     """What `measure` finds on the first of `num_workers` processes of this machine."""
     backend = "nccl" if c.gpus_per_worker else "gloo"
+    c = dataclasses.replace(c, num_workers=c.most_workers)
     return together(c.workers, backend, _with_device, c, measure)
 
 

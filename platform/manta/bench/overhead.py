@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,17 +19,16 @@ from manta.bench.memory import COUNTED, MemoryWatch
 from manta.bench.settings import BenchConfig
 from manta.data import mixture
 from manta.data.manifest import Manifest
-from manta.model.gpt import GPT, ModelConfig
-from manta.train.checkpoints.checkpoint import TrainState
+from manta.model.gpt import GPT
+from manta.train.faults.signals import Signals
 from manta.train.loop import no_garbage_collection, train
 from manta.train.records.logbook import read_metrics
-from manta.train.resume import with_vocabulary
 from manta.train.run import Run, to_device
 from manta.train.settings import EvalConfig, SampleConfig
 from manta.train.step.device import DTYPES
 from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 from manta.train.supervise import fit
-from manta.train.worker import setup
+from manta.train.worker import Rank, setup
 
 NEVER = 1 << 40
 
@@ -61,13 +59,10 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     """In the training worker: rounds of the bare loop and of the platform's, in turn."""
     c = configs.from_dict(BenchConfig, arguments["config"])
     datasets: tuple[Manifest, ...] = arguments["datasets"]
-    tokenizer = datasets[0].load_tokenizer()
-    model = with_vocabulary(c.model, tokenizer)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    state = TrainState()
-    run = setup(c, datasets, tokenizer, model, state, None, rank, world_size, lambda _: None)
+    rank = Rank.here()
+    run = setup(c, datasets, None, rank, signals=Signals([]), say=lambda _: None)
     torch.manual_seed(c.seed)
-    bare = _BareLoop(model, c, run)
+    bare = _BareLoop(c, run)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}
     with no_garbage_collection():  # which `train` would see to once for all steps
         for _ in range(c.rounds + 1):
@@ -89,7 +84,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     put(
         {
             "device": run.device.description,
-            "workers": world_size,
+            "workers": rank.world_size,
             "dtype": run.device.dtype,
             "bare_tokens_per_second": statistics.median(bare_rates),
             "platform_tokens_per_second": statistics.median(platform_rates),
@@ -103,20 +98,20 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
 class _BareLoop:
     """What a person would write by hand: model, optimizer, autocast, one batch, kept in memory."""
 
-    def __init__(self, shape: ModelConfig, c: BenchConfig, run: Run):
-        model, device = GPT(shape), run.device
+    def __init__(self, c: BenchConfig, run: Run):
+        model, device = GPT(run.model), run.device
         model.recompute = c.activation_checkpointing
         if run.state.compiled:
             model.compile_blocks()
         self._model: nn.Module = model.to(device.torch_device)
         self._optimizer = make_optimizer(model, c.optimizer, device.dtype)
-        if c.workers > 1:
+        if run.config.workers > 1:
             self._model = DistributedDataParallel(self._model)
         self._settings: OptimizerConfig = c.optimizer
         self._device = device
         self._accum = run.config.grad_accum_steps(0)
         tokens = torch.randint(
-            shape.vocab_size or 1, (run.config.micro_batch, c.sequence_length + 1)
+            run.model.vocab_size or 1, (run.config.micro_batch, c.sequence_length + 1)
         )
         self._batch = to_device(tokens.numpy(), device)
 

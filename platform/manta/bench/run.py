@@ -30,7 +30,7 @@ def bench(c: BenchConfig) -> dict[str, Any]:
         from manta import cluster
 
         cluster.connect()
-        workers = c.workers if c.what == "overhead" else 1
+        workers = c.most_workers if c.what == "overhead" else 1
         cluster.require(workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     name, function = BENCHES[c.what]
     module = importlib.import_module(f"manta.bench.{name}")

@@ -1,7 +1,7 @@
 """Bytes that the head's loss moves through memory between its matrix products. Pure arithmetic.
 
 Counted by hand over loss.py: each operation reads its operands once and writes its result once, as
-torch's own do. tests/model/test_loss.py compares the plain form's count with the operations that run.
+torch's own do. tests/model/test_loss.py compares the plain form's count with what really runs.
 """
 
 FP32 = 4

@@ -14,7 +14,7 @@ from manta.config import Count, PositiveFloat, config
 from manta.data import mixture
 from manta.errors import ClusterError
 from manta.train.pretrain import pretrain
-from manta.train.resume import order_of
+from manta.train.resume import check_enough_data
 from manta.train.settings import PretrainConfig
 
 METRIC = "val_loss"
@@ -99,13 +99,13 @@ def sweep(c: SweepConfig) -> Ranking:
     """
     c = dataclasses.replace(c, home=c.home_folder)
     cluster.connect()
-    cluster.require(c.workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    cluster.require(c.most_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     datasets = mixture.open_datasets(c.data, c.home_folder, lambda line: print(line, flush=True))
     trials = c.trials()
     for trial in trials:
-        order_of(trial, datasets)
+        check_enough_data(trial, datasets)
     at_once = c.sweep.max_concurrent or max(
-        1, cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) // c.workers
+        1, cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
     )
     print(
         f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True

@@ -1,6 +1,6 @@
 """The training loop. There is no Ray in it: batches come in, `say` and `report` go out.
 
-It reads top to bottom: step, log, evaluate, sample, save. Every rank runs it alike.
+It reads top to bottom: step, log, validate, sample, save. Every rank runs it alike.
 """
 
 import gc
@@ -15,11 +15,11 @@ import torch.distributed as dist
 from manta.model.generate import generate_batch
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.signals import Asked
-from manta.train.meter import Meter, log
+from manta.train.meter import Meter
 from manta.train.run import Interrupted, Run, documents_of, to_device
 from manta.train.step import engine
 from manta.train.step.schedule import lr_at
-from manta.train.validation import evaluate
+from manta.train.validation import validate
 
 
 def train(run: Run, until: int | None = None) -> TrainState:
@@ -39,7 +39,7 @@ def _train(run: Run, until: int | None) -> TrainState:
     c, state = run.config, run.state
     end = c.total_steps if until is None else until
     if state.step == 0:
-        evaluate(run)
+        validate(run)
         sample(run)
     meter = Meter(run)
     while state.step < end and not state.stopped_early:
@@ -65,27 +65,29 @@ def _train(run: Run, until: int | None) -> TrainState:
         if losses:  # none where the step's tokens are passed over
             clip, limit = c.optimizer.grad_clip, run.detector.norm_limit
             norm = engine.step(run.engine, clip, limit=limit)
-            run.records.append(meter.record(losses, norm, lr))
+            meter.record(losses, norm, lr)
 
         if state.step == 1 or state.step % c.log_every == 0 or state.step == end:
-            log(run, meter)
+            meter.log()
         if state.step % c.eval.every == 0 or is_last:
-            evaluate(run)
+            validate(run)
         if c.sample.every and state.step % c.sample.every == 0 and not is_last:
             sample(run)
-        asked = run.signals.agree()
+        asked = run.signals.agree(run.saver.asked())
         tokens_before, tokens_after = c.tokens_before(step), c.tokens_before(state.step)
         due = c.checkpoint.is_due(state.step, tokens_before, tokens_after)
         due = due or (bool(c.eval.suites) and state.step % c.eval.every == 0)
-        if (due or Asked.SAVE in asked) and not is_last:
-            save(run, meter)
-        if asked & (Asked.MOVE | Asked.STOP):
-            leave(run, meter, asked)
-        meter.skip()
+        is_leaving = bool(asked & (Asked.MOVE | Asked.STOP))
+        if ((due or Asked.SAVE in asked) and not is_last) or is_leaving:
+            meter.log()  # what is saved has been logged, and there is no spike in it
+            save(run)
+        if is_leaving:
+            leave(run, asked)
+        meter.restart()
     if until is None:
-        log(run, meter)
+        meter.log()
         sample(run)
-        save(run, meter)
+        save(run)
         finish(run)
     return state
 
@@ -137,17 +139,16 @@ def sample(run: Run) -> None:
         return
     for index, prompt in enumerate(c.prompts):
         text = tokenizer.decode([tokens[index] for tokens in new if index in tokens])
-        run.logbook.sample(run.state.step, prompt, text)
+        run.logbook.log_sample(run.state.step, prompt, text)
         shown = f"{prompt}\u2502{text}".replace("\n", "\u23ce")
         run.logbook.say(f"step {run.state.step} sample: {shown}")
 
 
-def save(run: Run, meter: Meter) -> None:
-    """Training waits for a copy; the rest goes on beside it. What is saved has been logged: no
-    record of a step is lost with what comes after, and there is no spike in it."""
+def save(run: Run) -> None:
+    """Training waits for a copy; the rest is written while it goes on. All steps have to be logged:
+    no record of one is lost with what comes after, and what is saved has no spike in it."""
     if run.saver.last_step == run.state.step:
         return
-    log(run, meter)
     run.state.spikes = run.detector.state
     run.watchdog.beat()
     with run.ledger.timing("checkpoint"):
@@ -164,9 +165,8 @@ def finish(run: Run) -> None:
     run.ledger.write(last=True)
 
 
-def leave(run: Run, meter: Meter, asked: Asked) -> NoReturn:
-    """Saves, so that no step is lost, and ends."""
-    save(run, meter)
+def leave(run: Run, asked: Asked) -> NoReturn:
+    """Ends before the time, once the last save is on the disk: no step is lost."""
     finish(run)
     raise Interrupted(asked)
 

@@ -19,11 +19,12 @@ from manta.train.step.device import Device, gpu_memory
 
 
 class Meter:
-    """Times steps; what lies between `record` and `skip` (logging, evaluation, saving) is no
-    part of a step."""
+    """Times steps, and logs them; what lies between `record` and `restart` (logging, evaluation,
+    saving) is no part of a step."""
 
     def __init__(self, run: Run):
-        self._run = run
+        self.run = run
+        self._records: list[dict[str, Any]] = []  # not logged yet: their losses are on the device
         c = run.config
         flops = flops_per_token(run.model, c.sequence_length)
         self._peak_rate = run.device.peak * c.workers / flops
@@ -34,11 +35,11 @@ class Meter:
 
     def next_batch(self) -> np.ndarray:
         asked = time.perf_counter()
-        batch = next(self._run.batches)
+        batch = next(self.run.batches)
         self._waited += time.perf_counter() - asked
-        c = self._run.config
-        if self._run.log_fingerprint:
-            slots = stage_of(c.stages, self._run.state.step).sequences_per_batch // c.workers
+        c = self.run.config
+        if self.run.log_fingerprint:
+            slots = stage_of(c.stages, self.run.state.step).sequences_per_batch // c.workers
             first = dist.get_rank() * slots + self._micro_batches * len(batch)
             self._fingerprint += fingerprint(batch, first)
         if batch.dtype.kind == "i":  # only a stream that skips what is damaged has negative ids
@@ -46,17 +47,15 @@ class Meter:
         self._micro_batches += 1
         return batch
 
-    def record(
-        self, losses: list[Tensor], grad_norm: Tensor | float | None, lr: float
-    ) -> dict[str, Any]:
-        """The step that just ended. Its loss and norm stay on the device until they are logged, so
-        that the step waits for nothing."""
+    def record(self, losses: list[Tensor], grad_norm: Tensor | float | None, lr: float) -> None:
+        """Keeps the step that just ended. Its loss and norm stay on the device until they are
+        logged, so that the step waits for nothing."""
         now = time.perf_counter()
         seconds = now - self._started
-        state, c = self._run.state, self._run.config
+        state, c = self.run.state, self.run.config
         state.train_seconds += seconds
-        self._run.ledger.add("productive", seconds - self._waited)
-        self._run.ledger.add("data wait", self._waited)
+        self.run.ledger.add("productive", seconds - self._waited)
+        self.run.ledger.add("data wait", self._waited)
         total = c.tokens_before(state.step)
         speed = (total - c.tokens_before(state.step - 1)) / seconds
         record = {
@@ -73,35 +72,40 @@ class Meter:
             "fingerprint": self._fingerprint % 2**64,
             "skipped_tokens": self._skipped,
         }
-        self.skip()
-        return record
+        self._records.append(record)
+        self.restart()
 
-    def skip(self) -> None:
+    def restart(self) -> None:
         """The next step begins now."""
         self._started, self._waited = time.perf_counter(), 0.0
         self._micro_batches = self._fingerprint = self._skipped = 0
 
+    def log(self) -> None:
+        """Writes the steps since the last call, with what all ranks did, and one line: the loss in
+        it is the mean over those steps.
 
-def log(run: Run, meter: Meter) -> None:
-    """Writes the steps since the last call, with what all ranks did, and one line: the loss in it
-    is the mean over those steps."""
-    if not run.records:
-        return
-    records, run.records = run.records, []
-    losses = torch.stack([record["loss"] for record in records])
-    dist.all_reduce(losses)
-    # Two's complement: the sum of int64s wraps as the fingerprint does.
-    counts = np.array([[r["fingerprint"], r["skipped_tokens"]] for r in records], dtype=np.uint64)
-    totals = torch.from_numpy(counts.view(np.int64)).to(losses.device)
-    if run.log_fingerprint or run.may_skip:
-        dist.all_reduce(totals)
-    means = (losses / dist.get_world_size()).tolist()
-    for record in records:
-        record["grad_norm"] = float(record["grad_norm"])
-    if run.logbook is not None:
-        _write(run, run.logbook, records, means, totals)
-    run.ledger.write()
-    _look_for_spikes(run, records, means)
+        Raises:
+            Rollback, TrainingError: see `_look_for_spikes`.
+        """
+        if not self._records:
+            return
+        run, records = self.run, self._records
+        self._records = []
+        losses = torch.stack([record["loss"] for record in records])
+        dist.all_reduce(losses)
+        # Two's complement: the sum of int64s wraps as the fingerprint does.
+        counts = [[record["fingerprint"], record["skipped_tokens"]] for record in records]
+        signed = np.array(counts, dtype=np.uint64).view(np.int64)
+        totals = torch.from_numpy(signed).to(losses.device)
+        if run.log_fingerprint or run.may_skip:
+            dist.all_reduce(totals)
+        means = (losses / dist.get_world_size()).tolist()
+        for record in records:
+            record["grad_norm"] = float(record["grad_norm"])
+        if run.logbook is not None:
+            _write(run, run.logbook, records, means, totals)
+        run.ledger.write()
+        _look_for_spikes(run, records, means)
 
 
 def _write(
@@ -119,7 +123,7 @@ def _write(
             del record["fingerprint"]
         if not run.may_skip:
             del record["skipped_tokens"]
-    logbook.metrics(records)
+    logbook.log_metrics(records)
     c, last = run.config, records[-1]
     seconds = sum(r["step_seconds"] for r in records)
     waited = sum(r["data_wait_seconds"] for r in records)
@@ -153,13 +157,13 @@ def _look_for_spikes(run: Run, records: list[dict[str, Any]], losses: list[float
     """
     action = run.config.spikes.action
     for record, loss in zip(records, losses, strict=True):
-        found = run.detector.look(record["step"], loss, record["grad_norm"])
-        if found is None:
+        anomaly = run.detector.look(record["step"], loss, record["grad_norm"])
+        if anomaly is None:
             continue
-        if action == "rollback" and found.kind != "skipped":
-            raise Rollback(found)
-        if found.kind == "stuck":
-            raise TrainingError(f"{found.why}: lower optimizer.lr, or set spikes.action=rollback")
+        if action == "rollback" and anomaly.kind != "skipped":
+            raise Rollback(anomaly)
+        if anomaly.kind == "stuck":
+            raise TrainingError(f"{anomaly.why}: lower optimizer.lr, or set spikes.action=rollback")
         if run.logbook is not None:
             taken = math.isfinite(record["grad_norm"])
-            run.logbook.say(found.why + ("" if taken else "; that step was not taken"))
+            run.logbook.say(anomaly.why + ("" if taken else "; that step was not taken"))

@@ -14,16 +14,10 @@ from manta.lock import lock
 from manta.model.gpt import num_parameters
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
 from manta.train.records.logbook import duration, read_metrics
-from manta.train.resume import (
-    check_resumable,
-    check_tokenizer,
-    from_weights,
-    is_finished,
-    order_of,
-    with_vocabulary,
-)
+from manta.train.resume import check_enough_data, check_resumable, check_tokenizer, is_finished
 from manta.train.settings import PretrainConfig, save_run_config
 from manta.train.supervise import Supervisor
 
@@ -87,7 +81,7 @@ def pretrain(
         return outcome(c, path, finished_before=True)
     c = from_weights(c, path)
     datasets = mixture.open_datasets(c.data, c.home_folder, say)
-    order_of(c, datasets)
+    check_enough_data(c, datasets)
     model = with_vocabulary(c.model, datasets[0].load_tokenizer())
     if path is not None:
         check_resumable(c, path, model, datasets)
@@ -99,7 +93,7 @@ def pretrain(
     save_run_config(c)
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
-        f"{c.tokens_per_batch:,} tokens, {c.workers} worker(s), ZeRO stage {c.zero_stage}"
+        f"{c.tokens_per_batch:,} tokens, {c.most_workers} worker(s), ZeRO stage {c.zero_stage}"
     )
     with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}"), beside(c) as finish:
         ledger.begin(c.run_folder, started)

@@ -1,6 +1,5 @@
-"""What a run is made of that does not change while it trains, and whether it can go on."""
+"""Whether a run can start, can go on, or has nothing left to do."""
 
-import dataclasses
 from typing import Any
 
 from manta import config as configs
@@ -8,11 +7,11 @@ from manta import layout, storage
 from manta.data import mixture
 from manta.data import order as orders
 from manta.data.manifest import Manifest
-from manta.data.order import Order
 from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
+from manta.train.plan import order_of
 from manta.train.settings import PretrainConfig
 
 
@@ -22,27 +21,6 @@ def is_finished(c: PretrainConfig, path: str) -> bool:
     if state.data["tokens_per_batch"] != c.tokens_per_batch:
         return False  # steps of another size: `check_resumable` refuses them
     return state.step >= c.total_steps or (state.stopped_early and c.eval.patience is not None)
-
-
-def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model for this tokenizer. Raises ConfigError when its own vocabulary is too small."""
-    if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={model.vocab_size} is less than the tokenizer's "
-            f"{tokenizer.vocab_size} ids ({tokenizer.name}): omit it, or raise it"
-        )
-    return dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer.vocab_size)
-
-
-def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
-    """With the model of the checkpoint that `c` starts from, or of the run's own newest one, if it
-    starts from one. Raises CheckpointError when there is none."""
-    if c.init.checkpoint is None:
-        return c
-    path = newest or checkpoint.resolve(c.init.checkpoint, c.home_folder)
-    model = dataclasses.replace(checkpoint.load_model_config(path), dropout=c.model.dropout)
-    init = c.init if newest else dataclasses.replace(c.init, checkpoint=path)
-    return dataclasses.replace(c, model=model, init=init)
 
 
 def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
@@ -56,10 +34,9 @@ def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
         )
 
 
-def order_of(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> Order:
-    """Which tokens each step reads. Raises DataError when there are too few."""
-    phases = c.data.phases(c.sequence_length)
-    return mixture.make_order(datasets, phases, c.stages, c.seed, c.sequence_length)
+def check_enough_data(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> None:
+    """Raises DataError when the datasets hold less than one batch."""
+    order_of(c, datasets)
 
 
 def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:

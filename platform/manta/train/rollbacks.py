@@ -10,10 +10,10 @@ from typing import Any
 from manta import layout, storage
 from manta.errors import TrainingError
 from manta.train.checkpoints import checkpoint
-from manta.train.faults.spikes import Found, SpikeConfig
+from manta.train.faults.spikes import Anomaly, SpikeConfig
 
 
-def go_back(run: str, c: SpikeConfig, found: Found, say: Callable[[str], None]) -> None:
+def go_back(run: str, c: SpikeConfig, anomaly: Anomaly, say: Callable[[str], None]) -> None:
     """Notes what is passed over, and sets aside the checkpoints from it on; by one rank.
 
     Raises:
@@ -23,19 +23,19 @@ def go_back(run: str, c: SpikeConfig, found: Found, say: Callable[[str], None]) 
     if len(before) >= c.max_rollbacks:
         steps = ", ".join(f"{r['first']} to {r['last']}" for r in before) or "none"
         raise TrainingError(
-            f"{found.why}; the run has gone back {len(before)} times (steps passed over: {steps}) "
-            "and ends here: lower optimizer.lr or optimizer.grad_clip, look at these tokens "
-            "(jobs/inspect.py), or raise spikes.max_rollbacks"
+            f"{anomaly.why}; the run has gone back {len(before)} times (steps passed over: "
+            f"{steps}) and ends here: lower optimizer.lr or optimizer.grad_clip, look at these "
+            "tokens (jobs/inspect.py), or raise spikes.max_rollbacks"
         )
-    first = max(1, found.first - c.margin)
-    entry = {"first": first, "last": found.last, "why": found.why}
+    first = max(1, anomaly.first - c.margin)
+    entry = {"first": first, "last": anomaly.last, "why": anomaly.why}
     storage.write_json(storage.join(run, layout.ROLLBACKS), [*before, entry])
     for path in checkpoint.find(run):
         if checkpoint.load_state(path).step >= first:
             checkpoint.set_aside_as(path, layout.ROLLED_BACK)
     left = checkpoint.find(run)
     where = f"back to {left[-1]}" if left else "back to the start"
-    say(f"{found.why}: {where}; the tokens of steps {first} to {found.last} are passed over")
+    say(f"{anomaly.why}: {where}; the tokens of steps {first} to {anomaly.last} are passed over")
 
 
 def passed_over(run: str) -> frozenset[int]:

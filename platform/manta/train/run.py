@@ -13,7 +13,7 @@ from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.checkpoints.saver import Saver
 from manta.train.faults.signals import Asked, Signals
-from manta.train.faults.spikes import Detector, Found
+from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
@@ -32,9 +32,9 @@ class Interrupted(Exception):
 class Rollback(Exception):
     """What was found in steps of which a run should forget."""
 
-    def __init__(self, found: Found):
-        super().__init__(found.why)
-        self.found = found
+    def __init__(self, anomaly: Anomaly):
+        super().__init__(anomaly.why)
+        self.anomaly = anomaly
 
 
 @dataclasses.dataclass
@@ -68,8 +68,6 @@ class Run:
     """Put a fingerprint of each batch's tokens into its record."""
     may_skip: bool = False
     """The stream goes on without what is damaged: count those tokens."""
-    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Steps not yet logged; their losses are still on the device."""
 
     def close(self) -> None:
         """Waits for what is being written."""

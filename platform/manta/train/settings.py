@@ -128,10 +128,10 @@ class TrainConfig:
         micro_batch = self.micro_batch_size if isinstance(self.micro_batch_size, int) else None
         sizes = [("tokens_per_batch", self.tokens_per_batch)]
         sizes += [("batch_ramp", size) for size in self.batch_ramp]
-        if self.fewest_workers > self.workers:
-            given = f"[{self.fewest_workers}, {self.workers}]"
+        if self.fewest_workers > self.most_workers:
+            given = f"[{self.fewest_workers}, {self.most_workers}]"
             found.append(f"num_workers={given}: [fewest, most] is expected")
-        counts = range(self.fewest_workers, self.workers + 1)
+        counts = range(self.fewest_workers, self.most_workers + 1)
         for (key, size), workers in itertools.product(sizes, counts):
             unit = self.sequence_length * workers * (micro_batch or 1)
             if size % unit:
@@ -161,12 +161,18 @@ class TrainConfig:
 
     @property
     def workers(self) -> int:
-        """Data-parallel workers, at most."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+        """Data-parallel workers; of [fewest, most], the workers have to decide first."""
+        assert isinstance(self.num_workers, int), "decided in the worker"
+        return self.num_workers
 
     @property
     def fewest_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """What is planned for; a worker's config has the number that there is."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @property
     def sequence_length(self) -> int:
@@ -179,7 +185,7 @@ class TrainConfig:
     @property
     def micro_batches(self) -> list[int]:
         """Sizes that divide a worker's share of every batch, ascending."""
-        shares = [stage.sequences_per_batch // self.workers for stage in self.stages]
+        shares = [stage.sequences_per_batch // self.most_workers for stage in self.stages]
         share = math.gcd(*shares)
         small = [n for n in range(1, math.isqrt(share) + 1) if share % n == 0]
         return sorted({*small, *(share // n for n in small)})
@@ -195,7 +201,7 @@ class TrainConfig:
     def grad_accum_steps(self, step: int) -> int:
         """Micro batches of each worker in step `step` (0 is the first)."""
         sequences = stage_of(self.stages, step).sequences_per_batch
-        return sequences // self.workers // self.micro_batch
+        return sequences // self.most_workers // self.micro_batch
 
     def tokens_before(self, step: int) -> int:
         """Tokens of the steps before this one."""
@@ -240,14 +246,14 @@ def memory_setup(
     return Setup(
         model,
         c.sequence_length,
-        num_workers=c.workers,
+        num_workers=c.most_workers,
         zero_stage=c.zero_stage,
         dtype=dtype,
         optimizer_kind=c.optimizer.kind,
         activation_checkpointing=c.activation_checkpointing,
         offload_optimizer=c.engine.offload_optimizer != "none",
         offload_parameters=c.engine.offload_parameters != "none",
-        overlap_comm=c.engine.overlaps(c.zero_stage, c.workers, device == "cuda"),
+        overlap_comm=c.engine.overlaps(c.zero_stage, c.most_workers, device == "cuda"),
         reduce_bucket=c.engine.reduce_bucket,
         device=device,
         compiled=compiled,

@@ -171,7 +171,7 @@ def fit(
     say: Callable[[Any], None],
     callbacks: list[Any],
 ) -> None:
-    """Runs `function(arguments, say)` on c.workers Ray Train workers; what they say arrives
+    """Runs `function(arguments, say)` on c.num_workers Ray Train workers; what they say arrives
     here, as it is said.
 
     Raises:

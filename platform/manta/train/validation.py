@@ -13,7 +13,7 @@ from manta.train.run import Run, documents_of, to_device
 from manta.train.step import engine
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def validate(run: Run) -> dict[str, float]:
     """Val loss (nats per token) and bits per byte, over all ranks; decides on early stopping."""
     state, c = run.state, run.config
     with run.ledger.timing("evaluation"):
@@ -32,7 +32,7 @@ def evaluate(run: Run) -> dict[str, float]:
         state.evals_since_best += 1
     state.stopped_early = c.eval.patience is not None and state.evals_since_best >= c.eval.patience
     if run.logbook is not None:
-        run.logbook.metrics([metrics])
+        run.logbook.log_metrics([metrics])
         parts = ", ".join(f"{name} {part.loss:.4f}" for name, part in sums.items())
         run.logbook.say(
             f"step {state.step}/{c.total_steps} | val loss {loss:.4f} | "

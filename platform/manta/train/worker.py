@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -19,40 +20,63 @@ from manta.data.manifest import Manifest
 from manta.messages import Decided, mailbox
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
-from manta.text.tokenizer import Tokenizer
 from manta.train import rollbacks
 from manta.train.build import build, compiles, micro_batch, slow_attention
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.checkpoints.saver import Saver
 from manta.train.faults.signals import Asked, Moving, Signals, sigterm
-from manta.train.faults.spikes import Detector, Found
+from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
 from manta.train.loop import train
+from manta.train.plan import order_of, with_vocabulary
 from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
-from manta.train.resume import data_identity, order_of, with_vocabulary
+from manta.train.resume import data_identity
 from manta.train.run import Interrupted, Rollback, Run
 from manta.train.settings import PretrainConfig
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """A worker's place among those of the run."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    """Workers on the same machine."""
+
+    @classmethod
+    def here(cls) -> "Rank":
+        """This process's, as Ray Train has it."""
+        context = ray.train.get_context()
+        return cls(
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+            local_world_size=context.get_local_world_size(),
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it speaks and writes for all."""
+        return self.rank == 0
+
+
 def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> None:
     """One rank: sets up and runs the loop, and again where the run has to go back. Runs in Ray
     Train's worker process."""
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank = Rank.here()
     c = configs.from_dict(PretrainConfig, arguments["config"])
-    c = dataclasses.replace(c, num_workers=world_size)
     requested: list[Asked] = []
-    if rank == 0 and arguments["requests"] is not None:
+    if rank.is_first and arguments["requests"] is not None:
         mailbox(arguments["requests"], requested.append)
     with sigterm() as told_to_go:
         sources = [told_to_go, lambda: max(requested, default=Asked.NOTHING)]
-        while found := _until_rollback(c, arguments["datasets"], rank, say, sources):
-            if rank == 0:
-                rollbacks.go_back(c.run_folder, c.spikes, found, say)
+        while anomaly := _until_rollback(c, arguments["datasets"], rank, sources, say):
+            if rank.is_first:
+                rollbacks.go_back(c.run_folder, c.spikes, anomaly, say)
             dist.barrier()
             gc.collect()  # the engine that was: there is no room for two
 
@@ -60,21 +84,23 @@ def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> N
 def _until_rollback(
     c: PretrainConfig,
     datasets: tuple[Manifest, ...],
-    rank: int,
-    say: Callable[[str | Decided], None],
+    rank: Rank,
     sources: list[Callable[[], Asked]],
-) -> Found | None:
+    say: Callable[[str | Decided], None],
+) -> Anomaly | None:
     """Trains from the newest checkpoint to the end, or until it is told to stop; or what was found,
     if the run has to go back. Raises Moving when it is saved, and to go on in another process."""
-    tokenizer = datasets[0].load_tokenizer()
-    model = with_vocabulary(c.model, tokenizer)
-    path, state = _where_to_start(c, say)
-    run = setup(c, datasets, tokenizer, model, state, path, rank, c.workers, say)
-    run.passed_over = rollbacks.passed_over(c.run_folder)
-    run.signals.sources += sources
-    run.signals.shared = _preempted
-    run.report = lambda metrics: ray.train.report(dict(metrics))
-    if rank == 0:
+    path = _where_to_start(c, say)
+    run = setup(
+        c,
+        datasets,
+        path,
+        rank,
+        signals=Signals(sources, shared=_preempted),
+        say=say,
+        report=lambda metrics: ray.train.report(dict(metrics)),
+    )
+    if rank.is_first:
         say(_beginning(run, path))
     try:
         train(run)
@@ -82,7 +108,7 @@ def _until_rollback(
         if Asked.STOP not in e.asked:
             raise Moving(f"a worker's machine is to go: saved at step {run.state.step}") from None
     except Rollback as e:
-        return e.found
+        return e.anomaly
     finally:
         run.close()
     return None
@@ -107,47 +133,158 @@ def _preempted() -> Asked:
 def setup(
     c: PretrainConfig,
     datasets: tuple[Manifest, ...],
-    tokenizer: Tokenizer,
-    model: ModelConfig,
-    state: TrainState,
     path: str | None,
-    rank: int,
-    world_size: int,
+    rank: Rank,
+    *,
+    signals: Signals,
     say: Callable[[str | Decided], None],
+    report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Run:
-    """Everything that the loop works on, for this rank, at the state's step: that of the checkpoint
-    at `path`, if there is one."""
-    threads = c.threads_per_worker or _share_of_cpus()
+    """Everything that the loop works on, for this rank, at the step of the checkpoint at `path`, or
+    at the start where that is None."""
+    tokenizer = datasets[0].load_tokenizer()
+    model = with_vocabulary(c.model, tokenizer)
+    state = checkpoint.load_state(path) if path else TrainState()
+    c, device, compiled = decide(c, model, state, rank)
+    if rank.is_first:
+        say(Decided(c.micro_batch))
+        if problem := slow_attention(c, model, device):
+            say(problem)
+    state = dataclasses.replace(
+        state,
+        stopped_early=False,  # `is_finished` let the run pass: the config no longer stops it
+        dtype=device.dtype,
+        optimizer=c.optimizer.kind,
+        compiled=compiled,
+        micro_batch=c.micro_batch,
+        world_size=rank.world_size,
+        zero_stage=c.zero_stage,
+        data=data_identity(c, datasets),
+        datasets=[manifest.path for manifest in datasets],
+    )
+    data = open_data(c, datasets, state.step, rank, say)
+    engine = start_engine(c, model, device, state, path, data.reader, say)
+    logbook = None
+    if rank.is_first:
+        logbook = Logbook(c.run_folder, say, state.step, gauges(c.name))
+    watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank.rank, say))
+    return Run(
+        folder=c.run_folder,
+        config=c,
+        model=model,
+        tokenizer=tokenizer,
+        device=device.probed_again(),
+        engine=engine,
+        saver=Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat),
+        state=state,
+        batches=data.batches,
+        val=data.val,
+        logbook=logbook,
+        ledger=Ledger(
+            c.run_folder if rank.is_first else None, logbook.lost_seconds if logbook else 0.0
+        ),
+        detector=Detector(c.spikes, state.spikes),
+        signals=signals,
+        watchdog=watchdog,
+        passed_over=rollbacks.passed_over(c.run_folder),
+        report=report,
+        log_fingerprint=c.data.log_fingerprint,
+        may_skip=data.reader.skip_corrupt,
+    )
+
+
+def decide(
+    c: PretrainConfig, model: ModelConfig, state: TrainState, rank: Rank
+) -> tuple[PretrainConfig, Device, bool]:
+    """What the machines decide, alike on all ranks: the config with the number of workers and the
+    size of a micro batch, this rank's device, and whether the blocks are compiled. A run keeps to
+    what it was started with, as `state` has it."""
+    c = dataclasses.replace(c, num_workers=rank.world_size)
     if c.deterministic:
         make_deterministic()
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
+    threads = c.threads_per_worker or max(1, available_cpus() // rank.local_world_size)
     device = find_device(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
     dtype = _agreed(device.dtype)
     if dtype != device.dtype:
         device = find_device(dtype, bool(c.gpus_per_worker), threads)
-    c = _decided(c, model, device, state)
-    if rank == 0:
-        say(Decided(c.micro_batch))
-    may_skip = c.data.on_corrupt == "skip"
-    best_fit = c.data.packing == "best_fit"
-    reader = stream.Reader(datasets, order_of(c, datasets), rank, world_size, best_fit, may_skip)
-    batches = stream.train_batches(
-        reader, start=state.step, stop=c.total_steps, micro_batch_size=c.micro_batch, say=say
+    compiled = state.compiled
+    if compiled is None or c.compile != "auto":
+        compiled = _agreed(compiles(c, model, device))
+    size = state.micro_batch
+    if c.micro_batch_size != "auto":
+        size = c.micro_batch
+    elif size not in c.micro_batches:
+        # The least that any worker has room for.
+        most = micro_batch(c, model, device, rank.local_world_size, bool(compiled))
+        least = torch.tensor(most, device=device.torch_device)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        size = int(least)
+    return dataclasses.replace(c, micro_batch_size=size), device, bool(compiled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a rank reads."""
+
+    reader: stream.Reader
+    batches: Iterator[np.ndarray]
+    val: dict[str, list[np.ndarray]]
+
+
+def open_data(
+    c: PretrainConfig,
+    datasets: tuple[Manifest, ...],
+    step: int,
+    rank: Rank,
+    say: Callable[[str], None],
+) -> Data:
+    """This rank's micro batches from `step` on, which are being read from now on, and its share of
+    the val tokens."""
+    reader = stream.Reader(
+        datasets,
+        order_of(c, datasets),
+        rank.rank,
+        rank.world_size,
+        best_fit=c.data.packing == "best_fit",
+        skip_corrupt=c.data.on_corrupt == "skip",
     )
-    state.dtype, state.optimizer = dtype, c.optimizer.kind
-    state.world_size, state.zero_stage = world_size, c.zero_stage
-    state.data = data_identity(c, datasets)
-    state.datasets = [manifest.path for manifest in datasets]
-    if path is None and c.init.checkpoint is not None:
-        start = functools.partial(checkpoint.load_weights, c.init.checkpoint)
-    elif path is None:
+    batches = stream.train_batches(
+        reader, start=step, stop=c.total_steps, micro_batch_size=c.micro_batch, say=say
+    )
+    val = {
+        manifest.name: stream.val_batches(
+            manifest,
+            tokens=max(1, c.eval.tokens // len(datasets)),
+            seq_len=c.sequence_length,
+            micro_batch_size=c.micro_batch,
+            rank=rank.rank,
+            world_size=rank.world_size,
+        )
+        for manifest in datasets
+    }
+    return Data(reader, batches, val)
+
+
+def start_engine(
+    c: PretrainConfig,
+    model: ModelConfig,
+    device: Device,
+    state: TrainState,
+    path: str | None,
+    reader: stream.Reader,
+    say: Callable[[str], None],
+) -> Any:
+    """An engine with the weights and the optimizer's state of the checkpoint at `path`; where that
+    is None, with the weights that a run starts from: those of `init.checkpoint`, or new ones."""
+    start: Callable[[GPT], None]
+    weights = path or c.init.checkpoint
+    if weights is None:
         fit = functools.partial(_fit_bigrams, c, reader, say)
         start = functools.partial(initialise, c=c.init, fit=fit)
     else:
-        start = functools.partial(checkpoint.load_weights, path)
-    if rank == 0 and (problem := slow_attention(c, model, device)):
-        say(problem)
+        start = functools.partial(checkpoint.load_weights, weights)
     engine = build(
         c,
         model,
@@ -159,29 +296,7 @@ def setup(
     )
     if path is not None:
         checkpoint.load_optimizer(path, engine)
-    val = {
-        manifest.name: stream.val_batches(
-            manifest,
-            tokens=max(1, c.eval.tokens // len(datasets)),
-            seq_len=c.sequence_length,
-            micro_batch_size=c.micro_batch,
-            rank=rank,
-            world_size=world_size,
-        )
-        for manifest in datasets
-    }
-    logbook = None
-    if rank == 0:
-        logbook = Logbook(c.run_folder, say, state.step, gauges(c.name))
-    lost_seconds = logbook.lost_seconds if logbook else 0.0
-    ledger = Ledger(c.run_folder if rank == 0 else None, lost_seconds)
-    watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank, say))
-    saver = Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat)
-    return Run(
-        c.run_folder, c, model, tokenizer, device.probed_again(), engine, saver, state, batches,
-        val, logbook, ledger, Detector(c.spikes, state.spikes), Signals([saver.asked]), watchdog,
-        log_fingerprint=c.data.log_fingerprint, may_skip=may_skip,
-    )  # fmt: skip
+    return engine
 
 
 def _fit_bigrams(
@@ -203,40 +318,19 @@ def _fit_bigrams(
     )
 
 
-def _decided(
-    c: PretrainConfig, model: ModelConfig, device: Device, state: TrainState
-) -> PretrainConfig:
-    """The config with what the machine decides; a run keeps to what it was started with."""
-    local = ray.train.get_context().get_local_world_size()
-    if state.compiled is None or c.compile != "auto":
-        state.compiled = _agreed(compiles(c, model, device))
-    if c.micro_batch_size != "auto":
-        state.micro_batch = c.micro_batch
-    elif state.micro_batch not in c.micro_batches:
-        # The least that any worker has room for.
-        most = micro_batch(c, model, device, local, bool(state.compiled))
-        size = torch.tensor(most, device=device.torch_device)
-        dist.all_reduce(size, op=dist.ReduceOp.MIN)
-        state.micro_batch = int(size)
-    return dataclasses.replace(c, micro_batch_size=state.micro_batch)
-
-
 def _keep_stacks(c: PretrainConfig, rank: int, say: Callable[[str], None], stacks: str) -> None:
     path = storage.join(c.run_folder, layout.STACKS, f"{time.time_ns()}-rank-{rank:05d}.txt")
     say(f"rank {rank} has made no progress for {c.hang_seconds:g} s: its stacks are in {path}")
     storage.write_bytes(path, stacks.encode())
 
 
-def _where_to_start(c: PretrainConfig, say: Callable[[str], None]) -> tuple[str | None, TrainState]:
+def _where_to_start(c: PretrainConfig, say: Callable[[str], None]) -> str | None:
     """The newest whole checkpoint, as rank 0 sees it: all ranks start from the same."""
     path = None
     if dist.get_rank() == 0:
         path = checkpoint.latest(c.run_folder, set_aside=True, say=say)
         checkpoint.remove_unfinished(c.run_folder)
-    path = _agreed(path)
-    state = checkpoint.load_state(path) if path else TrainState()
-    state.stopped_early = False  # `finished` let us pass: the config no longer stops it
-    return path, state
+    return _agreed(path)
 
 
 def _agreed(value: Any) -> Any:
@@ -244,7 +338,3 @@ def _agreed(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _share_of_cpus() -> int:
-    return max(1, available_cpus() // ray.train.get_context().get_local_world_size())

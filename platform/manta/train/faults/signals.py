@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -44,26 +44,27 @@ class Signals:
     goes through processes of Ray's, and is too slow for each step: it is asked now and then.
     """
 
-    def __init__(self, sources: list[Callable[[], Asked]]):
-        self.sources = sources
-        self.shared: Callable[[], Asked] | None = None
+    def __init__(
+        self, sources: Sequence[Callable[[], Asked]], shared: Callable[[], Asked] | None = None
+    ):
+        self._sources, self._shared = sources, shared
         self._shared_at = time.monotonic()
         # On the CPU, whatever trains: the ranks meet here without waiting for a GPU.
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
 
-    def agree(self) -> Asked:
-        """What is asked of any rank (a collective call)."""
-        asked = Asked.NOTHING
-        for source in self.sources:
+    def agree(self, asked: Asked = Asked.NOTHING) -> Asked:
+        """What is asked of any rank (a collective call); `asked` is asked of this one in any
+        case."""
+        for source in self._sources:
             asked |= source()
-        is_time = self.shared is not None and time.monotonic() > self._shared_at + SECONDS_BETWEEN
+        is_time = self._shared is not None and time.monotonic() > self._shared_at + SECONDS_BETWEEN
         flags = torch.tensor([*(bool(asked & flag) for flag in Asked), is_time], dtype=torch.int32)
         if self._group is not None:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
         asked = Asked(sum(flag for flag, is_set in zip(Asked, flags, strict=False) if is_set))
         is_leaving = bool(asked & (Asked.MOVE | Asked.STOP))  # and Ray may be, too
-        if flags[-1] and self.shared is not None and not is_leaving:
-            asked |= self.shared()
+        if flags[-1] and self._shared is not None and not is_leaving:
+            asked |= self._shared()
             self._shared_at = time.monotonic()
         return asked
 

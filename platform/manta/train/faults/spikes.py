@@ -34,7 +34,7 @@ class SpikeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Anomaly:
     """Steps `first` to `last` are out of line; why, for a person."""
 
     first: int
@@ -63,7 +63,7 @@ class Detector:
         """The gradient norm beyond which a step is not taken, for action=skip."""
         return limit(self._norms, self._c.threshold) if self._c.action == "skip" else math.inf
 
-    def look(self, step: int, loss: float, norm: float) -> Found | None:
+    def look(self, step: int, loss: float, norm: float) -> Anomaly | None:
         """Takes a step into account: its loss over all ranks and its gradient's norm (not finite
         where the step was not taken). Values that are out of line do not enter the window."""
         c = self._c
@@ -75,8 +75,8 @@ class Detector:
             why = f"the {what} of step {step} is {loss if what == 'loss' else norm}"
             if self._skipped >= c.max_skipped:
                 why += f", as for {self._skipped} steps in a row"
-                return Found(step - self._skipped + 1, step, why, "stuck")
-            return Found(step, step, why, "skipped")
+                return Anomaly(step - self._skipped + 1, step, why, "stuck")
+            return Anomaly(step, step, why, "skipped")
         self._skipped = 0
         highest = limit(self._losses, c.threshold)
         if loss > highest:
@@ -85,7 +85,7 @@ class Detector:
                 f"{statistics.median(self._losses):.4f} and spikes.threshold={c.threshold:g} "
                 f"allows {highest:.4f}"
             )
-            return Found(step, step, why, "spike")
+            return Anomaly(step, step, why, "spike")
         self._losses = [*self._losses, loss][-c.window :]
         self._norms = [*self._norms, norm][-c.window :]
         return None

@@ -57,7 +57,7 @@ class Logbook:
         self._pencil = ThreadPoolExecutor(1, thread_name_prefix="manta-curve")
         self._drawn: Future[None] | None = None
 
-    def metrics(self, records: Sequence[dict[str, Any]]) -> None:
+    def log_metrics(self, records: Sequence[dict[str, Any]]) -> None:
         """One line of metrics.jsonl a record; each has its `step`."""
         with (self._folder / layout.METRICS).open("a") as f:
             for record in records:
@@ -67,7 +67,7 @@ class Logbook:
                         self._board.add_scalar(key, value, record["step"])
         self._publish(records[-1])
 
-    def sample(self, step: int, prompt: str, completion: str) -> None:
+    def log_sample(self, step: int, prompt: str, completion: str) -> None:
         with (self._folder / layout.SAMPLES).open("a") as f:
             row = {"step": step, "prompt": prompt, "completion": completion}
             f.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,39 @@
+"""What a run is made of, before it starts: its weights, its model, and the order of its data."""
+
+import dataclasses
+
+from manta.data import mixture
+from manta.data.manifest import Manifest
+from manta.data.order import Order
+from manta.errors import ConfigError
+from manta.model.gpt import ModelConfig
+from manta.text.tokenizer import Tokenizer
+from manta.train.checkpoints import checkpoint
+from manta.train.settings import PretrainConfig
+
+
+def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
+    """With the model of the checkpoint that `c` starts from, or of the run's own newest one, if it
+    starts from one. Raises CheckpointError when there is none."""
+    if c.init.checkpoint is None:
+        return c
+    path = newest or checkpoint.resolve(c.init.checkpoint, c.home_folder)
+    model = dataclasses.replace(checkpoint.load_model_config(path), dropout=c.model.dropout)
+    init = c.init if newest else dataclasses.replace(c.init, checkpoint=path)
+    return dataclasses.replace(c, model=model, init=init)
+
+
+def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model for this tokenizer. Raises ConfigError when its own vocabulary is too small."""
+    if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={model.vocab_size} is less than the tokenizer's "
+            f"{tokenizer.vocab_size} ids ({tokenizer.name}): omit it, or raise it"
+        )
+    return dataclasses.replace(model, vocab_size=model.vocab_size or tokenizer.vocab_size)
+
+
+def order_of(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> Order:
+    """Which tokens each step reads. Raises DataError when there are too few."""
+    phases = c.data.phases(c.sequence_length)
+    return mixture.make_order(datasets, phases, c.stages, c.seed, c.sequence_length)
