@@ -65,10 +65,11 @@ def test_identity_passes_the_embeddings_on(family: str, is_tied: bool) -> None:
 
 def attention_of(model: GPT, tokens: Tensor, layer: int) -> Tensor:
     """(B, H, T, T) where each head of a block looks."""
-    c, x = model.config, model.embedding(tokens)
+    c, x, branch = model.config, model.embedding(tokens), None
     rope = model.cos[: tokens.size(1)], model.sin[: tokens.size(1)]
     for block in model.blocks[:layer]:
-        x = block(x, rope, None, None)
+        x, branch = block(x, branch, rope, None, None)
+    x = x if branch is None else x + branch
     block = model.blocks[layer]
     attention = block.get_submodule("attention")
     assert isinstance(attention, Attention)
