@@ -14,7 +14,7 @@ from pathlib import Path
 # hide the package of that name, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.evaluate.run import evaluate
+from manta.evaluate.evaluate import evaluate
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.watch import watch
 from manta.job import run_job

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.export.run import ImportConfig, import_model
+from manta.export.convert import ImportConfig, import_model
 from manta.job import run_job
 
 

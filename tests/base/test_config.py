@@ -24,13 +24,13 @@ from manta.data.inspect import InspectConfig
 from manta.data.recipe import DataConfig
 from manta.errors import ConfigError, DataError
 from manta.evaluate.compare import CompareConfig
+from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.surprise import SurpriseConfig
-from manta.export.run import ExportConfig, ImportConfig
+from manta.export.convert import ExportConfig, ImportConfig
 from manta.job import run_job, with_default
-from manta.model.generate import GenerateConfig
 from manta.model.presets import PRESETS
-from manta.sweep.run import SweepConfig
+from manta.sweep.sweep import SweepConfig
 from manta.train.checkpoints.listing import CheckpointsConfig
 from manta.train.settings import PretrainConfig
 

@@ -16,7 +16,7 @@ from test_evaluate import TEXT, hellaswag_rows
 from manta.config import from_dict
 from manta.errors import ConfigError, DataError
 from manta.evaluate import catalog, core, suites
-from manta.evaluate.adapter import MantaLM, here
+from manta.evaluate.adapter import MantaLM, in_process
 from manta.evaluate.compare import is_mean
 from manta.evaluate.documents import QUICK_PIECES, continuations, read_lambada, whole_texts
 from manta.evaluate.suites import run_suite, run_task
@@ -46,7 +46,7 @@ def model(tokenizer: Tokenizer) -> GPT:
 
 @pytest.fixture(scope="module")
 def lm(model: GPT, tokenizer: Tokenizer) -> MantaLM:
-    return here(model, tokenizer)
+    return in_process(model, tokenizer)
 
 
 def nlls(model: GPT, tokens: list[int], start: int) -> list[tuple[float, bool]]:

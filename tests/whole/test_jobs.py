@@ -19,10 +19,10 @@ from manta import cluster, messages
 from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
+from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
-from manta.export.run import ExportConfig, ImportConfig
-from manta.model.generate import GenerateConfig
-from manta.sweep.run import SweepConfig
+from manta.export.convert import ExportConfig, ImportConfig
+from manta.sweep.sweep import SweepConfig
 from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain
 from manta.train.records.logbook import read_metrics

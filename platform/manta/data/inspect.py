@@ -12,6 +12,7 @@ from manta.data import prepare, shards
 from manta.data.manifest import Manifest
 from manta.data.packing import count_cuts, pack
 from manta.errors import DataError
+from manta.storage import HomeConfig
 
 BAR = 40
 PACKING_TOKENS = 1 << 22  # what the packing is tried on
@@ -20,7 +21,7 @@ SAMPLE_CHARACTERS = 400
 
 
 @config
-class InspectConfig:
+class InspectConfig(HomeConfig):
     dataset: str = "python-bpe4096"
     """A dataset's name (a folder under HOME/data) or folder."""
     samples: Natural = 3
@@ -33,13 +34,11 @@ class InspectConfig:
     """Tokens in a training sequence: shows how many documents it would cut; null: not shown."""
     verify: bool = False
     """Check the sha256 of every shard."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
 
 def find(c: InspectConfig) -> Manifest:
     """Raises DataError when there is no such dataset, or its manifest is damaged."""
-    folder = storage.join(storage.home(c.home), "data")
+    folder = storage.join(c.home_folder, "data")
     for path in (storage.join(folder, c.dataset), storage.absolute(c.dataset)):
         if manifests.exists(path):
             return manifests.load(path)

@@ -9,8 +9,8 @@ from manta import storage
 from manta.errors import CheckpointError, DataError, MantaError
 from manta.evaluate import report, suites
 from manta.evaluate.documents import Documents
+from manta.evaluate.evaluate import score, units, workers
 from manta.evaluate.farm import Farm
-from manta.evaluate.run import score, units, workers
 from manta.evaluate.settings import EvaluateConfig
 from manta.lock import lock
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -86,7 +86,7 @@ def _evaluate(
 
 def _run_of(c: EvaluateConfig) -> str:
     """The folder of the run that is meant, which need not have a checkpoint yet."""
-    home = storage.home(c.home)
+    home = c.home_folder
     for folder in checkpoints.places(c.checkpoint, home):
         if storage.exists(storage.join(folder, checkpoints.MANIFEST)):
             raise CheckpointError(

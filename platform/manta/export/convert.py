@@ -11,6 +11,7 @@ from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export.card import card
 from manta.model.gpt import num_parameters
+from manta.storage import HomeConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import R50K, R50K_SIZE, Tokenizer
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -21,7 +22,7 @@ SAMPLES = 20  # texts of the run's own data, in which the tokenizer is compared
 
 
 @config
-class ExportConfig:
+class ExportConfig(HomeConfig):
     checkpoint: str = "quickstart"
     """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
     to: Literal["hf", "gguf", "llmc"] = "hf"
@@ -31,12 +32,10 @@ class ExportConfig:
     """The folder, or file, that is made; null: NAME-STEP in the home's exports/."""
     overwrite: bool = False
     """Take the place of what is at `out`."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
 
 @config
-class ImportConfig:
+class ImportConfig(HomeConfig):
     from_: Literal["hf", "llmc"] = "hf"
     """hf: a folder of transformers' (GPT-2, Llama, Qwen3; weights as safetensors); llmc: a .bin of
     llm.c's."""
@@ -47,8 +46,6 @@ class ImportConfig:
     tokenizer_file: str | None = None
     """r50k_base.tiktoken, GPT-2's tokenizer, where `path` has none; null: tiktoken's own download
     or cache."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
     def problems(self) -> list[str]:
         if self.path is None:
@@ -63,7 +60,7 @@ def export(c: ExportConfig, say: Callable[[str], None] = print) -> Path:
         CheckpointError: no such checkpoint, or no such model in that format.
         ConfigError: something is at `out`, or a package is missing.
     """
-    home = storage.home(c.home)
+    home = c.home_folder
     path = checkpoints.resolve(c.checkpoint, home)
     run, step = path.rpartition("/checkpoints/")[::2]
     name = (run or path).rpartition("/")[2]
@@ -121,7 +118,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None] = print) -> str:
         DataError: no tokenizer, or one that Manta cannot have.
     """
     assert c.path is not None
-    run = storage.join(storage.home(c.home), "runs", c.name)
+    run = storage.join(c.home_folder, "runs", c.name)
     if storage.list_files(run):
         raise ConfigError(f"name={c.name}: {run} is there already; give another name")
     source = Path(c.path).expanduser().absolute()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from manta import cluster, storage
+from manta import cluster
 from manta.evaluate import farm, report, suites
 from manta.evaluate.adapter import MantaLM
 from manta.evaluate.documents import Documents
@@ -24,7 +24,7 @@ def evaluate(c: EvaluateConfig) -> dict[str, Scores]:
     Raises:
         MantaError: checkpoint or data are missing, damaged, or cannot be had here.
     """
-    path = checkpoints.resolve(c.checkpoint, storage.home(c.home))
+    path = checkpoints.resolve(c.checkpoint, c.home_folder)
     _name_newer(path)
     documents = Documents(c, path)
     suites.check(c.suites, c.tasks, documents.check)  # before workers start
@@ -79,7 +79,7 @@ def score(
     tokenizer = checkpoints.load_tokenizer(path)
     model = checkpoints.load_model_config(path)
     assert model.vocab_size is not None
-    lm = MantaLM(pool.at(path), tokenizer, model.context_length, model.vocab_size)
+    lm = MantaLM(pool.load(path), tokenizer, model.context_length, model.vocab_size)
     current, terminal = unit.removeprefix("task-"), sys.stderr
 
     def say(task: str) -> None:

@@ -41,20 +41,18 @@ class SweepConfig(PretrainConfig):
     sweep: SearchConfig = SearchConfig()
 
     def problems(self) -> list[str]:
-        own = super().problems()
+        found = super().problems()
         if not self.sweep.lr or not self.sweep.tokens_per_batch:
-            return [*own, "sweep.lr and sweep.tokens_per_batch each need a value"]
-        found = [p for p in own if not p.startswith("tokens_per_batch=")]
-        if self.eval.suites:
+            found.append("sweep.lr and sweep.tokens_per_batch each need a value")
+        elif self.eval.suites:
             found.append("eval.suites is for a single run: evaluate the best trial instead")
-        for tokens in self.sweep.tokens_per_batch:
-            trial = dataclasses.replace(self, tokens_per_batch=tokens)
-            found += [
-                f"sweep.{problem}"
-                for problem in super(SweepConfig, trial).problems()
-                if problem.startswith("tokens_per_batch=")
-            ]
         return found
+
+    @property
+    def batch_sizes(self) -> list[tuple[str, int]]:
+        """Those of the trials in place of the one that all of them replace."""
+        trials = [("sweep.tokens_per_batch", size) for size in self.sweep.tokens_per_batch]
+        return trials + [("batch_ramp", size) for size in self.batch_ramp]
 
     def trials(self) -> list[PretrainConfig]:
         """The training run of every trial."""
