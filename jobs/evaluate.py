@@ -17,12 +17,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 from manta.evaluate.evaluate import evaluate
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.watch import watch
-from manta.job import run_job
+from manta.job import run_job, say
 
 
 def main(config: EvaluateConfig) -> None:
     if config.watch:
-        watch(config)
+        watch(config, say)
         return
     evaluate(config)
     print(f'next  python jobs/generate.py checkpoint={config.checkpoint} prompt="..."')

@@ -16,7 +16,7 @@ from manta.job import run_job
 
 
 def main(config: ExportConfig) -> None:
-    out = export(config)
+    out = export(config, print)
     print(f"written to {out}")
     if config.to == "hf":
         print(f'next  transformers.AutoModelForCausalLM.from_pretrained("{out}")')

@@ -16,7 +16,7 @@ from manta.job import run_job
 
 
 def main(config: ImportConfig) -> None:
-    import_model(config)
+    import_model(config, print)
     print(f'next  python jobs/generate.py checkpoint={config.name} prompt="Once"')
     print(f"      python jobs/pretrain.py init.checkpoint={config.name} name=more data.source=FILE")
 

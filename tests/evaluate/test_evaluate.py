@@ -199,7 +199,9 @@ def nlls_by_hand(model: GPT, tokenizer: Tokenizer, text: str) -> list[float]:
 
 def scores(lm: Any, suite: str, documents: Any, limit: int | None = None) -> Results:
     """Of the suite's task of the same name."""
-    return run_suite(lm, suite, lambda task, about: documents, limit, only=[suite]).results
+    return run_suite(
+        lm, suite, lambda task, about: documents, limit, only=[suite], say=lambda task: None
+    ).results
 
 
 # Against lm-eval's HFLM

@@ -94,5 +94,5 @@ def score(
     if unit.startswith("task-"):
         scores = suites.run_task(lm, current, c.limit, c.num_fewshot, data_dir)
     else:
-        scores = suites.run_suite(lm, unit, documents, c.limit, data_dir, tokenizer, say)
+        scores = suites.run_suite(lm, unit, documents, c.limit, data_dir, tokenizer, say=say)
     return scores, report.write(c, path, unit, scores, time.perf_counter() - started)

@@ -18,9 +18,7 @@ from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
 
 
-def watch(
-    c: EvaluateConfig, say: Callable[[str], None] = lambda line: print(line, flush=True)
-) -> None:
+def watch(c: EvaluateConfig, say: Callable[[str], None]) -> None:
     """Evaluates the checkpoints of a run, oldest first, and those that come, until the run has
     ended. One that has its scores already is passed over, so that a watcher that is started again
     goes on.

@@ -53,7 +53,7 @@ class ImportConfig(HomeConfig):
         return []
 
 
-def export(c: ExportConfig, say: Callable[[str], None] = print) -> Path:
+def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     """Writes `out`, which is there when all of it has been written and compared; its path.
 
     Raises:
@@ -109,7 +109,7 @@ def _samples(path: str) -> list[str]:
         return []
 
 
-def import_model(c: ImportConfig, say: Callable[[str], None] = print) -> str:
+def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
     """Makes the run `name`, with one checkpoint; its path.
 
     Raises:

@@ -13,6 +13,7 @@ from manta import config as configs
 from manta.config import Count, PositiveFloat, config
 from manta.data import mixture
 from manta.errors import ClusterError
+from manta.job import say
 from manta.train.pretrain import pretrain
 from manta.train.resume import order_of
 from manta.train.settings import PretrainConfig
@@ -98,7 +99,7 @@ def sweep(c: SweepConfig) -> Ranking:
     c = dataclasses.replace(c, home=c.home_folder)
     cluster.connect()
     cluster.require(c.workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    datasets = mixture.ready(c.data, c.home_folder, lambda line: print(line, flush=True))
+    datasets = mixture.ready(c.data, c.home_folder, say)
     trials = c.trials()
     for trial in trials:
         order_of(trial, datasets)
