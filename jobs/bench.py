@@ -15,7 +15,7 @@ from pathlib import Path
 # hide the package of that name, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.bench.run import bench
+from manta.bench.command import bench
 from manta.bench.settings import BenchConfig
 from manta.job import run_job
 

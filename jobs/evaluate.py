@@ -14,15 +14,15 @@ from pathlib import Path
 # hide the package of that name, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.evaluate.run import evaluate
+from manta.evaluate.evaluate import evaluate
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.watch import watch
-from manta.job import run_job
+from manta.job import run_job, say
 
 
 def main(config: EvaluateConfig) -> None:
     if config.watch:
-        watch(config)
+        watch(config, say)
         return
     evaluate(config)
     print(f'next  python jobs/generate.py checkpoint={config.checkpoint} prompt="..."')

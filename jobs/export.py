@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.export.run import ExportConfig, export
+from manta.export.convert import ExportConfig, export
 from manta.job import run_job
 
 
 def main(config: ExportConfig) -> None:
-    out = export(config)
+    out = export(config, print)
     print(f"written to {out}")
     if config.to == "hf":
         print(f'next  transformers.AutoModelForCausalLM.from_pretrained("{out}")')

@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.export.run import ImportConfig, import_model
+from manta.export.convert import ImportConfig, import_model
 from manta.job import run_job
 
 
 def main(config: ImportConfig) -> None:
-    import_model(config)
+    import_model(config, print)
     print(f'next  python jobs/generate.py checkpoint={config.name} prompt="Once"')
     print(f"      python jobs/pretrain.py init.checkpoint={config.name} name=more data.source=FILE")
 

@@ -15,14 +15,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.beside import beside, check
-from manta.job import run_job
+from manta.job import run_job, say
 from manta.train.pretrain import pretrain, summary
 from manta.train.settings import PretrainConfig
 
 
 def main(config: PretrainConfig) -> int:
     check(config)
-    done = pretrain(config, beside=beside)
+    done = pretrain(config, say, beside=beside)
     print("\n" + summary(config, done))
     return done.exit_code
 

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.job import run_job
-from manta.sweep.run import SweepConfig, sweep
+from manta.sweep.sweep import SweepConfig, sweep
 
 
 def main(config: SweepConfig) -> None:

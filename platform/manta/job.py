@@ -63,6 +63,11 @@ def run_job(
     _exit(code)
 
 
+def say(line: str) -> None:
+    """A line for a person, at once also where the output is a file or a pipe."""
+    print(line, flush=True)
+
+
 def with_default(arguments: list[str], default: Path | None) -> list[str]:
     """The arguments, after the default config where they want it."""
     names_another = any(is_file(a) or a.startswith(OTHER_MODEL) for a in arguments)

@@ -49,35 +49,6 @@ def loss_curve(records: Sequence[dict[str, Any]], title: str) -> bytes:
     return _png(figure)
 
 
-def overlaid(
-    runs: Mapping[str, Sequence[dict[str, Any]]],
-    title: str,
-    marks: Sequence[int] = (),
-    marked: str = "",
-) -> bytes:
-    """The training loss of two or three runs over each other, by name, against tokens.
-
-    Args:
-        marks: tokens at which what `marked` says happened to the last of them.
-    """
-    figure, axes = _figure(title, dpi=120)
-    unit, name = _unit(max((r["tokens"] for records in runs.values() for r in records), default=0))
-    # Each thinner than the one before, so that equal ones are both seen.
-    styles = [(LIGHT_BLUE, 5.0), (ORANGE, 1.0), (BLUE, 0.5)]
-    for (run, records), (color, width) in zip(runs.items(), styles, strict=False):
-        train = [(r["tokens"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]
-        smoothed = _smooth([loss for _, loss in train])
-        x = [tokens / unit for tokens, _ in train]
-        axes.plot(x, smoothed, color=color, linewidth=width, label=f"{run} (smoothed)")
-    for index, mark in enumerate(marks):
-        label = marked if index == 0 else None
-        axes.axvline(mark / unit, color="gray", linewidth=0.8, linestyle=":", label=label)
-    axes.set(xlabel=f"{name}tokens", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return _png(figure)
-
-
 def panels(series: Mapping[str, Sequence[tuple[int, float, float]]], title: str) -> bytes:
     """A small picture for each series, against tokens.
 

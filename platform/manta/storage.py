@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from manta.config import config
 from manta.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
@@ -28,9 +29,17 @@ UNFINISHED = ".tmp"
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs")
 
 
-def home(configured: str | None) -> str:
-    """The folder for everything that Manta makes: the config's, $MANTA_HOME, or ~/manta."""
-    return absolute(configured or os.environ.get("MANTA_HOME") or "~/manta")
+@config
+class HomeConfig:
+    """The key of every job that reads or writes data and runs."""
+
+    home: str | None = None
+    """Folder or URI (s3://...) for data and runs; null: $MANTA_HOME, or ~/manta."""
+
+    @property
+    def home_folder(self) -> str:
+        """The folder for everything that Manta makes."""
+        return absolute(self.home or os.environ.get("MANTA_HOME") or "~/manta")
 
 
 def absolute(path: str) -> str:

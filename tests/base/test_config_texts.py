@@ -18,13 +18,13 @@ from manta.bench.settings import BenchConfig
 from manta.config import config, differences, from_dict, help_text, load, to_dict, to_yaml
 from manta.data.inspect import InspectConfig
 from manta.evaluate.compare import CompareConfig
+from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.surprise import SurpriseConfig
-from manta.export.run import ExportConfig, ImportConfig
+from manta.export.convert import ExportConfig, ImportConfig
 from manta.job import run_job
-from manta.model.generate import GenerateConfig
 from manta.model.presets import PRESETS
-from manta.sweep.run import SweepConfig
+from manta.sweep.sweep import SweepConfig
 from manta.train.checkpoints.listing import CheckpointsConfig
 from manta.train.settings import PretrainConfig
 

@@ -18,7 +18,7 @@ from helpers.configs import Outer, never, write
 from manta.config import help_text, load
 from manta.errors import DataError
 from manta.job import run_job, with_default
-from manta.sweep.run import SweepConfig
+from manta.sweep.sweep import SweepConfig
 from manta.train.settings import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]

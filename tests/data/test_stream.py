@@ -84,7 +84,9 @@ def streamed(
     datasets: tuple[Manifest, ...], order: Order, start: int, stop: int, micro: int, **keys: Any
 ) -> np.ndarray:
     reader = stream.Reader(datasets, order, **keys)
-    found = list(stream.train_batches(reader, start=start, stop=stop, micro_batch_size=micro))
+    found = list(
+        stream.train_batches(reader, start=start, stop=stop, micro_batch_size=micro, say=print)
+    )
     assert {batch.shape for batch in found} == {(micro, SEQ_LEN + 1)}
     return np.concatenate(found)
 
@@ -124,7 +126,7 @@ def test_a_stream_of_several_of_ray_datas_datasets_is_one(
 
 def test_a_stream_of_no_batches_is_empty(datasets: tuple[Manifest, ...]) -> None:
     reader = stream.Reader(datasets[:1], order_over(datasets[:1]))
-    assert list(stream.train_batches(reader, start=5, stop=5, micro_batch_size=1)) == []
+    assert list(stream.train_batches(reader, start=5, stop=5, micro_batch_size=1, say=print)) == []
 
 
 def test_best_fit_reads_the_same_tokens_and_cuts_fewer_documents(
@@ -180,7 +182,7 @@ def test_damage_is_named_in_one_line_through_the_stream(damaged: Manifest) -> No
     reader = stream.Reader((damaged,), order)
     words = r"train-00001\.parquet: row group 50 is damaged"
     with pytest.raises(DataError, match=words) as caught:  # in this process: the first window
-        list(stream.train_batches(reader, start=0, stop=16, micro_batch_size=12))
+        list(stream.train_batches(reader, start=0, stop=16, micro_batch_size=12, say=print))
     assert "\n" not in str(caught.value)
     (blocks,) = [stream._through_ray(reader, [0])]
     with pytest.raises(DataError, match=words) as caught:  # in a task of Ray Data's

@@ -44,7 +44,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from lm_eval.models.huggingface import HFLM
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from manta.evaluate.adapter import here
+    from manta.evaluate.adapter import in_process
 
     folder = tmp_path_factory.mktemp("hugging-face")
     tokenizer = tokenizers.train([TEXT], 400)
@@ -78,7 +78,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     )
     model = with_weights(c, gpt2_weights(theirs))
     return Pair(
-        here(model, tokenizer),
+        in_process(model, tokenizer),
         HFLM(
             pretrained=str(folder),
             device="cpu",
@@ -161,7 +161,9 @@ def nlls_by_hand(model: GPT, tokenizer: Tokenizer, text: str) -> list[float]:
 
 def scores(lm: Any, suite: str, documents: Any, limit: int | None = None) -> Results:
     """Of the suite's task of the same name."""
-    return run_suite(lm, suite, lambda task, about: documents, limit, only=[suite]).results
+    return run_suite(
+        lm, suite, lambda task, about: documents, limit, only=[suite], say=lambda task: None
+    ).results
 
 
 # Against lm-eval's HFLM
@@ -280,11 +282,11 @@ def test_scores_do_not_depend_on_the_batch(pair: Pair, monkeypatch: pytest.Monke
 
 
 def test_bf16_scores_are_near_those_in_fp32(pair: Pair) -> None:
-    from manta.evaluate.adapter import here
+    from manta.evaluate.adapter import in_process
 
     asked = requests("loglikelihood_rolling", (TEXT[:2000],))
     exact = pair.ours.loglikelihood_rolling(asked)
-    rounded = here(pair.model, pair.tokenizer, "bf16").loglikelihood_rolling(asked)
+    rounded = in_process(pair.model, pair.tokenizer, "bf16").loglikelihood_rolling(asked)
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
 
@@ -368,7 +370,7 @@ def wikitext_pages() -> list[dict[str, Any]]:
 
 def run(pair: Pair, suite: str, documents: Any, limit: int | None = None) -> dict[str, Any]:
     """The suite's own results; checks that it reports its progress whole."""
-    from manta.evaluate.adapter import here
+    from manta.evaluate.adapter import in_process
 
     totals: list[int] = []
     done: list[int] = []
@@ -377,7 +379,7 @@ def run(pair: Pair, suite: str, documents: Any, limit: int | None = None) -> dic
         totals.append(count)
         return done.append
 
-    lm = here(pair.model, pair.tokenizer)
+    lm = in_process(pair.model, pair.tokenizer)
     lm.begin = begin
     results = scores(lm, suite, documents, limit)
     assert totals == [sum(done)]

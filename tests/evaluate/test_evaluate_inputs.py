@@ -145,7 +145,7 @@ farm.Evaluator.seen = lambda self: os.environ["CUDA_VISIBLE_DEVICES"]
 with farm.workers(4, 1.0, 0.4, 1, "fp32") as pool:
     seen = sorted(ray.get([actor.seen.remote() for actor in pool._actors]))
     try:
-        pool.at("no checkpoint is read before the device is found")
+        pool.load("no checkpoint is read before the device is found")
         without = ""
     except MantaError as e:
         without = str(e)

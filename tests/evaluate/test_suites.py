@@ -16,7 +16,7 @@ from helpers.evaluation import TEXT, hellaswag_rows
 from manta.config import from_dict
 from manta.errors import ConfigError, DataError
 from manta.evaluate import catalog, core, suites
-from manta.evaluate.adapter import MantaLM, here
+from manta.evaluate.adapter import MantaLM, in_process
 from manta.evaluate.compare import is_mean
 from manta.evaluate.documents import QUICK_PIECES, continuations, read_lambada, whole_texts
 from manta.evaluate.suites import run_suite, run_task
@@ -46,7 +46,7 @@ def model(tokenizer: Tokenizer) -> GPT:
 
 @pytest.fixture(scope="module")
 def lm(model: GPT, tokenizer: Tokenizer) -> MantaLM:
-    return here(model, tokenizer)
+    return in_process(model, tokenizer)
 
 
 def nlls(model: GPT, tokens: list[int], start: int) -> list[tuple[float, bool]]:
@@ -67,7 +67,9 @@ def test_hellaswag_completion_is_the_likeliest_ending_per_token(
     lm: MantaLM, model: GPT, tokenizer: Tokenizer
 ) -> None:
     rows = [{**row, "label": str(row["label"])} for row in hellaswag_rows()]
-    scores = run_suite(lm, "hellaswag", lambda task, about: rows, tokenizer=tokenizer)
+    scores = run_suite(
+        lm, "hellaswag", lambda task, about: rows, tokenizer=tokenizer, say=lambda task: None
+    )
     assert list(scores.results) == ["hellaswag", "hellaswag_completion"]
     found = scores.results["hellaswag_completion"]
     right = right_per_token = 0
@@ -174,7 +176,9 @@ def test_core_is_the_mean_of_22_centred_accuracies(
     lm: MantaLM, model: GPT, tokenizer: Tokenizer, bundle: Path
 ) -> None:
     """Each as worked out by hand; examples drawn alike for each row."""
-    found = run_suite(lm, "core", from_bundle(bundle), tokenizer=tokenizer).results
+    found = run_suite(
+        lm, "core", from_bundle(bundle), tokenizer=tokenizer, say=lambda task: None
+    ).results
     centred = []
     for task in suites.configs_of("core"):
         about, name = task["metadata"], task["task"]
@@ -214,7 +218,9 @@ def test_a_missing_or_wrong_file_of_core_is_named(bundle: Path, tmp_path: Path) 
 def test_lambada_is_the_last_word(lm: MantaLM, model: GPT, tokenizer: Tokenizer) -> None:
     rng = random.Random(3)
     rows = [{"text": sentence(rng, 12)} for _ in range(9)]
-    found = run_suite(lm, "lambada", lambda task, about: rows).results["lambada"]
+    found = run_suite(lm, "lambada", lambda task, about: rows, say=lambda task: None).results[
+        "lambada"
+    ]
     total, right = 0.0, 0
     for row in rows:
         begin, _, word = row["text"].rpartition(" ")
@@ -271,7 +277,7 @@ def test_quick_runs_both_of_its_tasks(lm: MantaLM, tokenizer: Tokenizer) -> None
         "quick_perplexity": whole_texts([TEXT], tokenizer, 500),
         "quick_continuation": continuations([TEXT], tokenizer, 32),
     }
-    scores = run_suite(lm, "quick", lambda task, about: made[task])
+    scores = run_suite(lm, "quick", lambda task, about: made[task], say=lambda task: None)
     assert scores.results["quick_continuation"]["samples"] == len(made["quick_continuation"])
     assert 0 <= scores.results["quick_continuation"]["acc"] <= 1
     assert scores.results["quick_perplexity"]["bits_per_byte"] > 0
@@ -289,7 +295,13 @@ def test_what_each_document_adds_makes_up_the_score(
         "quick_perplexity": whole_texts(TEXT.splitlines()[:9], tokenizer, None),
         "quick_continuation": continuations([TEXT], tokenizer, 32),
     }
-    scores = run_suite(lm, suite, lambda task, about: made.get(task, rows), tokenizer=tokenizer)
+    scores = run_suite(
+        lm,
+        suite,
+        lambda task, about: made.get(task, rows),
+        tokenizer=tokenizer,
+        say=lambda task: None,
+    )
     for task, values in scores.results.items():
         for metric, value in values.items():
             pairs = scores.each[task].get(metric)
@@ -301,7 +313,9 @@ def test_what_each_document_adds_makes_up_the_score(
 def test_documents_are_the_same_whatever_the_tokenizer(lm: MantaLM, tokenizer: Tokenizer) -> None:
     def digest(extra: int) -> Any:
         rows = [{"text": t, "num_tokens": 5 + extra} for t in TEXT.splitlines()[:3]]
-        return run_suite(lm, "perplexity", lambda task, about: rows).each["perplexity"]["documents"]
+        return run_suite(lm, "perplexity", lambda task, about: rows, say=lambda task: None).each[
+            "perplexity"
+        ]["documents"]
 
     assert digest(0) == digest(1)
 
@@ -362,7 +376,7 @@ def test_a_data_set_without_documents_is_said_so(lm: MantaLM, tmp_path: Path) ->
     with pytest.raises(DataError, match="hellaswag: "):
         run_task(lm, "hellaswag", data_dir=str(tmp_path))
     with pytest.raises(DataError, match="suite=hellaswag: hellaswag has no documents"):
-        run_suite(lm, "hellaswag", lambda task, about: [])
+        run_suite(lm, "hellaswag", lambda task, about: [], say=lambda task: None)
 
 
 def test_a_task_with_a_typo_is_refused_with_the_nearest_names() -> None:

@@ -15,7 +15,7 @@ from helpers.checkpoints import MODELS, model_of, save
 from helpers.common import ROOT, TEXT
 from manta.config import load
 from manta.errors import ConfigError, DataError
-from manta.evaluate.adapter import here
+from manta.evaluate.adapter import in_process
 from manta.evaluate.surprise import MOST_BITS, SurpriseConfig, colour, page, pieces, surprise
 from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers
@@ -61,7 +61,7 @@ def test_the_page_has_the_text_and_the_loss_of_lm_evals_rolling_perplexity(
     assert "".join(piece.text for piece in found) == text
     shown = Text(page(found, "<title> & more", "a line")).text
     assert shown == text
-    lm = here(model, tokenizer)
+    lm = in_process(model, tokenizer)
     (expected,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
     bits = sum(piece.bits for piece in found)
     assert bits == pytest.approx(-expected / math.log(2), rel=1e-4)

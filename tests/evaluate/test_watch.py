@@ -167,9 +167,9 @@ def test_a_worker_that_is_killed_changes_no_score(trained: Path, ray_session: No
     batches = batches_of(rows_of(pairs, 32), 8, 1000)
     path = str(trained / "checkpoints" / "step-00000008")
     with farm.workers(2, 0.5, 0, 1, "fp32") as pool:
-        whole = list(pool.at(path)("score", batches))
+        whole = list(pool.load(path)("score", batches))
         found = []
-        for index, answer in enumerate(pool.at(path)("score", batches)):
+        for index, answer in enumerate(pool.load(path)("score", batches)):
             found.append(answer)
             if index == 3:
                 ray.kill(pool._actors[0], no_restart=False)

@@ -18,7 +18,7 @@ from manta.config import load
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export import weights as layouts
-from manta.export.run import ExportConfig, ImportConfig, export, import_model
+from manta.export.convert import ExportConfig, ImportConfig, export, import_model
 from manta.model.generate import generate
 from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +121,37 @@ def weights(folder: Path, name: str) -> str:
     return hashlib.sha256(Path(path, layout.WEIGHTS).read_bytes()).hexdigest()
 
 
+def overlaid(
+    runs: Mapping[str, Sequence[dict[str, Any]]],
+    title: str,
+    marks: Sequence[int] = (),
+    marked: str = "",
+) -> bytes:
+    """The training loss of two or three runs over each other, by name, against tokens.
+
+    Args:
+        marks: tokens at which what `marked` says happened to the last of them.
+    """
+    figure, axes = plot._figure(title, dpi=120)
+    unit, name = plot._unit(
+        max((r["tokens"] for records in runs.values() for r in records), default=0)
+    )
+    # Each thinner than the one before, so that equal ones are both seen.
+    styles = [(plot.LIGHT_BLUE, 5.0), (plot.ORANGE, 1.0), (plot.BLUE, 0.5)]
+    for (run, records), (color, width) in zip(runs.items(), styles, strict=False):
+        train = [(r["tokens"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]
+        smoothed = plot._smooth([loss for _, loss in train])
+        x = [tokens / unit for tokens, _ in train]
+        axes.plot(x, smoothed, color=color, linewidth=width, label=f"{run} (smoothed)")
+    for index, mark in enumerate(marks):
+        label = marked if index == 0 else None
+        axes.axvline(mark / unit, color="gray", linewidth=0.8, linestyle=":", label=label)
+    axes.set(xlabel=f"{name}tokens", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return plot._png(figure)
+
+
 def main(arguments: list[str]) -> int:
     given = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in SETTINGS)
     settings = SETTINGS | given
@@ -150,7 +182,7 @@ def main(arguments: list[str]) -> int:
     picture = folder / "kills.png"
     title = f"A run killed {len(kills)} times, over the same run left alone"
     runs = {"left alone": whole, "killed": killed}
-    picture.write_bytes(plot.overlaid(runs, title, [k.tokens for k in kills], "SIGKILL"))
+    picture.write_bytes(overlaid(runs, title, [k.tokens for k in kills], "SIGKILL"))
     print(f"curves {picture}")
     return 0
 

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.models import SMALL, small_model
 from manta.config import load
 from manta.errors import ConfigError
-from manta.model.generate import GenerateConfig, generate, generate_batch, pick
+from manta.evaluate.inference_settings import GenerateConfig, place_of
+from manta.model.generate import generate, generate_batch, pick
 from manta.model.gpt import GPT
 from manta.model.inference import inference
-from manta.train.step.place import place_of
 
 few = settings(deadline=None, max_examples=15)
 temperatures = st.just(0.0) | st.floats(0.2, 3)

@@ -55,7 +55,7 @@ def test_the_checkpoint_is_whole_and_loads(old_home: Path, name: str) -> None:
     run = str(old_home / "runs" / name)
     path = layout.checkpoint_folder(run, 2)
     checkpoint.verify(path)
-    assert checkpoint.find(run) == [path] and checkpoint.latest(run) == path
+    assert checkpoint.find(run) == [path] and checkpoint.latest(run, say=print) == path
     state = checkpoint.load_state(path)
     assert (state.step, state.optimizer, state.dtype) == (2, name, "fp32")
     evaluated = next(r for r in records(BEFORE / "runs" / name) if r.get("val_loss") and r["step"])

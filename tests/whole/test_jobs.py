@@ -19,10 +19,10 @@ from manta import messages
 from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
+from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
-from manta.export.run import ExportConfig, ImportConfig
-from manta.model.generate import GenerateConfig
-from manta.sweep.run import SweepConfig
+from manta.export.convert import ExportConfig, ImportConfig
+from manta.sweep.sweep import SweepConfig
 from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain
 from manta.train.records.gauges import gauges
@@ -175,7 +175,9 @@ def test_a_model_is_exported_imported_evaluated_and_trained_further(
     assert results[0] == pytest.approx(results[1], rel=1e-6)
     with pytest.raises(DataError, match=r"was imported.*evals\.text_path=FILE"):
         load_job("evaluate").main(load(EvaluateConfig, [f"home={home}", "checkpoint=back"]))
-    more = pretrain(tiny(home, corpus, "name=more", "init.checkpoint=back", "model.n_layer=1"))
+    more = pretrain(
+        tiny(home, corpus, "name=more", "init.checkpoint=back", "model.n_layer=1"), print
+    )
     before = [r for r in read_metrics(f"{home}/runs/first/pulse/metrics.jsonl") if "val_loss" in r]
     assert more.metrics[0]["val_loss"] == pytest.approx(before[-1]["val_loss"], rel=1e-6)
     assert checkpoint.load_model_config(more.checkpoint).n_layer == 2

@@ -139,7 +139,9 @@ def _batches(manifest: Manifest, start: int, stop: int) -> Iterator[np.ndarray]:
     stages = make_stages({}, SEQ_LEN, BATCH_TOKENS)
     order = make_order((manifest,), (Phase(0, (PERIOD,)),), stages, 0, SEQ_LEN)
     reader = stream.Reader((manifest,), order)
-    return stream.train_batches(reader, start=start, stop=stop, micro_batch_size=MICRO_BATCH)
+    return stream.train_batches(
+        reader, start=start, stop=stop, micro_batch_size=MICRO_BATCH, say=print
+    )
 
 
 def table(result: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from manta.bench.settings import BenchConfig
-from manta.evaluate.adapter import MantaLM, here, loglikelihood_requests
+from manta.evaluate.adapter import MantaLM, in_process, loglikelihood_requests
 from manta.model.gpt import GPT, num_parameters
 from manta.model.inference import inference
 from manta.text import tokenizer
@@ -29,7 +29,7 @@ def evaluation(c: BenchConfig) -> dict[str, Any]:
     torch.manual_seed(c.seed)
     model = GPT(c.expected_model).to(device.torch_device).eval()
     made = tokenizer.train(WORDS, 290)
-    lm = here(model, made, dtype)
+    lm = in_process(model, made, dtype)
     pairs = _pairs(random.Random(c.seed), lm.max_length)
     requests = loglikelihood_requests(pairs)
     batched, one_by_one = [], []

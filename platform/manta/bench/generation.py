@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from manta.bench.settings import BenchConfig
+from manta.evaluate.inference_settings import inference_dtype
 from manta.model.generate import generate_batch
 from manta.model.gpt import GPT, num_parameters
 from manta.model.inference import inference
 from manta.train.step.device import available_cpus, find_device
-from manta.train.step.place import inference_dtype
 
 PROMPT = 16
 BATCH = 8

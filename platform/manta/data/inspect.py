@@ -5,12 +5,12 @@ from typing import Literal
 
 import numpy as np
 
-from manta import storage
 from manta.config import Count, Natural, Seed, config
 from manta.data import manifest as manifests
 from manta.data import prepare, shards
 from manta.data.manifest import Manifest
 from manta.data.packing import count_cuts, pack
+from manta.storage import HomeConfig
 
 BAR = 40
 PACKING_TOKENS = 1 << 22  # what the packing is tried on
@@ -19,7 +19,7 @@ SAMPLE_CHARACTERS = 400
 
 
 @config
-class InspectConfig:
+class InspectConfig(HomeConfig):
     dataset: str = "python-bpe4096"
     """A dataset's name (a folder under HOME/data) or folder."""
     samples: Natural = 3
@@ -32,8 +32,6 @@ class InspectConfig:
     """Tokens in a training sequence: shows how many documents it would cut; null: not shown."""
     verify: bool = False
     """Check the sha256 of every shard."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
 
 def inspect(c: InspectConfig) -> Iterator[str]:
@@ -42,7 +40,7 @@ def inspect(c: InspectConfig) -> Iterator[str]:
     Raises:
         DataError: the dataset or a shard is missing or damaged.
     """
-    manifest = manifests.load(manifests.resolve(c.dataset, storage.home(c.home)))
+    manifest = manifests.load(manifests.resolve(c.dataset, c.home_folder))
     manifests.check(manifest)
     shards.verify(manifest, full=c.verify)
     size = sum(shard.size for shard in manifest.shards)

@@ -54,11 +54,7 @@ def find(c: PrepareConfig, home: str) -> Manifest | None:
     return manifest
 
 
-def prepare(
-    c: PrepareConfig,
-    home: str,
-    say: Callable[[str], None] = lambda line: print(line, flush=True),
-) -> Manifest:
+def prepare(c: PrepareConfig, home: str, say: Callable[[str], None]) -> Manifest:
     """Prepares the dataset, or goes on preparing it, and commits it.
 
     Raises:

@@ -162,7 +162,7 @@ def train_batches(
     start: int,
     stop: int,
     micro_batch_size: int,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
     """The reader's worker's micro batches of global batches [start, stop), as (B, T + 1) arrays.
 

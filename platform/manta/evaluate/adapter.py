@@ -23,7 +23,7 @@ def loglikelihood_requests(pairs: list[tuple[str, str]]) -> list[Instance]:
     return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
 
 
-def here(model: GPT, tokenizer: Tokenizer, dtype: str = "fp32") -> "MantaLM":
+def in_process(model: GPT, tokenizer: Tokenizer, dtype: str = "fp32") -> "MantaLM":
     """A model in this process."""
     c = model.config
     assert c.vocab_size is not None

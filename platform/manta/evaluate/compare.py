@@ -13,6 +13,7 @@ from manta.errors import ConfigError
 from manta.evaluate import catalog, report
 from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
+from manta.storage import HomeConfig
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records import ledger
 from manta.train.records.logbook import read_metrics
@@ -25,7 +26,7 @@ MOST_RUNS = 12
 
 
 @config
-class CompareConfig:
+class CompareConfig(HomeConfig):
     runs: tuple[str, ...] = ()
     """Names or folders of runs; empty: all that have a checkpoint."""
     price_per_hour: PositiveFloat | None = None
@@ -38,8 +39,6 @@ class CompareConfig:
     """The picture; null: compare.png in the home's folder of runs."""
     overwrite: bool = False
     """Take the place of what is at the `out` that is given."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
 
 @dataclasses.dataclass
@@ -67,7 +66,7 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
     Raises:
         MantaError: a run does not exist, or the picture cannot be where it should.
     """
-    home = storage.home(c.home)
+    home = c.home_folder
     names = list(c.runs) or checkpoints.names_of_runs(home)
     if not names:
         raise checkpoints.not_found("runs=[]", home)

@@ -83,7 +83,7 @@ class Documents:
         if local.text_path is not None:
             return [read_text(local.text_path, "evals.text_path")]
         if local.dataset is not None:
-            path = manifests.resolve(local.dataset, storage.home(self._c.home))
+            path = manifests.resolve(local.dataset, self._c.home_folder)
             return texts_of(manifests.load(path))
         texts = val_texts(self._path)
         if not texts:

@@ -54,7 +54,7 @@ class Farm:
     def __init__(self, actors: list[Any]):
         self._actors = actors
 
-    def at(self, path: str) -> Pool:
+    def load(self, path: str) -> Pool:
         """The workers, with the checkpoint at `path`, which is read here and may be deleted then
         (but that a worker that dies would miss it).
 

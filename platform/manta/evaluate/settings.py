@@ -4,6 +4,7 @@ from typing import Literal
 
 from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, config
 from manta.evaluate import catalog
+from manta.storage import HomeConfig
 
 
 @config
@@ -36,7 +37,7 @@ SUITE_OF = {
 
 
 @config
-class EvaluateConfig:
+class EvaluateConfig(HomeConfig):
     checkpoint: str = "quickstart"
     """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
     suite: str | tuple[str, ...] | None = None
@@ -63,8 +64,6 @@ class EvaluateConfig:
     """GPUs of each worker: 0, 1, or a share of one (0.25: four workers to a card)."""
     threads: Natural = 0
     """Compute threads of a worker; 0: its node's CPUs, shared by the workers."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
     evals: LocalData = LocalData()
 
     def problems(self) -> list[str]:

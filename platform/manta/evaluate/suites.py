@@ -41,16 +41,17 @@ def run_suite(
     limit: int | None = None,
     data_dir: str | None = None,
     tokenizer: Tokenizer | None = None,
-    say: Callable[[str], None] = lambda _: None,
     only: Sequence[str] | None = None,
+    *,
+    say: Callable[[str], None],
 ) -> Scores:
     """The scores of each task of a suite, and of the suite where it has one of its own.
 
     Args:
         documents: of a task, from its name and metadata; None: from `data_dir` or the hub.
         tokenizer: for the tasks that are scored by tokens.
-        say: is told each task's name before it is run.
         only: these of its tasks; None: all.
+        say: is told each task's name before it is run.
 
     Raises:
         DataError: a data set is missing, empty, or cannot be had here.

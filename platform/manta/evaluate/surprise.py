@@ -11,11 +11,11 @@ import torch
 from manta import layout, storage
 from manta.config import Count, config
 from manta.evaluate.files import read_text
+from manta.evaluate.inference_settings import InferenceConfig, place_of
 from manta.model.gpt import GPT
-from manta.model.inference import InferenceConfig, inference, send
+from manta.model.inference import inference, send
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
-from manta.train.step.place import place_of
 
 MOST_BITS = 14.0  # of the deepest colour: less than one chance in sixteen thousand
 GUESSES = 3
@@ -56,7 +56,7 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
     Raises:
         MantaError: there is no such checkpoint, text or device, or something is at `out`.
     """
-    path = checkpoint.resolve(c.checkpoint, storage.home(c.home))
+    path = checkpoint.resolve(c.checkpoint, c.home_folder)
     folder = layout.split_checkpoint(path)[0]
     out = storage.new_file(c.out, storage.join(folder, layout.SURPRISE), c.overwrite)
     text = c.text if c.text is not None else read_text(c.text_path or "", "text_path")

@@ -8,8 +8,8 @@ from manta import layout, storage
 from manta.errors import CheckpointError, DataError, MantaError
 from manta.evaluate import report, suites
 from manta.evaluate.documents import Documents
+from manta.evaluate.evaluate import score, units, workers
 from manta.evaluate.farm import Farm
-from manta.evaluate.run import score, units, workers
 from manta.evaluate.settings import EvaluateConfig
 from manta.lock import lock
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -17,9 +17,7 @@ from manta.train.resume import is_finished
 from manta.train.settings import load_run_config
 
 
-def watch(
-    c: EvaluateConfig, say: Callable[[str], None] = lambda line: print(line, flush=True)
-) -> None:
+def watch(c: EvaluateConfig, say: Callable[[str], None]) -> None:
     """Evaluates the checkpoints of a run, oldest first, and those that come, until the run has
     ended. One that has its scores already is passed over, so that a watcher that is started again
     goes on.
@@ -86,7 +84,7 @@ def _evaluate(
 
 def _run_of(c: EvaluateConfig) -> str:
     """The folder of the run that is meant, which need not have a checkpoint yet."""
-    home = storage.home(c.home)
+    home = c.home_folder
     for folder in checkpoints.candidates(c.checkpoint, home):
         if storage.exists(storage.join(folder, layout.MANIFEST)):
             raise CheckpointError(

@@ -5,30 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from manta.config import Count, NonNegativeFloat, Seed, config
 from manta.model.cache import KVCache
 from manta.model.gpt import GPT
-from manta.model.inference import InferenceConfig, send, without_cudnn_attention
+from manta.model.inference import send, without_cudnn_attention
 
 DRAWN_AT_ONCE = 256  # numbers for each row, one a token
-
-
-@config
-class GenerateConfig(InferenceConfig):
-    prompt: str = "def main("
-    """Text to complete."""
-    prompts: tuple[str, ...] = ()
-    """Several texts to complete, all at once, instead of `prompt`."""
-    max_tokens: Count = 128
-    """Tokens to add at most; the model may end its text before."""
-    temperature: NonNegativeFloat = 0.8
-    """Sampling temperature; 0: always the likeliest token."""
-    top_k: Count | None = 50
-    """Sample among so many likeliest tokens; null: all."""
-    num_samples: Count = 1
-    """Completions of each text; those of several come all at once."""
-    seed: Seed = 0
-    """Seed of the draws: the same one gives the same text again on the same device."""
 
 
 def generate(

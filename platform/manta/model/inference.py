@@ -1,28 +1,10 @@
-"""What all that asks a trained model has in common: its keys, its precision, its attention."""
+"""What all that asks a trained model has in common: its precision, its attention."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-from manta.config import config
-
-
-@config
-class InferenceConfig:
-    """The keys of a job that asks a model in its own process."""
-
-    checkpoint: str = "quickstart"
-    """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs. auto: on the GPU where torch can use one, else on the CPU."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the matrix products; the weights stay fp32. auto: bf16 on a GPU that computes in
-    it, else fp32."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
 
 @contextlib.contextmanager

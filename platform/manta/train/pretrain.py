@@ -52,7 +52,7 @@ def no_companion(_c: PretrainConfig) -> Iterator[Callable[[], None]]:
 
 def pretrain(
     c: PretrainConfig,
-    say: Callable[[str], None] = lambda line: print(line, flush=True),
+    say: Callable[[str], None],
     callbacks: Callable[[], list[Any]] = list,
     beside: Callable[[PretrainConfig], AbstractContextManager[Callable[[], None]]] = no_companion,
 ) -> Outcome:
@@ -71,7 +71,7 @@ def pretrain(
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     cluster.connect()
     cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    path = checkpoint.latest(c.run_folder)  # once: it reads every file, to check its sha256
+    path = checkpoint.latest(c.run_folder, say=print)  # once: it checks every file's sha256
     if path is not None and c.resume == "never":
         raise ConfigError(
             f"resume=never, but the run {c.name} exists ({c.run_folder}): give another name=, "

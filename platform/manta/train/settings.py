@@ -17,6 +17,7 @@ from manta.model.gpt import ModelConfig, num_parameters
 from manta.model.init import InitConfig
 from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
+from manta.storage import HomeConfig
 from manta.text.tokenizer import R50K, R50K_SIZE
 from manta.train.checkpoints.checkpoint import CheckpointConfig
 from manta.train.faults.spikes import SpikeConfig
@@ -126,13 +127,11 @@ class TrainConfig:
                 f"set model.context_length={self.seq_len}"
             )
         micro_batch = self.micro_batch_size if isinstance(self.micro_batch_size, int) else None
-        sizes = [("tokens_per_batch", self.tokens_per_batch)]
-        sizes += [("batch_ramp", size) for size in self.batch_ramp]
         if self.fewest_workers > self.most_workers:
             given = f"[{self.fewest_workers}, {self.most_workers}]"
             found.append(f"num_workers={given}: [fewest, most] is expected")
         counts = range(self.fewest_workers, self.most_workers + 1)
-        for (key, size), workers in itertools.product(sizes, counts):
+        for (key, size), workers in itertools.product(self.batch_sizes, counts):
             unit = self.sequence_length * workers * (micro_batch or 1)
             if size % unit:
                 below = size // unit * unit
@@ -153,6 +152,12 @@ class TrainConfig:
         if self.memory_per_worker is not None and self.micro_batch_size != "auto":
             found.append("memory_per_worker is for micro_batch_size=auto: omit it, or set that")
         return found
+
+    @property
+    def batch_sizes(self) -> list[tuple[str, int]]:
+        """Sizes of batches that have to divide over the workers, each with the key it is from."""
+        ramp = [("batch_ramp", size) for size in self.batch_ramp]
+        return [("tokens_per_batch", self.tokens_per_batch), *ramp]
 
     @property
     def expected_model(self) -> ModelConfig:
@@ -261,11 +266,9 @@ def memory_setup(
 
 
 @config
-class PretrainConfig(TrainConfig):
+class PretrainConfig(HomeConfig, TrainConfig):
     name: str = "quickstart"
     """Name of the run, a folder under HOME/runs."""
-    home: str | None = None
-    """Folder or URI (s3://...) for data and runs; null: $MANTA_HOME, or ~/manta."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the run's newest whole checkpoint; never: refuse a run that exists."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -304,10 +307,6 @@ class PretrainConfig(TrainConfig):
                 "by '/', none of them starting with '.'"
             )
         return found
-
-    @property
-    def home_folder(self) -> str:
-        return storage.home(self.home)
 
     @property
     def run_folder(self) -> str:

@@ -231,9 +231,7 @@ def _steps(run: str) -> list[str]:
     ]
 
 
-def latest(
-    run: str, *, set_aside: bool = False, say: Callable[[str], None] = lambda line: print(line)
-) -> str | None:
+def latest(run: str, *, say: Callable[[str], None], set_aside: bool = False) -> str | None:
     """The newest checkpoint whose files are all there and whole; damaged ones are named and
     skipped; with `set_aside` renamed too, so that what is trained anew does not replace them."""
     for path in reversed(find(run)):
@@ -288,7 +286,7 @@ def resolve(checkpoint: str, home: str) -> str:
     for folder in candidates(checkpoint, home):
         if storage.exists(storage.join(folder, layout.MANIFEST)):
             return folder
-        found = latest(folder)
+        found = latest(folder, say=print)
         if found is not None:
             return found
     raise not_found(f"checkpoint={checkpoint}", home)

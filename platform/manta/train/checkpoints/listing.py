@@ -11,12 +11,13 @@ from manta import config as configs
 from manta import layout, storage
 from manta.config import config
 from manta.errors import CheckpointError, ConfigError
+from manta.storage import HomeConfig
 from manta.train.checkpoints import checkpoint, fragments
 from manta.train.checkpoints.checkpoint import CheckpointConfig
 
 
 @config
-class CheckpointsConfig:
+class CheckpointsConfig(HomeConfig):
     run: str = "quickstart"
     """A run's name or folder."""
     action: Literal["list", "verify", "compare", "prune"] = "list"
@@ -27,8 +28,6 @@ class CheckpointsConfig:
     other: str | None = None
     """compare: a run's name or folder whose checkpoints come second; null: the same run."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
     def problems(self) -> list[str]:
         found = []
@@ -63,7 +62,7 @@ def report(c: CheckpointsConfig) -> list[str]:
 
 
 def _run(c: CheckpointsConfig, name: str) -> str:
-    home = storage.home(c.home)
+    home = c.home_folder
     for folder in checkpoint.candidates(name, home):
         if checkpoint.find(folder):
             return folder

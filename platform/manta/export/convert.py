@@ -11,6 +11,7 @@ from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export.card import card
 from manta.model.gpt import num_parameters
+from manta.storage import HomeConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import R50K, R50K_SIZE, Tokenizer
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -20,7 +21,7 @@ SAMPLES = 20  # texts of the run's own data, in which the tokenizer is compared
 
 
 @config
-class ExportConfig:
+class ExportConfig(HomeConfig):
     checkpoint: str = "quickstart"
     """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
     to: Literal["hf", "gguf", "llmc"] = "hf"
@@ -30,12 +31,10 @@ class ExportConfig:
     """The folder, or file, that is made; null: NAME-STEP in the home's exports/."""
     overwrite: bool = False
     """Take the place of what is at `out`."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
 
 @config
-class ImportConfig:
+class ImportConfig(HomeConfig):
     from_: Literal["hf", "llmc"] = "hf"
     """hf: a folder of transformers' (GPT-2, Llama, Qwen3; weights as safetensors); llmc: a .bin of
     llm.c's."""
@@ -46,8 +45,6 @@ class ImportConfig:
     tokenizer_file: str | None = None
     """r50k_base.tiktoken, GPT-2's tokenizer, where `path` has none; null: tiktoken's own download
     or cache."""
-    home: str | None = None
-    """Folder or URI for data and runs; null: $MANTA_HOME, or ~/manta."""
 
     def problems(self) -> list[str]:
         if self.path is None:
@@ -55,14 +52,14 @@ class ImportConfig:
         return []
 
 
-def export(c: ExportConfig, say: Callable[[str], None] = print) -> Path:
+def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     """Writes `out`, which is there when all of it has been written and compared; its path.
 
     Raises:
         CheckpointError: no such checkpoint, or no such model in that format.
         ConfigError: something is at `out`, or a package is missing.
     """
-    home = storage.home(c.home)
+    home = c.home_folder
     path = checkpoints.resolve(c.checkpoint, home)
     run, step = layout.split_checkpoint(path)
     name = run.rpartition("/")[2]
@@ -111,7 +108,7 @@ def _samples(path: str) -> list[str]:
         return []
 
 
-def import_model(c: ImportConfig, say: Callable[[str], None] = print) -> str:
+def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
     """Makes the run `name`, with one checkpoint; its path.
 
     Raises:
@@ -120,7 +117,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None] = print) -> str:
         DataError: no tokenizer, or one that Manta cannot have.
     """
     assert c.path is not None
-    run = layout.run_folder(storage.home(c.home), c.name)
+    run = layout.run_folder(c.home_folder, c.name)
     if storage.list_files(run):
         raise ConfigError(f"name={c.name}: {run} is there already; give another name")
     source = Path(c.path).expanduser().absolute()

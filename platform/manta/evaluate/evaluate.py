@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from manta import cluster, layout, storage
+from manta import cluster, layout
 from manta.evaluate import farm, report, suites
 from manta.evaluate.adapter import MantaLM
 from manta.evaluate.documents import Documents
@@ -24,7 +24,7 @@ def evaluate(c: EvaluateConfig) -> dict[str, Scores]:
     Raises:
         MantaError: checkpoint or data are missing, damaged, or cannot be had here.
     """
-    path = checkpoints.resolve(c.checkpoint, storage.home(c.home))
+    path = checkpoints.resolve(c.checkpoint, c.home_folder)
     _name_newer(path)
     documents = Documents(c, path)
     suites.check(c.suites, c.tasks, documents.check)  # before workers start
@@ -79,7 +79,7 @@ def score(
     tokenizer = checkpoints.load_tokenizer(path)
     model = checkpoints.load_model_config(path)
     assert model.vocab_size is not None
-    lm = MantaLM(pool.at(path), tokenizer, model.context_length, model.vocab_size)
+    lm = MantaLM(pool.load(path), tokenizer, model.context_length, model.vocab_size)
     current, terminal = unit.removeprefix("task-"), sys.stderr
 
     def say(task: str) -> None:
@@ -94,5 +94,5 @@ def score(
     if unit.startswith("task-"):
         scores = suites.run_task(lm, current, c.limit, c.num_fewshot, data_dir)
     else:
-        scores = suites.run_suite(lm, unit, documents, c.limit, data_dir, tokenizer, say)
+        scores = suites.run_suite(lm, unit, documents, c.limit, data_dir, tokenizer, say=say)
     return scores, report.write(c, path, unit, scores, time.perf_counter() - started)

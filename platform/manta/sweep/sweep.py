@@ -13,6 +13,7 @@ from manta import config as configs
 from manta.config import Count, PositiveFloat, config
 from manta.data import mixture
 from manta.errors import ClusterError
+from manta.job import say
 from manta.train.pretrain import pretrain
 from manta.train.resume import check_enough_data
 from manta.train.settings import PretrainConfig
@@ -41,20 +42,18 @@ class SweepConfig(PretrainConfig):
     sweep: SearchConfig = SearchConfig()
 
     def problems(self) -> list[str]:
-        own = super().problems()
+        found = super().problems()
         if not self.sweep.lr or not self.sweep.tokens_per_batch:
-            return [*own, "sweep.lr and sweep.tokens_per_batch each need a value"]
-        found = [p for p in own if not p.startswith("tokens_per_batch=")]
-        if self.eval.suites:
+            found.append("sweep.lr and sweep.tokens_per_batch each need a value")
+        elif self.eval.suites:
             found.append("eval.suites is for a single run: evaluate the best trial instead")
-        for tokens in self.sweep.tokens_per_batch:
-            trial = dataclasses.replace(self, tokens_per_batch=tokens)
-            found += [
-                f"sweep.{problem}"
-                for problem in super(SweepConfig, trial).problems()
-                if problem.startswith("tokens_per_batch=")
-            ]
         return found
+
+    @property
+    def batch_sizes(self) -> list[tuple[str, int]]:
+        """Those of the trials in place of the one that all of them replace."""
+        trials = [("sweep.tokens_per_batch", size) for size in self.sweep.tokens_per_batch]
+        return trials + [("batch_ramp", size) for size in self.batch_ramp]
 
     def trials(self) -> list[PretrainConfig]:
         """The training run of every trial."""
@@ -100,7 +99,7 @@ def sweep(c: SweepConfig) -> Ranking:
     c = dataclasses.replace(c, home=c.home_folder)
     cluster.connect()
     cluster.require(c.most_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    datasets = mixture.open_datasets(c.data, c.home_folder, lambda line: print(line, flush=True))
+    datasets = mixture.open_datasets(c.data, c.home_folder, say)
     trials = c.trials()
     for trial in trials:
         check_enough_data(trial, datasets)

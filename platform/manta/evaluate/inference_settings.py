@@ -1,0 +1,59 @@
+"""What a person asks of a trained model in a job's own process; what `device` and `dtype` stand
+for there."""
+
+from typing import Literal
+
+import torch
+
+from manta.config import Count, NonNegativeFloat, Seed, config
+from manta.storage import HomeConfig
+from manta.train.step.device import choose_dtype, pick_device
+
+
+@config
+class InferenceConfig(HomeConfig):
+    """The keys of a job that asks a model in its own process."""
+
+    checkpoint: str = "quickstart"
+    """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs. auto: on the GPU where torch can use one, else on the CPU."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the matrix products; the weights stay fp32. auto: bf16 on a GPU that computes in
+    it, else fp32."""
+
+
+@config
+class GenerateConfig(InferenceConfig):
+    prompt: str = "def main("
+    """Text to complete."""
+    prompts: tuple[str, ...] = ()
+    """Several texts to complete, all at once, instead of `prompt`."""
+    max_tokens: Count = 128
+    """Tokens to add at most; the model may end its text before."""
+    temperature: NonNegativeFloat = 0.8
+    """Sampling temperature; 0: always the likeliest token."""
+    top_k: Count | None = 50
+    """Sample among so many likeliest tokens; null: all."""
+    num_samples: Count = 1
+    """Completions of each text; those of several come all at once."""
+    seed: Seed = 0
+    """Seed of the draws: the same one gives the same text again on the same device."""
+
+
+def place_of(c: InferenceConfig) -> tuple[torch.device, str]:
+    """The device that a job asks for, and the precision there: "fp32" or "bf16".
+
+    Raises:
+        ConfigError: device=cuda where torch has no GPU to use.
+    """
+    device = pick_device(c.device)
+    return device, inference_dtype(c.dtype, device)
+
+
+def inference_dtype(wanted: str, device: torch.device) -> str:
+    """The precision that a key dtype= names: auto is fp32 on a CPU, so that a text that has been
+    drawn once is drawn again on any other one."""
+    if wanted != "auto":
+        return wanted
+    return choose_dtype(device) if device.type == "cuda" else "fp32"
