@@ -22,9 +22,10 @@ from manta.errors import ConfigError
 from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoints import fragments
 from manta.train.step import engine as engines
-from manta.train.step import optimizer as optimizers
+from manta.train.step import muon
 from manta.train.step.device import Device
-from manta.train.step.optimizer import MuonAdamW, OptimizerConfig, make_optimizer, orthogonalise
+from manta.train.step.muon import MuonAdamW, orthogonalise
+from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 
 STEPS, RANKS, ACCUMULATED, MICRO_BATCH = 4, 3, 2, 2
 SHARES = [1.0, 0.8, 0.5, 0.3]  # of the peak learning rate, step by step
@@ -77,7 +78,7 @@ def paper_update(gradient: Tensor, buffer: Tensor, beta: float) -> Tensor:
     buffer.mul_(beta).add_((1 - beta) * gradient)
     x = (1 - beta) * gradient + beta * buffer
     x = x.double() / (1.01 * x.double().norm())
-    for a, b, c in optimizers.QUINTICS:
+    for a, b, c in muon.QUINTICS:
         y = x / 1.01
         gram = y @ y.T
         x = a * y + b * gram @ y + c * gram @ gram @ y
@@ -234,7 +235,11 @@ def run_slices(rank: int, world_size: int) -> dict[str, Any]:
     both = []
     for params in (weights, [piece]):
         group = {"params": params, "shapes": SLICED, "momentum": 0.9, "weight_decay": 0.1}
-        both.append(MuonAdamW([group], torch.float32, c))
+        both.append(
+            MuonAdamW(
+                [group], torch.float32, lr=c.lr, betas=c.betas, eps=c.eps, rounds=c.muon_rounds
+            )
+        )
     for _ in range(3):
         for p in weights:
             p.grad = torch.randn(p.shape, generator=generator)
@@ -332,8 +337,8 @@ def test_orthogonalised_matrices_have_singular_values_of_about_one(
 def test_muon_is_torchs_own_where_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.optim.Muon: one process, each weight as one matrix, always in bf16, and one quintic for
     all rounds."""
-    monkeypatch.setattr(optimizers, "QUINTICS", ((3.4445, -4.7750, 2.0315),) * 5)
-    monkeypatch.setattr(optimizers, "SAFETY", 1.0)
+    monkeypatch.setattr(muon, "QUINTICS", ((3.4445, -4.7750, 2.0315),) * 5)
+    monkeypatch.setattr(muon, "SAFETY", 1.0)
     c = OptimizerConfig(kind="muon", lr=1e-2)
     ours, theirs = make_model("modern"), make_model("modern")
     mine = make_optimizer(ours, c, "bf16")
