@@ -43,7 +43,7 @@ ROOMS = {
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],
     "lm_eval": ["evaluate"],
-    "deepspeed": ["train/step/engine"],
+    "deepspeed": ["train/step/deepspeed_config"],
     "safetensors": ["train/checkpoints", "export/huggingface"],
     "transformers": ["export/huggingface"],
     "gguf": ["export/ggml"],

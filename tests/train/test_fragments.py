@@ -23,7 +23,6 @@ from torch import Tensor
 
 from manta.errors import CheckpointError
 from manta.train.checkpoints import fragments
-from manta.train.step import engine as engines
 from manta.train.step.optimizer import OptimizerConfig
 
 SAVED_BY, HALF = 3, STEPS // 2
@@ -41,11 +40,13 @@ def train(engine: Any, which: range) -> dict[str, Tensor]:
     for step in which:
         # Of 12 sequences: divided by 1, 2 and 3.
         mine = every[step].chunk(world_size)[rank].split(MICRO_BATCH)
-        engines.set_grad_accum_steps(engine, len(mine))
+        engine.set_grad_accum_steps(len(mine))
         for index, micro in enumerate(mine):
             loss = engine(micro[:, :-1], micro[:, 1:])
-            engines.backward_and_step(engine, loss, 1.0, is_last=index == len(mine) - 1)
-    return engines.full_weights(engine)
+            engine.backward(loss, is_last=index == len(mine) - 1)
+            if index == len(mine) - 1:
+                engine.step(1.0)
+    return engine.full_weights()
 
 
 def whole_state(folder: Path) -> dict[str, Tensor]:

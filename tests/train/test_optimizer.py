@@ -21,9 +21,9 @@ from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoints import fragments
-from manta.train.step import engine as engines
 from manta.train.step import muon
 from manta.train.step.device import Device
+from manta.train.step.engine import Engine
 from manta.train.step.muon import MuonAdamW, orthogonalise
 from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 
@@ -152,7 +152,7 @@ def engine_of(
     model = make_model(name)
     if start is not None:
         model.load_state_dict(start, strict=False)  # a tied head is the embedding
-    return engines.make_engine(
+    return Engine(
         model,
         c,
         device(dtype),
@@ -165,12 +165,14 @@ def engine_of(
 def steps(engine: Any, c: OptimizerConfig, rank: int, which: range) -> dict[str, Tensor]:
     all_batches = list(batches(engine.module))
     for step in which:
-        engines.set_lr(engine, SHARES[step])
+        engine.set_lr(SHARES[step])
         mine = all_batches[step].chunk(RANKS)[rank]
         for index, micro in enumerate(mine.chunk(ACCUMULATED)):
             loss = engine(micro[:, :-1], micro[:, 1:])
-            engines.backward_and_step(engine, loss, c.grad_clip, is_last=index == ACCUMULATED - 1)
-    return engines.full_weights(engine)
+            engine.backward(loss, is_last=index == ACCUMULATED - 1)
+            if index == ACCUMULATED - 1:
+                engine.step(c.grad_clip)
+    return engine.full_weights()
 
 
 def save(engine: Any, rank: int, folder: Path) -> Any:
@@ -179,7 +181,7 @@ def save(engine: Any, rank: int, folder: Path) -> Any:
     entry = fragments.write(fragments.copy_state(engine), folder / f"rank-{rank}.safetensors")
     entries: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(entries, entry)
-    weights = engines.full_weights(engine)
+    weights = engine.full_weights()
     if rank == 0:
         torch.save(weights, folder / "weights.pt")
         (folder / "index.json").write_text(json.dumps(fragments.index_of(entries)))
@@ -208,9 +210,9 @@ def resumed(stage: int, rank: int, folder: str) -> Any:
     for optimizer in (c, other):
         again = engine_of("modern", optimizer, stage, start=torch.load(f"{folder}/weights.pt"))
         fragments.load_state(again, index, Path(folder))
-        start = engines.full_weights(again)
+        start = again.full_weights()
         found.append(steps(again, optimizer, rank, range(2, STEPS)))
-    clip = again.optimizer.clip_grad if stage else 0.25
+    clip = again._zero.clip_grad if stage else 0.25
     return [*found, start, clip]
 
 

@@ -34,6 +34,7 @@ from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments
+from manta.train.step.engine import Engine
 
 MANIFEST = "MANIFEST.json"
 WEIGHTS = "model.safetensors"
@@ -206,7 +207,7 @@ def load_weights(path: str, model: GPT) -> None:
         raise CheckpointError(f"{path}: {WEIGHTS} is not of the model in {CONFIG} ({names} ...)")
 
 
-def load_optimizer(path: str, engine: Any) -> None:
+def load_optimizer(path: str, engine: Engine) -> None:
     """The optimizer's state into an engine of the same model and optimizer, on any number of
     workers at any ZeRO stage; each reads its own part. Rates and decays stay as the config says."""
     index = storage.read_json(storage.join(path, INDEX))
