@@ -152,7 +152,7 @@ def differences(made: Any) -> dict[str, Any]:
     cls, tree = type(made), to_dict(made)
     named = _presets_of(cls, tree)
     default = to_dict(TypeAdapter(cls).validate_python(_expand(cls, copy.deepcopy(named), "", [])))
-    return _merged(differing(cls, named, to_dict(cls())), differing(cls, tree, default))
+    return merged(differing(cls, named, to_dict(cls())), differing(cls, tree, default))
 
 
 def _presets_of(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
@@ -164,9 +164,11 @@ def _presets_of(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    both = {k: _merged(a[k], b[k]) for k in a.keys() & b.keys() if isinstance(a[k], dict)}
-    return a | b | both
+def merged(a: Any, b: Any) -> Any:
+    """`b` over `a`: of two dicts key by key, else `b`."""
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return b
+    return a | {key: merged(a[key], value) if key in a else value for key, value in b.items()}
 
 
 def help_text(cls: type) -> str:
@@ -235,8 +237,8 @@ def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -
     elif name is not None and presets:
         problems.append(f"{prefix}preset={name}: unknown preset{_nearest(str(name), presets)}")
     if hasattr(cls, "beneath"):
-        below = _merged(below, cls.beneath(tree))
-    tree = _merged(below, tree)
+        below = merged(below, cls.beneath(tree))
+    tree = merged(below, tree)
     for key, group in groups_of(cls).items():
         if isinstance(tree.get(key), dict):
             tree[key] = _expand(group, tree[key], f"{prefix}{key}.", problems)

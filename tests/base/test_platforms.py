@@ -32,14 +32,14 @@ torch.backends.mps.is_available = lambda: True
 import torch.distributed as dist
 from manta.model.gpt import GPT, ModelConfig
 from manta.train.step.device import find_device, pick_device
-from manta.train.step.engine import make_engine
+from manta.train.step.engine import Engine
 from manta.train.step.optimizer import OptimizerConfig
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 found = find_device("fp32", False, 1)
 assert pick_device("auto").type == found.torch_device.type == "cpu"
 model = GPT(ModelConfig(n_layer=1, n_embd=32, n_head=2, vocab_size=128))
-engine = make_engine(
+engine = Engine(
     model, OptimizerConfig(), found, zero_stage=1, micro_batch_size=1, grad_accum_steps=1
 )
 from deepspeed.accelerator import get_accelerator

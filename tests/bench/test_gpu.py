@@ -36,8 +36,8 @@ from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
 from manta.train.checkpoints.saver import Saver
 from manta.train.patience import is_out_of_memory
-from manta.train.step import engine as engines
 from manta.train.step.device import Device, make_deterministic
+from manta.train.step.engine import Engine
 from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 
 PLACE = torch.device(DEVICE)
@@ -83,28 +83,26 @@ def start_group() -> None:
 def engine_of(model: GPT, stage: int, c: OptimizerConfig = ADAMW, dtype: Any = "fp32") -> Any:
     start_group()
     device = Device(PLACE, dtype, 1e12, DEVICE)
-    return engines.make_engine(
-        model, c, device, zero_stage=stage, micro_batch_size=2, grad_accum_steps=2
-    )
+    return Engine(model, c, device, zero_stage=stage, micro_batch_size=2, grad_accum_steps=2)
 
 
 def train(engine: Any, steps: range) -> list[float]:
     found = []
     for step in steps:
-        engines.set_lr(engine, 1.0)
+        engine.set_lr(1.0)
         tokens, targets = batch_of(step)
-        with engines.casting_once(engine):
+        with engine.casting_once():
             for index in range(2):
                 part = slice(2 * index, 2 * index + 2)
                 loss = engine(tokens[part].to(PLACE), targets[part].to(PLACE))
-                engines.backward(engine, loss, is_last=index == 1)
+                engine.backward(loss, is_last=index == 1)
                 found.append(loss.item())
-        engines.step(engine, 1.0)
+        engine.step(1.0)
     return found
 
 
 def weights_of(engine: Any) -> dict[str, torch.Tensor]:
-    return engines.full_weights(engine)
+    return engine.full_weights()
 
 
 def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float) -> None:

@@ -145,7 +145,7 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
 
     def install(rank: int, at: Path) -> None:
         from manta.train import loop
-        from manta.train.step import engine
+        from manta.train.step.engine import Engine
 
         def backward(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
             step = current["run"].state.step + 1
@@ -155,7 +155,7 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
             return real(used, loss, *arguments, **keys)
 
         current = _watch_run(loop)
-        real, engine.backward = engine.backward, backward
+        real, Engine.backward = Engine.backward, backward
 
     return install
 
@@ -163,7 +163,7 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
 def spike(rank: int, at: Path) -> None:
     """Whatever is trained on in STEP breaks the model: its update is far too large."""
     from manta.train import loop
-    from manta.train.step import engine
+    from manta.train.step.engine import Engine
 
     def backward(used: Any, loss: Any, *arguments: Any, **keys: Any) -> Any:
         if current["run"].state.step + 1 == STEP:
@@ -173,7 +173,7 @@ def spike(rank: int, at: Path) -> None:
         return real(used, loss, *arguments, **keys)
 
     current = _watch_run(loop)
-    real, engine.backward = engine.backward, backward
+    real, Engine.backward = Engine.backward, backward
 
 
 def _watch_run(loop: Any) -> dict[str, Any]:

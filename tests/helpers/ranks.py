@@ -14,8 +14,8 @@ from torch import Tensor
 from manta.config import from_dict
 from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoints import fragments
-from manta.train.step import engine as engines
 from manta.train.step.device import Device
+from manta.train.step.engine import Engine
 from manta.train.step.optimizer import OptimizerConfig
 
 STEPS, RANKS, ACCUMULATED, MICRO_BATCH = 4, 3, 2, 2
@@ -61,7 +61,7 @@ def engine_of(
     model = make_model(name)
     if start is not None:
         model.load_state_dict(start, strict=False)  # a tied head is the embedding
-    return engines.make_engine(
+    return Engine(
         model,
         c,
         device(dtype),
@@ -77,7 +77,7 @@ def save(engine: Any, rank: int, folder: Path) -> Any:
     entry = fragments.write(fragments.copy_state(engine), folder / f"rank-{rank}.safetensors")
     entries: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(entries, entry)
-    weights = engines.full_weights(engine)
+    weights = engine.full_weights()
     if rank == 0:
         torch.save(weights, folder / "weights.pt")
         (folder / "index.json").write_text(json.dumps(fragments.index_of(entries)))
@@ -115,8 +115,10 @@ def train(engine: Any, which: range) -> dict[str, Tensor]:
     for step in which:
         # Of 12 sequences: divided by 1, 2 and 3.
         mine = every[step].chunk(world_size)[rank].split(MICRO_BATCH)
-        engines.set_grad_accum_steps(engine, len(mine))
+        engine.set_grad_accum_steps(len(mine))
         for index, micro in enumerate(mine):
             loss = engine(micro[:, :-1], micro[:, 1:])
-            engines.backward_and_step(engine, loss, 1.0, is_last=index == len(mine) - 1)
-    return engines.full_weights(engine)
+            engine.backward(loss, is_last=index == len(mine) - 1)
+            if index == len(mine) - 1:
+                engine.step(1.0)
+    return engine.full_weights()

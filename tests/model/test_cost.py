@@ -17,7 +17,6 @@ from manta.errors import ConfigError
 from manta.model.activations import activations
 from manta.model.cost import (
     flops_per_token,
-    hardware_flops_per_token,
     hidden_matrices,
     parameters,
     weights,
@@ -30,10 +29,8 @@ from manta.model.memory import (
     USABLE,
     Setup,
     costs,
-    fits,
     largest_micro_batch,
     remedies,
-    stages_table,
 )
 from manta.model.presets import PRESETS
 from manta.model.shape import ModelConfig
@@ -110,8 +107,6 @@ def test_flops_are_6_for_each_parameter_that_multiplies_and_attention(
     looked_up = parameters(c).positions + (0 if c.tie_embeddings else c.vocab_size * c.n_embd)
     expected = 6 * (num_parameters(c) - looked_up) + 12 * c.n_layer * c.n_embd * seq_len
     assert flops_per_token(c, seq_len) == expected
-    none, selective, full = (hardware_flops_per_token(c, seq_len, mode) for mode in MODES)  # type: ignore[arg-type]
-    assert expected <= none == selective < full < none * 4 / 3
 
 
 # Activations
@@ -271,7 +266,6 @@ def test_each_stage_holds_no_more_than_the_one_before(name: str, workers: int, k
     if name != "quickstart":  # whose weights are too small to be sharded
         assert of[2].states > of[3].states
     assert of[0].optimizer_state > of[1].optimizer_state == of[2].optimizer_state
-    assert len(stages_table(s)) == (6 if kind == "adamw" else 5)
 
 
 @given(c=models(), kind=st.sampled_from(["adamw", "muon"]))
@@ -367,6 +361,6 @@ def test_the_presets_fit_on_the_cards_that_they_are_meant_for() -> None:
         (casa, small, (4, 8, 16)),
         (lf, card, (8, 16, 32)),
     ):
-        found = fits(setup, memory, CHOICES)
-        assert tuple(found) == MODES
-        assert all(n >= at_least for n, at_least in zip(found.values(), least, strict=True))
+        for mode, at_least in zip(MODES, least, strict=True):
+            s = dataclasses.replace(setup, activation_checkpointing=mode)  # type: ignore[arg-type]
+            assert largest_micro_batch(s, memory, CHOICES) >= at_least

@@ -15,7 +15,8 @@ from helpers.ranks import ACCUMULATED, MICRO_BATCH, SHARES, batches, device, mak
 from manta.config import from_dict, load
 from manta.errors import ConfigError
 from manta.train.settings import PretrainConfig
-from manta.train.step import engine as engines
+from manta.train.step.deepspeed_config import import_deepspeed
+from manta.train.step.engine import Engine
 from manta.train.step.engine_settings import EngineConfig
 from manta.train.step.optimizer import OptimizerConfig
 from manta.train.step.reducer import Reducer
@@ -36,7 +37,7 @@ SAME = {
 
 def train(rank: int, stage: int, keys: dict[str, Any], optimizer: OptimizerConfig) -> Any:
     """The losses of a short run, and its engine."""
-    engine = engines.make_engine(
+    engine = Engine(
         make_model("modern"),
         optimizer,
         device(),
@@ -47,13 +48,15 @@ def train(rank: int, stage: int, keys: dict[str, Any], optimizer: OptimizerConfi
     )
     losses = []
     for share, batch in zip(SHARES, batches(engine.module), strict=True):
-        engines.set_lr(engine, share)
+        engine.set_lr(share)
         for index, micro in enumerate(
             batch[MICRO_BATCH * ACCUMULATED * rank :].split(MICRO_BATCH)[:ACCUMULATED]
         ):
             loss = engine(micro[:, :-1], micro[:, 1:])
             is_last = index == ACCUMULATED - 1
-            engines.backward_and_step(engine, loss, optimizer.grad_clip, is_last=is_last)
+            engine.backward(loss, is_last=is_last)
+            if is_last:
+                engine.step(optimizer.grad_clip)
             losses.append(loss.item())
     return losses, engine
 
@@ -66,7 +69,9 @@ def reductions(rank: int, stage: int) -> list[int]:
         micro = next(batches(engine.module))[:MICRO_BATCH]
         loss = engine(micro[:, :-1], micro[:, 1:])
         with profile(activities=[ProfilerActivity.CPU]) as p:
-            engines.backward_and_step(engine, loss, 1.0, is_last=index == 2)
+            engine.backward(loss, is_last=index == 2)
+            if index == 2:
+                engine.step(1.0)
         names = [event.name for event in p.events()]
         found.append(sum("reduce" in name and name.startswith("gloo:") for name in names))
     return found
@@ -108,11 +113,11 @@ def casts(stage: int, once: bool, recompute: str = "none") -> dict[str, Any]:
     it leaves."""
     model = make_model("modern")
     model.recompute = recompute  # type: ignore[assignment]
-    engine = engines.make_engine(
+    engine = Engine(
         model, OptimizerConfig(), device("bf16"),
         zero_stage=stage, micro_batch_size=MICRO_BATCH, grad_accum_steps=ACCUMULATED,
     )  # fmt: skip
-    engines.set_lr(engine, 1.0)
+    engine.set_lr(1.0)
     weights = {p.data_ptr() for name, p in model.named_parameters() if "blocks" in name}
     count = 0
 
@@ -126,12 +131,12 @@ def casts(stage: int, once: bool, recompute: str = "none") -> dict[str, Any]:
             return op(*args, **(kwargs or {}))
 
     micros = next(batches(model))[: MICRO_BATCH * ACCUMULATED].split(MICRO_BATCH)
-    with engines.casting_once(engine) if once else contextlib.nullcontext():
+    with engine.casting_once() if once else contextlib.nullcontext():
         for index, micro in enumerate(micros):
             with Count():
                 loss = engine(micro[:, :-1], micro[:, 1:])
-            engines.backward(engine, loss, is_last=index == len(micros) - 1)
-    engines.step(engine, 1.0)
+            engine.backward(loss, is_last=index == len(micros) - 1)
+    engine.step(1.0)
     after = {name: p.detach().clone() for name, p in model.named_parameters()}
     linears = sum(isinstance(m, torch.nn.Linear) for m in model.blocks.modules())
     return {"casts": count, "linears": linears, "weights": after}
@@ -156,12 +161,12 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setenv("DS_ACCELERATOR", "cuda")
-        deepspeed = engines._deepspeed("cpu")
+        deepspeed = import_deepspeed("cpu")
         train(rank, 0, {}, OptimizerConfig())
     results["accelerator"] = deepspeed.accelerator.get_accelerator()._name
     results["probed"] = deepspeed.ops.__compatible_ops__
     with pytest.raises(RuntimeError) as other:
-        engines._deepspeed("cuda")
+        import_deepspeed("cuda")
     results["other device"] = str(other.value)
     results["averaged"] = averaged(rank)
     results["synchronisations"] = {stage: synchronisations(rank, stage) for stage in (0, 1, 2)}
@@ -175,7 +180,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         results[name] = {}
         for stage in stages:
             results[name][stage], engine = train(rank, stage, keys, OptimizerConfig())
-            zero = engine._config.zero_config
+            zero = engine._engine._config.zero_config
             results[f"{name} config {stage}"] = json.loads(zero.model_dump_json())
     for stage in (0, 1, 2):
         results["muon"][stage] = train(rank, stage, {}, MUON)[0]

@@ -28,9 +28,9 @@ from helpers.ranks import (
 from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.train.checkpoints import fragments
-from manta.train.step import engine as engines
-from manta.train.step import optimizer as optimizers
-from manta.train.step.optimizer import MuonAdamW, OptimizerConfig, make_optimizer, orthogonalise
+from manta.train.step import muon
+from manta.train.step.muon import MuonAdamW, orthogonalise
+from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 
 OPTIMIZERS = {
     "muon": OptimizerConfig(kind="muon"),
@@ -52,7 +52,7 @@ def paper_update(gradient: Tensor, buffer: Tensor, beta: float) -> Tensor:
     buffer.mul_(beta).add_((1 - beta) * gradient)
     x = (1 - beta) * gradient + beta * buffer
     x = x.double() / (1.01 * x.double().norm())
-    for a, b, c in optimizers.QUINTICS:
+    for a, b, c in muon.QUINTICS:
         y = x / 1.01
         gram = y @ y.T
         x = a * y + b * gram @ y + c * gram @ gram @ y
@@ -119,12 +119,14 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
 def steps(engine: Any, c: OptimizerConfig, rank: int, which: range) -> dict[str, Tensor]:
     all_batches = list(batches(engine.module))
     for step in which:
-        engines.set_lr(engine, SHARES[step])
+        engine.set_lr(SHARES[step])
         mine = all_batches[step].chunk(RANKS)[rank]
         for index, micro in enumerate(mine.chunk(ACCUMULATED)):
             loss = engine(micro[:, :-1], micro[:, 1:])
-            engines.backward_and_step(engine, loss, c.grad_clip, is_last=index == ACCUMULATED - 1)
-    return engines.full_weights(engine)
+            engine.backward(loss, is_last=index == ACCUMULATED - 1)
+            if index == ACCUMULATED - 1:
+                engine.step(c.grad_clip)
+    return engine.full_weights()
 
 
 def engine_training(
@@ -148,9 +150,9 @@ def resumed(stage: int, rank: int, folder: str) -> Any:
     for optimizer in (c, other):
         again = engine_of("modern", optimizer, stage, start=torch.load(f"{folder}/weights.pt"))
         fragments.load_state(again, index, Path(folder))
-        start = engines.full_weights(again)
+        start = again.full_weights()
         found.append(steps(again, optimizer, rank, range(2, STEPS)))
-    clip = again.optimizer.clip_grad if stage else 0.25
+    clip = again._zero.clip_grad if stage else 0.25
     return [*found, start, clip]
 
 
@@ -175,7 +177,11 @@ def run_slices(rank: int, world_size: int) -> dict[str, Any]:
     both = []
     for params in (weights, [piece]):
         group = {"params": params, "shapes": SLICED, "momentum": 0.9, "weight_decay": 0.1}
-        both.append(MuonAdamW([group], torch.float32, c))
+        both.append(
+            MuonAdamW(
+                [group], torch.float32, lr=c.lr, betas=c.betas, eps=c.eps, rounds=c.muon_rounds
+            )
+        )
     for _ in range(3):
         for p in weights:
             p.grad = torch.randn(p.shape, generator=generator)
@@ -250,8 +256,8 @@ def test_orthogonalised_matrices_have_singular_values_of_about_one(
 def test_muon_is_torchs_own_where_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.optim.Muon: one process, each weight as one matrix, always in bf16, and one quintic for
     all rounds."""
-    monkeypatch.setattr(optimizers, "QUINTICS", ((3.4445, -4.7750, 2.0315),) * 5)
-    monkeypatch.setattr(optimizers, "SAFETY", 1.0)
+    monkeypatch.setattr(muon, "QUINTICS", ((3.4445, -4.7750, 2.0315),) * 5)
+    monkeypatch.setattr(muon, "SAFETY", 1.0)
     c = OptimizerConfig(kind="muon", lr=1e-2)
     ours, theirs = make_model("modern"), make_model("modern")
     mine = make_optimizer(ours, c, "bf16")

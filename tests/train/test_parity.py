@@ -15,7 +15,6 @@ from manta.model import loss as losses
 from manta.model.gpt import GPT
 from manta.train.build import build
 from manta.train.settings import TrainConfig
-from manta.train.step import engine as engines
 
 STEPS, SEQUENCES, LENGTH, VOCAB = 50, 4, 32, 300
 MODEL = {
@@ -109,13 +108,13 @@ def trained(c: TrainConfig) -> list[float]:
     )
     found = []
     for batch in batches():
-        engines.set_lr(engine, 1.0)
+        engine.set_lr(1.0)
         sums = 0.0
         for index, micro in enumerate(batch.split(c.micro_batch)):
             loss = engine(micro[:, :-1], micro[:, 1:].contiguous())
-            engines.backward_and_step(
-                engine, loss, c.optimizer.grad_clip, is_last=index == accum - 1
-            )
+            engine.backward(loss, is_last=index == accum - 1)
+            if index == accum - 1:
+                engine.step(c.optimizer.grad_clip)
             sums += loss.item() / accum
         found.append(sums)
     return found

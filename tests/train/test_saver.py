@@ -28,7 +28,7 @@ from manta.train.checkpoints.host_memory import ALIGNMENT
 from manta.train.checkpoints.listing import CheckpointsConfig
 from manta.train.checkpoints.saver import Saver
 from manta.train.faults.signals import Asked
-from manta.train.step import engine as engines
+from manta.train.step.engine import Engine
 from manta.train.step.optimizer import OptimizerConfig
 
 TEXT = "a text to train a tokenizer on"
@@ -61,7 +61,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
 
     # What is written is what was there when it was copied, though training goes on.
     train(engine, range(1))
-    before = engines.full_weights(engine)
+    before = engine.full_weights()
 
     trained_on = threading.Event()
     in_time: list[bool] = []
@@ -73,7 +73,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     fragments.write = held
     waited = saver.save(engine, TrainState(step=1))
     train(engine, range(1, 2))
-    after = engines.full_weights(engine)
+    after = engine.full_weights()
     was_writing = saver.is_writing
     trained_on.set()
     saver.finish()
@@ -141,7 +141,7 @@ def run_stages(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         saver.finish()
         path = Path(layout.checkpoint_folder(f"{folder}/{stage}", 2))
         share = load_file(path / f"optimizer/rank-{rank:05d}.safetensors")
-        weights = engines.full_weights(engine)
+        weights = engine.full_weights()
         copied = [*share.values(), *weights.values()]
         found[f"{stage}"] = {
             "blocks": len(saver._memory._blocks),
@@ -190,7 +190,7 @@ def run_large(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     """The most that saves of 332 MB of state hold, on a machine on which a GPU is seen."""
     model = stages.MODEL
     stages._return_freed_memory()
-    engine = engines.make_engine(
+    engine = Engine(
         GPT(model),
         OptimizerConfig(),
         device(),
@@ -200,7 +200,8 @@ def run_large(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     )
     tokens = torch.randint(model.vocab_size or 0, (1, 9))
     loss = engine(tokens[:, :-1], tokens[:, 1:].contiguous())
-    engines.backward_and_step(engine, loss, 1.0, is_last=True)
+    engine.backward(loss, is_last=True)
+    engine.step(1.0)
     del loss
     found: dict[str, Any] = {"state": 12 * parameters(model).total}
     torch.cuda.is_available = lambda: True  # and CUDA, asked for anything, would raise here

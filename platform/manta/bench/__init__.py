@@ -16,5 +16,5 @@ Its files, in reading order:
     overhead        the whole platform against a bare PyTorch loop
     gpu_parts       the parts of `what=gpu`, each a function
     gpu             one command that proves a GPU, part by part
-    run             `bench`: measures one thing, prints a table, writes JSON
+    command         `bench`: measures one thing, prints a table, writes JSON
 """

@@ -26,7 +26,6 @@ from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
 from manta.train.build import build, compiles, micro_batch
 from manta.train.loop import to_device
-from manta.train.step import engine as engines
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -75,15 +74,15 @@ class Step:
 
     def run(self, timed: Callable[[str], None] = lambda _: None) -> Tensor:
         """The loss of the last micro batch, still on the device."""
-        with engines.casting_once(self.engine):
+        with self.engine.casting_once():
             for index in range(self.accum):
                 tokens, targets = to_device(self.batch, self.device)
                 timed("data")
                 loss = self.engine(tokens, targets)
                 timed("forward")
-                engines.backward(self.engine, loss, is_last=index == self.accum - 1)
+                self.engine.backward(loss, is_last=index == self.accum - 1)
                 timed("backward")
-        engines.step(self.engine, self.grad_clip)
+        self.engine.step(self.grad_clip)
         timed("optimizer")
         return loss.detach()
 

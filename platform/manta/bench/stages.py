@@ -25,7 +25,7 @@ from manta.model.gpt import GPT
 from manta.model.memory import Setup, costs
 from manta.model.shape import ModelConfig
 from manta.train.step.device import Device
-from manta.train.step.engine import backward_and_step, make_engine
+from manta.train.step.engine import Engine
 from manta.train.step.engine_settings import EngineConfig
 from manta.train.step.optimizer import OptimizerConfig
 
@@ -144,7 +144,7 @@ def _train(
 
     look("before")
     torch.manual_seed(0)
-    engine = make_engine(
+    engine = Engine(
         GPT(c),
         optimizer,
         Device(torch.device("cpu"), "fp32", 1.0, "CPU"),
@@ -159,7 +159,9 @@ def _train(
     for step in range(2):
         for is_last in (False, True):
             loss = engine(tokens[:, :-1], tokens[:, 1:].contiguous())
-            backward_and_step(engine, loss, optimizer.grad_clip, is_last=is_last)
+            engine.backward(loss, is_last=is_last)
+            if is_last:
+                engine.step(optimizer.grad_clip)
             del loss
             if step == 1 and not is_last:
                 look("accumulating")

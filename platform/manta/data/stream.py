@@ -24,6 +24,7 @@ from manta.data.manifest import Manifest, Shard
 from manta.data.order import Order, Segment, Take
 from manta.data.packing import pack
 from manta.errors import DataError
+from manta.model.targets import IGNORED
 
 T = TypeVar("T")
 
@@ -36,9 +37,6 @@ READS_AT_ONCE = 4  # an object store answers each read after a while
 DATASET_WINDOWS = 512
 # Neighbours on the line, read together: one read of them would hold a second copy of the window.
 LANES_AT_ONCE = 32
-# Stands for a token that could not be read. The model's IGNORED, which no loss counts; importing it
-# would bring torch into the tasks that read.
-IGNORED = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

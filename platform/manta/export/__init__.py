@@ -7,5 +7,5 @@ Its files, in reading order:
     ggml            GGUF, the format of llama.cpp
     llmc            llm.c's checkpoints of GPT-2
     card            a model card, from the model's run
-    run             a checkpoint in a format of others, and one of theirs as a checkpoint
+    convert         a checkpoint in a format of others, and one of theirs as a checkpoint
 """

@@ -2,8 +2,9 @@
 
 Counted by hand over gpt.py with torch's eager autograd: each op's saved tensors, each storage
 once, weights and buffers not. tests/model/test_cost.py compares the count with the storages that
-are really alive. Dropout adds the one byte for each element of a mask that CUDA keeps; the mask of `document_mask` is not counted. Attention never holds T x T
-scores: the kernels that the model takes stream them.
+are really alive. Dropout adds the one byte for each element of a mask that CUDA keeps; the mask of
+`document_mask` is not counted. Attention never holds T x T scores: the kernels that the model takes
+stream them.
 
 Letters as in gpt.py; N = B T tokens of a micro batch, F hidden channels of the MLP.
 """

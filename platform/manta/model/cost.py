@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from manta.model.recomputation import Recompute
+from manta.model.groups import Group, group_of
 from manta.model.shape import ModelConfig
 
 Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "head"]
@@ -21,6 +21,10 @@ class Weight:
     in_block: bool = False
     is_linear: bool = False
     """A linear layer's weight in a block: autocast copies it (the head makes its own copies)."""
+
+    @property
+    def group(self) -> Group:
+        return group_of(len(self.shape), in_block=self.in_block, is_head=self.kind == "head")
 
     @property
     def numel(self) -> int:
@@ -86,7 +90,7 @@ def parameters(c: ModelConfig) -> Parameters:
 
 def hidden_matrices(c: ModelConfig) -> int:
     """Parameters in the blocks' matrices, which Muon optimizes; the rest is AdamW's."""
-    return sum(w.total for w in weights(c) if w.in_block and len(w.shape) == 2)
+    return sum(w.total for w in weights(c) if w.group == "matrices")
 
 
 def flops_per_token(c: ModelConfig, seq_len: int) -> float:
@@ -104,16 +108,3 @@ def flops_per_token(c: ModelConfig, seq_len: int) -> float:
     head = c.vocab_size * c.n_embd
     n = found.attention + found.mlp + found.norms + head
     return 6.0 * n + 12.0 * c.n_layer * c.n_embd * seq_len
-
-
-def hardware_flops_per_token(c: ModelConfig, seq_len: int, checkpointing: Recompute) -> float:
-    """FLOPs per token that are really computed: `flops_per_token`, the padding of the vocabulary,
-    and with checkpointing=full one more forward of the blocks (the numerator of HFU: PaLM, appendix
-    B). Selective checkpointing repeats no matrix product."""
-    assert c.vocab_size is not None
-    padding = 6.0 * (c.padded_vocab_size - c.vocab_size) * c.n_embd
-    again = 0.0
-    if checkpointing == "full":
-        blocks = sum(w.total for w in weights(c) if w.in_block)
-        again = 2.0 * blocks + 4.0 * c.n_layer * c.n_embd * seq_len
-    return flops_per_token(c, seq_len) + padding + again

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from manta.model.compilation import compiled as compiled_whole
+from manta.model.targets import IGNORED
 
-IGNORED = -1  # a target that no loss counts
 # Tokens whose logits exist at once. On a CPU the logits of more tokens fall out of its caches. On a
 # GPU each chunk costs one more pass through the head's gradient; the compiled form holds half as
 # many bytes for each logit, and so may hold more of them.

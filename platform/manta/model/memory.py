@@ -25,6 +25,7 @@ from typing import Literal
 from manta.errors import ConfigError
 from manta.model.activations import FP32, Activations, DeviceType, Dtype, activations
 from manta.model.cost import hidden_matrices, parameters, weights
+from manta.model.groups import GROUPS
 from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
 
@@ -36,8 +37,11 @@ ALLOWANCE = GIB // 4
 # DeepSpeed's own settings, in values.
 PREFETCH = 50_000_000  # stage3_prefetch_bucket_size
 PERSISTENT = 100_000  # stage3_param_persistence_threshold: smaller weights are not sharded
-BUCKET = 16_000_000  # reduce_bucket_size: 64 MB, which is Manta's (engine.reduce_bucket_mb)
 LIVE = 1_000_000_000  # stage3_max_live_parameters: gathered at once
+# Manta's default of engine.reduce_bucket_mb and engine.allgather_bucket_mb. DeepSpeed's own is 500
+# million values, of which a worker holds a buffer: more than a small model.
+BUCKET_MB = 64
+BUCKET = BUCKET_MB * 10**6 // FP32  # the same, in values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,17 +211,15 @@ def costs(s: Setup) -> Costs:
 
 def _touched(c: ModelConfig, num_workers: int) -> int:
     """Values of the tensors of which the first worker's share has a part: each group of the
-    optimizer's (train/optimizer.py) is split by itself."""
+    optimizer's is split by itself."""
     tensors = weights(c)
-    block = [w for w in tensors if w.in_block and len(w.shape) == 2]
-    groups = [
-        [w.numel for w in block for _ in range(w.count // c.n_layer)] * c.n_layer,
-        [w.numel for w in tensors if w.kind in ("embedding", "positions")],
-        [w.numel for w in tensors if w.kind == "head"],
-        [w.numel for w in tensors if len(w.shape) == 1 for _ in range(w.count)],
-    ]
     total = 0
-    for sizes in groups:
+    for group in GROUPS:
+        ours = [w for w in tensors if w.group == group]
+        if group == "matrices":  # block by block
+            sizes = [w.numel for w in ours for _ in range(w.count // c.n_layer)] * c.n_layer
+        else:
+            sizes = [w.numel for w in ours for _ in range(w.count)]
         share, found = sum(sizes) / num_workers, 0
         for size in sizes:
             found += size if found < share else 0
@@ -273,7 +275,7 @@ def remedies(s: Setup, memory_bytes: float) -> list[str]:
             for stage in stages[s.zero_stage : top]
         ]
     more = [
-        (f"zero_stage={top} num_workers={n}", _with(s, zero_stage=top, num_workers=n))
+        (f"zero_stage={top} num_workers={n}", dataclasses.replace(s, zero_stage=top, num_workers=n))
         for n in (2, 4, 8, 16, 32, 64)
         if n > s.num_workers
     ]
@@ -281,7 +283,7 @@ def remedies(s: Setup, memory_bytes: float) -> list[str]:
     if s.device == "cuda" and not s.offload_optimizer:
         stage = s.zero_stage or 1
         text = ("" if s.zero_stage else "zero_stage=1 ") + "engine.offload_optimizer=cpu"
-        tried.append((text, _with(s, zero_stage=stage, offload_optimizer=True)))
+        tried.append((text, dataclasses.replace(s, zero_stage=stage, offload_optimizer=True)))
     seq_len = s.seq_len // 2
     while seq_len >= 128:
         tried.append((f"seq_len={seq_len}", dataclasses.replace(s, seq_len=seq_len)))
@@ -292,12 +294,19 @@ def remedies(s: Setup, memory_bytes: float) -> list[str]:
     together: list[tuple[str, Setup]] = []
     for n in (s.num_workers, 2, 4, 8, 16, 32, 64):
         if n >= max(2, s.num_workers):
-            strong = _with(s, activation_checkpointing="full", zero_stage=top, num_workers=n)
+            strong = dataclasses.replace(
+                s, activation_checkpointing="full", zero_stage=top, num_workers=n
+            )
             text = f"activation_checkpointing=full zero_stage={top}"
             together.append((f"{text} num_workers={n}", strong))
     if s.device == "cuda":
-        strong = _with(s, activation_checkpointing="full", zero_stage=top, offload_optimizer=True)
-        strong = _with(strong, offload_parameters=top == 3)
+        strong = dataclasses.replace(
+            s,
+            activation_checkpointing="full",
+            zero_stage=top,
+            offload_optimizer=True,
+            offload_parameters=top == 3,
+        )
         text = f"activation_checkpointing=full zero_stage={top} "
         text += "engine.offload_parameters=cpu " if top == 3 else ""
         together.append((f"{text}engine.offload_optimizer=cpu", strong))
@@ -317,43 +326,6 @@ def _that_fit(tried: list[tuple[str, Setup]], memory_bytes: float) -> list[str]:
     return list(found.values())
 
 
-def fits(s: Setup, memory_bytes: float, choices: Sequence[int]) -> dict[Recompute, int]:
-    """For each mode of activation checkpointing with which it fits, the largest micro batch."""
-    found: dict[Recompute, int] = {}
-    modes: list[Recompute] = ["none", "selective", "full"]
-    for mode in modes:
-        setup = dataclasses.replace(s, activation_checkpointing=mode)
-        fitting = [n for n in choices if _peak(setup, micro_batch_size=n) <= memory_bytes]
-        if fitting:
-            found[mode] = max(fitting)
-    return found
-
-
-def stages_table(s: Setup) -> list[str]:
-    """Lines of a table: what each ZeRO stage costs one of `s.num_workers` workers, in GiB."""
-    head = ("stage", "weights", "gradients", "optimizer", "buffers", "held", "peak")
-    lines = ["".join(f"{name:>11}" for name in head)]
-    stages: list[Literal[0, 1, 2, 3]] = [0, 1, 2, 3]
-    for stage in stages[: 3 if s.optimizer_kind == "muon" else 4]:
-        found = costs(dataclasses.replace(s, zero_stage=stage))
-        sizes = (
-            found.weights + found.master_weights,
-            found.gradients,
-            found.optimizer_state,
-            found.buffers,
-            found.states,
-            found.peak,
-        )
-        lines.append(f"{stage:>11}" + "".join(f"{size / GIB:>11.2f}" for size in sizes))
-    workers = "1 worker" if s.num_workers == 1 else f"each of {s.num_workers} workers"
-    lines.append(
-        f"GiB of {workers}; weights with DeepSpeed's master copy; peak at micro_batch_size="
-        f"{s.micro_batch_size}, seq_len={s.seq_len}, {s.dtype}, "
-        f"activation_checkpointing={s.activation_checkpointing}"
-    )
-    return lines
-
-
 def gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
@@ -361,17 +333,3 @@ def gib(size: float) -> str:
 def _peak(s: Setup, micro_batch_size: int | None = None) -> int:
     size = s.micro_batch_size if micro_batch_size is None else micro_batch_size
     return costs(dataclasses.replace(s, micro_batch_size=size)).peak
-
-
-def _with(
-    s: Setup,
-    *,
-    zero_stage: Literal[0, 1, 2, 3] | None = None,
-    num_workers: int | None = None,
-    activation_checkpointing: Recompute | None = None,
-    offload_optimizer: bool | None = None,
-    offload_parameters: bool | None = None,
-    reduce_bucket: int | None = None,
-) -> Setup:
-    given = {k: v for k, v in locals().items() if k != "s" and v is not None}
-    return dataclasses.replace(s, **given)

@@ -2,5 +2,5 @@
 
 Its files, in reading order:
 
-    run             learning rate x batch size, by Ray Tune
+    sweep           learning rate x batch size, by Ray Tune
 """

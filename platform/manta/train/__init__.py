@@ -11,6 +11,7 @@ Its sub-rooms and files, in reading order:
     validation      val loss and bits per byte while a run trains
     meter           how long steps took, what is written of them, and whether they are out of line
     loop            the training loop, without Ray
+    plan            what a run is made of: its weights, its model, the order of its data
     build           from a config to an engine on this machine
     resume          what of a run does not change while it trains, and whether it can go on
     rollbacks       going back before a loss spike, and past the tokens that it came from

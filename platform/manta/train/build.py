@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 import torch
@@ -22,7 +22,7 @@ from manta.model.init import initialise
 from manta.model.memory import USABLE, largest_micro_batch
 from manta.train.settings import TrainConfig, memory_setup
 from manta.train.step.device import DTYPES, Device
-from manta.train.step.engine import make_engine
+from manta.train.step.engine import Engine
 
 # The least computing, in seconds at the device's peak, that pays for a compilation, which takes 20
 # to 60 s of the host. What is not compiled loses a larger share of its speed on a GPU.
@@ -116,7 +116,7 @@ def build(
     steps: int,
     compiled: bool,
     start: Callable[[GPT], None] | None = None,
-) -> Any:
+) -> Engine:
     """A model in an engine for micro batches of `size`, of which `steps` make an optimizer step at
     first. `start`, on rank 0, gives it its weights; without, they are new, from the config's seed
     and the device's own random numbers. All ranks start from rank 0's weights, which DeepSpeed
@@ -130,7 +130,7 @@ def build(
     made.recompute = c.activation_checkpointing
     if compiled:
         made.compile_blocks()
-    return make_engine(
+    return Engine(
         made,
         c.optimizer,
         device,

@@ -17,7 +17,6 @@ from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.signals import Asked
 from manta.train.meter import Meter
 from manta.train.run import Interrupted, Run, documents_of, to_device
-from manta.train.step import engine
 from manta.train.step.schedule import lr_at
 from manta.train.validation import validate
 
@@ -45,26 +44,26 @@ def _train(run: Run, until: int | None) -> TrainState:
     while state.step < end and not state.stopped_early:
         step = state.step
         share = lr_at(step, c.total_steps, 1.0, c.schedule)
-        lr = engine.set_lr(run.engine, share)
+        lr = run.engine.set_lr(share)
         if run.model.dropout:
             torch.manual_seed(_mix(c.seed, step, dist.get_rank()))
         losses: list[torch.Tensor] = []
         micro_batches = c.grad_accum_steps(step)
-        engine.set_grad_accum_steps(run.engine, micro_batches)
-        with engine.casting_once(run.engine):
+        run.engine.set_grad_accum_steps(micro_batches)
+        with run.engine.casting_once():
             for index in range(micro_batches):
                 tokens, targets = to_device(meter.next_batch(), run.device)
                 if step in run.passed_over:
                     continue
                 loss = run.engine(tokens, targets, documents=documents_of(run, tokens))
-                engine.backward(run.engine, loss, is_last=index == micro_batches - 1)
+                run.engine.backward(loss, is_last=index == micro_batches - 1)
                 losses.append(loss.detach())
                 run.watchdog.beat()
         state.step, state.val_loss = step + 1, None
         is_last = state.step == c.total_steps
         if losses:  # none where the step's tokens are passed over
             clip, limit = c.optimizer.grad_clip, run.detector.norm_limit
-            norm = engine.step(run.engine, clip, limit=limit)
+            norm = run.engine.step(clip, limit=limit)
             meter.record(losses, norm, lr)
 
         if state.step == 1 or state.step % c.log_every == 0 or state.step == end:
@@ -117,7 +116,7 @@ def sample(run: Run) -> None:
     tokenizer = run.tokenizer
     with (
         run.ledger.timing("evaluation"),
-        engine.evaluating(run.engine),
+        run.engine.evaluating(),
         torch.autocast(
             run.device.torch_device.type, torch.bfloat16, enabled=run.device.dtype == "bf16"
         ),

@@ -13,6 +13,7 @@ from manta.data.fingerprint import fingerprint
 from manta.data.order import stage_of
 from manta.errors import TrainingError
 from manta.model.cost import flops_per_token
+from manta.model.targets import IGNORED
 from manta.train.records.logbook import Logbook, duration
 from manta.train.run import Rollback, Run
 from manta.train.step.device import Device, gpu_memory
@@ -42,8 +43,8 @@ class Meter:
             slots = stage_of(c.stages, self.run.state.step).sequences_per_batch // c.workers
             first = dist.get_rank() * slots + self._micro_batches * len(batch)
             self._fingerprint += fingerprint(batch, first)
-        if batch.dtype.kind == "i":  # only a stream that skips what is damaged has negative ids
-            self._skipped += int((batch[:, 1:] < 0).sum())
+        if self.run.may_skip:
+            self._skipped += int((batch[:, 1:] == IGNORED).sum())
         self._micro_batches += 1
         return batch
 

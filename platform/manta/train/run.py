@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Set
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
 from manta.train.settings import TrainConfig
 from manta.train.step.device import Device
+from manta.train.step.engine import Engine
 
 
 class Interrupted(Exception):
@@ -48,7 +48,7 @@ class Run:
     model: ModelConfig
     tokenizer: Tokenizer
     device: Device
-    engine: Any
+    engine: Engine
     saver: Saver
     state: TrainState
     batches: Iterator[np.ndarray]

@@ -10,7 +10,6 @@ import torch.distributed as dist
 
 from manta.model.gpt import IGNORED
 from manta.train.run import Run, documents_of, to_device
-from manta.train.step import engine
 
 
 def validate(run: Run) -> dict[str, float]:
@@ -78,11 +77,11 @@ def measure(run: Run, batches: list[np.ndarray]) -> Sums:
     """What the val targets in these batches cost, over all ranks."""
     token_bytes = torch.from_numpy(run.tokenizer.token_bytes()).to(run.device.torch_device)
     sums = torch.zeros(4, dtype=torch.float64, device=run.device.torch_device)
-    with engine.evaluating(run.engine) as model:
+    with run.engine.evaluating():
         for batch in batches:
             tokens, targets = to_device(batch, run.device)
             documents = documents_of(run, tokens)
-            nats = model(tokens, targets, reduction="none", documents=documents).double()
+            nats = run.engine(tokens, targets, reduction="none", documents=documents).double()
             counted = targets != IGNORED
             lengths = token_bytes[targets.clamp(min=0)] * counted
             sums += torch.stack(

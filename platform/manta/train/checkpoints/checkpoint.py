@@ -26,6 +26,7 @@ from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments
+from manta.train.step.engine import Engine
 
 MOST_PARTS = 3  # of a run's name, in which runs are looked for to be named
 
@@ -191,7 +192,7 @@ def load_weights(path: str, model: GPT) -> None:
         )
 
 
-def load_optimizer(path: str, engine: Any) -> None:
+def load_optimizer(path: str, engine: Engine) -> None:
     """The optimizer's state into an engine of the same model and optimizer, on any number of
     workers at any ZeRO stage; each reads its own part. Rates and decays stay as the config says."""
     index = storage.read_json(storage.join(path, layout.OPTIMIZER_INDEX))

@@ -20,50 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from manta.errors import CheckpointError
-from manta.train.step.engine import to_cpu
+from manta.train.step.engine import Engine, Fragment, to_cpu
 
 STEP = "step"  # the one state of an optimizer that is a number: AdamW counts its steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Fragment:
-    """Values `start` to `start + size` of a flattened weight, of which this rank holds the state:
-    in the optimizer's state of `holder`, from `offset` on."""
-
-    name: str
-    start: int
-    size: int
-    holder: Tensor
-    offset: int
-    group: int | None = None
-    """At ZeRO stage 3, the sub-group whose state `holder` has."""
-
-    def of(self, state: Tensor) -> Tensor:
-        """Its part of a tensor of the holder's size."""
-        return state.view(-1)[self.offset : self.offset + self.size]
-
-
-def fragments(engine: Any) -> list[Fragment]:
-    """This rank's, of every weight (a tied one comes once); in the same order on all ranks."""
-    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
-    found = []
-    for name, weight in engine.module.named_parameters():
-        if stage == 0:
-            found.append(Fragment(name, 0, weight.numel(), weight, 0))
-        elif stage < 3:
-            mapping = weight._hp_mapping
-            if mapping is not None:  # some of it is in this rank's partition
-                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-                holder = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-                found.append(Fragment(name, here.start, here.numel, holder, there.start))
-        else:
-            group, offset, size = optimizer.grad_position[optimizer.get_param_id(weight)]
-            start = engine.global_rank * size
-            size = min(size, weight.ds_numel - start)  # the last ranks' parts are padded
-            if size > 0:
-                holder = optimizer.fp32_partitioned_groups_flat[group]
-                found.append(Fragment(name, start, size, holder, offset, group))
-    return found
 
 
 @dataclasses.dataclass
@@ -77,16 +36,16 @@ class State:
     steps: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def copy_state(engine: Any, copy: Callable[[str, Tensor], Tensor] = to_cpu) -> State:
+def copy_state(engine: Engine, copy: Callable[[str, Tensor], Tensor] = to_cpu) -> State:
     """This rank's share; all ranks together have all of it, once. `copy(name, values)` copies to
     the CPU."""
     found = State()
-    states = _base(engine).state
-    mine = fragments(engine)
-    if not engine.zero_optimization():  # all ranks hold all of it: each takes some
-        mine = mine[engine.global_rank :: engine.dp_world_size]
+    states = engine.optimizer.state
+    mine = engine.fragments()
+    if not engine.zero_stage:  # all ranks hold all of it: each takes some
+        mine = mine[engine.rank :: engine.world_size]
     for holder, parts in _by_holder(mine):
-        with _at_hand(engine, parts[0], write=False):
+        with engine.at_hand(parts[0], write=False):
             for part, (key, value) in itertools.product(parts, states[holder].items()):
                 if key == STEP:
                     found.steps[part.name] = float(value)
@@ -117,31 +76,31 @@ def index_of(shares: list[dict[str, Any]]) -> dict[str, Any]:
     return index
 
 
-def files_for(engine: Any, index: dict[str, Any]) -> set[str]:
+def files_for(engine: Engine, index: dict[str, Any]) -> set[str]:
     """The files in which this rank's fragments lie."""
     return {
         file
-        for fragment in fragments(engine)
+        for fragment in engine.fragments()
         for parts in index.get(fragment.name, {"parts": {}})["parts"].values()
         for file, *_ in _overlaps(fragment, parts)
     }
 
 
-def load_state(engine: Any, index: dict[str, Any], folder: Path) -> None:
+def load_state(engine: Engine, index: dict[str, Any], folder: Path) -> None:
     """Reads this rank's fragments from the files in `folder`, whoever wrote them.
 
     Raises:
         CheckpointError: part of a weight's state is missing.
     """
-    states = _base(engine).state
+    states = engine.optimizer.state
     with contextlib.ExitStack() as stack:
 
         @functools.cache
         def opened(file: str) -> Any:
             return stack.enter_context(safe_open(folder / file, framework="pt"))
 
-        for holder, parts in _by_holder(fragments(engine)):
-            with _at_hand(engine, parts[0], write=True):
+        for holder, parts in _by_holder(engine.fragments()):
+            with engine.at_hand(parts[0], write=True):
                 states[holder] = state = {}
                 for part in parts:
                     entry = index.get(part.name, {"step": None, "parts": {}})
@@ -190,28 +149,8 @@ def _overlaps(
             yield file, start, low, high
 
 
-def _base(engine: Any) -> torch.optim.Optimizer:
-    """torch's own optimizer, which ZeRO's wraps."""
-    return engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
-
-
 def _by_holder(parts: list[Fragment]) -> list[tuple[Tensor, list[Fragment]]]:
     found: dict[int, tuple[Tensor, list[Fragment]]] = {}
     for part in parts:
         found.setdefault(id(part.holder), (part.holder, []))[1].append(part)
     return list(found.values())
-
-
-@contextlib.contextmanager
-def _at_hand(engine: Any, part: Fragment, *, write: bool) -> Iterator[None]:
-    """While a holder's state is read or written: from the disk, where it is offloaded there."""
-    group = part.group
-    if group is None or not engine.optimizer._swappable_optimizer_subgroup(group):
-        yield
-        return
-    engine.optimizer._optimizer_states_and_gradient_swap_in(group)
-    yield
-    if write:
-        engine.optimizer._optimizer_states_and_gradient_swap_out(group)
-    else:
-        engine.optimizer._release_swap_buffers(group)

@@ -29,7 +29,7 @@ from manta.train.checkpoints import checkpoint, fragments
 from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
 from manta.train.checkpoints.host_memory import HostMemory, Spec
 from manta.train.faults.signals import Asked
-from manta.train.step import engine as engines
+from manta.train.step.engine import Engine
 
 # Of which no second attempt is of use.
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -75,14 +75,14 @@ class Saver:
         self.problem: str | None = None
         """What was wrong with the last save that has ended; on all ranks alike."""
 
-    def save(self, engine: Any, state: TrainState) -> float:
+    def save(self, engine: Engine, state: TrainState) -> float:
         """Copies what a checkpoint is made of, and has it written; the seconds that this took."""
         started = time.perf_counter()
         self.wait()
         if not self._has_room:  # on all ranks alike
             self._make_room(engine)
         share = fragments.copy_state(engine, self._memory.copy)
-        weights = engines.full_weights(engine, self._memory.copy)
+        weights = engine.full_weights(self._memory.copy)
         self._memory.wait()
         waited = time.perf_counter() - started
         self._last_time, self.last_step = time.monotonic(), state.step
@@ -121,7 +121,7 @@ class Saver:
         if problem is not None:
             self._say(f"the memory of the checkpoints' copies could not be unlocked: {problem}")
 
-    def _make_room(self, engine: Any) -> None:
+    def _make_room(self, engine: Engine) -> None:
         """Has memory for the copies, which later saves take too; in one piece, so that its size is
         found first."""
         specs: dict[str, Spec] = {}
@@ -131,7 +131,7 @@ class Saver:
             return values
 
         fragments.copy_state(engine, note)
-        engines.full_weights(engine, note)
+        engine.full_weights(note)
         self._memory.reserve(specs)
         self._has_room = True
 

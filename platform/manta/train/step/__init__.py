@@ -2,12 +2,13 @@
 
 Its files, in reading order:
 
-    device           what this machine computes with: device, threads, dtype, peak and memory
-    place            what `device` and `dtype` stand for where a trained model is asked
-    schedule         the learning rate at a step
-    scaling          how learning rate, batch and token budget follow from a model's size
-    optimizer        AdamW, and Muon for the matrices of the blocks
-    reducer          gradients averaged over the workers while the backward pass still computes
-    engine_settings  the keys of DeepSpeed's engine, and where they would do nothing
-    engine           one module between plain keys and DeepSpeed
+    device            what this machine computes with: device, threads, dtype, peak and memory
+    schedule          the learning rate at a step
+    scaling           how learning rate, batch and token budget follow from a model's size
+    muon              Muon for the matrices of the blocks, with AdamW for the other weights
+    optimizer         the optimizer's config: AdamW or Muon
+    reducer           gradients averaged over the workers while the backward pass still computes
+    engine_settings   the keys of DeepSpeed's engine, and where they would do nothing
+    deepspeed_config  DeepSpeed itself, and its config from plain keys
+    engine            the DeepSpeed engine, and all that Manta knows of its insides
 """

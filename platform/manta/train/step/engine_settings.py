@@ -7,10 +7,9 @@ from typing import Any, Literal
 from manta import storage
 from manta.config import Count, config
 from manta.errors import ConfigError, DataError, MantaError
+from manta.model.memory import BUCKET_MB
 from manta.train.step.optimizer import OptimizerConfig
 
-# DeepSpeed's own is 500 million values, of which a worker holds a buffer: more than a small model.
-BUCKET_MB = 64
 # Keys of DeepSpeed's config that Manta decides, and what decides them here.
 OWN_KEYS = {
     "train_batch_size": "set tokens_per_batch",

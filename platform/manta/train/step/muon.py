@@ -1,0 +1,222 @@
+"""Muon for the matrices of the blocks, with AdamW for the other weights.
+
+Muon (Jordan et al. 2024): momentum, then (about) the nearest matrix whose singular values are all
+one. At ZeRO stages 1 and 2 a rank has a slice of all the matrices laid end to end; as at stage 0,
+their gradients are averaged and clipped by then, so that one rule holds at all three.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from manta.model.gpt import Attention
+
+# Of each round's quintic: the best one for what the rounds before leave ("Polar Express", Amsel et
+# al. 2025, table of its appendix), so that three are enough where a step is small.
+QUINTICS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845749, 0.4188073119525673),
+)
+# Rounding must not take a singular value beyond one, where the first quintics run away.
+SAFETY = 1.01
+# An orthogonal update of r x c has the RMS 1/sqrt(max(r, c)); AdamW's is about 0.2-0.4 in practice.
+# With this scale (Liu et al. 2025) learning rate and weight decay mean the same to both.
+UPDATE_RMS = 0.2
+BATCH_VALUES = 1 << 24  # orthogonalised at once: bounds the memory it takes
+
+
+def shapes_of(model: nn.Module, parameters: list[nn.Parameter]) -> list[tuple[int, int]]:
+    """(rows, columns) of each matrix to orthogonalise, in the order in which they are laid end to
+    end. Query, key and value lie in one weight, one below the other, and are three of them."""
+    parts = {}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            c = module.c
+            heads = (c.n_head, c.kv_heads, c.kv_heads)
+            parts[id(module.qkv.weight)] = [n * c.head_size for n in heads]
+    return [
+        (rows, parameter.size(1))
+        for parameter in parameters
+        for rows in parts.get(id(parameter), [parameter.size(0)])
+    ]
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """Muon for the group that has `shapes`, AdamW for the others.
+
+    Muon's group holds either whole weights, alike on all ranks (ZeRO stage 0), or one flat slice
+    of them, this rank's of as many equal ones as there are ranks (stages 1 and 2). Momentum is
+    value by value, so it is held as the weights are. Each matrix is orthogonalised on one rank,
+    or on the few ranks that hold a part of it.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        dtype: torch.dtype,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        rounds: int,
+    ):
+        """Matrix products are in `dtype`; `lr`, `betas` and `eps` are AdamW's, and `rounds` are
+        those of Newton-Schulz."""
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        # Where the matrices are orthogonalised, also when their state is offloaded to the CPU.
+        self.device: torch.device = groups[0]["params"][0].device
+        self.dtype = dtype
+        self.rounds = rounds
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's looks for AdamW's state in all
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        groups = self.param_groups  # at ZeRO stages 1 and 2, one of them at a time
+        try:
+            self.param_groups = [group for group in groups if "shapes" not in group]
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if "shapes" in group:
+                self._muon(group)
+
+    def _muon(self, group: dict[str, Any]) -> None:
+        directions = []
+        for p in group["params"]:
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            mean = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+            directions.append(p.grad.lerp(mean, group["momentum"]))
+        if directions[0].dim() == 2:
+            flat = torch.cat([direction.flatten() for direction in directions])
+            self._orthogonalise_whole(flat, group["shapes"])
+        else:
+            (flat,) = directions
+            self._orthogonalise_slice(flat, group["shapes"])
+        sizes = [p.numel() for p in group["params"]]
+        for p, update in zip(group["params"], flat.split(sizes), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update.view_as(p), alpha=-group["lr"])
+
+    def _orthogonalise_whole(self, flat: Tensor, shapes: list[tuple[int, int]]) -> None:
+        """All matrices, in place; each on one rank, and then sent to all."""
+        rank, world_size = _rank_and_world_size()
+        starts = _starts(shapes)
+        shares = _shares(shapes, world_size)
+        sizes = [sum(math.prod(shapes[i]) for i in share) for share in shares]
+        mine = torch.zeros(max(sizes), device=self.device, dtype=self.dtype)
+        at = 0
+        whole = [flat[starts[i] : starts[i + 1]].view(shapes[i]) for i in shares[rank]]
+        for matrix in self._orthogonal(whole):
+            mine[at : at + matrix.numel()] = matrix.flatten()
+            at += matrix.numel()
+        everyone = [mine]
+        if world_size > 1:
+            everyone = [torch.empty_like(mine) for _ in range(world_size)]
+            dist.all_gather(everyone, mine)
+        for share, done in zip(shares, everyone, strict=True):
+            at = 0
+            for i in share:
+                size = math.prod(shapes[i])
+                flat[starts[i] : starts[i + 1]] = done[at : at + size].float() * _scale(*shapes[i])
+                at += size
+
+    def _orthogonalise_slice(self, flat: Tensor, shapes: list[tuple[int, int]]) -> None:
+        """This rank's slice, in place. A matrix that lies in several slices is put together first,
+        and orthogonalised on each of their ranks."""
+        rank, _ = _rank_and_world_size()
+        starts = _starts(shapes)
+        size = flat.numel()
+        first, last = rank * size, (rank + 1) * size
+        spans = list(itertools.pairwise(starts))
+        cut = [i for i, (a, b) in enumerate(spans) if a // size != (b - 1) // size]
+        mine = [i for i, (a, b) in enumerate(spans) if a < last and b > first]
+        joined = self._joined(flat, [spans[i] for i in cut], first, last) if cut else {}
+        whole = []
+        for i in mine:
+            a, b = spans[i]
+            values = joined[a] if i in cut else flat[a - first : b - first]
+            whole.append(values.view(shapes[i]))
+        for i, matrix in zip(mine, self._orthogonal(whole), strict=True):
+            a, b = spans[i]
+            low, high = max(a, first), min(b, last)
+            part = matrix.flatten()[low - a : high - a]
+            flat[low - first : high - first] = part.to(flat) * _scale(*shapes[i])
+
+    def _joined(
+        self, flat: Tensor, spans: list[tuple[int, int]], first: int, last: int
+    ) -> dict[int, Tensor]:
+        """By where it starts, each of these matrices whole; of which this rank has what lies from
+        `first` to `last` (a collective call: all ranks, same spans)."""
+        sizes = [b - a for a, b in spans]
+        joined = torch.zeros(sum(sizes), device=self.device, dtype=flat.dtype)
+        parts = joined.split(sizes)
+        for (a, b), part in zip(spans, parts, strict=True):
+            low, high = max(a, first), min(b, last)
+            if low < high:
+                part[low - a : high - a] = flat[low - first : high - first]
+        dist.all_reduce(joined)  # exact: of a value's summands all but one are zero
+        return {a: part for (a, _), part in zip(spans, parts, strict=True)}
+
+    def _orthogonal(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Each matrix orthogonalised, in the order given; those of one shape together, which is
+        what keeps a GPU busy."""
+        by_shape: dict[torch.Size, list[int]] = {}
+        for i, matrix in enumerate(matrices):
+            by_shape.setdefault(matrix.shape, []).append(i)
+        done: dict[int, Tensor] = {}
+        for shape, indices in by_shape.items():
+            size = max(1, BATCH_VALUES // shape.numel())
+            for some in (indices[at : at + size] for at in range(0, len(indices), size)):
+                batch = torch.stack([matrices[i] for i in some]).to(self.device)
+                done |= zip(some, orthogonalise(batch, self.dtype, self.rounds), strict=True)
+        return [done[i] for i in range(len(matrices))]
+
+
+def orthogonalise(matrices: Tensor, dtype: torch.dtype, rounds: int = len(QUINTICS)) -> Tensor:
+    """(N, rows, columns) -> the same with singular values of about one, by Newton-Schulz."""
+    x = matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
+    # Of a tiny gradient too, but not of none; in fp32, as bf16 would round the norm.
+    x = (x / (SAFETY * x.norm(dim=(-2, -1), keepdim=True)).clamp(min=1e-20)).to(dtype)
+    for a, b, c in QUINTICS[:rounds]:
+        a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if matrices.size(-2) > matrices.size(-1) else x
+
+
+def _scale(rows: int, columns: int) -> float:
+    return UPDATE_RMS * math.sqrt(max(rows, columns))
+
+
+def _starts(shapes: list[tuple[int, int]]) -> list[int]:
+    """Where each matrix starts in all of them laid end to end; last, where they end."""
+    return [0, *itertools.accumulate(rows * columns for rows, columns in shapes)]
+
+
+def _shares(shapes: list[tuple[int, int]], world_size: int) -> list[list[int]]:
+    """Which matrices each rank orthogonalises: about as much work for each."""
+    work = [rows * columns * min(rows, columns) for rows, columns in shapes]
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for i in sorted(range(len(shapes)), key=lambda i: -work[i]):
+        rank = loads.index(min(loads))
+        shares[rank].append(i)
+        loads[rank] += work[i]
+    return shares
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
