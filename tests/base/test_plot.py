@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from faults.kills import overlaid
 from manta import plot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +135,7 @@ def test_any_name_can_be_a_title(title: str) -> None:
 
 def test_runs_are_overlaid_with_marks_at_their_tokens() -> None:
     runs = {"one": TRAIN, "two": TRAIN[:9] + VAL}
-    (axes,) = drawn(plot.overlaid, runs, "title", [100, 200], "killed").axes
+    (axes,) = drawn(overlaid, runs, "title", [100, 200], "killed").axes
     one, two, *marks = axes.get_lines()
     assert [one.get_label(), two.get_label()] == ["one (smoothed)", "two (smoothed)"]
     for line, records in ((one, TRAIN), (two, TRAIN[:9])):

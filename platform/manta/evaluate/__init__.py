@@ -13,11 +13,11 @@ Its files, in reading order:
     core                CORE: which 22 tasks, and their centred mean
     choices             tasks that are scored by tokens
     suites              tasks, run by lm-eval
-    documents           documents of suites that are read from this machine or from the run's dataset
+    documents           suites' documents from this machine or the run's dataset
     report              where scores are kept: JSON, a table, a curve, TensorBoard
     evaluate            an evaluation of one checkpoint, or of each of a run's
     watch               an evaluation of each checkpoint of a run as it lands
     beside              the watcher in a process of its own, while a run trains
-    compare             several runs: budget, losses, scores, and which differences are more than noise
+    compare             several runs: budgets, losses, scores, and what is more than noise
     surprise            a text as a page on which each token has the colour of its loss
 """
