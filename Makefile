@@ -1,6 +1,6 @@
-# Two commands do all the set-up: `make quickstart` and `make test`. Everything goes into .venv.
+# `make quickstart` and `make test` also do all the set-up. Everything is installed into .venv.
 
-# A shell finds commands on the PATH that is set below; make 3.81, a Mac's, would not by itself.
+# bash finds commands on the PATH that is set below; make 3.81, which Macs have, would not do so.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -8,12 +8,12 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.developing
 
-# `python` in a submitted job is the one on the PATH of `ray start`.
+# A submitted job runs the `python` that was on the PATH of `ray start`.
 export PATH := $(BIN):$(PATH)
-# Ray's token auth: what `ray start` turns on, its clients have to be told.
+# Ray's token auth: `ray start` turns it on, and clients have to be told so.
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED ?= 0
-# Lines as they come, also where the output is piped.
+# Print lines without delay, even if the output is piped.
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help quickstart test test-long faults gpu check format clean
@@ -47,18 +47,18 @@ quickstart: $(INSTALLED)  ## Train and evaluate a small GPT on this machine, in 
 test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-long: $(DEVELOPING)  ## The longer matrices: 10,000 damaged shards, ten kills of a preparation
+test-long: $(DEVELOPING)  ## Run the long tests: 10,000 damaged shards, ten kills of a preparation
 	$(BIN)/python -m pytest -m long
 
-faults: $(DEVELOPING)  ## Every fault that a run survives, as a table (some 40 minutes)
+faults: $(DEVELOPING)  ## Test every fault that a run survives; writes a table (40 minutes)
 	rm -f faults.md
 	$(BIN)/python -m pytest -m "faults or not faults" --faults-table=$(CURDIR)/faults.md tests/faults
 	cat faults.md
 
-gpu: $(INSTALLED)  ## Prove this machine's GPU, part by part (ten minutes)
+gpu: $(INSTALLED)  ## Check this machine's GPU, part by part (ten minutes)
 	$(BIN)/python jobs/bench.py what=gpu json=gpu.json
 
-check: $(DEVELOPING)  ## Lint, formatting and types
+check: $(DEVELOPING)  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

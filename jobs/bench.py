@@ -1,18 +1,18 @@
 """Measure Manta itself.
 
-    python jobs/bench.py what=gpu json=gpu.json     all that a GPU is to show, in ten minutes
+    python jobs/bench.py what=gpu json=gpu.json     every check of a GPU, in ten minutes
     python jobs/bench.py what=overhead json=overhead.json
     python jobs/bench.py what=data
     python jobs/bench.py what=tokenize data.source=corpus.txt
 
-Takes the keys of jobs/pretrain.py too. Figures are ratios within one run: compare no others.
+Accepts the keys of jobs/pretrain.py too. Figures are ratios within one run; compare only those.
 """
 
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
-# hide the package of that name, which lm-eval imports.
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.bench.command import bench

@@ -9,8 +9,8 @@ python jobs/checkpoints.py run=NAME action=prune checkpoint.keep=1
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
-# hide the package of that name, which lm-eval imports.
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.job import run_job

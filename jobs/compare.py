@@ -1,4 +1,6 @@
-"""Compare runs: budget, losses, scores, beside published figures; and what is only noise.
+"""Compare runs with each other and with published figures, and show which differences are noise.
+
+Shows the budget, losses and scores of each run.
 
 python jobs/compare.py [key=value ...]
 python jobs/compare.py runs=[small,large] price_per_hour=2.5
@@ -7,8 +9,8 @@ python jobs/compare.py runs=[small,large] price_per_hour=2.5
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
-# hide the package of that name, which lm-eval imports.
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.compare import CompareConfig, compare

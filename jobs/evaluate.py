@@ -4,14 +4,14 @@ python jobs/evaluate.py [config.yaml ...] [key=value ...]
 python jobs/evaluate.py checkpoint=quickstart suite=perplexity
 python jobs/evaluate.py checkpoint=my-run suite=hellaswag evals.hellaswag_path=val.jsonl
 python jobs/evaluate.py checkpoint=my-run tasks=[arc_easy,piqa] evals.data_dir=DIR
-python jobs/evaluate.py checkpoint=my-run suite=quick watch=true     each checkpoint, as it lands
+python jobs/evaluate.py checkpoint=my-run suite=quick watch=true     every new checkpoint
 """
 
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
-# hide the package of that name, which lm-eval imports.
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.evaluate import evaluate

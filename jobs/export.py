@@ -1,9 +1,9 @@
-"""Export a checkpoint: to transformers, llama.cpp or llm.c.
+"""Export a checkpoint to transformers, llama.cpp or llm.c.
 
     python jobs/export.py checkpoint=my-run to=hf out=my-model
     python jobs/export.py checkpoint=my-run to=gguf out=my-model.gguf
 
-What was written is read again and compared before it is there.
+The written model is read back and compared with the checkpoint before it appears under its name.
 """
 
 import sys

@@ -7,13 +7,13 @@ python jobs/generate.py checkpoint=quickstart prompt="def main("
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
-# hide the package of that name, which lm-eval imports.
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.inference_settings import GenerateConfig, place_of
 from manta.job import run_job
-from manta.model.generate import generate_batch
+from manta.model.generate import Sampling, generate_batch
 from manta.model.inference import inference
 from manta.train.checkpoints import checkpoint
 
@@ -31,12 +31,11 @@ def main(config: GenerateConfig) -> None:
         prompts,
         config.max_tokens,
         seeds=seeds,
-        temperature=config.temperature,
-        top_k=config.top_k,
+        sampling=Sampling(temperature=config.temperature, top_k=config.top_k),
         stop=tokenizer.eot,
     )
     with inference(device, dtype):
-        if len(texts) == 1:  # as it comes
+        if len(texts) == 1:  # print each token at once
             print(texts[0], end="", flush=True)
             for text in tokenizer.stream(new[0] for new in batch):
                 print(text, end="", flush=True)

@@ -1,9 +1,9 @@
-"""Import a model: GPT-2, Llama or Qwen3 of transformers, or GPT-2 of llm.c, as a checkpoint.
+"""Import a model as a checkpoint: GPT-2, Llama or Qwen3 from transformers, or GPT-2 from llm.c.
 
     python jobs/import_model.py from=hf path=gpt2/ name=gpt2
     python jobs/import_model.py from=llmc path=gpt2_124M.bin name=gpt2
 
-It can be evaluated, sampled from, and trained further (init.checkpoint=gpt2).
+The checkpoint can be evaluated, sampled from, and trained further (init.checkpoint=gpt2).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Show what is in a prepared dataset: totals, lengths, decoded samples.
+"""Show a prepared dataset: totals, lengths, decoded samples.
 
 python jobs/inspect.py [config.yaml ...] [key=value ...]
 python jobs/inspect.py dataset=python-bpe4096
@@ -8,8 +8,8 @@ python jobs/inspect.py dataset=fineweb verify=true
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: this file would hide
-# the standard library's inspect.
+# Run the code next to this job, and take jobs/ off the path: this file would hide the standard
+# library's `inspect`.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.data.inspect import InspectConfig, inspect

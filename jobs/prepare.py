@@ -4,16 +4,16 @@
     python jobs/prepare.py data.source=corpus/ data.vocab_size=8192
     ray job submit -- python jobs/prepare.py jobs/configs/gpt2-124m.yaml
 
-Takes the configs of jobs/pretrain.py, which prepares what is missing by itself. The same command
-again goes on where one was stopped.
+Accepts the configs of jobs/pretrain.py, which also prepares missing data by itself. If it was
+stopped, the same command continues.
 """
 
 import shlex
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
-# hide the package of that name, which lm-eval imports.
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta import cluster
@@ -28,7 +28,7 @@ def main(config: PretrainConfig) -> None:
     for manifest in mixture.open_datasets(config.data, config.home_folder, print):
         print(prepare.summary(manifest))
         if not is_new:
-            print(f"it was there already; to prepare it anew, delete {manifest.path}")
+            print(f"it existed already; to prepare it again, delete {manifest.path}")
     arguments = shlex.join(sys.argv[1:])
     print(f"look   python jobs/inspect.py dataset={manifest.name}")
     print("next   python jobs/pretrain.py" + (f" {arguments}" if arguments else ""))

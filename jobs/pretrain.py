@@ -3,15 +3,15 @@
     python jobs/pretrain.py [config.yaml ...] [key=value ...]
     ray job submit -- python jobs/pretrain.py jobs/configs/shakespeare.yaml
 
-Prepares the data first if it is missing. The same command again goes on where a run stopped,
-however that was. SIGTERM has it save and end, with exit code 143.
+Prepares the data first if it is missing. If a run stopped, for any reason, the same command
+continues it. On SIGTERM it saves and ends, with exit code 143.
 """
 
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
-# hide the package of that name, which lm-eval imports.
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.beside import beside, check

@@ -1,4 +1,4 @@
-"""See what surprises a model: a text as a page, each token in the colour of its loss.
+"""Show what surprises a model: writes a text as a web page, each token in the colour of its loss.
 
 python jobs/surprise.py checkpoint=my-run text_path=README.md out=surprise.html
 python jobs/surprise.py checkpoint=my-run text='The cat sat on the moon.'

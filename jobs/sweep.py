@@ -3,14 +3,15 @@
     python jobs/sweep.py [config.yaml ...] [key=value ...]
     python jobs/sweep.py sweep.lr=[1e-3,2e-3] sweep.tokens_per_batch=[2048,4096]
 
-Takes the keys of jobs/pretrain.py too; what the sweep does not vary is the same in all trials.
+Accepts the keys of jobs/pretrain.py too; they apply to all trials, except where the sweep varies
+them.
 """
 
 import sys
 from pathlib import Path
 
-# The code beside this job is the code that runs, and jobs/ leaves the path: jobs/evaluate.py would
-# hide the package of that name, which lm-eval imports.
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.job import run_job

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share. Ray is started once, for all of them."""
+"""Fixtures that several test files share. Ray is started once for all of them."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest comes first: another one may run beside it. The tests of a GPU
-    get their marker here, since their file has to do without pytest."""
+    """Puts the slowest test file first, so that others can run while it does. Also marks the GPU
+    tests, whose file must work without pytest."""
     items.sort(key=lambda item: item.path.name != "test_training.py")
     for item in items:
         if item.path.name == "test_gpu.py":
@@ -25,7 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Models as small as the tests' are slower on several threads. (Workers have their own.)"""
+    """Uses one thread: models as small as the tests' are slower on several. (Workers set their
+    own.)"""
     import torch
 
     torch.set_num_threads(1)
@@ -33,14 +34,13 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray for the whole session (for each of the processes that run tests), with more
-    CPUs than the machine may have: they are only counted, and two-worker runs must fit on any
-    machine."""
+    """One local Ray for the whole session (for each process that runs tests). It has more CPUs than
+    the machine may have: they are only counted, and runs of two workers must fit on any machine."""
     import ray
 
     from manta import cluster
 
-    os.environ["HF_TOKEN"] = SECRET  # the workers have it, too
+    os.environ["HF_TOKEN"] = SECRET  # the workers inherit it
     cluster.connect(own=True, num_cpus=4)
     yield
     ray.shutdown()
@@ -48,7 +48,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own for what a test makes."""
+    """A home folder of its own for what a test makes."""
     monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -63,8 +63,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(ray_session: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which the corpus is prepared already, to train from; and another one, `verses`,
-    with the same tokenizer, for mixes."""
+    """A home with the prepared corpus, to train from, and a second dataset, `verses`, with the same
+    tokenizer, for mixes."""
     from manta.config import from_dict
     from manta.data import mixture, prepare
     from manta.data.recipe import PrepareConfig

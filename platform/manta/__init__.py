@@ -2,23 +2,23 @@
 
 The rooms, in the order that data flows; imports point up this list, never down:
 
-    errors      what a person can mend
-    security    versions with known holes
+    errors      problems that a person can fix
+    security    versions with known security holes
     arguments   YAML files and key=value as one tree                    [omegaconf]
     config      frozen, checked configs                                 [pydantic]
     storage     files, local or in an object store                      [pyarrow.fs]
-    layout      where runs, checkpoints and datasets lie in the home
-    lock        one owner for a path, of all processes that want it
-    progress    a bar, or now and then a line                           [tqdm]
-    plot        the loss curve, document lengths, as PNG                [matplotlib]
+    layout      the folders and file names in the home
+    lock        a lock on a path, for one process at a time
+    progress    a bar in a terminal, a line now and then in a log       [tqdm]
+    plot        the loss curve and document lengths, as PNG             [matplotlib]
     cluster     the connection to Ray                                   [ray]
     head        Ray's head node on this machine                         [ray]
-    failures    what went wrong in Ray's workers                        [ray]
-    messages    what a driver and its workers tell each other           [ray]
-    job         what every job shares
+    failures    why Ray's workers failed                                [ray]
+    messages    messages between a driver and its workers               [ray]
+    job         what all jobs share: arguments, errors, exit codes
     text        documents from anywhere; tokenizers        [datasets, tiktoken, tokenizers]
     model       the GPT, its presets, generation, cost
-    data        documents to shards, without those of evaluations;      [ray.data]
+    data        documents to shards, without evaluation documents;      [ray.data]
                 shards to an exact stream
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,
                 and the loop inside Ray Train                            ray.train]

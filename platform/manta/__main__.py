@@ -1,4 +1,4 @@
-"""`python -m manta`: what is installed, and where to begin."""
+"""`python -m manta`: the installed version, and where to begin."""
 
 import argparse
 

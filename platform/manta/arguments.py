@@ -1,6 +1,6 @@
-"""What a person gives a job, YAML files and `key=value`, as one tree; and a tree as such a file.
+"""Reads the arguments of a job (YAML files and `key=value`) into one tree; writes trees as YAML.
 
-The type of a key decides how `key=value` is read: a text is taken as it is, all else is YAML.
+The type of a key decides how `key=value` is read: text is taken literally, anything else is YAML.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from manta.errors import ConfigError
 
 
 def read(cls: type, arguments: Sequence[str]) -> dict[str, Any]:
-    """`[config.yaml ...] [key=value ...]` for the config class `cls`, later ones over earlier ones,
-    as a tree that is not checked yet.
+    """Reads `[config.yaml ...] [key=value ...]` for the config class `cls` into one unchecked tree.
+    Later arguments override earlier ones.
 
-    A key whose type is text (str, or str | None) takes all that follows the first '=' as it is; of
-    one that may be None, the bare word null means that. The value of any other key is YAML.
+    A key whose type is text (str, or str | None) takes everything after the first '=' literally; if
+    its type allows None, the bare word null means None. The value of any other key is YAML.
 
-    Groups are merged. A value that is a dict is replaced, unless the argument names one of its
-    entries: `mix={a: 1}` is the whole mix, `mix.a=1` its part of a.
+    Groups are merged. A value that is a dict is replaced as a whole, unless the argument names one
+    of its entries: `mix={a: 1}` sets the whole mix, `mix.a=1` only its entry `a`.
 
     Raises:
         ConfigError: an argument cannot be read, or does not fit those before it.
@@ -51,10 +51,10 @@ def read(cls: type, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def is_file(argument: str) -> bool:
-    """Whether an argument is a config file, not key=value."""
+    """Whether an argument is a config file rather than key=value."""
     try:
         return Path(argument).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a NUL: a value
+    except (OSError, ValueError):  # too long for a file name, or has a NUL: a value
         return False
 
 
@@ -65,16 +65,16 @@ def groups_of(cls: type) -> dict[str, type]:
 
 
 def to_yaml(tree: Any) -> str:
-    """A plain tree as a file that `read` reads back equal."""
+    """Writes a plain tree as YAML that `read` reads back equal."""
     tree = _each(tree, _escaped)
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    if any(break_ in text for break_ in "\x85\u2028\u2029"):  # written raw, and read as a space
+    if any(break_ in text for break_ in "\x85\u2028\u2029"):  # written raw, read back as a space
         text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
     return text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes also around a text such as 1e3, which is a number to OmegaConf alone."""
+    """A dumper that also quotes texts such as "1e3", which only OmegaConf reads as a number."""
 
 
 _Dumper.add_implicit_resolver(
@@ -85,12 +85,12 @@ _Dumper.add_implicit_resolver(
 
 
 class _Text:
-    """A text that OmegaConf leaves alone: in a str, `${key}` and `???` have a meaning to it."""
+    """A text that OmegaConf leaves alone: in a plain str it interprets `${key}` and `???`."""
 
     def __init__(self, text: str):
         self._text = text
 
-    def __str__(self) -> str:  # what `${key}` in a file becomes, where that key has this text
+    def __str__(self) -> str:  # the value of `${key}` in a file, if that key has this text
         return self._text
 
 
@@ -99,20 +99,20 @@ def _container(tree: Any) -> Any:
 
 
 def _tree_of(container: Any) -> Any:
-    """What OmegaConf has read, as a tree in which all texts but those with `${key}` are final."""
+    """Converts what OmegaConf has read into a tree; texts without `${key}` in it are final."""
     tree = _with_text_keys(OmegaConf.to_container(container))
     return _each(tree, lambda v: _Text(v) if isinstance(v, str) and "${" not in v else v)
 
 
 def _each(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """A tree with `change(value)` in place of each value in its dicts and lists."""
+    """A copy of a tree with `change(value)` in place of each value in its dicts and lists."""
     if isinstance(tree, dict):
         return {key: _each(value, change) for key, value in tree.items()}
     return [_each(v, change) for v in tree] if isinstance(tree, list) else change(tree)
 
 
 def _escaped(value: Any) -> Any:
-    """A text as OmegaConf has to find it in a file, to read it as it is."""
+    """A text, escaped so that OmegaConf reads it back from a file unchanged."""
     if not isinstance(value, str):
         return value
     escape = "\\" if re.fullmatch(r"\\+\?{3}", value) else ""
@@ -120,8 +120,8 @@ def _escaped(value: Any) -> Any:
 
 
 def _read(cls: type, argument: str) -> tuple[dict[str, Any], int]:
-    """What an argument says, as a tree; and how many names lead to its value: 2 for optimizer.lr=1,
-    mix[a]=1 or mix.v1\\.5=1, 0 for a file."""
+    """Reads an argument; returns its tree and the number of names that lead to its value: 2 for
+    optimizer.lr=1, mix[a]=1 or mix.v1\\.5=1, 0 for a file."""
     parts = re.match(r"((?:\\[.=\[\]]|[^=])*+)=(.*)", argument, re.DOTALL)
     try:
         if is_file(argument):
@@ -149,7 +149,7 @@ def _read(cls: type, argument: str) -> tuple[dict[str, Any], int]:
 
 
 def _names(key: str) -> list[str]:
-    """The names in a key, as OmegaConf reads them: a and b of a.b or a[b]."""
+    """The names in a key, as OmegaConf reads them: `a` and `b` in `a.b` or `a[b]`."""
     names, tree = [], OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}="]))
     while isinstance(tree, dict):
         ((name, tree),) = tree.items()
@@ -158,26 +158,26 @@ def _names(key: str) -> list[str]:
 
 
 def _kind_of(kind: Any, names: Sequence[str]) -> Any:
-    """The type of the value to which names lead in a config; None where there is no such key."""
+    """The type of the value that these names lead to in a config; None if there is no such key."""
     for name in names:
         if dataclasses.is_dataclass(kind):
             hints = typing.get_type_hints(kind)
-            kind = hints.get(name, hints.get(f"{name}_"))  # (a word of Python's, such as `from`)
+            kind = hints.get(name, hints.get(f"{name}_"))  # (a Python keyword, such as `from`)
         else:
             kind = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
     return kind
 
 
 def _with_text_keys(tree: Any) -> Any:
-    """With `8000: x` as `'8000': x`, which is what an argument and `to_yaml` make of it."""
+    """Turns int keys into texts (`8000: x` into `'8000': x`), as arguments and `to_yaml` do."""
     if not isinstance(tree, dict):
         return tree
     return {str(k) if type(k) is int else k: _with_text_keys(v) for k, v in tree.items()}
 
 
 def _drop_replaced(cls: type | None, tree: Any, over: Any, depth: int) -> None:
-    """Takes the dicts out of `tree` that are values, not groups, and are given again by an argument
-    whose key has `depth` names."""
+    """Deletes from `tree` the dicts that `over` replaces: those that are values rather than groups,
+    and that an argument whose key has `depth` names gives again."""
     groups = {} if cls is None else groups_of(cls)
     for key, value in over.items():
         if not isinstance(value, dict) or not isinstance(tree.get(key), dict):

@@ -1,4 +1,4 @@
-"""The connection to Ray: start or join a cluster, ship this code to it, ask what it has."""
+"""The connection to Ray: starts or joins a cluster, sends it this code, asks what it has."""
 
 import contextlib
 import logging
@@ -23,23 +23,23 @@ LOCAL_OBJECT_STORE_BYTES = 512 << 20
 
 
 def connect(own: bool = False, **local: Any) -> None:
-    """Joins the cluster that RAY_ADDRESS or this machine names, else starts a local one (as
-    RAY_ADDRESS=local always does).
+    """Joins the cluster that RAY_ADDRESS names or that runs on this machine; if there is none,
+    starts a local one (RAY_ADDRESS=local always does).
 
-    The code that runs here is sent along, so that workers never run another version of it. With
-    `own`, a local one is started in any case; `local` goes to `ray.init` when that happens.
+    The code that runs here is sent to the cluster, so that workers never run another version of it.
+    With `own`, a local cluster is always started. `local` is passed to `ray.init` when one starts.
 
     Raises:
-        ClusterError: the cluster refuses us, or does not answer.
+        ClusterError: the cluster refuses the connection, or does not answer.
     """
     import ray
 
     protect_token()
-    # A worker's folder is its own affair: every path of Manta's is absolute.
+    # Workers may stay in the folder that Ray gives them: every path in Manta is absolute.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # A worker that is gone, or done, is seen so soon (Ray Train's own two seconds are lost twice).
+    # How soon Ray Train notices that a worker died or finished. Its own 2 s would be lost twice.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # A node that has just died is counted for some seconds: an elastic run asks again after these.
+    # Ray counts a node for some seconds after it has died: an elastic run asks again after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -56,7 +56,8 @@ def connect(own: bool = False, **local: Any) -> None:
     if not own and _join(common):
         print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
         return
-    # Of no use here, and an import of Ray's each: none of them has this code's environment.
+    # Prestarted workers are useless here, since none of them has this code's environment, and each
+    # one costs an import of Ray.
     for setting in ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver"):
         os.environ.setdefault(setting, "0")
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
@@ -73,9 +74,11 @@ if sys.platform == "linux":  # (elsewhere Ray ends its processes by their group)
 
 @contextlib.contextmanager
 def _apart_from_this_group() -> Iterator[None]:
-    """Processes that Ray starts here are no part of this one's process group. What ends a job often
-    tells its whole group (`timeout`, a batch system): this process answers SIGTERM by saving, for
-    which its Ray has to live. It ends with this process in any case."""
+    """Keeps the processes that Ray starts in this block out of this process's group.
+
+    What ends a job (`timeout`, a batch system) often signals its whole group. This process answers
+    SIGTERM by saving, and needs its Ray for that. Ray ends with this process in any case.
+    """
     _APART.set()
     try:
         yield
@@ -84,10 +87,10 @@ def _apart_from_this_group() -> Iterator[None]:
 
 
 def _join(common: dict[str, Any]) -> bool:
-    """Joins the cluster that runs; False when none does.
+    """Joins the running cluster; returns False if none runs.
 
     Raises:
-        ClusterError: one runs, and refuses us or does not answer.
+        ClusterError: a cluster runs, but refuses the connection or does not answer.
     """
     import ray
 
@@ -99,8 +102,8 @@ def _join(common: dict[str, Any]) -> bool:
             return False
         reason = " ".join(str(e).split())[:160]
         raise ClusterError(
-            f"the Ray cluster does not let us in, or does not answer ({reason}). If it asks for a "
-            "token, run `export RAY_AUTH_MODE=token`; if it is gone, run `ray stop` and unset "
+            f"the Ray cluster refuses the connection or does not answer ({reason}). If it asks for "
+            "a token, run `export RAY_AUTH_MODE=token`; if it is gone, run `ray stop` and unset "
             "RAY_ADDRESS, or start one with `ray start --head`"
         ) from None
     except Exception as e:
@@ -110,7 +113,7 @@ def _join(common: dict[str, Any]) -> bool:
 
 
 def address() -> str:
-    """Of the cluster that is joined, for another process to join it (RAY_ADDRESS)."""
+    """The address of the joined cluster, for another process to join it (RAY_ADDRESS)."""
     import ray
 
     found: str = ray.get_runtime_context().gcs_address
@@ -124,20 +127,21 @@ def disconnect() -> None:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error of Ray's means that our token is missing or wrong."""
+    """Whether an error from Ray means that our token is missing or wrong."""
     text = f"{type(error).__name__} {error}".lower()
     return any(word in text for word in ("unauthorized", "unauthenticated", "auth_token", "401"))
 
 
 def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:
-    """Checks, at once, that the cluster can hold these workers (each `cpus` CPUs and `gpus` GPUs).
+    """Checks that the cluster has room for these workers, each with `cpus` CPUs and `gpus` GPUs.
 
-    With `wait_seconds`, asks an autoscaling cluster for them and waits so long for it to grow.
+    The check is immediate. With `wait_seconds`, it asks an autoscaling cluster for the workers and
+    waits up to that long for it to grow.
 
     Raises:
-        ClusterError: it cannot.
+        ClusterError: the cluster does not have the room.
     """
-    if gpus and sys.platform == "darwin":  # Ray counts a Mac's GPU as one
+    if gpus and sys.platform == "darwin":  # Ray counts a Mac's GPU as a GPU
         raise ClusterError(
             "Manta computes on GPUs through CUDA, which a Mac's lacks: set gpus_per_worker=0 "
             "(jobs/evaluate.py: gpus=0)"
@@ -163,8 +167,8 @@ def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> 
 
 
 def capacity(cpus: float, gpus: float) -> int:
-    """How many workers of `cpus` CPUs and `gpus` GPUs the nodes hold, each worker on one node, and
-    each that has a share of a GPU on one GPU."""
+    """How many workers of `cpus` CPUs and `gpus` GPUs fit on the nodes. A worker is on one node; a
+    worker's share of a GPU is on one GPU."""
     import ray
 
     bundle = _bundle(cpus, gpus)
@@ -173,10 +177,10 @@ def capacity(cpus: float, gpus: float) -> int:
 
 
 def protect_token() -> None:
-    """Ray can write its token's file with mode 0644, for every user of the machine to read.
+    """Makes the file of Ray's token readable by its owner alone: Ray can write it with mode 0644.
 
     Raises:
-        ClusterError: the mode is wrong and cannot be mended.
+        ClusterError: others can read the file, and its mode cannot be changed.
     """
     file = TOKEN_FILE.expanduser()
     if not file.is_file() or not stat.S_IMODE(file.stat().st_mode) & 0o077:
@@ -191,7 +195,7 @@ def protect_token() -> None:
 
 
 def _times(name: str, each: float, node: dict[str, float]) -> int:
-    """How many times a node has so much of a resource; a share of a GPU is of one GPU."""
+    """How many times `each` of a resource fits on a node; a share of a GPU cannot span two GPUs."""
     has = node.get(name, 0)
     return int(has) * int(1 / each) if name == "GPU" and each < 1 else int(has / each)
 

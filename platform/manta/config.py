@@ -1,6 +1,6 @@
 """Configs: frozen dataclasses, filled from a YAML file and `key=value` arguments.
 
-A config class lives beside the code that it configures and is composed upward:
+A config class is in the same file as the code that it configures. Larger configs contain it:
 
     @config
     class OptimizerConfig:
@@ -8,7 +8,7 @@ A config class lives beside the code that it configures and is composed upward:
         '''Peak learning rate.'''
 
 `load` reads YAML and arguments (arguments.py), converts and checks types (pydantic), then asks
-every config for problems that span keys (`problems()`), and reports all of them at once.
+every config for problems that span keys (`problems()`), and reports all problems at once.
 """
 
 import copy
@@ -41,7 +41,7 @@ def config(cls: type[C]) -> type[C]:
 
 
 def _no_bool(value: Any) -> Any:
-    """Python counts `true` as 1; a person who wrote `steps=true` meant something else."""
+    """Refuses booleans: Python counts `true` as 1, but `steps=true` was meant differently."""
     if isinstance(value, bool):
         raise ValueError("should be a number, not true or false")
     return value
@@ -49,7 +49,7 @@ def _no_bool(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Natural = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=1 << 63)]  # torch's own bound
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=1 << 63)]  # torch's limit
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
@@ -59,35 +59,36 @@ VocabSize = Annotated[int, BeforeValidator(_no_bool), Field(ge=257, le=1 << 20)]
 
 
 def load(cls: type[C], given: Sequence[str] = ()) -> C:
-    """`[config.yaml ...] [key=value ...]`, later ones over earlier ones, as a `cls`; how each is
-    read, `arguments.read` says.
+    """Makes a `cls` from `[config.yaml ...] [key=value ...]`; later ones override earlier ones.
+    `arguments.read` describes how each one is read.
 
     Raises:
-        ConfigError: with every problem found, one to a line.
+        ConfigError: there are problems; the message has each on its own line.
     """
     return from_dict(cls, arguments.read(cls, given))
 
 
 def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
-    """A `cls` from a plain tree, with what follows from its keys filled in beneath them: a class
-    may have `presets`, which its key `preset` names, and a class method `beneath(tree)`, which
-    gives the defaults that follow from other keys.
+    """Makes a `cls` from a plain tree, and fills in the defaults that follow from its keys.
+
+    These defaults come from two places: a class may have `presets`, one of which its key `preset`
+    names, and a class method `beneath(tree)`, which returns defaults that follow from other keys.
 
     Raises:
-        ConfigError: with every problem found, one to a line.
+        ConfigError: there are problems; the message has each on its own line.
     """
     problems = [
         f"{key}: a password in an address would get into logs, configs and manifests; leave it to "
         "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
         for key in _with_password(tree)
     ]
-    if problems:  # and say no more: another message might quote it
+    if problems:  # stop here: another message might quote the password
         raise ConfigError("\n  ".join(problems))
     expanded = _expand(cls, dict(tree), "", problems)
     try:
         made = TypeAdapter(cls).validate_python(expanded)
     except ValidationError as e:
-        # A key that may be of several kinds gives an error for each.
+        # A key that may have one of several types gives an error for each of them.
         said: dict[str, list[str]] = {}
         for error in e.errors():
             what, _, why = _describe(cls, dict(error)).partition(": ")
@@ -104,7 +105,7 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
 
 
 def _with_password(tree: Any, key: str = "") -> Iterator[str]:
-    """The keys of a tree whose values hold a password, as in s3://name:password@bucket."""
+    """The keys of a tree whose values contain a password, as in s3://name:password@bucket."""
     if isinstance(tree, str) and re.search(r"\w://[^/@\s]+:[^/@\s]+@", tree):
         yield key
     parts: Any = tree.items() if isinstance(tree, Mapping) else ()
@@ -115,7 +116,7 @@ def _with_password(tree: Any, key: str = "") -> Iterator[str]:
 
 
 def find_problems(made: Any, prefix: str = "") -> list[str]:
-    """What `problems()` says of a config and of the configs in it; keys with their full path."""
+    """The `problems()` of a config and of the configs in it; keys have their full path."""
     found = [prefix + text for text in getattr(made, "problems", list)()]
     for field in dataclasses.fields(made):
         value = getattr(made, field.name)
@@ -125,17 +126,18 @@ def find_problems(made: Any, prefix: str = "") -> list[str]:
 
 
 def to_dict(made: Any) -> dict[str, Any]:
-    """A config as plain values (tuples as lists), which `from_dict` reads back equal."""
+    """Converts a config to plain values (tuples to lists), which `from_dict` reads back equal."""
     return TypeAdapter(type(made)).dump_python(made, mode="json")
 
 
 def to_yaml(made: Any) -> str:
-    """A config, or a plain tree, as a file that `load` reads."""
+    """Writes a config, or a plain tree, as YAML that `load` reads."""
     return arguments.to_yaml(to_dict(made) if dataclasses.is_dataclass(made) else made)
 
 
 def differences(made: Any) -> dict[str, Any]:
-    """What of a config differs from its defaults, as a tree that `from_dict` reads back equal."""
+    """The values of a config that differ from its defaults, as a tree; `from_dict` makes an equal
+    config from it."""
 
     def differing(cls: type, tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
         groups = groups_of(cls)
@@ -156,8 +158,7 @@ def differences(made: Any) -> dict[str, Any]:
 
 
 def _presets_of(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a tree from which defaults follow (a class names them in `sources`), and nothing
-    else of it."""
+    """The part of a tree from which defaults follow: the keys that a class lists in `sources`."""
     found = {key: tree[key] for key in getattr(cls, "sources", ())}
     for key, group in groups_of(cls).items():
         found[key] = _presets_of(group, tree[key])
@@ -165,7 +166,7 @@ def _presets_of(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def merged(a: Any, b: Any) -> Any:
-    """`b` over `a`: of two dicts key by key, else `b`."""
+    """Merges `b` over `a`: key by key if both are dicts, else returns `b`."""
     if not isinstance(a, dict) or not isinstance(b, dict):
         return b
     return a | {key: merged(a[key], value) if key in a else value for key, value in b.items()}
@@ -199,7 +200,7 @@ def _fields(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _description(cls: type, name: str) -> str:
-    """A key's docstring; pydantic reads only those in the class itself."""
+    """A key's docstring, also from base classes: pydantic reads only those in the class itself."""
     for base in cls.__mro__:
         field = vars(base).get("__pydantic_fields__", {}).get(name)
         if field is not None and field.description:
@@ -226,8 +227,8 @@ def _type_name(hint: Any) -> str:
 
 
 def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
-    """Puts what follows from the keys of `tree` beneath them, here and in every group."""
-    # A key that is a word of Python's, such as `from`, is a field with an underscore behind it.
+    """Fills in the defaults that follow from the keys of `tree`, here and in every group."""
+    # A key that is a Python keyword, such as `from`, is a field with a trailing underscore.
     own = {field.name for field in dataclasses.fields(cls)}
     tree = {key if key in own or f"{key}_" not in own else f"{key}_": tree[key] for key in tree}
     presets: Mapping[str, dict[str, Any]] = getattr(cls, "presets", {})
@@ -260,15 +261,15 @@ def _describe(cls: type, error: dict[str, Any]) -> str:
     known = {key: kind for key, kind, *_ in _fields(cls, "")}
     if path[-1] == "[key]":
         return f"{'.'.join(path[:-2])}: its key {error['input']} {message}"
-    # For a union, pydantic appends the branch it tried; a person wants the key alone. Below a dict
-    # are its own keys.
+    # For a union, pydantic appends the branch that it tried, but a person needs the key alone. What
+    # follows a dict stays: these are the dict's own keys.
     while len(path) > 1 and ".".join(path) not in known and not _has_dict(known, path):
         path.pop()
     return f"{'.'.join(path)}={error['input']!r}: {message}"
 
 
 def _has_dict(kinds: Mapping[str, str], path: Sequence[str]) -> bool:
-    """Whether a path leads into a key whose value is a dict."""
+    """Whether a path leads into the value of a key that is a dict."""
     return any(kinds.get(".".join(path[:n]), "").startswith("{") for n in range(1, len(path)))
 
 
@@ -280,7 +281,7 @@ def _nearest(name: str, valid: Any, prefix: str = "") -> str:
 
 
 def _elsewhere(cls: type, name: str) -> str:
-    """The key of that name, or nearly, in another group: `lr` for `optimizer.lr`."""
+    """Suggests the key of that name, or a similar one, in another group: optimizer.lr for `lr`."""
     leaves = {key.rpartition(".")[2]: key for key, *_ in _fields(cls, "")}
     near = difflib.get_close_matches(name, leaves, n=1, cutoff=0.6)
     return f"; did you mean {leaves[near[0]]}?" if near else "; see --help for all keys"

@@ -1,4 +1,4 @@
-"""What can go wrong in a way that a person can mend; `run_job` prints each as one line, exit 2."""
+"""Problems that a person can fix; `run_job` prints each as one line and exits with code 2."""
 
 
 class MantaError(Exception):
@@ -21,8 +21,8 @@ class CheckpointError(MantaError):
 
 
 class TrainingError(MantaError):
-    """A run that cannot go on as it is: its loss diverges, or its memory does not suffice."""
+    """A run that cannot continue as configured: its loss diverges, or it runs out of memory."""
 
 
 class ClusterError(MantaError):
-    """Ray cannot be reached, refuses us, or has not the resources that were asked for."""
+    """Ray cannot be reached, refuses the connection, or lacks the requested resources."""

@@ -1,4 +1,4 @@
-"""What went wrong in Ray's workers: the cause, out of the errors that Ray has wrapped it in."""
+"""Why Ray's workers failed: unwraps the cause from the errors that Ray puts around it."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from manta.errors import ClusterError, MantaError
 
 
 class WorkersFailed(RuntimeError):
-    """Workers failed, and not with a MantaError: the text is that of one of them, whole."""
+    """Workers failed, and not with a MantaError. The text is the whole traceback of one of them."""
 
 
 def cause_of(error: BaseException) -> Exception:
-    """The MantaError inside a failure of Ray's, if there is one; else the failure, as one error."""
+    """Returns the MantaError inside a failure from Ray, else one error that describes it."""
     from ray.exceptions import RayError
 
     controller = getattr(error, "controller_failure", None)
@@ -24,22 +24,23 @@ def cause_of(error: BaseException) -> Exception:
 
 
 def failure_of(failures: dict[int, Any]) -> Exception:
-    """The MantaError inside workers' failures, by rank, if there is one; else WorkersFailed."""
+    """Returns the MantaError inside the workers' failures (keyed by rank), else WorkersFailed."""
     for failure in failures.values():
         cause: BaseException | None = getattr(failure, "_base_exc", failure)
         while cause is not None:
             inner = getattr(cause, "cause", None) or cause.__cause__
-            # Ray's wrapper is of its cause's class too, with the whole traceback as its text.
+            # Ray's wrapper has the class of its cause too, but its text is the whole traceback.
             if isinstance(cause, MantaError) and not isinstance(inner, MantaError):
                 return cause
             cause = inner
-    # Who died took the others along. A whole traceback: Ray's own message of all cuts it off.
+    # A worker that died made the others fail, so it comes first. Ray's own message about all of
+    # them would cut the traceback off.
     died = [failure for failure in failures.values() if death_of(failure) is not None]
     return WorkersFailed(str([*died, *failures.values()][0]))
 
 
 def death_of(failure: Any) -> Any:
-    """The RayActorError of a worker whose process is gone; None: it has failed otherwise."""
+    """The RayActorError of a worker whose process is gone; None if it failed in another way."""
     from ray.exceptions import RayActorError
 
     cause = getattr(failure, "health_check_failure", failure)  # (Ray Train wraps it)

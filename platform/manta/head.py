@@ -1,7 +1,7 @@
 """Ray's head node on this machine, for those who have no cluster yet.
 
-`python -m manta.head up` starts it when none runs (token auth, loopback only) and checks that its
-job server lets us in.
+`python -m manta.head up` starts it if none runs (token auth, loopback only) and checks that its
+job server accepts our token.
 """
 
 import os
@@ -18,10 +18,10 @@ JOB_STOP_SECONDS = "60"
 
 
 def up() -> None:
-    """Starts a head node here unless one runs, and checks that its job server lets us in.
+    """Starts a head node here unless one runs, and checks that its job server accepts our token.
 
     Raises:
-        ClusterError: Ray does not start, or refuses us.
+        ClusterError: Ray does not start, or refuses our token.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     ray_command = str(Path(sys.executable).parent / "ray")
@@ -37,7 +37,7 @@ def up() -> None:
         return
     except ConnectionError:
         pass
-    # A job that is stopped (`ray job stop`) saves first; Ray would kill it after three seconds.
+    # `ray job stop` has a job save first; by default Ray would kill it after three seconds.
     os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_SECONDS)
     started = subprocess.run(
         [
@@ -70,7 +70,7 @@ def up() -> None:
 
 
 def _check_job_server() -> None:
-    """Raises ConnectionError when none answers, ClusterError when it refuses us."""
+    """Raises ConnectionError if no job server answers, ClusterError if it refuses our token."""
     from ray.job_submission import JobSubmissionClient
 
     try:

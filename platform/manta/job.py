@@ -1,4 +1,4 @@
-"""`run_job`, what every job shares: arguments, --help, --dry-run, one-line errors, exit codes."""
+"""`run_job`, which all jobs share: arguments, --help, --dry-run, one-line errors, exit codes."""
 
 import inspect
 import os
@@ -16,10 +16,10 @@ from manta.security import check_versions
 C = TypeVar("C")
 
 KEYS = """
-Keys, with their types and defaults. A str is taken exactly as it is given (where the type has null,
-that word means none); values of other types are YAML.
+Keys, with their types and defaults. A str is taken literally (if the type allows null, the word
+null means no value). Values of other types are YAML.
 """
-# Names of another model than a default config's, and so of another recipe.
+# Arguments that select another model, so that the default config does not apply.
 OTHER_MODEL = ("model.preset=", "model.family=", "model.depth=", "init.checkpoint=")
 
 
@@ -28,17 +28,18 @@ def run_job(
 ) -> NoReturn:
     """Runs `main(config)` for `python jobs/X.py [config.yaml ...] [key=value ...]`, then exits.
 
-    `default` is the config file where the arguments name none, and no model of another size.
+    `default` is the config file to use if the arguments name neither a config file nor another
+    model.
 
-    Exit code: 0 done (or what `main` returns); 2 a problem that the person can mend, said in one
-    line on stderr; 1 a defect of Manta or of a library, with its traceback; 130 interrupted.
+    Exit code: 0 done (or what `main` returns); 2 a problem that the person can fix, reported in one
+    line on stderr; 1 a bug in Manta or in a library, with its traceback; 130 interrupted.
     """
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print((inspect.getdoc(sys.modules[main.__module__]) or "").strip())
         print(KEYS)
         if default is not None:
-            print(f"  (without a config file, those of {default} go over them)\n")
+            print(f"  (without a config file, the values in {default} override them)\n")
         print(configs.help_text(config_class))
         sys.exit(0)
     try:
@@ -55,7 +56,7 @@ def run_job(
         print(f"error: {e}", file=sys.stderr)
         _exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command carries on", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         _exit(130)
     except Exception:
         traceback.print_exc()
@@ -64,24 +65,24 @@ def run_job(
 
 
 def say(line: str) -> None:
-    """A line for a person, at once also where the output is a file or a pipe."""
+    """Prints a line for a person, without delay even if the output is a file or a pipe."""
     print(line, flush=True)
 
 
 def with_default(arguments: list[str], default: Path | None) -> list[str]:
-    """The arguments, after the default config where they want it."""
+    """The arguments, with the default config in front if it applies to them."""
     names_another = any(is_file(a) or a.startswith(OTHER_MODEL) for a in arguments)
     return arguments if default is None or names_another else [str(default), *arguments]
 
 
 def _exit(code: int) -> NoReturn:
-    """Leaves with everything printed: the interpreter's own exit lets library threads still alive
-    (Ray's, DeepSpeed's) print over the last line or abort."""
+    """Exits with everything printed. During the interpreter's own exit, library threads that are
+    still alive (Ray's, DeepSpeed's) can print over the last line or abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     if "pytest" in sys.modules:
         sys.exit(code)
-    if sys.modules.get("ray"):  # (None where an import of it was blocked)
+    if sys.modules.get("ray"):  # (None if an import of it was blocked)
         from manta import cluster
 
         cluster.disconnect()

@@ -1,40 +1,40 @@
-"""The layout of the home on disk: where runs, checkpoints and datasets lie, and their files' names.
+"""The folders and file names of runs, checkpoints and datasets in the home folder.
 
 HOME/runs/NAME/config.yaml           the run's config
                metrics.jsonl         a line for each logged step
-               samples.jsonl         what the model has written along the way
+               samples.jsonl         texts that the model wrote during training
                loss.png              the loss curve
                tensorboard/          the same figures, for TensorBoard; scores in evals/
-               goodput.json          where the run's time has gone
-               rollbacks.json        steps whose tokens are passed over
-               stacks/               where a worker stood that made no progress
-               evals/STEP/           a file of scores for each suite, and one of its documents'
+               goodput.json          what the run spent its time on
+               rollbacks.json        steps whose tokens are skipped
+               stacks/               stack traces of workers that made no progress
+               evals/STEP/           for each suite a file of scores, and one of each document's
                evals/curve.png       the scores against tokens
-               checkpoints/STEP/     STEP is step-00001000; one that is set aside has a prefix:
-                                     damaged-, rolled-back-
+               checkpoints/STEP/     STEP is step-00001000; a checkpoint that was set aside has
+                                     a prefix: damaged-, rolled-back-
                    model.safetensors     weights, fp32, readable without Manta
                    config.json           the model's config
                    encoding.json         the tokenizer
                    state.json            where training was (TrainState)
-                   optimizer/            the optimizer's state, a file from each rank
-                   optimizer.json        which weight's state is where in these
+                   optimizer/            the optimizer's state, one file per rank
+                   optimizer.json        where in these files each weight's state is
                    MANIFEST.json         every file's size and sha256, written LAST
 HOME/data/NAME/train-00000.parquet   token ids; an end-of-text token ends each document
                val-00000.parquet
                encoding.json         the tokenizer
-               lengths.png           how long its documents are
+               lengths.png           the lengths of its documents
                MANIFEST.json         written LAST: without it there is no dataset
-HOME/exports/                        models in formats of others
+HOME/exports/                        models in the formats of other software
 HOME/ray/                            Ray's own records
 """
 
 from manta import storage
 
-# Of a checkpoint and of a dataset alike.
+# Names in both checkpoints and datasets.
 MANIFEST = "MANIFEST.json"
 ENCODING = "encoding.json"
 
-# Of a run.
+# Names in a run.
 RUN_CONFIG = "config.yaml"
 RUN_LOCK = ".lock"
 METRICS = "metrics.jsonl"
@@ -50,7 +50,7 @@ SCORES = ".json"
 SCORED_DOCUMENTS = ".documents.json"
 SCORES_CURVE = "curve.png"
 
-# Of a checkpoint.
+# Names of and in a checkpoint.
 STEP = "step-"
 DAMAGED = "damaged-"
 ROLLED_BACK = "rolled-back-"
@@ -61,10 +61,10 @@ STATE = "state.json"
 OPTIMIZER = "optimizer"
 OPTIMIZER_INDEX = "optimizer.json"
 
-# Of a dataset.
+# Names in a dataset.
 LENGTHS = "lengths.png"
 
-# Of a sweep, and of a comparison of runs.
+# Names in a sweep and in a comparison of runs.
 BEST_CONFIG = "best.yaml"
 RANKING = "ranking.json"
 COMPARISON = "compare.png"
@@ -89,7 +89,7 @@ def dataset_folder(home: str, name: str) -> str:
 
 
 def dataset_lock(home: str, name: str) -> str:
-    """The lock of a dataset, beside its folder, which may have to be deleted."""
+    """The lock of a dataset; it is next to its folder because that may have to be deleted."""
     return storage.join(datasets_folder(home), f".{name}.lock")
 
 
@@ -110,13 +110,13 @@ def checkpoint_folder(run: str, step: int) -> str:
 
 
 def step_of(checkpoint: str) -> int:
-    """The step of a checkpoint in a folder that is named as `checkpoint_folder` names it."""
+    """The step of a checkpoint, from the folder name that `checkpoint_folder` gives it."""
     return int(checkpoint.rpartition("-")[2])
 
 
 def split_checkpoint(path: str) -> tuple[str, str]:
-    """The run's folder and the checkpoint's name, step-00000500; for a checkpoint that stands
-    outside of a run, its own folder and "model"."""
+    """The run's folder and the checkpoint's name, step-00000500; for a checkpoint that is not in a
+    run, its own folder and "model"."""
     run, _, step = path.rpartition(f"/{_CHECKPOINTS}/")
     return (run, step) if run else (path, OUTSIDE)
 
@@ -131,5 +131,5 @@ def scores_file(run: str, step: str, label: str) -> str:
 
 
 def scored_documents_file(run: str, step: str, label: str) -> str:
-    """What each document adds to these scores."""
+    """What each document contributes to the scores of `scores_file`."""
     return storage.join(evals_folder(run), step, f"{label}{SCORED_DOCUMENTS}")

@@ -1,4 +1,4 @@
-"""A lock on a path: of two processes that want it, one has it and the other is told who."""
+"""A lock on a path: one process gets it, and any other is told which process has it."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 from manta import storage
 from manta.errors import DataError
 
-# What a filesystem says that has no locks at all.
+# The errors of a filesystem that has no locks.
 WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 LEASE_SECONDS = 60.0
 SETTLE_SECONDS = 2.0
@@ -25,12 +25,12 @@ SETTLE_SECONDS = 2.0
 def lock(path: str, what: str) -> Iterator[None]:
     """Holds `path` while the block runs.
 
-    On a local disk the kernel's lock is used: it goes with the process, however that ends. In an
-    object store, or on a filesystem without such locks, a lease is renewed while the block runs,
-    and holds for LEASE_SECONDS after its owner has died.
+    On a local disk this is the kernel's lock, which ends with the process, however that ends. In an
+    object store, or on a filesystem without such locks, it is a lease that is renewed while the
+    block runs, and that lasts for LEASE_SECONDS after its owner has died.
 
     Raises:
-        DataError: somebody else holds it (`what` says what is locked), or it cannot be locked.
+        DataError: another process holds it (`what` says what is locked), or it cannot be locked.
     """
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
     with (_local if storage.is_local(path) else _lease)(path, what, owner):
@@ -48,9 +48,9 @@ def _local(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
             f.seek(0)
             raise _held(what, f.read()) from None
         except OSError as e:
-            if e.errno not in WITHOUT_LOCKS:  # such as a network's, whose lock service is down
+            if e.errno not in WITHOUT_LOCKS:  # e.g. the lock service of NFS is down
                 raise DataError(
-                    f"{what}: {file} cannot be locked ({e.strerror}); mend the filesystem's locks, "
+                    f"{what}: {file} cannot be locked ({e.strerror}); fix the filesystem's locks, "
                     "or set home= to a folder on another one"
                 ) from None
             with _lease(path, what, owner):
@@ -69,7 +69,7 @@ def _lease(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
         if time.time() - _renewed(text) < LEASE_SECONDS:
             raise _held(what, text)
     _renew(path, owner)
-    # Of several that found it free, the last to write has it.
+    # If several processes found it free, the last one to write has it.
     time.sleep(SETTLE_SECONDS)
     text = storage.read_bytes(path).decode(errors="replace")
     if f'"{owner["id"]}"' not in text:
@@ -78,7 +78,7 @@ def _lease(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
 
     def renew() -> None:
         while not stop.wait(LEASE_SECONDS / 6):
-            with contextlib.suppress(OSError):  # a network's hiccup; the next one comes in time
+            with contextlib.suppress(OSError):  # a network failure; the next renewal is in time
                 _renew(path, owner)
 
     thread = threading.Thread(target=renew, daemon=True)
@@ -108,4 +108,4 @@ def _held(what: str, text: str) -> DataError:
         who = f"process {owner['pid']} on {owner['host']}"
     except (ValueError, KeyError, TypeError):
         who = "another process"
-    return DataError(f"{what}: {who} is at it; wait until it has ended, or give another name")
+    return DataError(f"{what}: {who} is using it; wait until it has ended, or give another name")

@@ -1,7 +1,7 @@
-"""What a driver and its workers tell each other, through queues of Ray's.
+"""Messages between a driver and its workers, through Ray's queues.
 
-Ray's own forwarding of output puts a process's name before each line, and forwards every library's
-chatter with it.
+Ray can forward workers' output by itself, but then puts a process's name in front of each line and
+forwards the chatter of every library too.
 """
 
 import contextlib
@@ -14,15 +14,16 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Decided:
-    """What a run's workers have decided by their machines: for the driver, not for a person."""
+    """Values that a run's workers chose to fit their machines: for the driver, not for a person."""
 
     micro_batch: int
-    """Sequences that a worker computes at once."""
+    """Number of sequences that a worker computes at once."""
 
 
 @contextlib.contextmanager
 def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
-    """A queue; what workers put into it is handled here, in order, until the block ends."""
+    """A queue for workers to put messages into. `handle` gets each here, in order, until the block
+    ends."""
     from ray.util.queue import Empty
 
     messages = _queue()
@@ -48,8 +49,9 @@ def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def telling(to: Any) -> Iterator[Callable[[Any], None]]:
-    """Puts into a queue of `listening`'s, in order, and does not wait for its process, as each
-    logged step would for 4 ms on a busy machine. The end of the block does."""
+    """A function that puts messages into a queue of `listening`, in order, without waiting for the
+    queue's process: on a busy machine each logged step would wait 4 ms. The end of the block
+    waits until all are sent."""
     from ray.exceptions import RayError
 
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -70,7 +72,8 @@ def telling(to: Any) -> Iterator[Callable[[Any], None]]:
 
 
 def _queue() -> Any:
-    """Its process is on this node: another one may go, and this one goes with the driver."""
+    """A queue whose process is on this node: it is not lost with another node, and ends with the
+    driver."""
     import ray
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -81,7 +84,7 @@ def _queue() -> Any:
 
 @contextlib.contextmanager
 def requests() -> Iterator[Any]:
-    """A queue for what a driver asks of its workers; `mailbox` is its other end."""
+    """A queue for a driver's requests to its workers; `mailbox` is its other end."""
     asked = _queue()
     try:
         yield asked
@@ -90,7 +93,8 @@ def requests() -> Iterator[Any]:
 
 
 def mailbox(asked: Any, handle: Callable[[Any], None]) -> None:
-    """Starts to hand over what arrives in a queue of `requests`, for as long as that lasts."""
+    """Starts a thread that gives `handle` what arrives in a queue of `requests`, until the queue
+    ends."""
     from ray.util.queue import Empty
 
     def listen() -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LIGHT_BLUE, BLUE, ORANGE = "#9ecae1", "#2171b5", "#d94801"
-TITLE_CHARACTERS = 68  # in a line of a title: about what fits above the axes
+TITLE_CHARACTERS = 68  # per line of a title: about what fits above the axes
 MOST_TICKS = 14
 
 
@@ -50,10 +50,10 @@ def loss_curve(records: Sequence[dict[str, Any]], title: str) -> bytes:
 
 
 def panels(series: Mapping[str, Sequence[tuple[int, float, float]]], title: str) -> bytes:
-    """A small picture for each series, against tokens.
+    """Draws a small picture for each series, against tokens.
 
     Args:
-        series: (tokens, value, standard error; 0: unknown), by name.
+        series: points (tokens, value, standard error) by name; a standard error of 0 is unknown.
     """
     largest = max(tokens for points in series.values() for tokens, _, _ in points)
     figure, grid, unit = _grid(list(series), title, largest)
@@ -73,11 +73,12 @@ def side_by_side(
     levels: Mapping[str, Mapping[str, float]],
     title: str,
 ) -> bytes:
-    """A small picture for each figure: in it each run against tokens, and others' as levels.
+    """Draws a small picture for each figure: each run against tokens, and reference values as
+    horizontal lines.
 
     Args:
-        series: (tokens, value), by figure and run.
-        levels: value, by figure and name.
+        series: points (tokens, value) by figure and run.
+        levels: reference values by figure and name.
     """
     points = [p for runs in series.values() for run in runs.values() for p in run]
     figure, grid, unit = _grid(list(series), title, max((t for t, _ in points), default=0))
@@ -124,19 +125,19 @@ def _grid(titles: Sequence[str], title: str, largest: int) -> "tuple[Figure, lis
 
 
 def _unit(largest: int) -> tuple[float, str]:
-    """What tokens are counted in, and its name."""
+    """The unit in which tokens are counted, and its name."""
     return (1e9, "billion ") if largest >= 1e9 else (1e6, "million ")
 
 
 def histogram(
     counts: Sequence[int], title: str, token_counts: Sequence[int] | None = None
 ) -> bytes:
-    """The document lengths of a dataset.
+    """Draws the document lengths of a dataset.
 
     Args:
         counts: counts[i] documents have at least 2^i and fewer than 2^(i+1) tokens.
-        token_counts: how many tokens these documents have together; drawn beside them, since a
-            few long documents can hold most of a corpus.
+        token_counts: how many tokens these documents have together; drawn next to them, since a
+            few long documents can contain most of a corpus.
     """
     series = [("documents", counts, BLUE)]
     if token_counts is not None:
@@ -145,7 +146,7 @@ def histogram(
     figure, axes = _figure(title, dpi=110)
     filled = [i for i, row in enumerate(zip(*(c for _, c, _ in series), strict=True)) if any(row)]
     first, end = (filled[0], filled[-1] + 1) if filled else (0, 1)
-    width = 0.84 / len(series)  # of a bin, which is 1 wide: its tick at i stands for 2^i tokens
+    width = 0.84 / len(series)  # bins are 1 wide; the tick at i stands for 2^i tokens
     for number, (name, values, color) in enumerate(series):
         total = sum(values)
         axes.bar(
@@ -165,7 +166,7 @@ def histogram(
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
-    # Above the axes, where it can hide no bar.
+    # Above the axes, the legend hides no bar.
     figure.legend(loc="outside upper right", ncols=len(series), frameon=False)
     return _png(figure)
 
@@ -176,9 +177,9 @@ def _power_of_two(exponent: int) -> str:
 
 
 def _figure(title: str, dpi: int) -> "tuple[Figure, Axes]":
-    """A figure of its own: pyplot would keep each one alive, and look for a display.
+    """A figure made without pyplot, which would keep each one alive and look for a display.
 
-    matplotlib is imported here, since most processes that can draw never do.
+    matplotlib is imported here because most processes that can draw never do.
     """
     from matplotlib.figure import Figure
 
@@ -196,7 +197,7 @@ def _png(figure: "Figure") -> bytes:
 
 
 def _smooth(values: list[float], decay: float = 0.95) -> list[float]:
-    """Exponential mean, with the bias of its start removed."""
+    """Exponential moving average, with the bias from its start removed."""
     mean, weight, smoothed = 0.0, 0.0, []
     for value in values:
         mean = decay * mean + (1 - decay) * value

@@ -1,4 +1,4 @@
-"""Progress that reads well in both places: a bar in a terminal, now and then a line in a log."""
+"""Progress of long work: a bar in a terminal, a line now and then in a log."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ LINE_SECONDS = 5.0
 
 
 class Progress:
-    """Counts `total` units of work; use as a context manager. The bar goes to `terminal`, if that
-    is one (null: stderr)."""
+    """Counts `total` units of work; use it as a context manager. The bar is written to `terminal`
+    (None: stderr) if that is a terminal."""
 
     def __init__(self, title: str, total: int, unit: str, terminal: TextIO | None = None):
         self._title, self._total, self._unit = title, total, unit

@@ -1,7 +1,7 @@
-"""Files wherever they are: a local path or an object store's URI, through pyarrow's filesystems.
+"""Files at a local path or an object store's URI, through pyarrow's filesystems.
 
-Every path is a string, absolute: "/home/me/manta/runs/a" or "s3://bucket/manta/runs/a".
-A folder of results is *committed* by its manifest, which is written last and in one piece.
+Every path is an absolute string: "/home/me/manta/runs/a" or "s3://bucket/manta/runs/a".
+A folder of results is *committed* by its manifest, which is written last and atomically.
 """
 
 import fcntl
@@ -22,8 +22,8 @@ from manta.config import config
 from manta.errors import ConfigError, DataError
 
 CHUNK_BYTES = 1 << 20
-# What of an upload may wait in memory to be sent: pyarrow takes all that it is given, and sends it
-# in parts of 10 MiB, eight at a time.
+# How much of an upload may wait in memory to be sent: pyarrow accepts all that it is given, and
+# sends it in parts of 10 MiB, eight at a time.
 UPLOAD_BYTES = 160 << 20
 UNFINISHED = ".tmp"
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs")
@@ -31,7 +31,7 @@ OBJECT_STORES = ("s3", "gs", "gcs", "abfs")
 
 @config
 class HomeConfig:
-    """The key of every job that reads or writes data and runs."""
+    """The key that all jobs have that read or write data and runs."""
 
     home: str | None = None
     """Folder or URI (s3://...) for data and runs; null: $MANTA_HOME, or ~/manta."""
@@ -53,17 +53,17 @@ def is_local(path: str) -> bool:
 
 
 def new_file(given: str | None, default: str, overwrite: bool) -> Path:
-    """Where a person wants `out`, a file or folder of this machine's, to be made.
+    """The place for the new file or folder `out`, which has to be on this machine.
 
     Raises:
         ConfigError: something is there, nothing can be made there, or it is not on this machine.
     """
     path = absolute(given or default)
     if not is_local(path):
-        raise ConfigError(f"out={path}: it is made on this machine; give out= a path on it")
+        raise ConfigError(f"out={path}: output is written on this machine; give a local path")
     out = Path(filesystem(path)[1])
     if out.exists() and not overwrite:
-        raise ConfigError(f"out={out}: it is there already; give overwrite=true, or another out=")
+        raise ConfigError(f"out={out}: it already exists; give overwrite=true, or another out=")
     if given is None:
         out.parent.mkdir(parents=True, exist_ok=True)
     if not out.parent.is_dir():
@@ -79,7 +79,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a path, and the path inside it.
 
     Raises:
-        ConfigError: the URI's scheme is unknown to pyarrow and fsspec alike.
+        ConfigError: the storage cannot be opened, or pyarrow and fsspec do not know its scheme.
     """
     if "://" not in path:
         return _local(), absolute(path)
@@ -120,14 +120,14 @@ def exists(path: str) -> bool:
 
 
 def list_files(path: str, recursive: bool = True) -> list[pafs.FileInfo]:
-    """The files and folders under a folder, by name; nothing when it does not exist."""
+    """The files and folders under a folder, sorted by path; empty if the folder does not exist."""
     fs, inside = filesystem(path)
     selector = pafs.FileSelector(inside, allow_not_found=True, recursive=recursive)
     return sorted(fs.get_file_info(selector), key=lambda item: item.path)
 
 
 def read_bytes(path: str) -> bytes:
-    """Raises DataError when the file is missing."""
+    """Returns a file's content. Raises DataError if the file is missing."""
     fs, inside = filesystem(path)
     try:
         with fs.open_input_stream(inside, compression=None) as f:
@@ -137,14 +137,14 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes a file in one piece: a reader sees all of it or nothing of it."""
+    """Writes a file atomically: a reader sees all of it or nothing."""
     fs, inside = filesystem(path)
     if is_local(path):
         Path(inside).parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(inside)
         Path(beside).write_bytes(data)
         _take_name(beside, inside)
-    else:  # an object store shows an object only when it is whole
+    else:  # an object store shows an object only once it is complete
         _make_parent(path)
         with fs.open_output_stream(inside, compression=None) as f:
             f.write(data)
@@ -155,7 +155,7 @@ def _beside(inside: str) -> str:
 
 
 def _take_name(beside: str, inside: str) -> None:
-    """Onto the disk, then into its place: a machine that loses power leaves all or nothing."""
+    """Syncs a file to disk, then renames it: after a power cut, all of it is there or nothing."""
     sync(Path(beside))
     Path(beside).replace(inside)
 
@@ -173,18 +173,18 @@ def sync(file: Path) -> None:
 
 
 def remove_unfinished(path: str) -> None:
-    """Deletes what writers that died left under a folder."""
-    if is_local(path):  # elsewhere nothing is written beside its place
+    """Deletes the unfinished files that dead writers left under a folder."""
+    if is_local(path):  # elsewhere, files are written under their final name
         for file in Path(filesystem(path)[1]).rglob(f"*{UNFINISHED}"):
             file.unlink(missing_ok=True)
 
 
 def read_json(path: str) -> Any:
-    """Raises DataError when the file is missing or is not JSON."""
+    """Reads a JSON file. Raises DataError if the file is missing or is not JSON."""
     try:
         return json.loads(read_bytes(path))
     except (ValueError, RecursionError) as e:
-        raise DataError(f"{path}: not valid JSON ({e}); restore the file or make it anew") from None
+        raise DataError(f"{path}: not valid JSON ({e}); restore or recreate the file") from None
 
 
 def write_json(path: str, value: Any) -> None:
@@ -201,7 +201,7 @@ def make_folder(path: str) -> None:
 
 
 def _make_parent(path: str) -> None:
-    """Object stores have no folders to make; other remote filesystems want them."""
+    """Makes the folder of a file, except in object stores, which have no folders."""
     if path.partition("://")[0] not in OBJECT_STORES:
         make_folder(path.rpartition("/")[0])
 
@@ -218,7 +218,7 @@ def delete_folder(path: str) -> None:
 
 
 def move_folder(path: str, to: str) -> None:
-    """Renames a folder; in an object store, which cannot, file by file."""
+    """Renames a folder; an object store cannot do that, so there the files move one by one."""
     fs, inside = filesystem(path)
     _, there = filesystem(to)
     if is_local(path):
@@ -233,7 +233,7 @@ def move_folder(path: str, to: str) -> None:
 
 
 def upload(local: str | Path, path: str) -> None:
-    """Copies a local file to its place, in one piece there."""
+    """Copies a local file to `path`, where it appears atomically."""
     fs, inside = filesystem(path)
     if is_local(path):
         Path(inside).parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def upload(local: str | Path, path: str) -> None:
             sink.write(chunk)
             waiting += len(chunk)
             if waiting >= UPLOAD_BYTES:
-                sink.flush()  # waits until all of it is sent
+                sink.flush()  # waits until everything is sent
                 waiting = 0
 
 
@@ -274,7 +274,7 @@ def sha256_of(data: bytes) -> str:
 
 
 def check_file(path: str, size: int, digest: str | None, error: type[Exception]) -> None:
-    """Raises `error`, naming the file, unless it is there with this size (and sha256, if given)."""
+    """Raises `error`, naming the file, unless it has this size (and sha256, if one is given)."""
     found = info(path)
     if found.type != pafs.FileType.File:
         raise error(f"{path}: the file is missing")
@@ -289,8 +289,8 @@ def check_file(path: str, size: int, digest: str | None, error: type[Exception])
 
 
 class HashingWriter(io.RawIOBase):
-    """A file being written, with its size and sha256; `commit` gives it its name, in one piece.
-    A part of it (what is written after `start_part`) has a sha256 of its own."""
+    """A file being written, with its size and sha256; `commit` gives it its name, atomically.
+    The part that is written after `start_part` has its own sha256, `part_digest`."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -320,7 +320,7 @@ class HashingWriter(io.RawIOBase):
     def part_digest(self) -> bytes:
         return self._part.digest()
 
-    def close(self) -> None:  # Python calls this too, for a writer that an error left behind
+    def close(self) -> None:  # Python also calls this, for a writer that an error left behind
         if not self.closed:
             self._stream.close()
             if not self._is_whole and self._beside == self._inside:

@@ -1,4 +1,4 @@
-"""Configs as they are read: files and arguments, what is refused and in which words."""
+"""Configs from files and arguments: what they become, what is refused, and the messages."""
 
 import re
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_a_value_that_is_a_dict_is_replaced_and_its_entries_are_set(tmp_path: Pa
         c = load(Outer, [file, later])
         assert c.inner.by_number == by_number
         assert c.named == {"a": 1, "b": 2}
-        # The file that a config becomes has such keys as text; arguments go over it all the same.
+        # A written config has such keys as text; arguments override them all the same.
         again = write(tmp_path, to_yaml(load(Outer, [file])), "again.yaml")
         assert load(Outer, [again, later]) == c
     assert load(Outer, ["inner={n: 1}", "inner={by_number: {}}"]).inner == Inner({}, 1)

@@ -1,4 +1,4 @@
-"""Texts in configs, and configs as YAML: what is written is read back as it was."""
+"""Texts in configs, and configs as YAML: a config is read back as it was written."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, and their commands are ones that the jobs take."""
+"""The documents: their links lead somewhere, and the jobs accept the commands they show."""
 
 import os
 import re
@@ -20,7 +20,7 @@ PLACEHOLDER = re.compile(r"[A-Z_]+|.*\.\.\.")
 
 
 class Command(NamedTuple):
-    """A command that a document shows, with the place where it is."""
+    """A command that a document shows, and its place there."""
 
     place: str
     job: str
@@ -28,7 +28,7 @@ class Command(NamedTuple):
 
 
 def documents() -> list[Path]:
-    """All Markdown files of the repository, but for those in hidden folders (an environment)."""
+    """All Markdown files of the repository, except those in hidden folders (an environment)."""
     found = []
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -41,8 +41,8 @@ def name_of(path: Path) -> str:
 
 
 def parts(path: Path) -> tuple[list[str], list[tuple[int, str]]]:
-    """The lines of a document outside its code blocks, and those within, with their numbers; a line
-    that ends in a backslash is one with the next."""
+    """The lines of a document outside its code blocks, and those inside, with their numbers; a line
+    that ends in a backslash is joined to the next."""
     prose, code, is_code = [], [], False
     lines = iter(enumerate(path.read_text().splitlines(), start=1))
     for number, line in lines:
@@ -119,7 +119,7 @@ def test_the_first_document_is_short() -> None:
 def test_a_command_is_one_that_its_job_takes(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Config files that only the reader has are left out; those of jobs/ have to be there."""
+    """Config files that only the reader has are left out; those of jobs/ must exist."""
     given = [
         argument
         for argument in shlex.split(command.arguments, comments=True)

@@ -1,4 +1,5 @@
-"""The design as a test: imports point one way, each heavy library has one room, no shadowing."""
+"""The design as a test: imports point one way, each heavy library has one room, and no module
+shadows another."""
 
 import ast
 import re
@@ -17,7 +18,7 @@ def listed(package: Path) -> list[str]:
     return re.findall(r"^    (\w+)  +\S", text, re.MULTILINE)
 
 
-# A room may import itself and the rooms before it. (A config class that composes another's counts.)
+# A room may import itself and the rooms before it. (A config class that contains another's counts.)
 ORDER = listed(PACKAGE)
 
 # Which files, by prefix, may import a library.

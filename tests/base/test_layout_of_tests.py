@@ -1,4 +1,4 @@
-"""How the tests are laid out: small files, none of which imports another file of tests."""
+"""The layout of the tests: small files, none of which imports another test file."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ by_path = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to
 
 @by_path
 def test_no_file_imports_a_file_of_tests(path: Path) -> None:
-    """What several share is in tests/helpers: a file of tests runs alone, and can be moved."""
+    """Shared code is in tests/helpers, so a test file runs alone and can be moved."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             names = [node.module or "", *(alias.name for alias in node.names)]
@@ -31,6 +31,6 @@ def test_files_of_tests_are_small(path: Path) -> None:
 
 
 def test_files_of_tests_have_names_of_their_own() -> None:
-    """pytest imports each by its name alone."""
+    """pytest imports each test file by its name alone."""
     stems = [path.stem for path in FILES if path.stem.startswith("test_")]
     assert len(stems) == len(set(stems))

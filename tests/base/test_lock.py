@@ -1,4 +1,4 @@
-"""Of two that want a path, one has it, and the other is told who; the dead hold nothing."""
+"""The lock on a path: one process has it, the other is told who; a dead process holds nothing."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ from helpers.common import ROOT
 from manta import lock, storage
 from manta.errors import DataError
 
-# fsspec's local:// stands for an object store: Manta treats it as it does s3://, nothing in place.
+# fsspec's local:// stands for an object store: as with s3://, Manta writes nothing in place.
 KINDS = ["", "local://"]
-REFUSED = r"^preparing x: process {pid} on {host} is at it; wait until it has ended, or give anoth"
+REFUSED = r"^preparing x: process {pid} on {host} is using it; wait until it has ended, or give "
 
 HOLDER = """
 import sys, time
@@ -56,7 +56,7 @@ def free(path: str) -> None:
 
 @contextlib.contextmanager
 def another_process(path: str) -> Iterator[subprocess.Popen[str]]:
-    """One that holds the path, and does not let go by itself."""
+    """A process that holds the path and does not let go by itself."""
     env = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
     command = [sys.executable, "-c", HOLDER, path]
     with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE) as process:
@@ -110,7 +110,8 @@ def test_a_process_that_was_killed_holds_it_no_longer(
 
 
 def test_what_is_left_on_a_disk_is_no_lock(tmp_path: Path) -> None:
-    """Of the kernel's locks only the file stays: deleted, two could hold two files of one name."""
+    """The kernel's lock leaves its file behind. If the file were deleted, two processes could lock
+    two files of one name."""
     path = tmp_path / "x.lock"
     for text in ("", "half of {", json.dumps({"host": "h", "pid": 1, "id": "0"}) * 3):
         path.write_text(text)
@@ -125,7 +126,7 @@ def test_the_owner_may_not_have_said_who_it_is(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     with lock.lock(str(path), "preparing x"):
         path.write_text("")
-        with pytest.raises(DataError, match=r"^preparing x: another process is at it; "):
+        with pytest.raises(DataError, match=r"^preparing x: another process is using it; "):
             free(str(path))
 
 
@@ -134,7 +135,7 @@ def test_the_owner_may_not_have_said_who_it_is(tmp_path: Path) -> None:
 
 @pytest.fixture
 def lease(tmp_path: Path) -> Path:
-    """Where the file of local://... is."""
+    """The file behind the local://... path."""
     return tmp_path / "x.lock"
 
 
@@ -181,7 +182,8 @@ def test_a_lease_is_renewed_while_its_block_runs(
 
 
 def read(lease: Path) -> dict[str, Any]:
-    """Unlike a store, local:// shows a file that is being written."""
+    """The record in the lease file, or {} where it is not whole: unlike a store, local:// shows a
+    file that is still being written."""
     try:
         return json.loads(lease.read_text())
     except ValueError:

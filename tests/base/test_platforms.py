@@ -1,4 +1,4 @@
-"""What Linux alone has, taken away: what a Mac, or an odd filesystem, would find.
+"""Platforms other than Linux: what a Mac or an odd filesystem lacks is taken away here.
 
 Nothing here has run on a Mac: what differs there is simulated, one thing at a time.
 """
@@ -24,7 +24,7 @@ from manta.bench import memory, stages
 from manta.errors import ClusterError, DataError
 from manta.train.step import device
 
-# DeepSpeed asks for this to find a Mac's GPU; here, it would fail.
+# DeepSpeed calls this to find a Mac's GPU; here the call would fail.
 MAC = "import torch.mps; torch.mps.current_allocated_memory = lambda: 0"
 ENGINE = f"""
 {MAC}
@@ -49,7 +49,7 @@ print(get_accelerator().device_name(), engine.device.type, weights)
 
 
 def run(code: str, **env: str) -> str:
-    """The last line that Python prints of this code, in a process of its own."""
+    """The last line that this Python code prints, in a process of its own."""
     clean = {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -127,7 +127,7 @@ def test_what_glibc_alone_has_is_left_out_elsewhere(monkeypatch: pytest.MonkeyPa
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
-    """flock as a filesystem answers that cannot."""
+    """Stands for flock on a filesystem that has no locks."""
 
     def flock(file: Any, how: int) -> None:
         raise OSError(reason, os.strerror(reason))
@@ -145,7 +145,7 @@ def test_a_filesystem_without_locks_has_leases(
     with lock.lock(str(path), "preparing x"):
         assert json.loads(path.read_text())["pid"] == os.getpid()
         with (
-            pytest.raises(DataError, match=f"process {os.getpid()} on .* is at it"),
+            pytest.raises(DataError, match=f"process {os.getpid()} on .* is using it"),
             lock.lock(str(path), "preparing x"),
         ):
             raise AssertionError("two have it")
@@ -205,5 +205,5 @@ def test_the_makefile_has_no_options_that_only_gnu_tools_know() -> None:
 
 
 def test_torch_has_no_gpu_of_a_macs_here() -> None:
-    """Or else what is simulated above would not be."""
+    """This machine has no Mac GPU; otherwise the simulation above would not be one."""
     assert sys.platform == "darwin" or not torch.backends.mps.is_available()

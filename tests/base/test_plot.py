@@ -1,4 +1,4 @@
-"""Pictures have the data that they are given, whatever it is, and are drawn without a display."""
+"""Pictures show the data that they are given, and are drawn without a display."""
 
 import io
 import os
@@ -35,7 +35,7 @@ NAN: list[dict[str, Any]] = [
 
 
 def drawn(draw: Callable[..., bytes], *arguments: Any) -> Figure:
-    """The figure that `draw` has made, as matplotlib has it; its PNG opens and is as large."""
+    """The figure that `draw` makes, as a matplotlib object; its PNG opens and has the same size."""
     figures: list[Figure] = []
     save = Figure.savefig
 
@@ -179,7 +179,7 @@ def test_powers_of_two_read_well(exponent: int, label: str) -> None:
 
 
 def test_a_machine_without_a_display_can_draw_and_keeps_no_figure() -> None:
-    """Whatever backend is asked for: pyplot, which would open it and keep figures, stays out."""
+    """Drawing never imports pyplot, which would open the requested backend and keep figures."""
     code = (
         "import sys, gc; from manta import plot\n"
         "assert 'matplotlib' not in sys.modules\n"

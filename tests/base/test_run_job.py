@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def documented(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every key of a config class, inherited ones and groups' too, with its docstring, as the
-    source has them."""
+    """Every key of a config class, also inherited ones and those of groups, with its docstring as
+    the source has it."""
     docstrings: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
@@ -76,7 +76,7 @@ def test_help_has_a_keys_type_and_default_on_one_line() -> None:
 def run(
     monkeypatch: pytest.MonkeyPatch, main: Callable[[PretrainConfig], Any], *arguments: str
 ) -> int:
-    """The exit code of a job with this main and these arguments."""
+    """The exit code of a job with this main function and these arguments."""
     monkeypatch.setattr(sys, "argv", ["job.py", *arguments])
     main.__module__ = __name__
     with pytest.raises(SystemExit) as caught:

@@ -1,4 +1,4 @@
-"""Libraries with known holes are refused; secrets stay where they are."""
+"""Security: libraries with known holes are refused, and secrets stay where they are."""
 
 from importlib import metadata
 

@@ -1,4 +1,4 @@
-"""Files go to an object store in pieces: pyarrow's own client, and a store that takes its time."""
+"""Uploads to an object store in pieces: pyarrow's own client, and a slow store."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ print(resident("VmHWM") - before)
 
 
 class Store(BaseHTTPRequestHandler):
-    """As much of S3 as an upload in parts asks for."""
+    """The part of S3 that an upload in parts uses."""
 
     protocol_version = "HTTP/1.1"
     received = 0
@@ -82,7 +82,7 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def store() -> Iterator[str]:
-    """Its address."""
+    """The address of a running store."""
     with Server(("127.0.0.1", 0), Store) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

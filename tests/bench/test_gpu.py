@@ -1,5 +1,5 @@
-"""What has to hold on a GPU, against the CPU. `python jobs/bench.py what=gpu` runs it, also where
-there is no pytest: the tests are plain functions, without fixtures.
+"""Tests of a GPU against the CPU. `python jobs/bench.py what=gpu` runs them, also where there is no
+pytest: they are plain functions, without fixtures.
 
 On a CPU what=gpu device=cpu runs it against itself, so that the tests are known to work before
 there is a GPU.
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# cuBLAS reads it when it starts; the last test needs it.
+# cuBLAS reads this when it starts; the last test needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
@@ -29,7 +29,7 @@ from manta.evaluate.rows import Answer, Row
 from manta.evaluate.worker import Worker
 from manta.model import loss as losses
 from manta.model.attention import fused_kernels
-from manta.model.generate import generate
+from manta.model.generate import Sampling, generate
 from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer
 from manta.train.checkpoints import checkpoint
@@ -43,7 +43,7 @@ from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 PLACE = torch.device(DEVICE)
 SHAPE = {"n_layer": 2, "n_embd": 64, "n_head": 4, "context_length": 64, "vocab_size": 300}
 FAMILIES = {"gpt2": {"family": "gpt2"}, "modern": {"qk_norm": True, "n_kv_head": 2}}
-# Without that epsilon, AdamW makes whole steps of gradients that are all rounding (a key's bias).
+# Without that epsilon, AdamW takes full steps where a gradient is only rounding (a key's bias).
 ADAMW, MUON = OptimizerConfig(eps=1e-4), OptimizerConfig(kind="muon")
 
 
@@ -53,10 +53,10 @@ def need_gpu() -> None:
 
 
 def model_of(family: str = "modern", place: torch.device = PLACE, **keys: Any) -> GPT:
-    """The same weights on every device."""
+    """A model with the same weights on every device."""
     torch.manual_seed(0)
     model = GPT(from_dict(ModelConfig, SHAPE | FAMILIES[family] | keys))
-    for weight in model.parameters():  # of a size that attention and norms have something to do
+    for weight in model.parameters():  # large enough that attention and norms have something to do
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.1)
     with torch.no_grad():  # the vocabulary's padding
@@ -72,7 +72,7 @@ def batch_of(step: int, rows: int = 4, length: int = 64) -> tuple[torch.Tensor, 
 
 
 def start_group() -> None:
-    """One process that is a group of its own, as DeepSpeed needs it."""
+    """Starts a process group of one process, which DeepSpeed needs."""
     if not dist.is_initialized():
         os.environ["LOCAL_RANK"] = "0"
         store = dist.FileStore(str(Path(tempfile.mkdtemp()) / "store"), 1)
@@ -209,9 +209,15 @@ def test_scores_and_greedy_texts_are_those_of_the_cpu() -> None:
         for ours, theirs in pairs:
             assert abs(ours.log_likelihood - theirs.log_likelihood) < 1e-2
             assert ours.is_greedy == theirs.is_greedy
-        greedy = [list(generate(m, [5, 6, 7], 40, temperature=0)) for m in (here, there)]
+        greedy = [
+            list(generate(m, [5, 6, 7], 40, sampling=Sampling(temperature=0)))
+            for m in (here, there)
+        ]
         assert greedy[0] == greedy[1]
-        drawn = [list(generate(m, [5, 6, 7], 8, temperature=0.7, seed=3)) for m in (here, there)]
+        drawn = [
+            list(generate(m, [5, 6, 7], 8, sampling=Sampling(temperature=0.7), seed=3))
+            for m in (here, there)
+        ]
         assert drawn[0] == drawn[1]
 
 
@@ -252,7 +258,7 @@ def test_running_out_of_memory_is_recognised() -> None:
 
 @contextlib.contextmanager
 def counting_waits() -> Iterator[list[str]]:
-    """What waits for the whole device, a stream or an event, while it lasts."""
+    """Lists, while it is open, the calls that wait for the whole device, a stream or an event."""
     calls: list[str] = []
     places = [(torch.cuda, "synchronize"), (torch.cuda.Event, "synchronize"),
               (torch.cuda.Stream, "synchronize")]  # fmt: skip
@@ -298,7 +304,8 @@ def test_attention_in_training_takes_a_kernel_that_holds_no_scores() -> None:
 
 
 def test_a_gpu_that_is_seen_and_not_asked_for_is_left_alone() -> None:
-    """(In a process of its own: DeepSpeed asks once for each.)"""
+    """A run on the CPU does not touch the GPU. (In a process of its own: DeepSpeed asks once per
+    process.)"""
     need_gpu()
     import subprocess
     import sys
@@ -319,7 +326,7 @@ print("trained")
 
 
 def test_what_is_deterministic_gives_the_same_bits_twice() -> None:
-    """The last one: it changes what the process computes with."""
+    """This test is the last one, because it changes how the process computes."""
     make_deterministic()
     for family in FAMILIES:
         found = []

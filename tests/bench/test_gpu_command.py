@@ -1,4 +1,4 @@
-"""`what=gpu`, on the CPU: the command that proves a GPU is known to work before there is one."""
+"""The command `what=gpu`, on the CPU, so that it is known to work before there is a GPU."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from manta.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 TINY = ["what=gpu", "device=cpu", "size=tiny"]
-# What a CPU has nothing to say about, or size=tiny leaves out.
+# Parts that a CPU cannot show, or that size=tiny leaves out.
 SKIPPED = {"step-350m", "step-1.5b", "deterministic"}
 
 
@@ -66,7 +66,7 @@ def test_a_part_that_hangs_is_ended_and_the_others_go_on(
 def test_what_cannot_run_is_skipped_and_says_why() -> None:
     part = dataclasses.replace(PARTS["platform"], packages=("deepspeed", "no_such_package"))
     assert part.skips(config()) == "no_such_package is not installed"
-    assert PARTS["deterministic"].skips(config()) == "it is about GPUs alone"
+    assert PARTS["deterministic"].skips(config()) == "it needs a GPU"
     found = command.gpu(config("seconds=1"))
     assert {part["status"] for part in found["parts"].values()} == {"skipped"}
     assert "no time was left of seconds=1" in found["parts"]["machine"]["why"]

@@ -1,6 +1,4 @@
-"""Datasets that several files of tests read: one that is prepared over Ray, one that is written
-shard by shard.
-"""
+"""Datasets that several test files read: one prepared over Ray, one written shard by shard."""
 
 import dataclasses
 import itertools
@@ -70,7 +68,7 @@ def dataset(ray_session: None, source: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def stopped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """To be copied: the folder of the dataset, with all but its manifest."""
+    """The folder of the dataset without its manifest, to be copied."""
     with pytest.MonkeyPatch.context() as patch:
         set_sizes(patch)
         patch.setattr(prepare, "_over_ray", in_this_process)

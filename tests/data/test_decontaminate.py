@@ -1,4 +1,5 @@
-"""A copy of n words is found however it is set; n - 1 words are not; errors name the file."""
+"""Decontamination: a copy of n words is found however it is set, n - 1 words are not, and errors
+name the file."""
 
 import gzip
 import json
@@ -44,7 +45,7 @@ def unique_words(prefix: str, count: int) -> list[str]:
 
 
 def reset(words: list[str], seed: int) -> str:
-    """The words as another hand would set them: case, spacing, punctuation, line breaks."""
+    """The words as someone else would set them: case, spacing, punctuation, line breaks."""
     draw = random.Random(seed)
     text = ""
     for word in words:
@@ -221,7 +222,7 @@ def test_another_process_makes_the_same_hashes(tmp_path: Path) -> None:
 
 
 def test_the_hashes_never_change(tmp_path: Path) -> None:
-    """A dataset's recipe holds the digest: another hash would make all such datasets others."""
+    """A dataset's recipe contains the digest, so another hash would invalidate every dataset."""
     assert build([examples(tmp_path, FIRST, SECOND)], 4).sha256 == (
         "bfe35bcb0a6d75d6f3c0299d0e74d2a5f54631a907532a1c5ced90a8c0c56891"
     )
@@ -242,7 +243,7 @@ def test_it_survives_pickling(tmp_path: Path) -> None:
 
 
 def refusal(path: Path | str, ngram: int = 5) -> str:
-    """What `build` says of a file; it names it."""
+    """The error that `build` raises about a file; checks that it names the file."""
     with pytest.raises(DataError) as caught:
         build([str(path)], ngram)
     assert str(caught.value).startswith(f"{path}: ")

@@ -1,4 +1,4 @@
-"""The fingerprint of a batch: its tokens and their places, whoever has them."""
+"""The fingerprint of a batch depends on its tokens and their places, not on who has them."""
 
 import itertools
 

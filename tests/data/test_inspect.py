@@ -1,4 +1,4 @@
-"""What a person is shown of a dataset is what is in it."""
+"""Inspecting a dataset shows what is in it."""
 
 import dataclasses
 import re
@@ -29,14 +29,14 @@ def lines_of(home: Path, dataset: str = NAME, **keys: Any) -> list[str]:
 
 
 def samples(lines: list[str]) -> list[tuple[int, str, int, str]]:
-    """(document, split, tokens, text shown)."""
+    """The samples shown, each as (document, split, tokens, text)."""
     found = [match.groups() for line in lines if (match := SAMPLE.fullmatch(line))]
     assert [int(number) for number, *_ in found] == list(range(1, len(found) + 1))
     return [(int(a.replace(",", "")), b, int(c.replace(",", "")), d) for _, a, b, c, d in found]
 
 
 def documents(manifest: Manifest, split: str) -> list[tuple[int, str]]:
-    """(tokens, text) of each, read with nothing but pyarrow."""
+    """The documents of a split, each as (tokens, text), read with nothing but pyarrow."""
     made = manifest.load_tokenizer()
     files = [pq.read_table(f"{manifest.path}/{s.file}")["tokens"] for s in manifest.split(split)]
     ids = np.concatenate([file.to_numpy() for file in files])
@@ -52,7 +52,7 @@ def copy(prepared: Path, tmp_path: Path) -> Manifest:
 
 
 def damage(manifest: Manifest, split: str) -> Path:
-    """Flips a bit of a row group: the footer stays whole."""
+    """Flips a bit of a row group; the footer stays whole."""
     (shard,) = manifest.split(split)
     file = Path(manifest.path) / shard.file
     data = bytearray(file.read_bytes())
@@ -62,7 +62,7 @@ def damage(manifest: Manifest, split: str) -> Path:
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    """The one line that a DataError says."""
+    """The one line of the DataError that the call raises."""
     with pytest.raises(DataError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -87,7 +87,7 @@ def test_the_job_shows_totals_lengths_and_samples(
     assert "dropped  0 empty, 0 contaminated, 0 duplicate documents\n" in out
     assert "files    2 shards, " in out
     assert out.count("\nsample ") == 3
-    assert "whole    of every shard, size, footer, row count and dtype are, and sha256 is, " in out
+    assert "whole    every shard's size, footer, row count, dtype and sha256 match the man" in out
     assert f"data.mix={{{NAME}: 1}}" in out
 
 
@@ -137,7 +137,7 @@ def test_other_seeds_show_other_documents(prepared: Path) -> None:
 
 
 def test_a_dataset_of_several_shards_is_numbered_through(copy: Manifest) -> None:
-    """The val shard, named as a second one of train."""
+    """The val shard stands in as a second train shard."""
     shards = (copy.shards[0], dataclasses.replace(copy.shards[1], split="train"))
     assert copy.shards[1].split == "val"
     both = dataclasses.replace(copy, shards=shards)
@@ -158,7 +158,7 @@ def test_verify_finds_a_flipped_bit(copy: Manifest) -> None:
     file, home = damage(copy, "train"), Path(copy.path).parents[1]
     said = refusal(lambda: lines_of(home, verify=True, samples=0))
     assert said.startswith(f"{file}: its sha256 differs")
-    # Without it, the totals are shown; but what is damaged is not decoded.
+    # Without it, the totals are shown, but the damaged part is not decoded.
     assert "sha256" not in lines_of(home, samples=0)[-1]
     assert lines_of(home, split="val")
     said = refusal(lambda: lines_of(home))

@@ -1,4 +1,4 @@
-"""The manifest: it comes back equal; an edited, damaged or older one is refused."""
+"""The manifest comes back equal; an edited, damaged or older one is refused."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def test_without_a_manifest_there_is_no_dataset(data: Data) -> None:
 
 
 def edit(data: Data, change: Callable[[dict[str, Any]], Any]) -> str:
-    """Changes the manifest as a person might, with an editor; what loading it says then."""
+    """Changes the manifest as a person with an editor might; returns the error of loading it."""
     path = data.path(layout.MANIFEST)
     content = json.loads(path.read_text())
     change(content)
@@ -128,7 +128,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(original: Data) -> None:
         lambda: manifests.check(dataclasses.replace(original.manifest, vocab_size=largest))
     )
     assert re.search(rf"/(train|val)-\d+\.parquet: holds token id {largest}, but", said)
-    assert f"has {largest}; prepare the data anew" in said
+    assert f"has {largest}; prepare the data again" in said
     twice = (*original.manifest.shards, original.shard(B))
     said = refusal(lambda: manifests.check(dataclasses.replace(original.manifest, shards=twice)))
     assert f"MANIFEST.json: lists {B} twice" in said

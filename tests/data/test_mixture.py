@@ -1,5 +1,5 @@
-"""What a run trains on: the keys of a mix and of growing batches, the way there and back, and
-datasets that are missing or do not go together."""
+"""Mixes of datasets: their keys, batches that grow, reading back from YAML, and datasets that are
+missing or do not go together."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ few = settings(deadline=None, max_examples=25)
 
 
 def refusal(cls: type, *arguments: str) -> str:
-    """What `load` says against these arguments."""
+    """The message with which `load` refuses these arguments."""
     with pytest.raises(ConfigError) as caught:
         load(cls, arguments)
     return str(caught.value)
@@ -171,7 +171,7 @@ def test_mixes_and_ramps_come_back_equal(
     for tree in (c, differing):
         again = load(PretrainConfig, [write(folder, to_yaml(tree))])
         assert again == c
-        # Equal dicts may differ in order; the order of the datasets stays too.
+        # Equal dicts may differ in order, and the order of the datasets must stay.
         assert again.data.datasets == c.data.datasets
 
 

@@ -1,4 +1,4 @@
-"""The order by property, against what it has to mean, token by token. No Ray, no files."""
+"""The order by property, against its definition, token by token. No Ray, no files."""
 
 import dataclasses
 import itertools
@@ -157,7 +157,7 @@ def test_each_dataset_gives_its_first_sequences_once_and_each_target_is_the_next
                 continue
             rows = sequences_of(line, 0, count, order.seq_len) + index * DATASET
             expected.update(tuple(row) for row in rows.tolist())
-            # So many whole epochs have been inputs, and of the next one the first tokens.
+            # The inputs are this many whole epochs, and the first tokens of the next one.
             epochs, rest = divmod(count * order.seq_len, line.total_tokens)
             times = Counter(t for row in found for t in row[:-1].tolist() if t // DATASET == index)
             assert sorted(set(times.values()) - {epochs, epochs + 1}) == []

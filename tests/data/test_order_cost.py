@@ -1,4 +1,4 @@
-"""What it costs to plan the order of ten trillion tokens, and to read it with many workers."""
+"""The cost of planning the order of ten trillion tokens, and of reading it with many workers."""
 
 import tracemalloc
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def large_order(shards: int, per_batch: int, weights: Sequence[float] = (1,)) ->
 
 
 def row_groups_read(order: Order, window: Window, world_size: int) -> int:
-    """How many row groups all workers together read of a window."""
+    """The number of row groups that all workers together read of a window."""
     count = 0
     for rank in range(world_size):
         touched = set()
@@ -54,7 +54,7 @@ def test_many_workers_read_hardly_more_together_than_one(
 
 
 def plan(order: Order, batch: int) -> tuple[int, int]:
-    """(takes, segments) of the window of a batch."""
+    """The takes and segments of the window of a batch."""
     takes = order.takes(order.window_at(batch), first_batch=batch)
     segments = 0
     for take in takes:
@@ -83,7 +83,7 @@ def test_planning_ten_trillion_tokens_takes_little_memory() -> None:
         for batch in (0, 10**6, 10**12):
             plan(order, batch)
         (line,) = order.lines
-        for epoch in range(60):  # a run of many does not keep them all
+        for epoch in range(60):  # a run of many windows does not keep them all
             line.segments(epoch * line.total_tokens, epoch * line.total_tokens + SEQ_LEN)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -122,7 +122,7 @@ ramps = st.dictionaries(st.integers(1, 12), st.integers(1, 300), max_size=4)
 
 
 def sizes_by_hand(ramp: dict[int, int], tokens_per_batch: int, count: int) -> list[int]:
-    """Tokens in each batch: of the sizes that are not over yet, the one that is over first."""
+    """Tokens in each batch: among the sizes whose time has not ended, the one that ends first."""
     found: list[int] = []
     while len(found) < count:
         open_ones = [(until, size) for size, until in ramp.items() if until > sum(found)]
@@ -167,7 +167,7 @@ def test_a_ramp_does_not_depend_on_how_it_is_written() -> None:
 def test_a_mix_that_comes_after_what_is_planned_changes_nothing_that_was_read(
     batch: int, later: int
 ) -> None:
-    """What a run's resume relies on: also not in the window that it is in the middle of."""
+    """A resume relies on this, also in the middle of a window."""
     before = mix_order((0, [0.7, 0.3]))
     start = before.sequences_planned(batch) + later
     assert start >= before.sequences_before(batch)

@@ -24,8 +24,8 @@ class Case:
 def case(
     lengths: list[int], seq_len: int, eot: int = 9, dtype: str = "uint16", headless: bool = False
 ) -> Case:
-    """A line of documents of these lengths, with other tokens from a small alphabet; it is cut, or
-    its last document goes on, to as many whole rows as there are, and a target."""
+    """A line of documents of these lengths, with other tokens from a small alphabet. It is cut, or
+    its last document is extended, to whole rows and one target."""
     rows = max(1, sum(lengths) // seq_len)
     line = np.random.default_rng(sum(lengths)).integers(1, 5, rows * seq_len + 1).astype(dtype)
     starts = np.cumsum([0, *lengths])
@@ -38,7 +38,7 @@ def case(
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     seq_len = draw(st.sampled_from([1, 2, 3, 7, 16, 50]))
-    # From tokens that are each a document to documents of many rows, and a line inside one.
+    # Lengths from one token to many rows; the line may also begin inside a document.
     longest = draw(st.sampled_from([1, 2, seq_len, 2 * seq_len, 9 * seq_len]))
     lengths = draw(st.lists(st.integers(1, longest), min_size=1, max_size=80))
     dtype, eot = draw(st.sampled_from([("uint16", 0), ("uint16", 65535), ("uint32", 100_000)]))
@@ -46,7 +46,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def documents(line: np.ndarray, eot: int) -> list[tuple[int, ...]]:
-    """The documents of the inputs, what the line starts with the first of them."""
+    """The documents of the inputs; the first one is what the line starts with."""
     found: list[list[int]] = []
     for token in line[:-1].tolist():
         if token == eot or not found:
@@ -56,7 +56,7 @@ def documents(line: np.ndarray, eot: int) -> list[tuple[int, ...]]:
 
 
 def bare_count(made: Case) -> int:
-    """`count_cuts`, document by document."""
+    """Counts cuts like `count_cuts`, document by document."""
     place = cuts = 0
     for document in documents(made.line, made.eot):
         rows = {i // made.seq_len for i in range(place, place + len(document))}
@@ -110,7 +110,7 @@ def test_never_more_documents_are_cut(made: Case) -> None:
 def test_the_order_depends_on_the_line_alone(made: Case) -> None:
     packed = pack(made.line, made.seq_len, made.eot)
     assert np.array_equal(packed, pack(made.line.copy(), made.seq_len, made.eot))
-    # And on where its documents end, not on what is in them.
+    # The order depends on where documents end, not on what is in them.
     other = np.where(made.line == made.eot, made.eot, 7).astype(made.line.dtype)
     other_packed = pack(other, made.seq_len, made.eot)
     assert np.array_equal(other_packed == made.eot, packed == made.eot)

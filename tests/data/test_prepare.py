@@ -43,7 +43,7 @@ from manta.errors import ConfigError
 
 
 def splits_of(rows: list[str]) -> dict[str, set[str]]:
-    """The distinct documents of each split, by the digest of their text, worked out anew."""
+    """The distinct documents of each split, by the digest of their text, computed independently."""
     found: dict[str, set[str]] = {"train": set(), "val": set()}
     for row in rows:
         if row.strip():
@@ -176,7 +176,7 @@ def test_more_documents_leave_the_others_in_their_split(
 
 
 def long_text(size: int) -> str:
-    """Words that are not all the same, quickly."""
+    """A text of many words that are not all the same, made quickly."""
     numbers = np.random.default_rng(0).integers(0, 10**6, size // 7)
     return " ".join(map(str, numbers.tolist()))
 
@@ -225,7 +225,7 @@ def test_odd_documents_come_back_as_they_were(
 
 
 def test_one_document_far_longer_than_a_shard(tmp_path: Path, here: pytest.MonkeyPatch) -> None:
-    """Some ranges of hashes then hold nothing, and give no shard."""
+    """Some ranges of hashes are then empty and give no shard."""
     texts = ["long " * 80_000, *(f"short {i}" for i in range(20))]
     c = config_of(write_rows(tmp_path / "rows", [texts]))
     made = prepare.prepare(c, str(tmp_path), silent)
@@ -242,7 +242,7 @@ def test_documents_that_share_n_words_with_an_example_are_dropped_and_counted(
     example_words = "how many rays of light reach the bottom of the sea"
     copies = [
         f"It asks: HOW many, rays of light! {i}" for i in range(5)
-    ]  # five words in a row, set otherwise
+    ]  # five words in a row, set differently
     near = [f"how many rays of lights {i}" for i in range(40)]
     rows = write_rows(tmp_path / "rows", [near[:20] + copies[:2], near[20:] + copies[2:]])
     examples = tmp_path / "examples.jsonl"

@@ -1,6 +1,4 @@
-"""Preparing on a disk that is full, or with a file that may not grow: one line, and the next run
-goes on.
-"""
+"""Preparing on a full disk, or with a limit on file size: one line, and the next run continues."""
 
 import contextlib
 import resource
@@ -20,7 +18,7 @@ from manta.errors import DataError
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """The kernel refuses to let a file of this process grow beyond this size."""
+    """Limits the size to which the kernel lets a file of this process grow."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -36,7 +34,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_next_run_goes_on(
     folder = Path(c.folder(str(tmp_path)))
     largest = max(map(len, expected.values()))
     refused = 0
-    # From a limit that stops the very first file on, up to one that only stops the last.
+    # Limits from one that stops the very first file to one that stops only the last.
     for size in [10, 500, *range(1000, largest, 1500)]:
         with largest_file(size):
             try:
@@ -52,7 +50,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_the_next_run_goes_on(
 
 
 def check_cannot_be_written(error: DataError, folder: str, reason: str) -> None:
-    """One line that names the folder and the kernel's reason, and says what to do."""
+    """Checks for one line with the folder, the kernel's reason, and what to do."""
     assert str(error).startswith(f"{folder}: cannot be written (")
     assert reason in str(error)
     assert str(error).endswith(f"; {shuffle.RESUME}") and "\n" not in str(error)
@@ -60,7 +58,7 @@ def check_cannot_be_written(error: DataError, folder: str, reason: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A filesystem in memory of so many bytes, or that is made as large."""
+    """A filesystem in memory; calling the fixture sets its size in bytes."""
     where = tmp_path / "disk"
     where.mkdir()
 
@@ -86,7 +84,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
     small_disk: Callable[[int], Path],
     here: pytest.MonkeyPatch,
 ) -> None:
-    """The disk grows a little at a time, so that it is full at every kind of file in turn."""
+    """The disk grows a little at a time, so it is full at every kind of file in turn."""
     c, page = config_of(source), resource.getpagesize()
     home = small_disk(page)
     (home / "filler").write_bytes(bytes(page))

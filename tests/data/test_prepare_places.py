@@ -47,7 +47,7 @@ def test_of_two_at_once_one_prepares_and_the_other_is_told_who(
 def test_of_many_at_once_the_dataset_is_whole(
     dataset: Manifest, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is refused tries again, so that the end of one meets the start of others."""
+    """A refused process tries again, so the end of one meets the start of others."""
     c, home = config_of(source), str(tmp_path)
     found: list[Manifest] = []
     others: list[BaseException] = []
@@ -80,7 +80,8 @@ def test_of_many_at_once_the_dataset_is_whole(
 def test_a_home_in_an_object_store_gets_the_same_bytes(
     dataset: Manifest, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fsspec's local:// stands for one: Manta treats it as it does s3://, nothing in place."""
+    """fsspec's local:// stands for an object store: as with s3://, Manta writes nothing in
+    place."""
     set_sizes(monkeypatch)
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.1)
     c, home = config_of(source), f"local://{tmp_path / 'bucket'}"
@@ -93,7 +94,7 @@ def test_a_home_in_an_object_store_gets_the_same_bytes(
     with monkeypatch.context() as patch:  # nothing is left to do for the first pass
         patch.setattr(Scatter, "run", lambda *arguments: 1 / 0)
         made = prepare.prepare(c, home, lines.append)
-    assert lines == [f"going on with the preparation of {home}/data/rows"]
+    assert lines == [f"resuming the preparation of {home}/data/rows"]
     assert made.path == f"{home}/data/rows"
     assert manifests.load(made.path) == made
     assert content(folder) == content(dataset.path)

@@ -1,4 +1,4 @@
-"""What cannot be prepared: each is refused with one line that names it."""
+"""Sources that cannot be prepared: each is refused with one line that names it."""
 
 import dataclasses
 import shutil

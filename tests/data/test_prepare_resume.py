@@ -1,4 +1,4 @@
-"""A preparation that is stopped, at any write: the next one goes on, and ends with the same bytes.
+"""A preparation that is stopped, at any write: the next one continues and gives the same bytes.
 
 Most tests run the two passes in this process, where any write can be the last.
 """
@@ -46,7 +46,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bytes(
         assert attempts < 30
         before = stamps(folder)
         done = {f for f in before if f.suffix == ".json"}
-        for file in done:  # what a record speaks of is done too
+        for file in done:  # the work that a record names is done too
             done = done | {f for f in before if f.name.startswith(f"{file.stem}-")}
             done = done | {f for f in before if f.name == f"{file.stem}.parquet"}
         with killed_at(attempts, named):
@@ -72,14 +72,14 @@ def test_stopped_at_any_write_it_ends_with_the_same_bytes(
             with killed_at(write, named):
                 prepare.prepare(c, home, silent)
                 assert write > 40
-                return  # so many writes are not needed
+                return  # there are fewer writes than that
             is_committed = prepare.find(c, home) is not None
             lines.clear()
             prepare.prepare(c, home, lines.append)
             assert content(c.folder(home)) == expected
             shutil.rmtree(home)
             if write > 1 and not is_committed:  # the first one is the plan
-                assert lines == [f"going on with the preparation of {c.folder(home)}"]
+                assert lines == [f"resuming the preparation of {c.folder(home)}"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_another_corpus_or_config_starts_over_and_says_so(
 def test_stopped_while_it_clears_the_folder_for_another_corpus(
     dataset: Manifest, source: Path, stopped: Path, tmp_path: Path, here: pytest.MonkeyPatch
 ) -> None:
-    """And then the first config again: what its records speak of may be gone."""
+    """The first config runs again afterwards, when files that its records name may be gone."""
     c, folder = config_of(source), tmp_path / "data" / "rows"
     shutil.copytree(stopped, folder)
 
@@ -185,7 +185,7 @@ def test_stopped_just_after_its_commit_it_leaves_nothing_to_the_next_job(
         patch.setattr(storage, "delete_folder", stop)
         prepare.prepare(c, home, silent)
     assert work.exists()
-    with lock.lock(f"{home}/data/.rows.lock", "preparing it"):  # whoever is at it deletes it
+    with lock.lock(f"{home}/data/.rows.lock", "preparing it"):  # its owner deletes it
         mixture.open_datasets(mixed, home, silent)
     assert work.exists()
     (found,) = mixture.open_datasets(mixed, home, silent)
@@ -223,5 +223,5 @@ def test_after_an_error_over_ray_the_rest_is_kept_and_the_next_run_goes_on(
     in_the_way.rmdir()
     lines: list[str] = []
     prepare.prepare(c, str(tmp_path), lines.append)
-    assert lines == [f"going on with the preparation of {folder}"]
+    assert lines == [f"resuming the preparation of {folder}"]
     assert content(folder) == content(dataset.path)

@@ -1,4 +1,4 @@
-"""Shards: what is written is read, and a file has its name only once it is whole."""
+"""Shards: reading gives what was written, and a file has its name only once it is whole."""
 
 import base64
 import dataclasses
@@ -50,7 +50,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Sizes around the borders of row groups, and some part of what is in the shard."""
+    """Sizes around the borders of row groups, and a range inside the shard."""
     dtype = draw(st.sampled_from([np.uint16, np.uint32]))
     group = draw(st.integers(1, 40))
     count = max(1, group * draw(st.integers(0, 5)) + draw(st.integers(-1, 1)))
@@ -73,7 +73,7 @@ def test_what_is_written_is_read(case: Case) -> None:
             found = reader.read(start, stop)
             assert found.dtype == case.tokens.dtype
             assert np.array_equal(found, case.tokens[start:stop])
-        # What the manifest will say of the file, worked out from the file alone.
+        # What the manifest will say about the file, computed from the file alone.
         content = (Path(folder) / A).read_bytes()
         footer = content[footer_start(content) :]
         assert shard.size == len(content)
@@ -88,7 +88,7 @@ def test_what_is_written_is_read(case: Case) -> None:
 @few
 @given(cases(), st.integers(1, 3))
 def test_the_same_tokens_give_the_same_bytes(case: Case, groups_a_call: int) -> None:
-    """However many calls wrote them."""
+    """The number of calls that wrote the tokens does not matter."""
     with tempfile.TemporaryDirectory() as folder:
         first = write_shard(Path(folder), A, case.tokens, case.group)
         writer = ShardWriter(f"{folder}/{B}", case.tokens.dtype, case.group)
@@ -158,7 +158,7 @@ def test_an_open_shard_is_kept_and_one_made_anew_is_opened_anew(data: Data) -> N
 
 # --- a file being written ------------------------------------------------------------------------
 
-# fsspec's local:// stands for an object store: nothing is written beside its place there.
+# fsspec's local:// stands for an object store: nothing is written next to the final place there.
 PLACES = ["", "file://", "local://"]
 
 

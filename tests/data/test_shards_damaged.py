@@ -53,7 +53,7 @@ def test_verify_names_every_bad_shard(data: Data) -> None:
     said = refusal(lambda: shards.verify(data.manifest, full=False))
     for file, reason in wrong.items():
         assert f"{data.path(file)}: {reason}" in said
-    assert VAL not in said  # the bytes of its row groups are another matter
+    assert VAL not in said  # its row groups' bytes are read only with full=True
     assert refusal(lambda: shards.verify(data.manifest, full=True)) == f"{said} (and 1 more)"
     for file in (A, B, C):
         shutil.rmtree(data.path(file), ignore_errors=True)
@@ -116,7 +116,8 @@ def test_a_well_formed_shard_of_other_tokens_is_named(data: Data) -> None:
 
 
 def vouched(data: Data, table: pa.Table, metadata: dict[bytes, bytes], **options: Any) -> Shard:
-    """A file that is not as Manta writes them, and what a manifest that vouches for it says."""
+    """Writes a file that Manta would not write; returns the entry of a manifest that vouches for
+    it."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema) as writer:
         writer.write_table(table, **options)
@@ -164,7 +165,7 @@ def test_a_shard_with_other_rows_is_named(data: Data) -> None:
 
     whole = SIZES[A]
     assert f"{whole - 1} rows, its manifest says {whole} tokens" in said(whole - 1, digests)
-    # As many rows in row groups of other sizes: a reader would take other tokens than it asks for.
+    # The same rows in row groups of other sizes: a reader would get other tokens than it asks for.
     for size in (GROUP - 1, GROUP + 1, whole):
         assert "row group 0 has " in said(whole, digests, row_group_size=size)
     assert "no digests" in said(whole, {})
@@ -174,7 +175,7 @@ def test_a_shard_with_other_rows_is_named(data: Data) -> None:
 
 
 class BadDisk(LocalFileSystem):
-    """Local files, on a disk that spoils what it reads as `spoil` says."""
+    """Local files on a disk that damages what is read from it, as `spoil` says."""
 
     protocol = "baddisk"
     spoil: Callable[[bytes, int], bytes]
@@ -237,7 +238,7 @@ def test_what_a_disk_cannot_read_is_named(data: Data, on_bad_disk: Data) -> None
 
 
 def test_the_bytes_that_are_checked_are_those_that_are_decoded(on_bad_disk: Data) -> None:
-    """Even where the file is another one a moment after."""
+    """This holds even if the file is replaced a moment later."""
     reader = on_bad_disk.open(A)
     seen: set[int] = set()
 
@@ -288,7 +289,7 @@ def test_a_shard_that_changes_while_it_is_read_gives_its_tokens_or_an_error(
     for reader in readers:
         for first, last in ((0, GROUP), (GROUP, 2 * GROUP), (0, SIZES[A])):
             is_same = replace is by_name or (kind == "mixed" and last == GROUP)
-            if is_same:  # the file that was opened goes on to be there
+            if is_same:  # the opened file still exists
                 assert np.array_equal(reader.read(first, last), data.tokens[A][first:last])
             else:
                 said = refusal(lambda reader=reader, a=first, b=last: reader.read(a, b))

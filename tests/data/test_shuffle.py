@@ -1,4 +1,4 @@
-"""The two passes of the shuffle: by property, whatever the hashes, and what they hold in memory."""
+"""The two passes of the shuffle, by property, for any hashes; and how much memory they use."""
 
 import json
 import struct
@@ -30,7 +30,7 @@ def test_a_document_in_a_small_val_split_is_in_each_larger_one(
 ) -> None:
     small, large = sorted((a, b))
     digests = [Key.digest(text.encode()) for text in texts]
-    for seed in (0, 7):  # the seed has no say in it
+    for seed in (0, 7):  # the seed does not matter
         key = Key.of(digests, seed)
         assert (key.is_val(large) | ~key.is_val(small)).all()
         assert np.array_equal(key.is_val(small), Key.of(digests, 3).is_val(small))
@@ -40,7 +40,7 @@ def test_a_document_in_a_small_val_split_is_in_each_larger_one(
 
 # --- both passes, by property --------------------------------------------------------------------
 
-# Where ranges of hashes begin and end, for up to seven shards, and around it.
+# Hashes at and around the ends of ranges, for up to seven shards.
 BORDERS = sorted(
     {
         min(max((i << 64) // count + step, 0), 2**64 - 1)
@@ -59,7 +59,8 @@ def tokens_for(document: Document) -> np.ndarray:
 
 
 class FakeHeld:
-    """The documents of a run whose texts have these hashes, which no text could be found for."""
+    """The documents of a run whose texts have these hashes, for which no real texts could be
+    found."""
 
     def __init__(self, documents: list[Document], start: int, split: str):
         word = {"train": 2**64 - 1, "val": 0}[split]
@@ -98,7 +99,7 @@ def check_the_shards(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(shuffle, "mix_bits", lambda words: words)
-        start = int(Key.of([bytes(24)], seed).order[0])  # taken back, so that hashes are as given
+        start = int(Key.of([bytes(24)], seed).order[0])  # undone, so that hashes are as given
         patch.setattr(shuffle, "BATCH_TOKENS", batch_tokens)
         scatter = Scatter(folder, [], b"", seed, 0.5)
         written = []
@@ -131,7 +132,7 @@ def check_the_shards(
 
 
 def test_memory_holds_one_run(source: Path, rows: list[str], here: pytest.MonkeyPatch) -> None:
-    """A run ends with the document that fills it, and its batches with the one that fills them."""
+    """A run ends with the document that fills it, and a batch with the one that fills it."""
     set_sizes(here, part_bytes=20_000, run_bytes=2000)
     longest = max(len(row.encode()) for row in rows)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +151,7 @@ def test_memory_holds_one_run(source: Path, rows: list[str], here: pytest.Monkey
                 assert [batch["order"][0].as_py() for batch in batches] == run["starts"]
                 tokens = [len(batch["tokens"].flatten()) for batch in batches]
                 assert sum(tokens) == run["tokens"]
-                # One document more than fits, at one byte a token, and its end-of-text.
+                # One document more than fits, at one byte per token, with its end-of-text.
                 assert max(tokens) <= shuffle.BATCH_TOKENS + longest + 1
                 assert sum(batch.num_rows for batch in batches) == run["documents"]
             *full, last = sizes.values()

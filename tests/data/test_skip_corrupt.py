@@ -1,4 +1,4 @@
-"""Going on without what is damaged: the stream ignores those tokens and no others."""
+"""Training without damaged row groups: the stream ignores their tokens and no others."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ SEQ_LEN = 10
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """A dataset in which no token comes twice, so that a token says where it is from."""
+    """A dataset in which no token occurs twice, so that a token says where it is from."""
     ends = np.cumsum([7, *SIZES.values()])
     pieces = [np.arange(a, b, dtype=np.uint16) for a, b in itertools.pairwise(ends)]
     manifest = write_dataset(tmp_path_factory.mktemp("numbered"), pieces[:3], pieces[3:])
@@ -33,7 +33,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def reader_of(manifest: Manifest, **options: Any) -> Reader:
-    """Three batches are about an epoch of its train split."""
+    """A reader for which three batches are about one epoch of the train split."""
     stages = make_stages({}, SEQ_LEN, 10 * SEQ_LEN)
     order = make_order((manifest,), (Phase(0, (PERIOD,)),), stages, 3, SEQ_LEN)
     return Reader((manifest,), order, **options)

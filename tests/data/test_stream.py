@@ -1,4 +1,4 @@
-"""The stream over Ray for real, against the order's arithmetic over tokens that pyarrow reads."""
+"""The stream over real Ray, against the order's arithmetic over tokens that pyarrow reads."""
 
 import threading
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ EOT = 7
 
 
 def make_dataset(folder: Path, seed: int, tokens: int = 3000) -> Manifest:
-    """Two train shards and a val shard of random ids, an end-of-text token among each ten."""
+    """Two train shards and a val shard of random ids, with an end-of-text token in every ten."""
     draw = np.random.default_rng(seed)
     shards = []
     for name, split, count in (
@@ -54,7 +54,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Manife
 
 
 def order_over(datasets: tuple[Manifest, ...], *, seed: int = 5) -> Order:
-    """About 15 batches an epoch and, by the size of the data, as many a window."""
+    """An order with about 15 batches per epoch and, given the size of the data, per window."""
     phase = Phase(0, (PERIOD,)) if len(datasets) == 1 else Phase(0, (700, 300))
     stages = make_stages({}, SEQ_LEN, SEQ_LEN * PER_BATCH)
     return make_order(datasets, (phase,), stages, seed, SEQ_LEN)
@@ -102,7 +102,7 @@ def test_the_stream_is_the_order_over_windows_and_epochs(
     assert len(windows) > 2 and 2 * order.total_tokens < 70 * PER_BATCH * SEQ_LEN
     whole = expected(chosen, order, 0, 70)
     assert np.array_equal(streamed(chosen, order, 0, 70, PER_BATCH), whole)
-    # From any later start, whatever the micro batch and the number of workers.
+    # The same from any later start, for any micro batch and number of workers.
     for start, stop, micro, world in ((3, 4, 1, 1), (20, 47, 3, 2), (33, 40, 2, 3)):
         ranks = [
             streamed(chosen, order, start, stop, micro, rank=rank, world_size=world)
@@ -141,7 +141,7 @@ def test_best_fit_reads_the_same_tokens_and_cuts_fewer_documents(
     cuts = [sum(count_cuts(row, SEQ_LEN // 2, EOT) for row in rows) for rows in (plain, packed)]
     starts = [(rows[:, 0] == EOT).mean() for rows in (plain, packed)]
     assert starts[1] > 2 * starts[0], cuts  # a row that begins with a document cuts none there
-    # Whoever shares a lane packs it alike.
+    # Workers that share a lane pack it alike.
     shares = [
         stream.Reader(datasets[:1], order, rank, 3, best_fit=True)
         .read(0)[0]
@@ -166,7 +166,7 @@ def test_pairs_are_counted_over_an_epoch_whatever_the_rank(
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Manifest:
-    """A dataset of which a byte is wrong, in a row group near the end of its largest shard."""
+    """A dataset with one wrong byte, in a row group near the end of its largest shard."""
     manifest = make_dataset(tmp_path, 1)
     file = tmp_path / "train-00001.parquet"
     data = bytearray(file.read_bytes())
@@ -207,7 +207,7 @@ def test_damage_is_skipped_if_asked_and_everything_else_is_the_same(
     assert GROUP * 0.5 < per_epoch < GROUP * 1.5
     assert said and all("row group 50 is damaged" in line for line in said)
     assert 0.9 * order.total_tokens < reader.count_pairs(1000).sum() <= order.total_tokens
-    # Through Ray too, note and all.
+    # The same through Ray, with the note.
     (block,) = stream._through_ray(reader, [0])
     assert np.array_equal(block["tokens"], reader.read(0)[0])
     assert "row group 50" in block["note"][0]

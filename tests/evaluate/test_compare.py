@@ -1,4 +1,4 @@
-"""Runs side by side: what is noise, against what statistics says of known cases."""
+"""Comparing runs: which differences are noise, against what statistics says of known cases."""
 
 import math
 import random
@@ -23,7 +23,7 @@ def test_the_error_of_an_accuracy_is_that_of_a_mean(outcomes: list[int]) -> None
 
 
 def test_the_error_of_bits_per_byte_is_that_of_drawing_the_documents_again() -> None:
-    """Against the bootstrap."""
+    """The standard error is compared with the bootstrap's."""
     rng = random.Random(1)
     sizes = [rng.randint(50, 2000) for _ in range(300)]
     pairs = [(-rng.gauss(1.2, 0.3) * size, size) for size in sizes]
@@ -39,7 +39,7 @@ def test_the_error_of_bits_per_byte_is_that_of_drawing_the_documents_again() -> 
 
 
 def two(a: list[int], b: list[int], documents: tuple[str, str] = ("same", "same")) -> str:
-    """The line on two runs with these outcomes."""
+    """The line that compares two runs with these outcomes."""
     runs = []
     for name, values, digest in zip("ab", (a, b), documents, strict=True):
         pairs = [(float(v), 1.0) for v in values]
@@ -51,12 +51,12 @@ def two(a: list[int], b: list[int], documents: tuple[str, str] = ("same", "same"
 
 
 def test_the_same_documents_are_compared_in_pairs() -> None:
-    """400 documents of which half are hard for both: 20 more right is no noise in pairs, and would
-    be noise between other documents."""
+    """Half of 400 documents are hard for both runs. 20 more right answers are more than noise in
+    pairs, and would be noise between different documents."""
     a = [1] * 200 + [0] * 200
     b = [1] * 220 + [0] * 180
     assert "b - a = +0.0500 ± 0.0109 (paired, 400 documents): more than noise" in two(a, b)
-    assert "± 0.0353 (not of the same documents): within noise" in two(a, b, ("one", "two"))
+    assert "± 0.0353 (unpaired): within noise" in two(a, b, ("one", "two"))
 
 
 @given(outcomes=outcomes)

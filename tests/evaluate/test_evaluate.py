@@ -1,4 +1,4 @@
-"""Evaluation against lm-eval's own adapter of transformers, and against sums done by hand."""
+"""Evaluation against lm-eval's own adapter for transformers, and against sums done by hand."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ from manta.text.tokenizer import END_OF_TEXT, Tokenizer
 
 CONTEXT = 40
 few = settings(deadline=None, max_examples=10)
-# Words that split into tokens in different ways; the last two are several tokens a letter.
+# Words that split into tokens in different ways; in the last two a letter is several tokens.
 WORDS = ["The", "cat", "dug.", "number 17", "shrimps", "wall.\n", "'s", "  ", "naïve", "日本"]
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=60).map(" ".join)
 
@@ -40,7 +40,8 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A GPT-2 of transformers', trained until it knows the habits, saved, and read by both."""
+    """A GPT-2 of transformers, trained until it knows the habits of the text, saved, and read by
+    both."""
     from lm_eval.models.huggingface import HFLM
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -92,7 +93,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def byte_level_bpe(tokenizer: Tokenizer) -> Any:
-    """The same encoding in Hugging Face's `tokenizers`, made from what ours saves."""
+    """Our encoding as a tokenizer of Hugging Face's `tokenizers`, made from what ours saves."""
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -144,8 +145,8 @@ def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def nlls_by_hand(model: GPT, tokenizer: Tokenizer, text: str) -> list[float]:
-    """Of every token of `text`: from windows of CONTEXT tokens side by side, the last one moved
-    back so that it is full, too; end-of-text before all."""
+    """The loss of every token of `text`, from windows of CONTEXT tokens one after the other. The
+    last window is moved back so that it is full too, and end-of-text comes before everything."""
     line = [tokenizer.eot, *tokenizer.encode(text)]
     found: list[float] = []
     while len(found) < len(line) - 1:
@@ -160,7 +161,7 @@ def nlls_by_hand(model: GPT, tokenizer: Tokenizer, text: str) -> list[float]:
 
 
 def scores(lm: Any, suite: str, documents: Any, limit: int | None = None) -> Results:
-    """Of the suite's task of the same name."""
+    """The results of the suite's task that has the suite's name."""
     return run_suite(
         lm, suite, lambda task, about: documents, limit, only=[suite], say=lambda task: None
     ).results
@@ -193,7 +194,7 @@ def test_both_have_the_same_prefix_and_length(pair: Pair) -> None:
 )
 @few
 def test_log_likelihoods_equal_hflm(pair: Pair, pairs: list[tuple[str, str]]) -> None:
-    """Empty contexts, trailing spaces and contexts longer than the model's included."""
+    """The cases include empty contexts, trailing spaces and contexts longer than the model's."""
     asked = requests("loglikelihood", *[(a, f" {b}" if a else b) for a, b in pairs])
     expected = pair.theirs.loglikelihood(asked, disable_tqdm=True)
     found = pair.ours.loglikelihood(asked, disable_tqdm=True)
@@ -235,7 +236,7 @@ def test_rolling_windows_end_right_at_the_edges_of_the_context(pair: Pair, lengt
 
 
 def test_hellaswag_equals_hflm(pair: Pair) -> None:
-    """acc and acc_norm equal, on rows of which some are longer than the context."""
+    """acc and acc_norm are equal, on rows of which some are longer than the context."""
     rows = hellaswag_rows()
     lengths = [len(pair.tokenizer.encode(row["ctx_a"])) for row in rows]
     assert min(lengths) < CONTEXT < max(lengths)
@@ -257,7 +258,7 @@ def test_perplexities_equal_hflm(pair: Pair, suite: str) -> None:
 @given(start=st.integers(0, 30), size=st.integers(1, 6))
 @few
 def test_greedy_generation_equals_hflm(pair: Pair, start: int, size: int) -> None:
-    """With one stop string: lm-eval cuts at several one after the other, not at the first."""
+    """One stop string only: lm-eval cuts at several in turn, not at the one that comes first."""
     prompt = "Going out: The cat number 12"
     whole = greedy(pair, prompt, [])
     asked = requests("generate_until", (prompt, {"until": [], "max_gen_toks": 16}))
@@ -319,7 +320,7 @@ def greedy(pair: Pair, prompt: str, until: Any) -> str:
 @given(start=st.integers(0, 40), size=st.integers(1, 9))
 @few
 def test_generation_ends_before_a_stop_string(pair: Pair, start: int, size: int) -> None:
-    """The stop string may begin and end inside a token, and span several."""
+    """The stop string may begin and end inside a token, and span several tokens."""
     prompt = "Going out: The dog number 7 went to the hill. The"
     whole = greedy(pair, prompt, ["never said"])
     stop = whole[min(start, len(whole) - 1) :][:size]
@@ -344,11 +345,15 @@ def test_generation_ends_before_whichever_stop_string_comes_first(
 
 
 def test_generation_from_nothing_and_from_more_than_the_context(pair: Pair) -> None:
-    from manta.model.generate import generate
+    from manta.model.generate import Sampling, generate
 
     long = pair.tokenizer.encode(TEXT)[: CONTEXT + 5]
     for prompt, tokens in (("", [pair.tokenizer.eot]), (pair.tokenizer.decode(long), long)):
-        expected = list(generate(pair.model, tokens, 16, temperature=0, stop=pair.tokenizer.eot))
+        expected = list(
+            generate(
+                pair.model, tokens, 16, sampling=Sampling(temperature=0), stop=pair.tokenizer.eot
+            )
+        )
         assert greedy(pair, prompt, []) == pair.tokenizer.decode(expected)
 
 
@@ -356,7 +361,7 @@ def test_generation_from_nothing_and_from_more_than_the_context(pair: Pair) -> N
 
 
 def plain_documents(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Shorter and longer than the context, and with letters of several bytes."""
+    """Documents shorter and longer than the context, and with letters of several bytes."""
     found = [TEXT[:1500], "The cat dug.", "Le chat naïf, 日本の猫.", "A"]
     return [{"text": text, "num_tokens": len(tokenizer.encode(text))} for text in found]
 
@@ -369,7 +374,7 @@ def wikitext_pages() -> list[dict[str, Any]]:
 
 
 def run(pair: Pair, suite: str, documents: Any, limit: int | None = None) -> dict[str, Any]:
-    """The suite's own results; checks that it reports its progress whole."""
+    """The suite's own results; also checks that its progress reaches the end."""
     from manta.evaluate.adapter import in_process
 
     totals: list[int] = []

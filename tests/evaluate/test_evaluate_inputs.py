@@ -1,4 +1,4 @@
-"""What a person gives an evaluation: files of rows, suites, a share of a GPU."""
+"""A person's inputs to an evaluation: files of rows, suites, a share of a GPU."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def test_hellaswag_rows_are_read_as_written(tmp_path: Path) -> None:
     file = tmp_path / "val.jsonl"
     rows = hellaswag_rows()
     file.write_text("".join(json.dumps({**row, "ind": 1, "split": "val"}) + "\n" for row in rows))
-    # Labels as text: the hub has them so, files have both.
+    # Labels as text: the hub has only these, files have both.
     assert read_hellaswag(str(file)) == [{**row, "label": str(row["label"])} for row in rows]
 
 
@@ -38,7 +38,7 @@ def test_a_row_that_is_not_hellaswags_is_named_by_its_line(tmp_path: Path, bad: 
     file = tmp_path / "val.jsonl"
     text = "\n".join([*good[:6], bad, *good[6:]])
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(DataError, match=r"val\.jsonl, line 7: not a row of HellaSwag's"):
+    with pytest.raises(DataError, match=r"val\.jsonl, line 7: not a row of HellaSwag "):
         read_hellaswag(str(file))
 
 
@@ -70,7 +70,7 @@ def test_a_wrong_value_in_a_hellaswag_row_is_named_by_its_line(
     rows[2][key] = value
     file = tmp_path / "val.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    with pytest.raises(DataError, match="line 3: not a row of HellaSwag's"):
+    with pytest.raises(DataError, match="line 3: not a row of HellaSwag "):
         read_hellaswag(str(file))
 
 
@@ -115,7 +115,7 @@ def test_more_than_one_gpu_for_a_worker_is_refused(gpus: float) -> None:
 
 
 def test_workers_that_share_a_gpu_each_see_one_card() -> None:
-    """In a Ray of its own that counts two GPUs; whether there are any, it does not ask."""
+    """This runs in a Ray of its own that is told of two GPUs, whether or not they exist."""
     env = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     done = subprocess.run(
         [sys.executable, "-c", SHARED], capture_output=True, text=True, check=False, env=env

@@ -1,4 +1,4 @@
-"""Rows in which a common beginning is read once: every pair once, the same scores as alone."""
+"""Rows that read a shared beginning once: each pair occurs once, with the same scores as alone."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def pairs_with_common_beginnings(draw: st.DrawFn) -> list[Pair]:
 
 
 def seen_by(row: Row, place: int) -> tuple[int, ...]:
-    """The tokens that the one at `place` sees, by the model's own mask, in order of position."""
+    """The tokens that the token at `place` sees by the model's own mask, in order of position."""
     if row.branches is None:
         return row.tokens[: place + 1]
     branches = torch.tensor([row.branches])

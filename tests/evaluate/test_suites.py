@@ -1,5 +1,5 @@
-"""The suites beside perplexity and HellaSwag's own style, against scores worked out by hand; tasks
-by name; what a person may get wrong."""
+"""The suites other than perplexity and HellaSwag's own style, against scores worked out by hand;
+tasks by name; and mistakes that a person may make."""
 
 import json
 import random
@@ -35,7 +35,8 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> GPT:
-    """Of random weights: what it prefers is arbitrary, and as good as any to compare with."""
+    """A model with random weights: its preferences are arbitrary, and good enough to compare
+    with."""
     torch.manual_seed(0)
     shape = {"context_length": 256, "n_embd": 32, "n_layer": 2, "n_head": 2}
     model = GPT(from_dict(ModelConfig, {"vocab_size": tokenizer.vocab_size, **shape}))
@@ -50,7 +51,7 @@ def lm(model: GPT, tokenizer: Tokenizer) -> MantaLM:
 
 
 def nlls(model: GPT, tokens: list[int], start: int) -> list[tuple[float, bool]]:
-    """(loss, whether it is the likeliest) of each token from `start` on."""
+    """The (loss, whether it is the likeliest) of each token from `start` on."""
     with torch.no_grad():
         logits = model(torch.tensor([tokens[:-1]]))[0].double()
     found = logits.log_softmax(dim=-1)
@@ -97,14 +98,14 @@ def sentence(rng: random.Random, words: int) -> str:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file for each of the 22 tasks, laid out as the published ones."""
+    """A folder with a file for each of the 22 tasks, laid out like the published ones."""
     folder = tmp_path_factory.mktemp("core")
     rng = random.Random(7)
     for task in suites.configs_of("core"):
         about = task["metadata"]
         rows: list[dict[str, Any]] = []
         for _ in range(12):
-            # They begin alike, which is then no part of the choice; none begins another.
+            # Choices share a beginning, which is no part of them; none is a prefix of another.
             first = sentence(rng, 1)
             choices = [f"{first} {word} {sentence(rng, 2)}" for word in rng.sample(WORDS, 3)]
             made = {
@@ -131,7 +132,7 @@ def from_bundle(bundle: Path, limit: int | None = None) -> Callable[..., list[An
 
 
 def by_hand(about: dict[str, Any], file: Path, model: GPT, tokenizer: Tokenizer) -> float:
-    """Accuracy, one prompt after the other."""
+    """The accuracy, computed one prompt after the other."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     random.Random(1337).shuffle(rows)
     right = 0
@@ -175,7 +176,7 @@ def by_hand(about: dict[str, Any], file: Path, model: GPT, tokenizer: Tokenizer)
 def test_core_is_the_mean_of_22_centred_accuracies(
     lm: MantaLM, model: GPT, tokenizer: Tokenizer, bundle: Path
 ) -> None:
-    """Each as worked out by hand; examples drawn alike for each row."""
+    """Each accuracy is worked out by hand, with the same examples drawn for each row."""
     found = run_suite(
         lm, "core", from_bundle(bundle), tokenizer=tokenizer, say=lambda task: None
     ).results
@@ -195,7 +196,9 @@ def test_core_is_the_mean_of_22_centred_accuracies(
 def test_of_a_limited_core_examples_are_drawn_from_what_is_left(bundle: Path) -> None:
     about = next(g["metadata"] for g in suites.configs_of("core") if g["metadata"]["shots"] == 10)
     assert len(core.documents(str(bundle), about, 11)) == 11
-    with pytest.raises(DataError, match="10 rows, and each is asked after 10 others: raise limit="):
+    with pytest.raises(
+        DataError, match="10 rows, but each needs 10 others as examples: raise limit="
+    ):
         core.documents(str(bundle), about, 10)
 
 
@@ -208,7 +211,7 @@ def test_a_missing_or_wrong_file_of_core_is_named(bundle: Path, tmp_path: Path) 
     file = tmp_path / about["file"]
     file.parent.mkdir()
     file.write_text('{"query": "a", "choices": ["b"], "gold": 0}\n{"query": "a"}\n')
-    with pytest.raises(DataError, match=r"line 2: not a row of CORE's .*each has query, choices"):
+    with pytest.raises(DataError, match=r"line 2: not a row of CORE .*each has query, choices"):
         core.documents(str(tmp_path), about, None)
 
 
@@ -236,7 +239,7 @@ def test_lambada_is_the_last_word(lm: MantaLM, model: GPT, tokenizer: Tokenizer)
 def test_a_wrong_row_of_lambada_is_named_by_its_line(tmp_path: Path, bad: str) -> None:
     file = tmp_path / "lambada.jsonl"
     file.write_text('{"text": "two words"}\n' + bad)
-    with pytest.raises(DataError, match="line 2: not a row of LAMBADA's"):
+    with pytest.raises(DataError, match="line 2: not a row of LAMBADA "):
         read_lambada(str(file))
 
 
@@ -257,7 +260,7 @@ def test_a_continuation_is_of_its_own_text(tokenizer: Tokenizer, length: int, si
 
 
 def test_too_short_a_text_for_continuations_is_said_so(tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match=r"has 1 pieces of 16 tokens, and needs 4"):
+    with pytest.raises(DataError, match=r"has 1 pieces of 16 tokens, but needs 4"):
         continuations([tokenizer.decode(tokenizer.encode(TEXT)[:30])], tokenizer, 16)
 
 

@@ -1,4 +1,5 @@
-"""The page of what surprises a model: the text itself, and the loss that evaluation measures."""
+"""The page that shows a model's surprise: the text itself, and the loss that evaluation
+measures."""
 
 import math
 from html.parser import HTMLParser
@@ -33,7 +34,7 @@ def model(tokenizer: Tokenizer) -> GPT:
 
 
 class Text(HTMLParser):
-    """What stands in the page's <pre>."""
+    """Collects the text in the page's <pre>."""
 
     def __init__(self, source: str):
         super().__init__()

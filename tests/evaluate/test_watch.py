@@ -1,4 +1,4 @@
-"""A run that is followed: each checkpoint evaluated once, as it lands; and workers that die."""
+"""Watching a run: each checkpoint is evaluated once, as it lands; and workers that die."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ EVAL = ["cpus=0.5", "threads=1"]
 
 
 def scored(run: Path) -> dict[str, dict[str, Any]]:
-    """The perplexity of each step."""
+    """The perplexity scores of each step."""
     files = sorted(run.glob("evals/step-*/perplexity.json"))
     return {file.parent.name: json.loads(file.read_text()) for file in files}
 
@@ -43,8 +43,8 @@ def test_training_is_followed_by_a_process_of_its_own(
     corpus: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """`eval.suites`: a checkpoint at each eval.every, evaluated as it lands; and the scores are
-    those of the checkpoint evaluated by itself."""
+    """`eval.suites` saves a checkpoint at each eval.every and evaluates it as it lands; the scores
+    are those of the checkpoint evaluated by itself."""
     suites = ["eval.suites=[perplexity,quick]", f"eval.arguments=[{','.join(EVAL)}]"]
     keys = [*KEEP, "checkpoint.every=null", *suites]
     load_job("pretrain").main(tiny(prepared, corpus, "name=beside", *keys))
@@ -100,7 +100,7 @@ def test_runs_are_compared_with_what_is_noise(
     assert "GPT-2 1558M" in out and "nanochat" in out
     picture = prepared / "runs" / "compare.png"
     assert f"drawn in {picture}" in out and picture.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match="it is there already"):
+    with pytest.raises(ConfigError, match="it already exists"):
         load_job("compare").main(load(CompareConfig, [*keys, f"out={picture}"]))
     with pytest.raises(CheckpointError, match=r"no checkpoint there; .*watched"):
         load_job("compare").main(load(CompareConfig, [f"home={prepared}", "runs=[nobody]"]))
@@ -145,7 +145,7 @@ def test_what_cannot_be_watched_is_said(prepared: Path, trained: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"no checkpoint there; .*watched"):
         watching("checkpoint=nothing")
-    with pytest.raises(CheckpointError, match="is one checkpoint: watch=true wants a run"):
+    with pytest.raises(CheckpointError, match="is one checkpoint: watch=true needs a run"):
         watching(f"checkpoint={trained}/checkpoints/step-00000002")
     with pytest.raises(DataError, match=r"no.txt: no such file"):
         watching("checkpoint=watched", "evals.text_path=no.txt")

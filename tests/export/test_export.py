@@ -19,7 +19,7 @@ from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export import weights as layouts
 from manta.export.convert import ExportConfig, ImportConfig, export, import_model
-from manta.model.generate import generate
+from manta.model.generate import Sampling, generate
 from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers
 from manta.text import tokenizer_json
@@ -47,7 +47,8 @@ def imported(home: Path, *keys: str) -> str:
 def test_transformers_opens_what_is_exported_and_it_comes_back(
     kind: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Logits and tokens are compared by `export`; here the completion, token by token."""
+    """`export` itself compares logits and tokens; this test compares a completion, token by
+    token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = model_of(MODELS[kind], tokenizer.vocab_size)
@@ -58,7 +59,7 @@ def test_transformers_opens_what_is_exported_and_it_comes_back(
     new = 32 - prompt["input_ids"].shape[1]
     found = theirs.generate(**prompt, max_new_tokens=new, do_sample=False)[0].tolist()
     tokens = tokenizer.encode("The cat")
-    ours = list(generate(model, tokens, new, temperature=0, stop=tokenizer.eot))
+    ours = list(generate(model, tokens, new, sampling=Sampling(temperature=0), stop=tokenizer.eot))
     assert found[: len(tokens) + len(ours)] == [*tokens, *ours]
     assert "# run" in (out / "README.md").read_text()
     back = imported(tmp_path, f"path={out}", "name=back")
@@ -154,7 +155,8 @@ def test_a_tokenizer_that_manta_cannot_have_is_refused(tokenizer: Tokenizer) -> 
 
 
 def by_hand(model: GPT, version: int) -> bytes:
-    """A file as llm.c's train_gpt2.py writes it: weights in its order, linear layers (out, in)."""
+    """A file as llm.c's train_gpt2.py writes it: weights in its order, linear layers as (out,
+    in)."""
     c, s = model.config, model.state_dict()
     header = np.zeros(256, np.int32)
     header[:8] = 20240326, version, 32, c.vocab_size, 2, 4, 64, 384
@@ -193,8 +195,8 @@ def test_llm_cs_files_are_read_and_written(
         assert c.context_length == 32
     for data, words in (
         (file.read_bytes()[:-1], "cut short"),
-        (file.read_bytes() + b"x", "goes on"),
-        (b"x" * 2000, "not a model of llm.c's"),
+        (file.read_bytes() + b"x", "continues after"),
+        (b"x" * 2000, "not an llm.c model"),
     ):
         file.write_bytes(data)
         with pytest.raises(CheckpointError, match=words):
@@ -218,15 +220,15 @@ def test_llm_c_has_no_other_models(tokenizer: Tokenizer, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_gguf_has_the_same_model(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """gguf's own reader reads back what was written; and transformers reads a model of it that
-    has these logits."""
+    """gguf's own reader reads what was written, and transformers reads it as a model with the same
+    logits."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = model_of(MODELS[kind], tokenizer.vocab_size + 5)  # ids that are no tokens
+    model = model_of(MODELS[kind], tokenizer.vocab_size + 5)  # ids without a token
     save(model, tokenizer, tmp_path)
     file = exported(tmp_path, "to=gguf", f"out={tmp_path / 'model.gguf'}")
     assert ggml.check(file, model, tokenizer)["tokens"] == tokenizer.vocab_size + 5
-    # (It reads neither the context of a GPT-2 nor the size of a Qwen3's heads.)
+    # (transformers reads neither the context of a GPT-2 nor the size of a Qwen3's heads.)
     keys = layouts.to_config(model.config, tokenizer.eot)
     c = AutoConfig.for_model(**keys)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", config=c)
@@ -243,7 +245,7 @@ def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
 
     save(model_of(MODELS["llama"], tokenizer.vocab_size), tokenizer, tmp_path)
     out = exported(tmp_path, f"out={tmp_path / 'model'}")
-    with pytest.raises(ConfigError, match="it is there already; give overwrite=true"):
+    with pytest.raises(ConfigError, match="it already exists; give overwrite=true"):
         exported(tmp_path, f"out={out}")
     (out / "mine.txt").write_text("x")
     assert exported(tmp_path, f"out={out}", "overwrite=true") == out
@@ -282,7 +284,7 @@ def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
     refused(CheckpointError, "not a JSON object", files={"config.json": b"{"})
     refused(CheckpointError, "safetensors only", files={"model.safetensors": None})
     refused(CheckpointError, "not whole safetensors", files={"model.safetensors": b"x" * 50})
-    refused(DataError, r"without a tokenizer\.json.*50,257", files={"tokenizer.json": None})
+    refused(DataError, r"no tokenizer\.json.*50,257", files={"tokenizer.json": None})
     tensors = load_file(out / "model.safetensors")
     lacking = {k: v for k, v in tensors.items() if "layers.1" not in k}
     lacking["model.layers.0.extra.weight"] = torch.zeros(3)

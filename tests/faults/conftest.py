@@ -1,4 +1,5 @@
-"""The run that faults from outside befall, and what it ends in without one; and the table."""
+"""Fixtures for faults from outside: the run that they hit, its weights without a fault, and the
+table."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from faults.jobs import final, job
 from faults.runs import KEYS
 from helpers.common import tiny_arguments
 
-# 400 steps, long enough for somebody outside to act in the middle of them (on a fast machine, too).
+# 400 steps are long enough to act from outside in the middle of them, also on a fast machine.
 LONGER = ["total_tokens=409600", "tokens_per_batch=1024", "eval.tokens=64", "checkpoint.every=50"]
 HEAD = """| fault | what happened | steps lost | seconds to the next step | final weights |
 |---|---|---|---|---|
@@ -19,8 +20,8 @@ HEAD = """| fault | what happened | steps lost | seconds to the next step | fina
 
 @pytest.fixture(scope="session")
 def note(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
-    """`note(fault, happened, lost, seconds, end)`: a row of the table of `make faults`, written
-    when it is known, to the file that --faults-table names."""
+    """`note(fault, happened, lost, seconds, end)` writes a row of the table of `make faults` at
+    once, to the file that --faults-table names."""
     file, rows = request.config.getoption("faults_table"), 0
 
     def write(fault: str, happened: str, lost: int, seconds: float | None, end: str) -> None:
@@ -45,7 +46,7 @@ def arguments(prepared: Path, corpus: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def weights(arguments: list[str], prepared: Path) -> bytes:
-    """Of the run that nothing befell."""
+    """The final weights of the run without a fault."""
     with job("driver-whole", *arguments) as whole:
         assert whole.end() == 0, "\n".join(whole.lines)
     return final(prepared, "driver-whole")

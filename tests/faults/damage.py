@@ -1,4 +1,4 @@
-"""What may be wrong with a checkpoint: each way to damage one, and the word by which it is said."""
+"""Ways to damage a checkpoint, each with the word by which Manta reports it."""
 
 import json
 import pickle
@@ -11,7 +11,7 @@ from manta import storage
 
 
 def rewrite_manifest(path: Path) -> None:
-    """As somebody does who wants a file to be taken for whole."""
+    """Makes the manifest vouch for the files as they are now, as an attacker would."""
     manifest = json.loads((path / "MANIFEST.json").read_text())
     for name, entry in manifest["files"].items():
         file = path / name
@@ -20,7 +20,7 @@ def rewrite_manifest(path: Path) -> None:
 
 
 def flip(file: Path, at: int | None = None) -> None:
-    """One bit, in the middle or in byte `at`."""
+    """Flips one bit, in the middle or in byte `at`."""
     data = bytearray(file.read_bytes())
     data[len(data) // 2 if at is None else at] ^= 1
     file.write_bytes(data)
@@ -44,7 +44,7 @@ def manifest(path: Path, trap: Path) -> None:
 
 
 def pickled(name: str) -> Callable[[Path, Path], None]:
-    """In a file's place, a pickle that makes the file `trap` when it is loaded."""
+    """Puts a pickle in a file's place, which creates the file `trap` when it is loaded."""
 
     class Evil:
         def __init__(self, trap: Path):
@@ -61,7 +61,7 @@ def pickled(name: str) -> Callable[[Path, Path], None]:
 
 
 def stale(path: Path, trap: Path) -> None:
-    """The one before under its name."""
+    """Replaces the checkpoint by the previous one, under the same name."""
     before = sorted(path.parent.glob("step-*"))[-2]
     shutil.rmtree(path)
     shutil.copytree(before, path)

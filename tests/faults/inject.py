@@ -1,4 +1,4 @@
-"""What goes wrong, inside a worker: each fault happens once, at its step, on its rank.
+"""Faults inside a worker: each happens once, at its step, on its rank.
 
 Nothing in Manta knows of this: a fault replaces functions in the worker's process, which then runs
 the real worker.
@@ -17,13 +17,13 @@ import psutil
 import torch
 
 SEED = int(os.environ.get("MANTA_FAULTS_SEED", "1"))
-# Steps of a run: 24; checkpoints: every 5. A spike needs 16 steps before it.
+# A run has 24 steps and a checkpoint every 5. A spike needs 16 steps before it.
 STEP = random.Random(SEED).choice([17, 18, 19])
 CLOCK_JUMP = 86400.0
 
 
 def once(folder: Path, name: str) -> bool:
-    """Whether this is the first time, in any process; the file's time is when."""
+    """Whether this is the first time, in any process; the time of the file is when it happened."""
     try:
         os.close(os.open(folder / name, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -32,7 +32,7 @@ def once(folder: Path, name: str) -> bool:
 
 
 def faulty(arguments: dict[str, Any], say: Callable[[str], None], *, fault: str, at: Path) -> None:
-    """Stands for Manta's worker."""
+    """Runs in place of Manta's worker: installs the fault, then runs the real one."""
     from manta.train import worker
 
     kind, _, rank = fault.partition(":")
@@ -43,8 +43,8 @@ def faulty(arguments: dict[str, Any], say: Callable[[str], None], *, fault: str,
 def after_step(
     act: Callable[[Any], None], *, again: bool = False, always: bool = False
 ) -> Callable[[int, Path], None]:
-    """A fault right after STEP has been logged; and `again` in the first step after that, or
-    `always` when STEP is trained on."""
+    """A fault right after STEP has been logged: with `again` also in the first step after the
+    restart, with `always` each time that STEP is trained on."""
 
     def install(rank: int, at: Path) -> None:
         from manta.train.meter import Meter
@@ -67,7 +67,7 @@ def after_step(
 
 def send(number: int) -> Callable[[Any], None]:
     def act(run: Any) -> None:
-        time.sleep(0.5)  # what rank 0 has said of the step is on its way: it is counted there
+        time.sleep(0.5)  # the driver counts the step, so rank 0's message needs time to arrive
         os.kill(os.getpid(), number)
 
     return act
@@ -91,7 +91,8 @@ def jump(run: Any) -> None:
 
 
 def kill_another(title: str) -> Callable[[Any], None]:
-    """SIGKILL to the processes of this node's Ray with such a title, which take this one along."""
+    """Sends SIGKILL to the processes of this node's Ray with such a title; this worker dies with
+    them."""
 
     def act(run: Any) -> None:
         raylet = psutil.Process().parent()
@@ -105,7 +106,7 @@ def kill_another(title: str) -> Callable[[Any], None]:
 
 
 def while_saving(act: Callable[[Any], None]) -> Callable[[int, Path], None]:
-    """A fault between a rank's file of the optimizer and the rest of the third checkpoint."""
+    """A fault after a rank's optimizer file and before the rest of the third checkpoint."""
 
     def install(rank: int, at: Path) -> None:
         from manta.train.checkpoints import fragments
@@ -123,7 +124,7 @@ def while_saving(act: Callable[[Any], None]) -> Callable[[int, Path], None]:
 
 
 def storage_fails(seconds: float) -> Callable[[int, Path], None]:
-    """The storage answers errors for so long, from the second checkpoint on."""
+    """Makes the storage answer errors for this many seconds, from the second checkpoint on."""
 
     def install(rank: int, at: Path) -> None:
         from manta import storage
@@ -141,7 +142,7 @@ def storage_fails(seconds: float) -> Callable[[int, Path], None]:
 
 
 def bad_gradients(steps: range) -> Callable[[int, Path], None]:
-    """A loss that is no number, on one rank, whenever one of these steps is trained on."""
+    """Makes the loss NaN on one rank whenever one of these steps is trained on."""
 
     def install(rank: int, at: Path) -> None:
         from manta.train import loop
@@ -161,7 +162,7 @@ def bad_gradients(steps: range) -> Callable[[int, Path], None]:
 
 
 def spike(rank: int, at: Path) -> None:
-    """Whatever is trained on in STEP breaks the model: its update is far too large."""
+    """Makes the update of STEP far too large, whatever its tokens, which breaks the model."""
     from manta.train import loop
     from manta.train.step.engine import Engine
 
@@ -177,7 +178,7 @@ def spike(rank: int, at: Path) -> None:
 
 
 def _watch_run(loop: Any) -> dict[str, Any]:
-    """The run that is being trained."""
+    """Returns a dict that gets the run being trained as "run"."""
     current: dict[str, Any] = {}
 
     def meter(run: Any) -> Any:

@@ -64,12 +64,12 @@ class Job:
         return code
 
     def first(self, start: str, after: int = 0) -> int:
-        """The place of the first line from `after` on that starts so."""
+        """The place of the first line from `after` on that starts with this text."""
         return next(i for i in range(after, len(self.lines)) if self.lines[i].startswith(start))
 
     def resumed(self, after: int = 0) -> tuple[int, float]:
-        """The step from which it went on, first after line `after`, and when (time.monotonic())
-        the next step had ended."""
+        """The step from which the job resumed, first after line `after`, and when
+        (time.monotonic()) the next step had ended."""
         at = self.first("resuming at step ", after)
         step = next(i for i in range(at, len(self.lines)) if is_step(self.lines[i]))
         return int(self.lines[at].split()[3]), self.times[step]
@@ -80,7 +80,7 @@ def is_step(line: str) -> bool:
 
 
 def last_step(lines: list[str]) -> int:
-    """The number of the last step among these lines of a run."""
+    """The number of the last step in these lines of a run."""
     return int([line for line in lines if is_step(line)][-1].split()[1].partition("/")[0])
 
 

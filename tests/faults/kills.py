@@ -1,13 +1,13 @@
-"""One run that is killed again and again, beside the same run left alone.
+"""One run that is killed again and again, next to the same run left alone.
 
     python tests/faults/kills.py folder=FOLDER [minutes=60] [every=5] [spread=0.5] [seed=1]
                                  [alone=true] [key=value of jobs/pretrain.py ...]
 
 For `minutes`, `every` minutes apart (more or less by the share `spread`, at random), SIGKILL goes
 to a worker, or, one time in four, to the job with its whole Ray, which is then started again at
-once, as a spot machine's start-up script would. Then the run ends in peace. `alone=true` leaves out
-the other run, for figures that must not share the machine. Prints what happened, the goodput, and
-whether both ended in the same weights; draws both loss curves over each other into
+once, as a spot machine's start-up script would. Then the run may end undisturbed. `alone=true`
+leaves out the other run, for figures that must not share the machine. Prints what happened, the
+goodput, and whether both ended in the same weights; draws both loss curves over each other into
 FOLDER/kills.png.
 """
 
@@ -50,7 +50,7 @@ def environment() -> dict[str, str]:
 
 
 def start(folder: Path, name: str, keys: list[str]) -> subprocess.Popen[bytes]:
-    """A job with a Ray of its own."""
+    """Starts a job with a Ray of its own."""
     command = [sys.executable, str(ROOT / "jobs/pretrain.py"), f"home={folder}", f"name={name}"]
     with (folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen([*command, *keys], stdout=log, stderr=log, env=environment())
@@ -67,7 +67,7 @@ def workers_of(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def kill_all(job: subprocess.Popen[bytes]) -> None:
-    """The job, and every process of its Ray."""
+    """Kills the job and every process of its Ray."""
     everyone = psutil.Process(job.pid).children(recursive=True)
     job.send_signal(signal.SIGKILL)
     for process in everyone:
@@ -127,16 +127,16 @@ def overlaid(
     marks: Sequence[int] = (),
     marked: str = "",
 ) -> bytes:
-    """The training loss of two or three runs over each other, by name, against tokens.
+    """Draws the training losses of two or three runs over each other, by name, against tokens.
 
     Args:
-        marks: tokens at which what `marked` says happened to the last of them.
+        marks: tokens at which the event that `marked` names hit the last run.
     """
     figure, axes = plot._figure(title, dpi=120)
     unit, name = plot._unit(
         max((r["tokens"] for records in runs.values() for r in records), default=0)
     )
-    # Each thinner than the one before, so that equal ones are both seen.
+    # Each line is thinner than the one before, so that both of two equal lines are visible.
     styles = [(plot.LIGHT_BLUE, 5.0), (plot.ORANGE, 1.0), (plot.BLUE, 0.5)]
     for (run, records), (color, width) in zip(runs.items(), styles, strict=False):
         train = [(r["tokens"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]

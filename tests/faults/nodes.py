@@ -1,9 +1,9 @@
-"""A driver on a cluster of several nodes on this machine, one of which goes while it trains; or on
-one node, to which another one comes.
+"""A driver on a cluster of several nodes on this machine, one of which leaves while it trains; or
+on one node, with another that joins.
 
     python tests/faults/nodes.py name=... [key=value ...] event=kill|term|drain|come
 
-Run by test_nodes.py, in a process of its own: it has a Ray of its own.
+test_nodes.py runs it in a process of its own, because it has a Ray of its own.
 """
 
 import os
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     from manta.train.settings import PretrainConfig
 
     event = next(a.partition("=")[2] for a in arguments if a.startswith("event="))
-    recipe = str(HERE.parents[2] / "jobs" / "configs" / "quickstart.yaml")  # as jobs/pretrain.py
+    recipe = str(HERE.parents[2] / "jobs" / "configs" / "quickstart.yaml")  # like jobs/pretrain.py
     given = [a for a in arguments if not a.startswith("event=")]
     c = config.load(PretrainConfig, [recipe, *given])
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         threading.Event().wait()  # (a node ends with the thread that started it)
 
     def go() -> None:
-        """The node on which the worker is."""
+        """Makes the worker's node leave, in the way that `event` names."""
         busy = {
             node["NodeID"]
             for node in ray.nodes()

@@ -1,4 +1,4 @@
-"""Runs that a fault befalls, beside the same run without one."""
+"""Runs with a fault, next to the same run without one."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from time import time as now  # the clock as it was when this was imported: one may jump
+from time import time as now  # the real clock, kept at import: a fault may make time.time jump
 from typing import Any
 
 import ray
@@ -32,7 +32,7 @@ KEYS = [
 
 @dataclasses.dataclass
 class Story:
-    """What a run said, and when."""
+    """The lines of a run, with their times."""
 
     config: PretrainConfig
     at: Path
@@ -56,7 +56,7 @@ class Story:
 
     @property
     def lost(self) -> int | None:
-        """Steps that were trained on more than once; None: it was never started again."""
+        """Steps that were trained on more than once; None if the run was never started again."""
         lines = [line for _, line in self.lines]
         starts = [i for i, x in enumerate(lines) if x.startswith(("resuming at", "starting on"))]
         if len(starts) == 1:
@@ -69,12 +69,12 @@ class Story:
 
     @property
     def seconds_to_step(self) -> float:
-        """From the start to the end of the first step."""
+        """Seconds from the start to the end of the first step."""
         return next(t for t, line in self.lines if is_step(line)) - self.started
 
     @property
     def seconds_to_recover(self) -> float | None:
-        """From the fault to the end of the first step after the restart."""
+        """Seconds from the fault to the end of the first step after the restart."""
         restarted = None
         for moment, line in self.lines:
             if moment >= self.fault_time and line.startswith(("resuming at", "starting on")):
@@ -104,7 +104,7 @@ def story(
     *keys: str,
     hear: Callable[[str], None] = lambda line: None,
 ) -> Story:
-    """Trains a run, with a fault in its workers, in this process as driver."""
+    """Trains a run with a fault in its workers; this process is the driver."""
     told = Story(tiny(home, corpus, *KEYS, f"name={name}", *keys), folder, hear)
     folder.mkdir(parents=True, exist_ok=True)
     ray.cloudpickle.register_pickle_by_value(sys.modules[inject.__name__])

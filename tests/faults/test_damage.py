@@ -1,4 +1,4 @@
-"""A newest checkpoint that is damaged is set aside, and the run goes on from the one before."""
+"""A damaged newest checkpoint is set aside, and the run continues from the one before."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Faults of the process that a person started, and of the disk, from outside.
+"""Faults, from outside, of the process that a person started, and of the disk.
 
 They take minutes: `make faults`.
 """
@@ -19,7 +19,7 @@ import pytest
 from faults.inject import SEED
 from faults.jobs import final, job, last_step, records
 
-AT = random.Random(SEED).randrange(55, 95)  # steps of a run: 400; checkpoints: every 50
+AT = random.Random(SEED).randrange(55, 95)  # a run has 400 steps and a checkpoint every 50
 
 
 @pytest.mark.faults
@@ -46,14 +46,14 @@ def test_a_job_that_is_ended_goes_on_when_it_is_started_again(
     with job(name, *arguments) as second:
         assert second.end() == 0, "\n".join(second.lines)
     if any("is finished" in line for line in second.lines):
-        # Workers train on for the minute in which their head may come back.
+        # Workers continue for the minute in which their head may come back.
         resumed, moment = 400, second.times[-1]
     else:
         resumed, moment = second.resumed()
-    lost = max(0, reached - resumed)  # workers may have saved what nobody heard of
+    lost = max(0, reached - resumed)  # workers may have saved a checkpoint that no line reports
     if fault in ("SIGTERM", "group"):
         assert code == 128 + signal.SIGTERM and lost == 0, "\n".join(first.lines)
-        assert any("the same command goes on" in line for line in first.lines)
+        assert any("the same command resumes it" in line for line in first.lines)
     else:  # (steps may be so short that workers are done before their head is missed)
         assert (code or resumed == 400) and resumed >= 50 and lost <= 50, "\n".join(first.lines)
     assert final(prepared, name) == weights
@@ -86,7 +86,8 @@ def test_a_worker_may_be_killed_while_it_starts(
 
 
 def kill_child(pid: int, name: str) -> bool:
-    """SIGKILL to the process of a job that has this in its command line; whether there is one."""
+    """Sends SIGKILL to the process of a job that has this in its command line; returns whether
+    there is one."""
     for process in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if any(name in part for part in process.cmdline()[:1]):
@@ -99,7 +100,7 @@ def kill_child(pid: int, name: str) -> bool:
 def test_a_full_disk_is_said_and_survived(
     arguments: list[str], weights: bytes, prepared: Path, note: Callable[..., None]
 ) -> None:
-    """A small disk of its own for the checkpoints, which is full for a while."""
+    """The checkpoints are on a small disk of their own, which is full for a while."""
     folder = prepared / "runs" / "full-disk" / "checkpoints"
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(folder)]
@@ -108,12 +109,12 @@ def test_a_full_disk_is_said_and_survived(
     try:
         filler = folder / "filler"
         with job("full-disk", *arguments, "checkpoint.keep=1", "checkpoint.keep_best=false") as it:
-            it.wait_for("step 50 saved")
+            it.wait_for("saved step 50 ")
             filler.write_bytes(bytes(os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize))
             it.wait_for("the disk is full")
             filler.unlink()
             assert it.end() == 0, "\n".join(it.lines)
-        assert any("training goes on" in line and "step-00000050" in line for line in it.lines)
+        assert any("training continues" in line and "step-00000050" in line for line in it.lines)
         assert final(prepared, "full-disk") == weights
         happened = "one checkpoint missing, said; trained on"
         note("a full disk (a mount of 1.2 MB)", happened, 0, None, "identical")
@@ -126,9 +127,10 @@ def test_a_full_disk_is_said_and_survived(
 def test_workers_change_from_two_to_one_to_two(
     arguments: list[str], prepared: Path, stage: int, tmp_path: Path, note: Callable[..., None]
 ) -> None:
-    """Same batches, and the same losses within rounding, as two workers all along."""
+    """The batches are the same, and the losses equal within rounding, as with two workers
+    throughout."""
     keys = [*arguments, f"zero_stage={stage}"]
-    if stage == 3:  # without the quickstart's recipe: Muon is for the others
+    if stage == 3:  # without the quickstart's recipe: Muon does not work at stage 3
         (tmp_path / "plain.yaml").write_text("seed: 1337\n")
         keys = [str(tmp_path / "plain.yaml"), *keys]
     resumed = []
@@ -145,7 +147,7 @@ def test_workers_change_from_two_to_one_to_two(
     found = [records(prepared, f"{stem}-{stage}") for stem in ("count", "two")]
     assert len(found[0]) == 400
     assert [r["fingerprint"] for r in found[0]] == [r["fingerprint"] for r in found[1]]
-    # (Later, rounding in another order has grown in a model that learns its data by heart.)
+    # (Later, differences in rounding grow in a model that learns its data by heart.)
     losses = [[r["loss"] for r in found[i][:200]] for i in range(2)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and max(resumed) < 150
     what = f"workers 2, 1, 2 at ZeRO stage {stage}"

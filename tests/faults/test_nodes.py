@@ -1,4 +1,4 @@
-"""Nodes that go while a run trains on them: killed, ended, or wanted back with notice."""
+"""Nodes that leave while a run trains on them: killed, ended, or called back with notice."""
 
 import signal
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
     prepared: Path,
     note: Callable[..., None],
 ) -> None:
-    """From two workers to one, with the same batches."""
+    """The run goes from two workers to one, with the same batches."""
     script = Path(__file__).with_name("nodes.py")
     keys = ["num_workers=[1,2]", "zero_stage=2", "event=kill"]
     it = Job("node-elastic", [*arguments, *keys], script)
@@ -62,7 +62,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
         for path in checkpoint.find(f"{prepared}/runs/node-elastic")
     ]
     assert counts[0] == 2 and counts[-1] == 1
-    # (Later, rounding in another order has grown in a model that learns its data by heart.)
+    # (Later, differences in rounding grow in a model that learns its data by heart.)
     found, whole = (records(prepared, name)[:200] for name in ("node-elastic", "driver-whole"))
     assert [r["fingerprint"] for r in found] == [r["fingerprint"] for r in whole]
     assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in whole], rel=1e-3)
@@ -78,7 +78,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
 def test_an_elastic_run_takes_in_a_node_that_comes(
     arguments: list[str], prepared: Path, note: Callable[..., None]
 ) -> None:
-    """Ray looks for room once a minute; the workers are started again."""
+    """Ray looks for room once a minute, and then the workers are started again."""
     keys = ["num_workers=[1,2]", "zero_stage=2", "event=come", "log_every=10"]
     longer = ["total_tokens=40960000", "checkpoint.every=200", "eval.every=100000"]
     it = Job("node-come", [*arguments, *keys, *longer], Path(__file__).with_name("nodes.py"))

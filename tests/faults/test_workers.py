@@ -1,6 +1,6 @@
-"""Faults inside workers: each is survived without a person, and nothing is lost.
+"""Faults inside workers: the run survives each without a person, and loses nothing.
 
-`make test` runs the quick ones; `make faults` all, and prints the table.
+`make test` runs the quick ones; `make faults` runs all of them and prints the table.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Case:
     """Steps that are trained again; None: no restart."""
     keys: tuple[str, ...] = ()
     end: str = IDENTICAL
-    """The final weights, beside those of the run without a fault."""
+    """The final weights, compared with those of the run without a fault."""
     says: str = ""
     happened: str = ""
     quick: bool = False
@@ -43,7 +43,7 @@ CASES = [
     Case("kill:0", "SIGKILL of the worker of rank 0", LOST),
     Case("kill-twice:1", "SIGKILL, and another one in the first step after it", LOST + 1),
     Case("controller:0", "SIGKILL of Ray Train's controller", LOST),
-    Case("term:1", "SIGTERM of a worker", 0, says="machine is to go", happened="saved, and "),
+    Case("term:1", "SIGTERM of a worker", 0, says="machine is leaving", happened="saved, and "),
     Case("term:0", "SIGTERM of the worker of rank 0", 0, happened="saved, and "),
     Case(
         "hang:1", "a worker hangs (`hang_seconds=4`)", LOST, ("hang_seconds=4",),
@@ -51,13 +51,13 @@ CASES = [
     ),
     Case("fail:0", "an error in a library, on one rank", LOST, says="a library broke"),
     Case(
-        # No failure that max_failures counts.
+        # max_failures does not count this failure.
         "memory:1", "out of memory (simulated)", LOST, ("max_failures=0",),
         end="same batches, smaller micro batches",
-        says="(simulated)) with micro batches of 4 sequences: going on with 2, more of them",
+        says="(simulated)) with micro batches of 4 sequences: continuing with 2, more of them",
     ),
     Case("clock:0", "the clock of rank 0 jumps by a day", None),
-    # Training goes on while step 15 is written, up to the next save, which waits for it.
+    # Training continues while step 15 is written, up to the next save, which waits for it.
     Case("kill-in-save:0", "SIGKILL of rank 0 while it saves", 20 - 10),
     Case("kill-in-save:1", "SIGKILL of rank 1 while it saves", 20 - 10),
     Case("term-in-save:1", "SIGTERM while saving", 0, happened="saved, and "),
@@ -75,7 +75,7 @@ CASES = [
         happened="the step not taken, on all ranks",
     ),
     Case(
-        # Two steps before it are passed over too: back to a checkpoint that has not seen them.
+        # Two steps before it are passed over too, so the run returns to a checkpoint before them.
         "nans:1", "NaN for six steps on end", STEP + 3 - (STEP - 3) // EVERY * EVERY,
         ("spikes.max_skipped=4",),
         end="without these steps", says="are passed over", happened="back, and past these tokens",

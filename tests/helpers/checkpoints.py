@@ -23,7 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def model_of(keys: dict[str, Any], vocab_size: int) -> GPT:
-    """Small, with weights that are nowhere near 0."""
+    """A small model whose weights are nowhere near 0."""
     shape = {"n_layer": 2, "n_head": 4, "n_embd": 64, "context_length": 32}
     torch.manual_seed(0)
     model = GPT(from_dict(ModelConfig, {**shape, "vocab_size": vocab_size, **keys})).eval()
@@ -36,7 +36,7 @@ def model_of(keys: dict[str, Any], vocab_size: int) -> GPT:
 
 
 def save(model: GPT, tokenizer: Tokenizer, home: Path, name: str = "run") -> str:
-    """As the first checkpoint of a run."""
+    """Saves the model as the first checkpoint of a run."""
     path = layout.checkpoint_folder(f"{home}/runs/{name}", 7)
     Path(path).mkdir(parents=True)
     weights = dict(model.state_dict())

@@ -22,7 +22,7 @@ TEXT = "\n".join(
 
 
 def tiny(home: Path, corpus: Path, *arguments: str) -> Any:
-    """The config of a run that takes a moment: two layers, a few hundred tokens a step."""
+    """The config of a run that takes a moment: two layers, a few hundred tokens per step."""
     from manta.config import load
     from manta.train.settings import PretrainConfig
 

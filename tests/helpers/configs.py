@@ -11,7 +11,7 @@ from manta.train.settings import PretrainConfig
 
 
 def refusal(*arguments: str) -> str:
-    """What `load` says against these arguments."""
+    """The message with which `load` refuses these arguments."""
     with pytest.raises(ConfigError) as caught:
         load(PretrainConfig, arguments)
     return str(caught.value)

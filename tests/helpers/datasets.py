@@ -1,4 +1,4 @@
-"""Datasets of some shards, written without preparing them, and what reading one is refused with."""
+"""Datasets of some shards, written without preparing them, and the errors of reading one."""
 
 import dataclasses
 import io
@@ -24,7 +24,7 @@ GROUP = 32
 
 
 def random_ids(seed: int, count: int) -> np.ndarray:
-    """Ids that do not compress, so that shards of as many tokens often have the same size."""
+    """Ids that do not compress, so shards with equally many tokens often have the same size."""
     ids = np.random.default_rng(seed).integers(1, VOCAB_SIZE, count, dtype=np.uint16)
     ids[16::17] = EOT
     ids[-1] = EOT
@@ -46,7 +46,7 @@ def write_dataset(
     val: Sequence[np.ndarray],
     row_group_tokens: int = GROUP,
 ) -> Manifest:
-    """A dataset of these shards, with a tokenizer."""
+    """Writes a dataset of these shards, with a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     made = tokenizer.train(["some text"], 260)
     storage.write_bytes(str(folder / layout.ENCODING), made.serialized)
@@ -80,14 +80,14 @@ class Data:
         return next(shard for shard in self.manifest.shards if shard.file == file)
 
     def open(self, file: str) -> ShardReader:
-        """Anew, whatever is open already."""
+        """A new reader of the shard, whatever is open already."""
         return ShardReader(self.manifest.path, self.shard(file), self.manifest.dtype, GROUP)
 
     def read(self, file: str) -> np.ndarray:
         return self.open(file).read(0, self.shard(file).tokens)
 
     def other_shard(self, file: str) -> bytes:
-        """A well-formed shard of other tokens with as many bytes."""
+        """The bytes of a well-formed shard of other tokens, with the same size."""
         shard = self.shard(file)
         with tempfile.TemporaryDirectory() as folder:
             for seed in itertools.count(100):
@@ -111,7 +111,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def chunks(shard: Path | io.BytesIO) -> list[tuple[int, int]]:
-    """Where the bytes of each row group are: [start, stop)."""
+    """The ranges [start, stop) of each row group's bytes."""
     metadata = pq.read_metadata(shard)
     columns = [metadata.row_group(i).column(0) for i in range(metadata.num_row_groups)]
     return [(c.data_page_offset, c.data_page_offset + c.total_compressed_size) for c in columns]
@@ -122,7 +122,7 @@ def footer_start(content: bytes) -> int:
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    """The one line that a DataError says."""
+    """The one line of the DataError that the call raises."""
     with pytest.raises(DataError) as caught:
         call()
     assert "\n" not in str(caught.value)

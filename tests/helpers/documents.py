@@ -23,7 +23,7 @@ def read(location: Path | str, **options: object) -> list[str]:
 
 
 def refusal(location: Path | str, **options: object) -> str:
-    """What reading a source is refused with."""
+    """The message with which reading a source is refused."""
     with pytest.raises(DataError) as caught:
         read(location, **options)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""A text of simple habits, and rows of HellaSwag's that ask for them."""
+"""A text of simple habits, and rows of HellaSwag that ask about them."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ ENDINGS = [thing + "." for _, thing in HABITS.values()]
 
 
 def hellaswag_rows() -> list[dict[str, Any]]:
-    """Rows as in hellaswag_val.jsonl; every third has a beginning longer than the context."""
+    """Rows as in hellaswag_val.jsonl; every third one has a beginning longer than the context."""
     rows = []
     for i in range(16):
         animal, (place, _) = list(HABITS.items())[i % 4]

@@ -25,7 +25,7 @@ def config_of(**keys: Any) -> ModelConfig:
 
 
 def tiny_config(**keys: Any) -> ModelConfig:
-    """Two layers, 64 wide, four heads: the shape that the Hugging Face models get, too."""
+    """Two layers, 64 wide, four heads: the Hugging Face models get the same shape."""
     shape = {"n_layer": 2, "n_head": 4, "n_embd": 64, "context_length": 32, "vocab_size": VOCAB}
     return config_of(**{**shape, **keys})
 
@@ -37,8 +37,8 @@ def small_model(name: str, context_length: int = 8, **keys: Any) -> GPT:
 
 
 def scramble(model: Any, seed: int) -> Any:
-    """Random numbers on every parameter, biases and norms too: at their first values, 0 and 1,
-    these would hide a mistake."""
+    """Puts random numbers into every parameter, also biases and norms: their first values, 0 and 1,
+    would hide a mistake."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,7 +78,7 @@ def gpt2_weights(theirs: Any) -> dict[str, Tensor]:
 
 
 def with_weights(c: ModelConfig, weights: dict[str, Tensor]) -> GPT:
-    """A model of ours with these weights, all of them used; biases that it lacks must be 0."""
+    """One of our models with these weights, all of them used; biases that it lacks must be 0."""
     model = GPT(c).eval()
     lacking = weights.keys() - model.state_dict().keys()
     for name in lacking:

@@ -27,7 +27,7 @@ ALL = (PERIOD,)
 
 @contextlib.contextmanager
 def sizes(window_tokens: int, block_row_groups: int = 2, lanes: int = 4) -> Iterator[None]:
-    """Windows, blocks and lanes that little data fills."""
+    """Sets windows, blocks and lanes that a little data fills."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orders, "WINDOW_TOKENS", window_tokens)
         patch.setattr(orders, "BLOCK_ROW_GROUPS", block_row_groups)
@@ -51,7 +51,7 @@ def first_tokens(line: Line, count: int) -> np.ndarray:
 
 
 def sequences_of(line: Line, first: int, count: int, seq_len: int) -> np.ndarray:
-    """(count, seq_len + 1): sequences with their last targets, as they stand on the line."""
+    """Sequences with their last targets, as they stand on the line: (count, seq_len + 1)."""
     start, stop = first * seq_len, (first + count) * seq_len + 1
     tokens = first_tokens(line, 1 << stop.bit_length())[start:stop]
     return np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)[::seq_len]
@@ -60,7 +60,8 @@ def sequences_of(line: Line, first: int, count: int, seq_len: int) -> np.ndarray
 def read(
     order: Order, window: Window, rank: int = 0, world_size: int = 1, first_batch: int = 0
 ) -> np.ndarray:
-    """(batches, share, seq_len + 1): what a worker reads of a window, each row exactly once."""
+    """The rows that a worker reads of a window, each exactly once: (batches, share, seq_len +
+    1)."""
     batches = window.stop_batch - max(first_batch, window.first_batch)
     share = window.sequences_per_batch // world_size
     found = np.zeros((batches * share, order.seq_len + 1), dtype=np.int64)
@@ -96,7 +97,7 @@ class Case:
         return sizes(self.window_tokens, self.block_row_groups, self.lanes)
 
     def windows(self, positions: int) -> Iterator[Window]:
-        """Whole windows, with at least so many positions."""
+        """Whole windows, together with at least this many positions."""
         for window in self.order.windows(0, 1 << 60):
             if window.first_sequence >= positions:
                 return

@@ -1,6 +1,5 @@
-"""Small corpora to prepare in many parts, what a prepared dataset holds, and ways to stop a
-preparation in the middle.
-"""
+"""Small corpora to prepare in many parts, the content of a prepared dataset, and ways to stop a
+preparation in the middle."""
 
 import contextlib
 import json
@@ -32,7 +31,7 @@ def set_sizes(
     batch_tokens: int = 300,
     shard_tokens: int = 3000,
 ) -> None:
-    """Several parts, runs, batches and shards of a small corpus."""
+    """Sets sizes at which a small corpus has several parts, runs, batches and shards."""
     patch.setattr(sources, "PART_BYTES", part_bytes)
     patch.setattr(shuffle, "RUN_BYTES", run_bytes)
     patch.setattr(shuffle, "BATCH_TOKENS", batch_tokens)
@@ -41,7 +40,7 @@ def set_sizes(
 
 
 def in_this_process(task: Scatter | Gather, indexes: list[int]) -> Iterator[dict[str, Any]]:
-    """What Ray Data does with a task."""
+    """Runs a task as Ray Data does."""
     for index in indexes:
         yield {key: values[0] for key, values in task({"index": np.array([index])}).items()}
 
@@ -70,13 +69,13 @@ def config_of(source: Path, **keys: Any) -> PrepareConfig:
 
 
 def content(folder: str | Path) -> dict[str, bytes]:
-    """Every file of a dataset."""
+    """Every file of a dataset, by its path in the folder."""
     root = Path(folder)
     return {str(f.relative_to(root)): f.read_bytes() for f in root.rglob("*") if f.is_file()}
 
 
 def tokens_of(manifest: Manifest, split: str) -> np.ndarray:
-    """Read with nothing but pyarrow, from a local folder."""
+    """The tokens of a split, read with nothing but pyarrow, from a local folder."""
     files = [pq.read_table(f"{manifest.path}/{s.file}")["tokens"] for s in manifest.split(split)]
     return np.concatenate([file.to_numpy() for file in files])
 
@@ -96,7 +95,7 @@ def all_texts(manifest: Manifest) -> list[str]:
 
 
 def some_files() -> list[list[str]]:
-    """Rows for some files, with documents that are empty and others that come more than once."""
+    """Rows for some files, with empty documents and with documents that occur more than once."""
     draw = random.Random(0)
     files = [
         [
@@ -112,12 +111,12 @@ def some_files() -> list[list[str]]:
 
 
 class Killed(BaseException):
-    """As a SIGKILL: nobody catches it."""
+    """Acts like a SIGKILL: nothing catches it."""
 
 
 @contextlib.contextmanager
 def killed_at(write: int, named: bool) -> Iterator[None]:
-    """Stops what is inside at a write, before or after the file has got its name."""
+    """Stops the code inside at a write, before or after the file has got its name."""
     take_name, count = storage._take_name, 0
 
     def counting(beside: str, inside: str) -> None:
@@ -134,7 +133,7 @@ def killed_at(write: int, named: bool) -> Iterator[None]:
 
 
 def stopped_before_the_end(c: PrepareConfig, home: Path) -> Path:
-    """The folder of a dataset that lacks its manifest only."""
+    """The folder of a dataset that lacks only its manifest."""
     with pytest.MonkeyPatch.context() as patch:
 
         def save(self: Manifest) -> None:

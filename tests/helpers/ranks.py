@@ -1,4 +1,4 @@
-"""Small models trained in DeepSpeed on ranks: processes of their own, on gloo."""
+"""Small models trained in DeepSpeed on ranks, which are processes of their own, on gloo."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from manta.train.step.optimizer import OptimizerConfig
 STEPS, RANKS, ACCUMULATED, MICRO_BATCH = 4, 3, 2, 2
 SHARES = [1.0, 0.8, 0.5, 0.3]  # of the peak learning rate, step by step
 
-# Matrices of many shapes, tall and wide; cut by the ranks' slices somewhere.
+# Matrices of many shapes, tall and wide; the ranks' slices cut them somewhere.
 MODELS = {
     "modern": {
         "n_layer": 2, "n_embd": 48, "n_head": 4, "n_kv_head": 2, "mlp_hidden": 80,
@@ -40,7 +40,7 @@ def make_model(name: str) -> GPT:
 
 
 def batches(model: GPT) -> Iterator[Tensor]:
-    """One (sequences, tokens) batch a step, of all ranks together."""
+    """One (sequences, tokens) batch per step, of all ranks together."""
     generator = torch.Generator().manual_seed(2)
     size = RANKS * ACCUMULATED * MICRO_BATCH
     for _ in range(STEPS):
@@ -72,7 +72,7 @@ def engine_of(
 
 
 def save(engine: Any, rank: int, folder: Path) -> Any:
-    """Weights, optimizer state and its index."""
+    """Saves weights, optimizer state and its index."""
     folder.mkdir(parents=True, exist_ok=True)
     entry = fragments.write(fragments.copy_state(engine), folder / f"rank-{rank}.safetensors")
     entries: list[Any] = [None] * dist.get_world_size()
@@ -86,7 +86,8 @@ def save(engine: Any, rank: int, folder: Path) -> Any:
 
 
 def on_ranks(function: Any, world_size: int, folder: Path) -> dict[str, Any]:
-    """What rank 0 of `function(rank, world_size, folder)` found, in processes of their own."""
+    """Runs `function(rank, world_size, folder)` in a process per rank; returns what rank 0
+    found."""
     mp.spawn(_on_rank, (function, world_size, str(folder)), nprocs=world_size)
     return torch.load(folder / "found.pt")
 
@@ -109,11 +110,11 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def train(engine: Any, which: range) -> dict[str, Tensor]:
-    """The weights after these steps, each of the same batch for any number of ranks."""
+    """Trains these steps, each with the same batch for any number of ranks; returns the weights."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     every = list(batches(engine.module))
     for step in which:
-        # Of 12 sequences: divided by 1, 2 and 3.
+        # 12 sequences, which 1, 2 and 3 divide.
         mine = every[step].chunk(world_size)[rank].split(MICRO_BATCH)
         engine.set_grad_accum_steps(len(mine))
         for index, micro in enumerate(mine):

@@ -1,4 +1,4 @@
-"""Which kernel attention takes, and what is compiled for it."""
+"""The kernel that attention takes, and what is compiled for it."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def heads_of(sequences: int, length: int, heads: int, groups: int, dtype: torch.
 
 
 def gradient(function: Any, made: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """What attention gives, and the gradient of what it was given: queries, keys, values."""
+    """Attention's output, and the gradients of its inputs: queries, keys, values."""
     made = made.detach().clone().requires_grad_()
     heads = made.size(2) - 2 * groups
     out = function(*made.transpose(1, 2).split([heads, groups, groups], dim=1))

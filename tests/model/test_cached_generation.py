@@ -1,4 +1,4 @@
-"""The cache and generation: with a cache as without one, in a batch as alone."""
+"""Generation with a cache equals generation without; a prompt in a batch equals one alone."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.models import SMALL, small_model, some_tokens
-from manta.model.generate import generate, generate_batch
+from manta.model.generate import Sampling, generate, generate_batch
 from manta.model.gpt import KVCache
 
 few = settings(deadline=None, max_examples=15)
@@ -64,8 +64,7 @@ def test_generation_with_cache_equals_generation_without(
                 model,
                 prompt,
                 20,
-                temperature=temperature,
-                top_k=top_k,
+                sampling=Sampling(temperature=temperature, top_k=top_k),
                 seed=seed,
                 use_cache=use_cache,
             )
@@ -80,7 +79,7 @@ def test_generation_reads_only_the_context_and_after_overflow_only_its_newer_hal
     model = small_model("modern", context_length=8)
     prompt = some_tokens(1, 20, vocab=50)[0].tolist()
     # The 8 last tokens of the prompt fill the context: the second token sees the 4 last.
-    first, second = generate(model, prompt, 2, temperature=0)
+    first, second = generate(model, prompt, 2, sampling=Sampling(temperature=0))
     with torch.no_grad():
         assert model(torch.tensor([prompt[-8:]]))[0, -1].argmax() == first
         assert model(torch.tensor([[*prompt[-3:], first]]))[0, -1].argmax() == second
@@ -95,16 +94,21 @@ def test_a_seed_gives_the_same_text_again_and_another_seed_another() -> None:
 
 def test_temperature_0_and_top_1_take_the_likeliest_token_whatever_the_seed() -> None:
     model = small_model("gpt2")
-    greedy = list(generate(model, [3], 30, temperature=0, seed=1))
-    assert greedy == list(generate(model, [3], 30, temperature=0, seed=2))
-    assert greedy == list(generate(model, [3], 30, temperature=1.5, top_k=1, seed=3))
+    greedy = list(generate(model, [3], 30, sampling=Sampling(temperature=0), seed=1))
+    assert greedy == list(generate(model, [3], 30, sampling=Sampling(temperature=0), seed=2))
+    assert greedy == list(
+        generate(model, [3], 30, sampling=Sampling(temperature=1.5, top_k=1), seed=3)
+    )
 
 
 def test_top_k_draws_only_from_the_k_likeliest_tokens() -> None:
     model = small_model("modern")
     with torch.no_grad():
         likeliest = set(model(torch.tensor([[5, 6]]))[0, -1].topk(3).indices.tolist())
-    drawn = {next(generate(model, [5, 6], 1, temperature=5, top_k=3, seed=s)) for s in range(60)}
+    drawn = {
+        next(generate(model, [5, 6], 1, sampling=Sampling(temperature=5, top_k=3), seed=s))
+        for s in range(60)
+    }
     assert drawn == likeliest
 
 
@@ -129,20 +133,28 @@ def test_each_prompt_of_a_batch_gets_what_it_gets_alone(
     seeds = list(range(len(prompts)))
     found: list[list[int]] = [[] for _ in prompts]
     batch = generate_batch(
-        model, prompts, 14, seeds=seeds, temperature=temperature, stop=stop, use_cache=use_cache
+        model,
+        prompts,
+        14,
+        seeds=seeds,
+        sampling=Sampling(temperature=temperature),
+        stop=stop,
+        use_cache=use_cache,
     )
     for new in batch:
         for i, token in new.items():
             found[i].append(token)
     for prompt, seed, tokens in zip(prompts, seeds, found, strict=True):
-        alone = generate(model, prompt, 14, seed=seed, temperature=temperature, stop=stop)
+        alone = generate(
+            model, prompt, 14, seed=seed, sampling=Sampling(temperature=temperature), stop=stop
+        )
         assert tokens == list(alone)
 
 
 def test_what_memory_held_before_reaches_no_row() -> None:
     model = small_model("modern")
     was = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # and so torch.empty is filled with NaN
+    torch.use_deterministic_algorithms(True)  # this makes torch.empty fill with NaN
     try:
         batch = generate_batch(model, [[1], [2, 3, 4, 5], [6, 7]], 8, seeds=[0, 1, 2])
         assert [len(new) for new in batch] == [3] * 8
@@ -163,8 +175,8 @@ def test_generation_ends_before_the_stop_token(use_cache: bool) -> None:
 
 def test_generation_uses_no_dropout_and_leaves_the_model_training() -> None:
     model = small_model("gpt2", dropout=0.5)
-    expected = list(generate(model, [1], 20, temperature=0))
+    expected = list(generate(model, [1], 20, sampling=Sampling(temperature=0)))
     assert not model.training
     model.train()
-    assert list(generate(model, [1], 20, temperature=0)) == expected
+    assert list(generate(model, [1], 20, sampling=Sampling(temperature=0))) == expected
     assert model.training

@@ -1,4 +1,4 @@
-"""The cost model against what is really allocated: parameters, activations, DeepSpeed's stages."""
+"""The cost model against real allocations: parameters, activations, DeepSpeed's stages."""
 
 import dataclasses
 import weakref
@@ -113,7 +113,7 @@ def test_flops_are_6_for_each_parameter_that_multiplies_and_attention(
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the storages that ops have made and that are still there, but for a model's own."""
+    """Bytes of the storages that ops made and that still exist, except a model's own."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -164,7 +164,7 @@ def loss_of(model: GPT, batch: int, dtype: str) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_autograd_saves_is_what_is_predicted(name: str, dtype: Any) -> None:
-    """Without checkpointing, and without what the loss keeps for itself."""
+    """This is without checkpointing, and without what the loss keeps for itself."""
     c, batch = shape(name), 3
     model = GPT(c)
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
@@ -201,7 +201,7 @@ def test_what_is_alive_after_a_forward_and_at_most_is_what_is_predicted(
         peak = live.peak - before
     predicted = activations(c, batch, c.context_length, dtype, mode, "cpu")
     assert held == pytest.approx(predicted.held, rel=0.02)
-    # Which gradients are there at once, autograd decides as it goes: an estimate.
+    # Autograd decides as it runs which gradients exist at once, so this is an estimate.
     assert 0.9 < (predicted.held + predicted.temporary) / peak < 1.25
 
 
@@ -331,9 +331,9 @@ def test_what_does_not_fit_is_said_with_what_would(workers: int) -> None:
     offload: Any = {"zero_stage": 1, "offload_optimizer": True}
     peak = costs(dataclasses.replace(s, **offload)).peak
     assert f"zero_stage=1 engine.offload_optimizer=cpu ({peak / GIB:.2f} GiB)" in ways
-    # Checkpointing alone leaves the states as they are, and these are too much.
+    # Checkpointing alone does not make the states smaller, and they are too large.
     assert need.states > memory and "activation_checkpointing" not in text
-    # At four workers the least stage that is enough; one worker alone saves nothing.
+    # Four workers get the lowest stage that is enough; one worker alone saves nothing.
     of = [costs(dataclasses.replace(s, zero_stage=stage)).peak <= memory for stage in (1, 2, 3)]  # type: ignore[arg-type]
     assert any(of) == (workers == 4)
     assert not any(of) or f"zero_stage={1 + of.index(True)} (" in text
@@ -344,14 +344,14 @@ def test_only_what_makes_it_fit_is_named() -> None:
     full = costs(dataclasses.replace(s, activation_checkpointing="full")).peak
     assert any("activation_checkpointing=full" in way for way in remedies(s, full))
     assert not any("=selective" in way for way in remedies(s, full))
-    # Nothing helps a card that holds no more than the allowance.
+    # Nothing helps a card with no more memory than the allowance.
     assert remedies(s, ALLOWANCE) == []
     with pytest.raises(ConfigError, match="a smaller model"):
         largest_micro_batch(s, ALLOWANCE, [1])
 
 
 def test_the_presets_fit_on_the_cards_that_they_are_meant_for() -> None:
-    """A 24 GB card alone; eight A100 of 40 GB. 92% of a card's memory is used."""
+    """The cards are one of 24 GB, and eight A100s of 40 GB. 92% of a card's memory is used."""
     small, card = 24 * GIB * USABLE, 40 * GIB * USABLE
     gpt2 = Setup(preset("gpt2-163m"), 1024)
     casa = Setup(preset("casa-350m"), 2048)

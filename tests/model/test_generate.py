@@ -1,4 +1,4 @@
-"""Generation: the tokens that a plain loop draws, one wait for the device a token, no cuDNN."""
+"""Generation: the tokens of a plain loop, one wait for the device per token, no cuDNN."""
 
 import contextlib
 import warnings
@@ -17,7 +17,7 @@ from helpers.models import SMALL, small_model
 from manta.config import load
 from manta.errors import ConfigError
 from manta.evaluate.inference_settings import GenerateConfig, place_of
-from manta.model.generate import generate, generate_batch, pick
+from manta.model.generate import Sampling, generate, generate_batch, pick
 from manta.model.gpt import GPT
 from manta.model.inference import inference
 
@@ -32,7 +32,7 @@ has_gpu = torch.cuda.is_available()
 def plain_pick(
     logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator
 ) -> int:
-    """One id from (V,) logits."""
+    """Picks one id from (V,) logits."""
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < len(logits):
@@ -48,7 +48,7 @@ def plain_pick(
 def plain_generate(
     model: GPT, prompt: list[int], count: int, seed: int, temperature: float, top_k: int | None
 ) -> list[int]:
-    """One row without a cache, and one number at a time."""
+    """Generates one row without a cache, one number at a time."""
     length, random = model.config.context_length, torch.Generator().manual_seed(seed)
     window, found = prompt[-length:], []
     for _ in range(count):
@@ -78,7 +78,7 @@ def test_rows_are_drawn_at_once_as_each_is_alone(
     top_k: int | None,
     seed: int,
 ) -> None:
-    """To the bit, with equal logits and those that are never drawn."""
+    """Rows are equal to the bit, also with equal logits and with logits that are never drawn."""
     logits = torch.tensor([[*row, 0.0] for row in rows], dtype=dtype)
     randoms = [torch.Generator().manual_seed(seed + index) for index in range(len(rows))]
     numbers = torch.stack([torch.rand((), generator=r, dtype=torch.float64) for r in randoms])
@@ -88,7 +88,7 @@ def test_rows_are_drawn_at_once_as_each_is_alone(
         plain_pick(row.float(), temperature, top_k, random)
         for row, random in zip(logits, randoms, strict=True)
     ]
-    assert pick(logits, temperature, top_k, numbers).tolist() == expected
+    assert pick(logits, Sampling(temperature, top_k), numbers).tolist() == expected
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -123,7 +123,7 @@ def test_tokens_are_those_of_a_plain_loop_over_each_prompt(
 
 
 def test_a_long_text_draws_the_numbers_of_its_seed_one_after_the_other() -> None:
-    """More of them than are drawn at once."""
+    """The text needs more numbers than are drawn at once."""
     model = small_model("modern", context_length=5)
     options: dict[str, Any] = {"temperature": 1.0, "top_k": None}
     expected = plain_generate(model, [3], 600, 7, **options)
@@ -148,7 +148,7 @@ def test_tokens_are_drawn_as_often_as_the_softmax_says(
     random, draws = torch.Generator().manual_seed(seed), 2000
     numbers = torch.rand(draws, generator=random, dtype=torch.float64)
     found = torch.bincount(
-        pick(row.expand(draws, -1), temperature, top_k, numbers), minlength=len(row)
+        pick(row.expand(draws, -1), Sampling(temperature, top_k), numbers), minlength=len(row)
     )
     assert not found[share == 0].any()
     deviation = (draws * share * (1 - share)).sqrt()
@@ -158,14 +158,14 @@ def test_tokens_are_drawn_as_often_as_the_softmax_says(
 # Waits of the host for the device
 
 
-# All that reads a tensor comes down to one of these functions or operators.
+# Everything that reads a tensor calls one of these functions or operators.
 READING_FUNCTIONS = {"tolist", "cpu", "numpy"}
 READING_OPERATORS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"}
 
 
 class Reads(TorchFunctionMode):
-    """Counts what has the host read a tensor, for which it would wait for a GPU; and the tensors
-    that it makes of numbers of its own, which would have to be copied there."""
+    """Counts calls with which the host reads a tensor, and would wait for a GPU; also tensors made
+    of the host's own numbers, which would have to be copied to the GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Reads(TorchFunctionMode):
 
 
 class Operators(TorchDispatchMode):
-    """Counts, in the same place, the operators that read a tensor."""
+    """Adds to the same count the operators that read a tensor."""
 
     def __init__(self, counts: Reads):
         super().__init__()
@@ -198,8 +198,8 @@ class Operators(TorchDispatchMode):
 
 
 def with_an_empty_weight(model: GPT) -> GPT:
-    """As ZeRO stage 3 has them: inference mode, in which not all that is read can be counted, is
-    then not used."""
+    """Gives the model an empty weight, as ZeRO stage 3 does. Inference mode, in which not all reads
+    can be counted, is then not used."""
     model.empty = torch.nn.Parameter(torch.empty(0))
     return model
 
@@ -253,7 +253,9 @@ def test_the_host_reads_once_a_token_where_rows_end_and_a_context_is_full() -> N
     prompts = [[1], [2, 3, 4], [5, 6], [7]]
     lengths = []
     with counted() as counts:
-        batch = generate_batch(model, prompts, 60, seeds=[0, 1, 2, 3], temperature=2, stop=9)
+        batch = generate_batch(
+            model, prompts, 60, seeds=[0, 1, 2, 3], sampling=Sampling(temperature=2), stop=9
+        )
         for step, new in enumerate(batch, 1):
             assert counts.reads == step
             lengths.append(len(new))
@@ -264,7 +266,7 @@ def test_the_host_reads_once_a_token_where_rows_end_and_a_context_is_full() -> N
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_gpu_is_waited_for_once_a_token(name: str, dtype: str) -> None:
-    """By torch's own count of what synchronises; and in fp32 its tokens are the CPU's."""
+    """torch itself counts the calls that synchronise; and in fp32 the tokens are the CPU's."""
     model = small_model(name, context_length=64)
     prompts, found = [[1], [2, 3, 4], [5, 6]], []
     expected = list(generate_batch(model, prompts, 20, seeds=[0, 1, 2]))
@@ -285,7 +287,7 @@ def test_a_gpu_is_waited_for_once_a_token(name: str, dtype: str) -> None:
     assert dtype == "bf16" or found == expected
 
 
-# What holds while a token is made, and what while the caller has it
+# The state while a token is made, and while the caller has it
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -331,7 +333,7 @@ def test_the_caller_may_train_between_two_tokens() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-# Where a model is asked
+# The device that a model runs on
 
 
 def test_auto_is_the_gpu_where_there_is_one_and_bf16_only_there() -> None:

@@ -1,4 +1,4 @@
-"""How a new model's weights start: what each form promises, at any shape that it is for."""
+"""The first weights of a new model: what each form promises, at any shape that it supports."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_identity_passes_the_embeddings_on(family: str, is_tied: bool) -> None:
 
 
 def attention_of(model: GPT, tokens: Tensor, layer: int) -> Tensor:
-    """(B, H, T, T) where each head of a block looks."""
+    """The places that each head of a block attends to: (B, H, T, T)."""
     c, x, branch = model.config, model.embedding(tokens), None
     rope = model.cos[: tokens.size(1)], model.sin[: tokens.size(1)]
     for block in model.blocks[:layer]:
@@ -208,8 +208,8 @@ def test_induction_heads_look_at_what_came_next(
 
     initialise(model, init, fit if fits else lambda model: None)
     tokens = torch.stack([torch.randperm(500)[:100] for _ in range(4)])
-    # All a second time, pair by pair in another order: each token has stood at one place before,
-    # and the second of a pair after the same token.
+    # The text repeats itself, pair by pair in another order: each token has occurred once before,
+    # and the second one of a pair after the same token.
     order = torch.randperm(50)
     again = tokens.view(4, 50, 2)[:, order].reshape(4, 100)
     weights = attention_of(model, torch.cat([tokens, again], dim=1), layer=1)

@@ -1,5 +1,5 @@
-"""The head's loss in chunks, the vocabulary's padding, and what is computed anew: each against the
-plain form."""
+"""The head's loss in chunks, the vocabulary's padding, and recomputation, each against the plain
+form."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from manta.config import from_dict
 from manta.model import loss as losses
-from manta.model.generate import generate
+from manta.model.generate import Sampling, generate
 from manta.model.gpt import GPT, ModelConfig, num_parameters
 from manta.model.loss import IGNORED, Head
 from manta.model.traffic import loss_traffic
@@ -104,7 +104,7 @@ def test_the_loss_in_chunks_is_cross_entropy_with_its_gradient(
 def test_both_forms_of_a_chunks_loss_are_one_formula(
     count: int, vocab_size: int, ignored: float, scale: float, bf16: bool
 ) -> None:
-    """The plain one, and the one to be compiled; against torch's own in double precision."""
+    """The plain form and the one for compilation, against torch's own loss in double precision."""
     torch.manual_seed(count)
     dtype = torch.bfloat16 if bf16 else torch.float32
     logits = (scale * torch.randn(count, -(-vocab_size // 128) * 128)).to(dtype)
@@ -143,8 +143,8 @@ def test_the_compiled_loss_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, bf1
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write: each operand once, each result once, and of what is
-    looked up or put in place only that. (Matrix products are left out.)"""
+    """Bytes that operations read and write: each operand once and each result once. (Matrix
+    products are left out, and lookups and scatters, which touch one value per token.)"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +223,8 @@ def test_padding_of_the_vocabulary_is_invisible(
         assert not whole[len(gradient) :].any()
     for temperature in (0.0, 5.0):
         drawn = [
-            list(generate(model, [1, 2], 30, temperature=temperature)) for model in (padded, plain)
+            list(generate(model, [1, 2], 30, sampling=Sampling(temperature=temperature)))
+            for model in (padded, plain)
         ]
         assert drawn[0] == drawn[1] and max(drawn[0]) < 50
     monkeypatch.undo()
@@ -255,7 +256,7 @@ def test_computing_activations_anew_changes_nothing(family: str, mode: Any, drop
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_computing_activations_anew_keeps_less(family: str) -> None:
-    """Bytes that the backward pass holds: each mode less than the one before."""
+    """The bytes that the backward pass holds: each mode holds less than the one before."""
     tokens, targets = batch_of(50, rows=8)
     held = []
     for mode in ("none", "selective", "full"):
@@ -277,7 +278,7 @@ def allocated() -> int:
     storages = {}
     for thing in gc.get_objects():
         if isinstance(thing, torch.Tensor):
-            # (A compilation leaves tensors behind that stand for others and hold nothing.)
+            # (A compilation leaves placeholder tensors behind that hold nothing.)
             with contextlib.suppress(NotImplementedError, RuntimeError):
                 storage = thing.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()

@@ -1,4 +1,4 @@
-"""The model against transformers' own models; its loss, and what a token may see."""
+"""The model against transformers' own models; its loss, and the tokens that each token sees."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ def assert_same_logits(ours: GPT, theirs: Any) -> None:
 def test_gpt2_family_equals_transformers_gpt2(
     keys: dict[str, Any], zeroed: tuple[str, ...]
 ) -> None:
-    """GPT2LMHeadModel always has biases: where ours has none, its are 0."""
+    """GPT2LMHeadModel always has biases; where ours has none, its biases are 0."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     c = tiny_config(family="gpt2", **keys)

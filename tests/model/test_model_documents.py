@@ -1,4 +1,4 @@
-"""Several documents in one row: each is to the model as if it were alone."""
+"""Several documents in one row: the model treats each as if it were alone."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ cuts_of_two_rows = st.lists(st.sets(st.integers(0, 15), max_size=6), min_size=2,
 
 
 def numbered(cuts: list[set[int]], length: int = 16) -> Tensor:
-    """(B, length) document numbers: in each row a new document begins at each of its cuts."""
+    """Document numbers, (B, length): in each row a new document begins at each of its cuts."""
     opens = torch.zeros(len(cuts), length, dtype=torch.long)
     for row, at in enumerate(cuts):
         opens[row, sorted(at)] = 1
@@ -28,7 +28,7 @@ def numbered(cuts: list[set[int]], length: int = 16) -> Tensor:
 
 
 def places(documents: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each document: its row, and a (T,) mask of where it is."""
+    """The row of each document, and a (T,) mask of its places."""
     for row, numbers in enumerate(documents):
         for number in numbers.unique():
             yield row, numbers == number

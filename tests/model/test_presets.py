@@ -1,4 +1,4 @@
-"""Presets and shapes: the parameters and FLOPs they count, and what is refused by name."""
+"""Presets and shapes: their parameters and FLOPs, and what is refused by name."""
 
 from typing import Any
 
@@ -82,8 +82,8 @@ def test_counted_parameters_are_those_of_the_model(name: str) -> None:
 
 
 def test_flops_of_gpt2_124m_equal_the_hand_calculation() -> None:
-    # A layer: 12 C^2 in matrices, 13 C in biases and norms; then the last norm and the head,
-    # which is the embedding. The position table does not multiply.
+    # A layer has 12 C^2 in matrices and 13 C in biases and norms; then come the last norm and the
+    # head, which is the embedding. The position table takes part in no product.
     n = 12 * (12 * 768 * 768 + 13 * 768) + 2 * 768 + 50257 * 768
     assert n == 124_439_808 - 1024 * 768
     expected = 6 * n + 12 * 12 * 768 * 1024

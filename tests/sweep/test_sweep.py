@@ -1,4 +1,4 @@
-"""Sweeps without Ray: which runs a sweep has, what it refuses, and how it ranks what came out."""
+"""Sweeps without Ray: the runs of a sweep, what it refuses, and how it ranks the results."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ val_losses = st.floats(0, 20) | st.just(math.nan)
 
 @dataclasses.dataclass
 class Result:
-    """One of Ray Tune's results, as far as a ranking reads it."""
+    """One of Ray Tune's results, with the parts that a ranking reads."""
 
     config: dict[str, Any]
     metrics: dict[str, Any] | None
@@ -32,7 +32,7 @@ class Result:
 
 
 class Results(list[Result]):
-    """All of them, as Ray Tune gives them."""
+    """A list of results, in the form in which Ray Tune gives them."""
 
     @property
     def errors(self) -> list[Exception]:
@@ -71,7 +71,7 @@ def test_the_trials_are_each_rate_with_each_batch_and_otherwise_the_config(
     del shared["sweep"]
     for trial in trials:
         own = to_dict(trial)
-        # A trial keeps to the CPUs that it has reserved.
+        # A trial uses only the CPUs that it has reserved.
         assert own["threads_per_worker"] == (threads or 2)
         for tree in (own, shared):
             for key in ("name", "tokens_per_batch", "threads_per_worker"):
@@ -98,7 +98,7 @@ def test_what_a_sweep_cannot_try_is_refused(keys: dict[str, Any], said: str) -> 
 
 
 def test_the_batch_of_a_single_run_is_not_asked_for() -> None:
-    """Each trial has another one: that of the sweep itself may divide by nothing."""
+    """Each trial has a batch of its own, so the sweep's own batch need not divide."""
     c = sweep_of(tokens_per_batch=300, sweep={"tokens_per_batch": [512]})
     assert [trial.tokens_per_batch for trial in c.trials()] == [512] * 3
 
@@ -113,7 +113,7 @@ def test_the_batch_of_a_single_run_is_not_asked_for() -> None:
 def test_trials_are_ranked_by_their_val_loss_and_the_best_is_a_config(
     tmp_path_factory: pytest.TempPathFactory, losses: list[float | None], random: Any
 ) -> None:
-    """None: the trial failed. NaN is worse than any number."""
+    """None means that the trial failed. NaN is worse than any number."""
     home = tmp_path_factory.mktemp("home")
     c = sweep_of(home, model={"dropout": 0.25}, threads_per_worker=3)
     trials = c.trials()

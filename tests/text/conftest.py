@@ -9,7 +9,7 @@ from helpers.documents import WRITERS
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One file of each kind, in two folders, and a file that is no text."""
+    """One file of each kind, in two folders, and a file that is not text."""
     below = tmp_path / "corpus" / "below"
     below.mkdir(parents=True)
     for number, (ending, writer) in enumerate(WRITERS.items()):

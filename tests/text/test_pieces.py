@@ -1,4 +1,4 @@
-"""Large files in pieces, and texts cut into documents: nothing is lost, whatever the sizes."""
+"""Large files in pieces, and texts cut into documents: nothing is lost, at any sizes."""
 
 import io
 import itertools
@@ -27,7 +27,7 @@ PARAGRAPHS = st.lists(st.sampled_from([*BLANK, *LINE]), max_size=30).map("".join
 
 
 def plain_pieces(data: bytes, range_bytes: int) -> list[bytes]:
-    """What the pieces of a plain text hold, found the simple way."""
+    """The content of a plain text's pieces, found in the simplest way."""
     starts, offset, after_blank = [0], 0, False
     for line in io.BytesIO(data):
         blank = not line.decode().strip()

@@ -1,4 +1,4 @@
-"""Where documents come from, the same parts from the same source, and what is refused."""
+"""Sources of documents: what they yield, that parts stay the same, and what is refused."""
 
 import gzip
 import json
@@ -207,7 +207,7 @@ def test_an_unknown_kind_is_refused_with_the_kinds_there_are(folder: Path) -> No
 def test_a_folder_or_glob_with_nothing_readable_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("x")
     for location in (tmp_path, f"{tmp_path}/*.txt"):
-        assert "no readable file is there" in refusal(location)
+        assert "no readable file there" in refusal(location)
 
 
 def test_documents_without_text_are_left_out(tmp_path: Path) -> None:

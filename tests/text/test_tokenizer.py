@@ -151,7 +151,7 @@ def test_streamed_text_joins_to_the_decoded_whatever_the_ids(
 
 
 def test_streamed_text_has_whole_characters_only(trained: Tokenizer) -> None:
-    ids = trained.encode("x🐟")  # the corpus has no fish: it is in pieces
+    ids = trained.encode("x🐟")  # the corpus has no fish, so its bytes are separate tokens
     assert len(ids) > 3
     assert [piece for piece in trained.stream(ids) if piece] == ["x", "🐟"]
 
@@ -282,7 +282,7 @@ def test_a_tokenizer_of_another_format_is_refused(trained: Tokenizer, tmp_path: 
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """tiktoken's cache, empty, and a proxy at which nothing answers."""
+    """An empty tiktoken cache, and a proxy at which nothing answers."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -332,7 +332,7 @@ def test_r50k_base_has_gpt2s_ids(r50k: tuple[Tokenizer, tiktoken.Encoding]) -> N
 
 @pytest.fixture(scope="module")
 def r50k(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, tiktoken.Encoding]:
-    """Ours from the file, and tiktoken's, which finds the file in its cache."""
+    """Our r50k_base from the file, and tiktoken's, which finds the file in its cache."""
     file = os.environ.get("MANTA_TEST_R50K")
     if not file:
         pytest.skip("MANTA_TEST_R50K does not name the file r50k_base.tiktoken")

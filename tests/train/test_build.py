@@ -1,4 +1,4 @@
-"""What follows from a config, and what a worker decides by its machine."""
+"""What follows from a config, and what a worker decides from its machine."""
 
 import dataclasses
 import importlib
@@ -43,8 +43,8 @@ def refusal(*arguments: str) -> str:
 
 
 def test_bf16_that_is_only_emulated_is_not_chosen() -> None:
-    """oneDNN is kept from this processor's own instructions for it, if it has them."""
-    code = "from manta.train import device; print(device.find_device('auto', False, 1).dtype)"
+    """oneDNN may not use this processor's own bf16 instructions, if it has them."""
+    code = "from manta.train.step import device; print(device.find_device('auto', False, 1).dtype)"
     path = str(Path(__file__).parents[2] / "platform")
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": path}
     command = [sys.executable, "-c", code]
@@ -151,8 +151,8 @@ MODEL = ModelConfig(vocab_size=4096)
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the whole PATH, with the compilers of a machine that has all; Triton and
-    Python's headers are there, too."""
+    """A folder that is the whole PATH, with the compilers of a fully equipped machine; Triton and
+    Python's headers exist too."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("gcc", "g++"):
@@ -302,7 +302,7 @@ def test_a_gpu_without_a_fused_attention_is_said(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_model_is_made_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not on the CPU first, which takes longer than a GPU's whole start for a large one."""
+    """Making a large model on the CPU first takes longer than a GPU's whole start."""
     places: list[torch.device] = []
 
     class Made(Exception):
@@ -329,4 +329,4 @@ def test_gradients_are_reduced_in_the_backward_pass_of_several_gpus(on_gpu: bool
     keys = [f"gpus_per_worker={int(on_gpu)}", "num_workers=2", "zero_stage=1"]
     run = load(PretrainConfig, keys)
     setup = memory_setup(run, MODEL, "bf16", "cuda" if on_gpu else "cpu")
-    assert setup.overlap_comm == on_gpu  # a second bucket is held for it
+    assert setup.overlap_comm == on_gpu  # this needs a second bucket

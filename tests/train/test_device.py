@@ -1,4 +1,4 @@
-"""What a machine computes with: the GPU by its name, the dtype, the peak that MFU is a share of."""
+"""The device of a machine: the GPU by its name, the dtype, the peak that MFU is a share of."""
 
 import ctypes
 import dataclasses
@@ -43,7 +43,7 @@ CPU = Device(torch.device("cpu"), "fp32", 1e11, "CPU")
         ("NVIDIA H200 NVL", 835.5e12),
         ("NVIDIA B200", 2250e12),
         ("NVIDIA A100-SXM4-40GB", 312e12),
-        ("A100-SXM4-40GB", 312e12),  # as drivers before 2021 say it
+        ("A100-SXM4-40GB", 312e12),  # as drivers before 2021 spell it
         ("NVIDIA A100 80GB PCIe", 312e12),
         ("NVIDIA A10", 125e12),
         ("NVIDIA A10G", 70e12),
@@ -92,7 +92,7 @@ def test_a_name_that_only_begins_as_a_known_one_is_unknown(name: str, more: str)
 
 
 def simulate(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
-    """What PyTorch says of a GPU, where there is none."""
+    """Makes PyTorch report a GPU where there is none."""
     found = SimpleNamespace(major=capability[0], minor=capability[1], name=name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -151,7 +151,7 @@ def test_a_better_second_probe_raises_what_was_measured_and_no_data_sheets_peak(
 
 
 def count_memory(monkeypatch: pytest.MonkeyPatch, **bytes_: int) -> list[torch.device]:
-    """Has PyTorch's allocator tell these; returns whose peak was reset."""
+    """Makes PyTorch's allocator report these numbers; returns the devices whose peak was reset."""
     stats = {key.replace("__", ".all."): value for key, value in bytes_.items()}
     monkeypatch.setattr(torch.cuda.memory, "memory_stats", lambda device=None: stats)
     reset: list[torch.device] = []
@@ -177,7 +177,7 @@ def test_the_peak_of_a_gpus_memory_is_that_since_the_last_look(
 
 
 def logged(folder: Path, on: Device) -> tuple[list[dict[str, Any]], str]:
-    """The records of two steps in metrics.jsonl, and the line that is said of them."""
+    """The records of two steps in metrics.jsonl, and the log line about them."""
     lines: list[str] = []
     logbook = Logbook(str(folder), lines.append, 0)
     step = {"lr": 1e-3, "grad_norm": 1.0, "data_wait_seconds": 0.0, "tokens_per_second": 1e4}
@@ -262,7 +262,7 @@ print(found[0])
 )
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_freed_memory_is_used_again_without_being_filled_by_the_system(where: str) -> None:
-    """Page faults, of which 200 MB are 51,200; in a thread as Ray's workers have it, too."""
+    """200 MB are 51,200 page faults. Also counted in a thread, as in Ray's workers."""
 
     def faults(kept: str) -> int:
         path = str(Path(__file__).parents[2] / "platform")

@@ -1,4 +1,4 @@
-"""The keys of DeepSpeed: each acts where it may be set, and is refused where it would not."""
+"""The keys of DeepSpeed: each one acts where it is allowed, and is refused elsewhere."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from manta.train.step.reducer import Reducer
 RANKS = 2
 MUON = OptimizerConfig(kind="muon")
 
-# Settings that leave the arithmetic as it is, and the stages at which they act.
+# Settings that do not change the arithmetic, and the stages at which they act.
 SAME = {
     "offload": ({"offload_optimizer": "cpu"}, (1, 2, 3)),
     "offload both": ({"offload_optimizer": "cpu", "offload_parameters": "cpu"}, (3,)),
@@ -62,7 +62,7 @@ def train(rank: int, stage: int, keys: dict[str, Any], optimizer: OptimizerConfi
 
 
 def reductions(rank: int, stage: int) -> list[int]:
-    """How many collective calls each micro batch of a step makes, after a step."""
+    """The number of collective calls in each micro batch of a step, after a first run of steps."""
     _, engine = train(rank, stage, {}, OptimizerConfig())
     found = []
     for index in range(3):
@@ -79,7 +79,7 @@ def reductions(rank: int, stage: int) -> list[int]:
 
 def averaged(rank: int) -> dict[str, Any]:
     """Two micro batches of a small net whose gradients are averaged in buckets: what is sent when,
-    and the gradients, beside those that all_reduce gives."""
+    and whether the gradients equal those of all_reduce."""
     torch.manual_seed(3)
     net = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
     weights = [torch.nn.Parameter(torch.ones(3)), *net.parameters()]  # nothing uses the first
@@ -109,8 +109,8 @@ def averaged(rank: int) -> dict[str, Any]:
 
 
 def casts(stage: int, once: bool, recompute: str = "none") -> dict[str, Any]:
-    """A step of three micro batches in bf16: how often each weight was cast, and the weights that
-    it leaves."""
+    """How often each weight was cast in a step of three micro batches in bf16, and the weights
+    after it."""
     model = make_model("modern")
     model.recompute = recompute  # type: ignore[assignment]
     engine = Engine(
@@ -156,7 +156,7 @@ def synchronisations(rank: int, stage: int) -> int:
 
 def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     results: dict[str, Any] = {"plain": {}, "muon": {}, "bf16": {}, "reductions": {}}
-    linear = F.linear  # DeepSpeed leaves its own one in a process in which stage 3 has been
+    linear = F.linear  # stage 3 leaves DeepSpeed's own one behind in the process
     with pytest.MonkeyPatch.context() as patch:  # a machine with a GPU, which this run does not use
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -244,7 +244,7 @@ def test_deepspeed_takes_the_device_of_the_run_and_not_the_one_that_it_sees(
 
 
 def test_no_operation_of_deepspeeds_is_tried_out(found: dict[str, Any]) -> None:
-    """DeepSpeed fills this list with all of them when it is first read, unless it is there."""
+    """DeepSpeed fills this list with all its operations on the first read, unless it exists."""
     assert found["probed"] == {}
 
 
@@ -274,7 +274,7 @@ def test_gradients_travel_while_others_are_still_computed(found: dict[str, Any])
 
 
 def test_stages_0_and_1_reduce_once_a_step(found: dict[str, Any]) -> None:
-    """Stages 2 and 3 keep no gradients of others, so they reduce each micro batch."""
+    """Stages 2 and 3 keep no gradients of other ranks, so they reduce in each micro batch."""
     counts = found["reductions"]
     print(counts)
     for stage in (0, 1):

@@ -1,4 +1,4 @@
-"""The optimizer's state goes from any number of workers and ZeRO stage to any other, exactly."""
+"""The optimizer's state moves exactly from any number of workers and ZeRO stage to any other."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ CASES = [(kind, stage) for kind, (_, stages) in KINDS.items() for stage in stage
 
 
 def whole_state(folder: Path) -> dict[str, Tensor]:
-    """The optimizer's state, each weight's whole and flat, put together from all files."""
+    """The optimizer's state with each weight's part whole and flat, put together from all files."""
     index = json.loads((folder / "index.json").read_text())
     files = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
     found = {}
@@ -110,4 +110,4 @@ def test_on_other_workers_and_stages_the_state_is_the_same(
         assert distance(weights, expected[f"{kind} {stage}"]) < 1e-4, case
 
 
-assert RANKS == SAVED_BY  # `batches` are made for so many
+assert RANKS == SAVED_BY  # `batches` makes this many

@@ -1,4 +1,5 @@
-"""Memory for copies: as much as they need, in one block, kept for the next, locked for GPUs."""
+"""Memory for copies: exactly as much as they need, in one block, kept for the next copy, and locked
+for GPUs."""
 
 import ctypes
 import os
@@ -72,7 +73,7 @@ def test_a_copy_is_one_of_its_own_time() -> None:
 
 
 class Cudart:
-    """Stands for CUDA's runtime, which is not here: locks memory as the system's own call does."""
+    """Stands for CUDA's runtime, which is missing here: locks memory with the system's own call."""
 
     def __init__(self, error: int = 0):
         self.error = error

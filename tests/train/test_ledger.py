@@ -1,4 +1,4 @@
-"""Goodput: all time is accounted for, across restarts, whatever clocks do."""
+"""Goodput: all time is accounted for, across restarts and jumps of the clock."""
 
 import json
 import time
@@ -62,7 +62,7 @@ def test_a_clock_that_jumps_makes_no_time_negative(
 
 
 def test_what_ray_starts_again_by_itself_is_counted_once(tmp_path: Path) -> None:
-    """As in an elastic run: nobody has begun anything anew."""
+    """This happens in an elastic run, where nobody has begun anything again."""
     ledgers.begin(str(tmp_path), time.time() - 100)
     first = Ledger(str(tmp_path), 0.0)
     first.write(last=True)

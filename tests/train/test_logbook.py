@@ -16,7 +16,7 @@ from manta.train.settings import PretrainConfig
 
 
 def silent(line: str) -> None:
-    """Where lines go."""
+    """Takes the log lines and drops them."""
 
 
 def record(step: int, **more: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def record(step: int, **more: Any) -> dict[str, Any]:
 
 
 def log(run: Path | str, steps: range, resumed_step: int = 0) -> None:
-    """A run's process that logs these steps, each with a sample, and ends."""
+    """Acts like a run's process: logs these steps, each with a sample, and ends."""
     logbook = Logbook(str(run), silent, resumed_step)
     for step in steps:
         logbook.log_metrics([record(step)])
@@ -38,7 +38,7 @@ def no_constants(name: str) -> None:
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    """The file's records; each is one line of standard JSON, which has no NaN."""
+    """The records of a file; each one is a line of standard JSON, which has no NaN."""
     text = file.read_text(encoding="utf-8")
     assert not text or text.endswith("\n")
     return [json.loads(line, parse_constant=no_constants) for line in text.split("\n")[:-1]]

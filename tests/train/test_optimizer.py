@@ -1,4 +1,4 @@
-"""Optimizers: Muon as the paper has it, alike at ZeRO stages 0, 1 and 2, in real DeepSpeed."""
+"""Optimizers: Muon as in the paper, the same at ZeRO stages 0, 1 and 2, in real DeepSpeed."""
 
 import copy
 import dataclasses
@@ -47,8 +47,8 @@ CASES = [("modern", "muon"), ("modern", "muon-keys"), ("gpt2", "muon"), ("gpt2",
 
 
 def paper_update(gradient: Tensor, buffer: Tensor, beta: float) -> Tensor:
-    """Algorithm 2 of Jordan et al. 2024 with Nesterov momentum, on one matrix, in float64; its
-    quintics those of Amsel et al. 2025."""
+    """Algorithm 2 of Jordan et al. 2024 with Nesterov momentum, on one matrix, in float64, with the
+    quintics of Amsel et al. 2025."""
     buffer.mul_(beta).add_((1 - beta) * gradient)
     x = (1 - beta) * gradient + beta * buffer
     x = x.double() / (1.01 * x.double().norm())
@@ -102,7 +102,7 @@ def plain_training(name: str, c: OptimizerConfig) -> dict[str, Tensor]:
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
-    """Every setting, one after the other: the processes' start costs the most."""
+    """Runs every setting, one after the other, because starting the processes costs the most."""
     results: dict[str, Any] = {"sliced": run_slices(rank, world_size)}
     for model, kind in CASES:
         for stage in (0, 1, 2):
@@ -110,7 +110,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
             results[key] = engine_training(model, OPTIMIZERS[kind], stage, rank)
     for stage in (0, 1, 2):
         results[f"resumed {stage}"] = resumed(stage, rank, f"{folder}/at-{stage}")
-    for stage in (0, 1, 2):  # last: DeepSpeed keeps autocast on once it has been
+    for stage in (0, 1, 2):  # last, because DeepSpeed keeps autocast on after it
         trained = engine_training("modern", OPTIMIZERS["muon"], stage, rank, "bf16")
         results[f"bf16 {stage}"] = trained
     return results
@@ -136,8 +136,8 @@ def engine_training(
 
 
 def resumed(stage: int, rank: int, folder: str) -> Any:
-    """Weights of a run that went on from its checkpoint, of one that was never cut, and of one
-    that went on with other rates and decays."""
+    """Weights of a run that resumed from its checkpoint, of one that was never interrupted, and of
+    one that resumed with other rates and decays."""
     c = OPTIMIZERS["muon"]
     first = engine_of("modern", c, stage)
     steps(first, c, rank, range(2))
@@ -156,7 +156,7 @@ def resumed(stage: int, rank: int, folder: str) -> Any:
     return [*found, start, clip]
 
 
-# One lies in all slices, some in two, some within one; and the last slice is mostly padding.
+# One weight spans all slices, some span two, some one; the last slice is mostly padding.
 SLICED = [(30, 20), (7, 5), (1, 9), (6, 6), (6, 6), (4, 11)]
 
 
@@ -205,7 +205,7 @@ def test_every_stage_trains_as_plain_pytorch_does(
 ) -> None:
     c = OPTIMIZERS[kind]
     start = dict(make_model(model).named_parameters())
-    # AdamW makes a full step of a gradient that is all rounding: there ranks sum in other orders.
+    # AdamW takes a full step where a gradient is only rounding; ranks sum in other orders there.
     tolerance = 1e-5 if c.kind == "muon" else 1e-4
     expected = plain_training(model, c)
     assert distance(expected, start) > 1e-3  # it has learned
@@ -247,15 +247,15 @@ def test_orthogonalised_matrices_have_singular_values_of_about_one(
     found = orthogonalise(x, torch.float32, rounds)
     assert found.shape == x.shape
     singular = torch.linalg.svdvals(found)
-    # What the quintics make of any value from 0.002 of the norm on.
+    # The quintics' result for any value from 0.002 of the norm on.
     low, high = {3: (0.18, 1.88), 4: (0.43, 1.57), 5: (0.86, 1.13)}[rounds]
     assert singular.min() > low and singular.max() < high
     assert not orthogonalise(torch.zeros_like(x), torch.float32).any()
 
 
 def test_muon_is_torchs_own_where_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.optim.Muon: one process, each weight as one matrix, always in bf16, and one quintic for
-    all rounds."""
+    """torch.optim.Muon has one process, treats each weight as one matrix, computes always in bf16,
+    and uses one quintic for all rounds."""
     monkeypatch.setattr(muon, "QUINTICS", ((3.4445, -4.7750, 2.0315),) * 5)
     monkeypatch.setattr(muon, "SAFETY", 1.0)
     c = OptimizerConfig(kind="muon", lr=1e-2)

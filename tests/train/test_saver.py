@@ -1,4 +1,5 @@
-"""Saving beside training: whole or absent, whatever the disk says; on two ranks."""
+"""Saving while training runs: a checkpoint is whole or absent whatever the disk does, on two
+ranks."""
 
 import errno
 import gc
@@ -35,7 +36,7 @@ TEXT = "a text to train a tokenizer on"
 
 
 def failing(times: int, error: OSError, rank: int) -> Callable[..., Any]:
-    """Stands for `fragments.write`: fails so often on one rank."""
+    """Stands for `fragments.write`: fails this often on one rank."""
     left = [times]
 
     def write(state: Any, file: Path) -> Any:
@@ -59,7 +60,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     real = fragments.write
 
-    # What is written is what was there when it was copied, though training goes on.
+    # The file has the weights at the time of the copy, although training continues.
     train(engine, range(1))
     before = engine.full_weights()
 
@@ -67,7 +68,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     in_time: list[bool] = []
 
     def held(state: Any, file: Path) -> Any:
-        in_time.append(trained_on.wait(60))  # False: training has waited for this
+        in_time.append(trained_on.wait(60))  # False if training waited for this
         return real(state, file)
 
     fragments.write = held
@@ -85,7 +86,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     saver._last_time -= c.seconds_between(waited) or 0
     found["not yet"] = saver.asked() is Asked.NOTHING
 
-    # An error of the storage that passes.
+    # The storage has errors for a while.
     fragments.write = failing(2, OSError(errno.EIO, "Input/output error"), 1)
     saver.save(engine, TrainState(step=2, val_loss=1.0))
     saver.finish()
@@ -93,7 +94,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         layout.checkpoint_folder(run, n) for n in (1, 2)
     ]
 
-    # A disk that is full, on one rank: nobody commits, and the run goes on.
+    # One rank's disk is full: nobody commits, and the run continues.
     fragments.write = failing(1, OSError(errno.ENOSPC, "No space left on device"), 1)
     saver.save(engine, TrainState(step=3))
     saver.wait()
@@ -106,11 +107,11 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     fragments.write = real
     for step in range(4, 8):
         saver.save(engine, TrainState(step=step, val_loss=1.0 + step))
-    saver.finish()  # each has waited for the one before
+    saver.finish()  # each save has waited for the one before
     found["pruned"] = [Path(path).name for path in checkpoint.find(run)]
     found["lines"] = lines
 
-    # Memory that rank 1 cannot lock is said once; that of all copies is given back at the end.
+    # A line says once that rank 1 cannot lock memory; all copies' memory is freed at the end.
     told: list[str] = []
     saver = Saver(f"{folder}/unlocked", c, model, tokenizer, told.append)
     if rank == 1:
@@ -119,13 +120,13 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         saver.save(engine, TrainState(step=step))
     held = saver._memory.size
     saver.close()
-    found["told"] = [line for line in told if "saved to" not in line]
+    found["told"] = [line for line in told if "saved step" not in line]
     found["given back"] = held > 0 and saver._memory.size == 0
     return found
 
 
 def run_stages(rank: int, world_size: int, folder: str) -> dict[str, Any]:
-    """What the copies of each stage take, and where they are at the next save."""
+    """The size of the copies at each stage, and where they are at the next save."""
     found: dict[str, Any] = {}
     for stage in (0, 1, 2, 3):
         engine = engine_of("modern", OptimizerConfig(), stage)
@@ -174,20 +175,20 @@ def test_memory_that_cannot_be_locked_is_said_once_and_all_is_given_back(
     assert found["given back"]
 
 
-# --- what a save holds ---------------------------------------------------------------------------
+# --- the memory of a save ------------------------------------------------------------------------
 
 STATUS = Path("/proc/self/status")
-BESIDE = 24 << 20  # bytes that a save may hold beside the copy: what libraries allocate at first
+BESIDE = 24 << 20  # extra bytes that a save may hold: what libraries allocate at first
 
 
 def resident(line: str) -> int:
-    """Bytes of this process: VmRSS, now; VmHWM, the most since they were last forgotten."""
+    """Bytes of this process: VmRSS is the size now, VmHWM the peak since the last reset."""
     lines = STATUS.read_text().splitlines()
     return next(1024 * int(text.split()[1]) for text in lines if text.startswith(f"{line}:"))
 
 
 def run_large(rank: int, world_size: int, folder: str) -> dict[str, Any]:
-    """The most that saves of 332 MB of state hold, on a machine on which a GPU is seen."""
+    """The peak memory of saves of 332 MB of state, on a machine on which a GPU is seen."""
     model = stages.MODEL
     stages._return_freed_memory()
     engine = Engine(
@@ -204,13 +205,13 @@ def run_large(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     engine.step(1.0)
     del loss
     found: dict[str, Any] = {"state": 12 * parameters(model).total}
-    torch.cuda.is_available = lambda: True  # and CUDA, asked for anything, would raise here
+    torch.cuda.is_available = lambda: True  # any real call of CUDA would raise here
     for name, run in {"disk": f"{folder}/run", "store": f"local://{folder}/far"}.items():
         tokenizer = tokenizers.train([TEXT], 257)
         saver = Saver(run, CheckpointConfig(), model, tokenizer, lambda line: None)
         gc.collect()
         before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         saver.save(engine, TrainState(step=1))
         saver.finish()
         peak = resident("VmHWM")
@@ -247,8 +248,8 @@ def test_a_full_disk_costs_one_checkpoint_and_is_said(found: dict[str, Any]) -> 
     assert found["kept"] == ["step-00000001", "step-00000002"] and found["gone"]
     for text in (found["full"], found["error"], "\n".join(found["lines"])):
         assert "step 3 was not saved" in text and "the disk is full" in text
-    assert any("training goes on" in line and "step-00000002" in line for line in found["lines"])
-    assert "run the same again" in found["error"]
+    assert any("training continues" in line and "step-00000002" in line for line in found["lines"])
+    assert "run the same command again" in found["error"]
 
 
 def test_newest_best_and_every_nth_are_kept(found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Loss spikes: found where they are, nowhere else, and alike after a resume."""
+"""Loss spikes are found where they are and nowhere else, also after a resume."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is done about workers that ran out of memory: it is recognised, and what ran is halved."""
+"""Workers that ran out of memory: this is recognised, and their micro batch is halved."""
 
 import traceback
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def test_what_is_only_about_memory_is_something_else(text: str) -> None:
 
 
 def gpt2(**keys: Any) -> PretrainConfig:
-    """GPT-2 124M as it is trained: 512 sequences a batch, and so many divisors."""
+    """GPT-2 124M as it is trained: 512 sequences per batch, a number with many divisors."""
     model = {"preset": "gpt2-124m"}
     return from_dict(PretrainConfig, {"model": model, "tokens_per_batch": 524288, **keys})
 
@@ -164,8 +164,8 @@ Attempt = tuple[int | None, Exception]
 def supervised(
     c: PretrainConfig, monkeypatch: pytest.MonkeyPatch, failures: list[Callable[[], Attempt]]
 ) -> tuple[list[Any], list[str], str]:
-    """The sizes that workers were started with, what was said, and what ended it, where workers
-    tell the size that they decide on and then fail."""
+    """Runs workers that report the size they decide on and then fail; returns the sizes they were
+    started with, the lines, and the error at the end."""
     sizes: list[Any] = []
     lines: list[str] = []
 
@@ -192,7 +192,7 @@ def test_halving_is_no_failure_that_counts_and_ends_with_single_sequences(
     failing = [lambda: (16, WorkersFailed(CUDA_TEXT))] * 5
     sizes, lines, end = supervised(c, monkeypatch, failing)
     assert sizes == ["auto", 8, 4, 2, 1] and "micro_batch_size=1; lower that" in end
-    said = "with micro batches of 16 sequences: going on with 8, more of them to a step"
+    said = "with micro batches of 16 sequences: continuing with 8, more of them per step"
     assert any(said in line for line in lines)
     assert lines.count("starting") == 5 and all(isinstance(line, str) for line in lines)
 
@@ -201,7 +201,8 @@ def test_halving_is_no_failure_that_counts_and_ends_with_single_sequences(
 def test_without_memory_for_a_start_a_run_ends_as_with_other_failures(
     monkeypatch: pytest.MonkeyPatch, prepared: Path, corpus: Path
 ) -> None:
-    """Workers that have not come to decide on a size need less memory with no other one."""
+    """Workers that fail before they decide on a size would not need less memory with another
+    one."""
     c = tiny(prepared, corpus, "name=start", "tokens_per_batch=2048", "max_failures=1")
     failing = [
         lambda: (16, WorkersFailed(CUDA_TEXT)),

@@ -1,7 +1,7 @@
-"""Datasets, checkpoints and configs of the version before: they open, and runs go on from them.
+"""Datasets, checkpoints and configs of the version before: they open, and runs resume from them.
 
-The fixtures were written by Manta 0.2.0, from a corpus that is not there any more: a home with one
-dataset and two runs, each with its checkpoint of step 2, its config and what it had come to at
+The fixtures were written by Manta 0.2.0, from a corpus that no longer exists: a home with one
+dataset and two runs, each with its checkpoint of step 2, its config and its weights at
 step 4. (They stay as they are: whoever changes a format keeps reading this one.)
 """
 
@@ -28,13 +28,14 @@ RUNS = ["adamw", "muon"]
 
 @pytest.fixture
 def old_home(tmp_path: Path) -> Path:
-    """A copy of the home, to write to."""
+    """A copy of the home that tests may write to."""
     shutil.copytree(BEFORE, tmp_path / "home")
     return tmp_path / "home"
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, without what the machine and its load decide."""
+    """The lines of a run's metrics.jsonl, without values that depend on the machine and its
+    load."""
     kept = ("step", "tokens", "loss", "lr", "grad_norm", "val_loss", "val_bpb")
     found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{key: record[key] for key in kept if key in record} for record in found]

@@ -1,7 +1,8 @@
-"""The files in clusters/ can only be run for money or on someone's machines: check all we can here.
+"""The files in clusters/ can run only for money or on someone's machines, so all that can be
+checked here is checked.
 
 Ray's validator knows the top level of a `ray up` file, but neither `provider` nor `node_config`,
-so the names there are held against what Ray and EC2 read. Offline, and without boto3.
+so the names there are compared with those that Ray and EC2 read, offline and without boto3.
 """
 
 import re
@@ -81,7 +82,7 @@ def strings(value: object) -> Iterator[str]:
 
 
 def pip_requirements(config: dict[str, Any]) -> list[Requirement]:
-    """What the setup commands install. Anything but plain requirements raises."""
+    """The requirements that the setup commands install. Anything but plain requirements raises."""
     commands = dict.fromkeys(config["head_setup_commands"] + config["worker_setup_commands"])
     words = [shlex.split(command) for command in commands]
     installs = [w[w.index("install") + 1 :] for w in words if "install" in w]
@@ -89,7 +90,7 @@ def pip_requirements(config: dict[str, Any]) -> list[Requirement]:
 
 
 def pinned_version(requirement: Requirement) -> str | None:
-    """`1.2` of `name==1.2`; None where a newer release could be installed tomorrow."""
+    """The `1.2` of `name==1.2`; None where a newer release could be installed tomorrow."""
     match = re.fullmatch(r"==([\d.]+)", str(requirement.specifier))
     return match[1] if match else None
 
@@ -105,7 +106,7 @@ def load(name: str) -> dict[str, Any]:
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A cluster file as `ray up` sees it: what the file leaves out comes from Ray's defaults."""
+    """A cluster file as `ray up` sees it: Ray's defaults fill in what the file leaves out."""
     return prepare_config(load(request.param.name))
 
 
@@ -152,7 +153,7 @@ def test_images_are_pinned(config: dict[str, Any]) -> None:
     images = [config["docker"][key] for key in config["docker"] if key.endswith("image")]
     assert all(re.match(rf"rayproject/ray:{re.escape(str(ray))}-py311-", i) for i in images)
     if config["provider"]["type"] == "aws":
-        # Without an ImageId Ray takes an AMI of its own choice, with Ubuntu 18.04.
+        # Without an ImageId, Ray chooses an AMI with Ubuntu 18.04.
         for node_type in config["available_node_types"].values():
             assert re.fullmatch("ami-[0-9a-f]{17}", node_type["node_config"]["ImageId"])
 
@@ -186,7 +187,7 @@ def test_ray_starts_as_head_and_as_workers(config: dict[str, Any]) -> None:
     assert "RAY_JOB_STOP_WAIT_TIME_S=60" in head  # a job that is stopped saves first
     worker = config["worker_start_ray_commands"][-1].split()
     assert "--address=$RAY_HEAD_IP:6379" in worker
-    # Jobs on the head and workers have to agree on where data and runs are.
+    # Jobs on the head and on workers must agree where data and runs are.
     (home,) = {w for w in head + worker if w.startswith("MANTA_HOME=")}
     assert head.count(home) == worker.count(home) == 1
 

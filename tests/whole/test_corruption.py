@@ -1,4 +1,4 @@
-"""Damage of every kind, drawn at random: it is found, or it does no harm. There is nothing else.
+"""Random damage of every kind to shards: each is either found or harmless.
 
 300 variants; 10,000 with -m long, which prints what became of them. Each is drawn from (SEED, kind,
 number), and an error has a note that says which one it was.
@@ -52,7 +52,7 @@ def two(files: Files, draw: Draw) -> list[str]:
 
 
 def some_range(content: bytes, draw: Draw) -> tuple[int, int]:
-    """[start, stop) of at least one byte, mostly short."""
+    """A range [start, stop) of at least one byte, mostly short."""
     start = draw.randrange(len(content))
     longest = len(content) - start
     return start, start + draw.randint(1, draw.choice([1, min(64, longest), longest]))
@@ -72,7 +72,7 @@ def missing(files: Files, draw: Draw) -> None:
 
 
 def extended(files: Files, draw: Draw) -> None:
-    """By noise, by zeros, by its own end, or by all of it."""
+    """Extends a file by noise, by zeros, by its own end, or by all of itself."""
     file = one(files, draw)
     content, count = files[file], draw.randint(1, 200)
     more = [draw.randbytes(count), bytes(count), content[-count:], content]
@@ -88,7 +88,7 @@ def bits_flipped(files: Files, draw: Draw) -> None:
 
 
 def first_bytes_changed(files: Files, draw: Draw) -> None:
-    """The magic, which nobody needs, and now and then what comes next."""
+    """Changes the magic, which nobody needs, and sometimes the byte after it."""
     file = one(files, draw)
     files[file] = draw.randbytes(count := draw.randint(1, 5)) + files[file][count:]
 
@@ -100,7 +100,7 @@ def zeroed(files: Files, draw: Draw) -> None:
 
 
 def end_zeroed(files: Files, draw: Draw) -> None:
-    """As a machine that lost power can leave a file: of its size, with no data in its end."""
+    """Zeroes a file's end, as a machine that lost power can leave it: the size is right."""
     file = one(files, draw)
     size = len(files[file])
     start = draw.randrange(size)
@@ -116,7 +116,7 @@ def range_copied_over(files: Files, draw: Draw) -> None:
 
 
 def range_twice(files: Files, draw: Draw) -> None:
-    """What comes after moves on; and what is too much at the end goes, or stays."""
+    """Repeats a range. What follows moves back, and the surplus at the end is cut or stays."""
     file = one(files, draw)
     content = files[file]
     start, stop = some_range(content, draw)
@@ -125,7 +125,7 @@ def range_twice(files: Files, draw: Draw) -> None:
 
 
 def range_removed(files: Files, draw: Draw) -> None:
-    """What comes after moves up; and the file is shorter, or has zeros at its end."""
+    """Removes a range. What follows moves up, and the file is shorter or ends in zeros."""
     file = one(files, draw)
     start, stop = some_range(files[file], draw)
     shorter = files[file][:start] + files[file][stop:]
@@ -140,7 +140,7 @@ def ranges_swapped(files: Files, draw: Draw) -> None:
 
 
 def range_from_another(files: Files, draw: Draw) -> None:
-    """A block of another shard, at the same place."""
+    """Copies a block of another shard to the same place."""
     file, other = two(files, draw)
     start, stop = some_range(files[file], draw)
     piece = files[other][start:stop]
@@ -179,7 +179,7 @@ def footers_swapped(files: Files, draw: Draw) -> None:
 
 @functools.cache
 def other_shards() -> list[bytes]:
-    """Well-formed shards of other tokens, most with as many as one of the dataset's."""
+    """Well-formed shards of other tokens, most with as many tokens as one of the dataset's."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(40):
             count = [*SIZES.values(), 100][seed % 5]
@@ -188,14 +188,14 @@ def other_shards() -> list[bytes]:
 
 
 def another_shard(files: Files, draw: Draw) -> None:
-    """One that is as well made: preferably with as many bytes."""
+    """Replaces a shard by another well-formed one, if possible with the same number of bytes."""
     file = one(files, draw)
     fitting = [other for other in other_shards() if len(other) == len(files[file])]
     files[file] = draw.choice(fitting or other_shards())
 
 
 def another_body(files: Files, draw: Draw) -> None:
-    """Other tokens, under the footer that is vouched for."""
+    """Puts other tokens under the footer that the manifest vouches for."""
     file = one(files, draw)
     body = draw.choice(other_shards())
     body = body[: footer_start(body)]
@@ -205,7 +205,7 @@ def another_body(files: Files, draw: Draw) -> None:
 
 
 def row_group_with_its_digest(files: Files, draw: Draw) -> None:
-    """A row group's bytes are changed, and the footer says so: only the manifest knows better."""
+    """Changes a row group's bytes and its digest in the footer: only the manifest can tell."""
     file = one(files, draw)
     content, bounds = files[file], chunks(io.BytesIO(files[file]))
     digests = b"".join(digest_of(content[a:b]) for a, b in bounds)
@@ -225,7 +225,7 @@ def several(files: Files, draw: Draw) -> None:
             draw.choice(OF_BYTES)(files, draw)
 
 
-# What can befall any file, whatever is in it.
+# Damage that can happen to any file, whatever is in it.
 OF_BYTES: list[Kind] = [
     truncated, extended, bits_flipped, first_bytes_changed, zeroed, end_zeroed, range_copied_over,
     range_twice, range_removed, ranges_swapped,
@@ -242,7 +242,7 @@ def name_of(kind: Kind) -> str:
 
 
 def damaged(original: Files, kind: Kind, number: int) -> Files:
-    """Variant `number` of a kind: always other files than the original ones."""
+    """Variant `number` of a kind; at least one file always differs from the original."""
     draw = random.Random(f"{SEED} {kind.__name__} {number}")
     while True:
         files = dict(original)
@@ -253,7 +253,7 @@ def damaged(original: Files, kind: Kind, number: int) -> Files:
 
 # --- a dataset -----------------------------------------------------------------------------------
 
-# The first two have as many bytes; the third is one token over and over, and so are its row groups.
+# The first two have equally many bytes; the third repeats one token, and so its row groups.
 SIZES = {
     "train-00000.parquet": 3 * GROUP,
     "train-00001.parquet": 3 * GROUP,
@@ -270,7 +270,7 @@ class Data:
     stream: np.ndarray
 
     def put(self, files: Files) -> None:
-        """These files in the folder, and no others of their names."""
+        """Writes these files into the folder, and removes the dataset's other ones."""
         folder = Path(self.manifest.path)
         for file in self.files:
             if file not in files:
@@ -297,12 +297,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     return Data(manifest, files, dict(zip(SIZES, pieces, strict=True)), stream)
 
 
-# --- what became of it ---------------------------------------------------------------------------
+# --- the outcome ---------------------------------------------------------------------------------
 
 
 def is_found(read: Callable[[], np.ndarray], right: np.ndarray, changed: list[str]) -> bool:
-    """Whether a read says, in one line with the name of a file that was changed, that something is
-    wrong; else it has given the right tokens."""
+    """Whether a read reports damage, in one line with the name of a changed file; otherwise it must
+    have given the right tokens."""
     try:
         found = read()
     except DataError as e:
@@ -315,7 +315,7 @@ def is_found(read: Callable[[], np.ndarray], right: np.ndarray, changed: list[st
 
 
 def outcome(data: Data, files: Files, draw: Draw) -> str:
-    """`found` or `harmless`: what reading the folder in every way there is comes to."""
+    """`found` or `harmless`: the outcome of reading the folder in every possible way."""
     manifest, tokens = data.manifest, data.tokens
     changed = [file for file in data.files if files.get(file) != data.files[file]]
     shards.open_shard.cache_clear()
@@ -340,7 +340,7 @@ def outcome(data: Data, files: Files, draw: Draw) -> str:
     assert streamed == bool(notes) == (not is_read.all())
     for note in notes:
         assert any(file in note for file in changed)
-    # Those who check all the bytes find all there is.
+    # A check of all bytes finds all damage.
     with pytest.raises(DataError) as caught:
         shards.verify(manifest, full=True)
     named = sum(file in str(caught.value) for file in changed)
@@ -394,7 +394,7 @@ def test_a_damaged_manifest_or_tokenizer_is_found_or_harmless(
                     assert "\n" not in str(e)
                     assert str(path) in str(e)
                     counts["found"] += 1
-                else:  # such as white space more or less
+                else:  # for example, more or less white space
                     assert manifest == data.manifest
                     assert made.sha256 == manifest.tokenizer_sha256
                     counts["harmless"] += 1
@@ -406,7 +406,7 @@ def test_a_damaged_manifest_or_tokenizer_is_found_or_harmless(
 
 @contextlib.contextmanager
 def noting(kind: Kind, number: int) -> Iterator[None]:
-    """Any error says which variant it was."""
+    """Adds to any error the variant that caused it."""
     try:
         yield
     except BaseException as e:

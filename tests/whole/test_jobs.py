@@ -1,4 +1,4 @@
-"""The pulse of each job: its real main, once, on a tiny model."""
+"""The pulse of each job: its real main function, once, on a tiny model."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ def test_all_that_a_worker_says_arrives_in_order_before_it_ends() -> None:
 
 @pytest.fixture(scope="module")
 def trained(load_job: Callable[[str], Any], prepared: Path, corpus: Path) -> tuple[Path, str]:
-    """A home with a run named first/pulse, and what its job said."""
+    """A home with a run named first/pulse, and the job's output."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         load_job("pretrain").main(tiny(prepared, corpus, "name=first/pulse"))
     return prepared, out.getvalue()
@@ -64,12 +64,12 @@ def test_prepare(
     assert (tmp_path / "data" / "animals-bpe300" / "MANIFEST.json").exists()
     assert "bytes per token" in capsys.readouterr().out
     load_job("prepare").main(config)
-    assert "was there already" in capsys.readouterr().out
+    assert "existed already" in capsys.readouterr().out
 
 
 def test_pretrain(trained: tuple[Path, str]) -> None:
     home, out = trained
-    for words in ("step 4/4 | loss", "val bpb", "sample: The cat", "saved to", "extend", "next"):
+    for words in ("step 4/4 | loss", "val bpb", "sample: The cat", "saved step", "extend", "next"):
         assert words in out, out
     run = home / "runs" / "first" / "pulse"
     assert (run / "loss.png").exists()
@@ -121,7 +121,8 @@ def test_evaluate(
 def test_any_number_of_workers_gives_the_same_scores(
     load_job: Callable[[str], Any], trained: tuple[Path, str], corpus: Path
 ) -> None:
-    """To the last bit: which requests go together does not depend on it."""
+    """Scores are equal to the last bit: they do not depend on which requests are batched
+    together."""
     keys = [f"home={trained[0]}", "checkpoint=first/pulse", "threads=1", "cpus=0.5"]
     keys += ["suite=[perplexity,quick]"]
     found = []

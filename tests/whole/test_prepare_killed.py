@@ -1,4 +1,4 @@
-"""jobs/prepare.py, all its processes killed again and again, ends as if it had been left alone.
+"""A jobs/prepare.py whose processes are all killed again and again ends as if left alone.
 
 Only with -m long: each of the twelve runs starts a Ray. -s shows where the kills fell.
 """
@@ -29,8 +29,8 @@ from manta.text import sources
 pytestmark = pytest.mark.long
 
 CORPUS_BYTES, FILES = 20 << 20, 40
-# The job as it is, but with a Ray of its own, and many parts and shards of a small corpus: sizes
-# that the driver alone looks at.
+# The real job, but with a Ray of its own and many parts and shards of a small corpus. Only the
+# driver reads these sizes.
 JOB = """
 import runpy, sys
 from manta import cluster
@@ -42,7 +42,7 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 STAGES = ("starting", "training", "tokenizing", "shuffling", "committing", "committed")
-# A kill is due a while (seconds) after so large a share of a stage's records is there.
+# A kill is due some seconds after this share of a stage's records exists.
 MOMENTS = [
     ("starting", 0.0),
     ("training", 0.0),
@@ -67,7 +67,7 @@ PAUSE = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some documents come twice."""
+    """A corpus in which some documents occur twice."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = np.random.default_rng(0)
     letters = list("etaoinshrdlucmfwypvbgkéß")
@@ -84,7 +84,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ray_folder() -> Iterator[str]:
-    """Short: a socket's path has to fit into 107 characters."""
+    """A folder with a short path, because a socket's path has to fit into 107 characters."""
     folder = tempfile.mkdtemp(prefix="mk", dir="/tmp")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -109,7 +109,8 @@ def start(home: Path, corpus: Path, ray_folder: str) -> subprocess.Popen[bytes]:
 
 
 def processes_of(job: subprocess.Popen[bytes], known: set[psutil.Process]) -> set[psutil.Process]:
-    """The job's and its Ray's, also those whose parent is dead already: their session stays."""
+    """The processes of the job and of its Ray, also those whose parent is dead: they keep their
+    session."""
     found = set()
     for process in psutil.process_iter():
         try:
@@ -124,8 +125,8 @@ def processes_of(job: subprocess.Popen[bytes], known: set[psutil.Process]) -> se
 
 
 def kill(job: subprocess.Popen[bytes]) -> int:
-    """Kills all of a job's processes; how many there were."""
-    job.send_signal(signal.SIGSTOP)  # the driver is to do nothing more while the others are found
+    """Kills all of a job's processes; returns how many there were."""
+    job.send_signal(signal.SIGSTOP)  # the driver must do nothing while the others are found
     known = {psutil.Process(job.pid)}
     known |= set(psutil.Process(job.pid).children(recursive=True))
     while alive := processes_of(job, known):
@@ -142,14 +143,14 @@ def kill(job: subprocess.Popen[bytes]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a preparation is, by the files in its folder."""
+    """The progress of a preparation, by the files in its folder."""
 
     folder: Path
     parts: int
     shards: int
 
     def now(self) -> tuple[int, float, str]:
-        """(number of the stage, share of its records that are there, both in words)."""
+        """The number of the stage, the share of its records that exist, and both in words."""
         work = self.folder / WORK
         if (self.folder / layout.MANIFEST).exists():
             return 5, 0.0, "committed" + (", work not deleted yet" if work.exists() else "")

@@ -35,12 +35,12 @@ from manta.train.supervise import fit
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-# Ray's workers cannot import this file: what it sends them goes by value.
+# Ray's workers cannot import this file, so its objects are sent by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def silent(line: Any) -> None:
-    """Where a run's lines go."""
+    """Takes the log lines of a run and drops them."""
 
 
 def files(folder: Path) -> dict[Path, int]:
@@ -64,7 +64,8 @@ def losses(c: PretrainConfig) -> list[float]:
 
 
 def plain_losses(c: PretrainConfig) -> list[float]:
-    """The same training in plain PyTorch: AdamW, clipping, the order read without Ray."""
+    """The losses of the same training in plain PyTorch: AdamW, clipping, the order read without
+    Ray."""
     manifest = manifests.load(c.data.folder(c.home_folder))
     model_config = with_vocabulary(c.model, manifest.load_tokenizer())
     torch.manual_seed(c.seed)
@@ -99,8 +100,8 @@ def resumed_arguments(dtype: str) -> list[str]:
     return [*RESUMED, "num_workers=2", "zero_stage=2", f"dtype={dtype}"]
 
 
-# What the order of the data is shown for: 60 steps each, of 12 sequences. (All four take minutes:
-# the first one is trained always, another one where its test is among those that run.)
+# The cases for which the order is tested, 60 steps of 12 sequences each. All four take minutes,
+# so only the first is always trained; the others are if their tests are selected.
 STREAMS = {
     "mix-masked": ["data.mix={animals-bpe300: 0.7, verses: 0.3}", "document_mask=true"],
     "one": ["data.name=animals-bpe300"],
@@ -115,19 +116,19 @@ RAMP = ["batch_ramp={128: 512, 256: 1024}", "tokens_per_batch=512", "total_token
 
 @pytest.fixture(scope="module")
 def streams(request: pytest.FixtureRequest) -> list[str]:
-    """The first of the streams, and those others that the tests which run ask for."""
+    """The first of the streams, and those others whose tests are selected."""
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     wanted = {call.params.get("stream") for call in calls if call}
     return [FIRST, *(stream for stream in LONG if stream in wanted)]
 
 
 def stream_runs(workers: int, streams: list[str]) -> dict[str, list[str]]:
-    """Each stream on so many workers, and one that goes from two workers to one and to three."""
+    """Each stream on this many workers, and one that goes from two workers to one and to three."""
     common = [
         "tokens_per_batch=384", "total_tokens=23040", "checkpoint.every=10", "eval.every=100",
         "sample.prompts=[]", "data.log_fingerprint=true", f"num_workers={workers}",
     ]  # fmt: skip
-    stages = {f"on-{workers}": 0, "cut": workers}  # what is cut goes on at another stage, too
+    stages = {f"on-{workers}": 0, "cut": workers}  # the cut run resumes at another stage
     return {
         f"{stem}-{stream}": [*common, f"zero_stage={stage}", *STREAMS[stream]]
         for stream in streams
@@ -139,7 +140,8 @@ def stream_runs(workers: int, streams: list[str]) -> dict[str, list[str]]:
 def one_worker(
     prepared: Path, corpus: Path, streams: list[str], two_workers: dict[str, PretrainConfig]
 ) -> dict[str, PretrainConfig]:
-    """Several runs, one after the other on one Ray Train worker: its start costs the most."""
+    """Several runs, one after the other on one Ray Train worker, because its start costs the
+    most."""
     runs = {
         "plain": ["total_tokens=5120", "micro_batch_size=4"],
         "whole": RESUMED,
@@ -163,7 +165,8 @@ def three_workers(
 
 @pytest.fixture(scope="module")
 def two_workers(prepared: Path, corpus: Path, streams: list[str]) -> dict[str, PretrainConfig]:
-    """The same on two workers. fp32 before bf16: DeepSpeed keeps autocast on once it has been."""
+    """The same on two workers, fp32 before bf16, because DeepSpeed keeps autocast on after a bf16
+    run."""
     stages = {
         f"zero{stage}": [f"zero_stage={stage}", "total_tokens=5120", "num_workers=2"]
         for stage in STAGES
@@ -182,7 +185,7 @@ def two_workers(prepared: Path, corpus: Path, streams: list[str]) -> dict[str, P
 def run_all(
     home: Path, corpus: Path, runs: dict[str, list[str]], deaths: dict[str, int] | None = None
 ) -> dict[str, PretrainConfig]:
-    """Those in `deaths` end in that step, and are left so."""
+    """Trains the runs; one named in `deaths` ends in that step and is not started again."""
     made = {
         name: load(
             PretrainConfig,
@@ -197,14 +200,14 @@ def run_all(
 
 
 def data_of(corpus: Path, keys: list[str]) -> list[str]:
-    """A run's keys, with those of the corpus unless it trains on a mix."""
+    """The keys of a run, with those of the corpus unless it trains on a mix."""
     is_mix = any(key.startswith("data.mix") for key in keys)
     return keys if is_mix else [f"data.source={corpus}", *DATA, *keys]
 
 
 def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
-    """In the worker: each run from its start; those named "stopped" die in their fifth step, after
-    steps that no checkpoint has, and are started again."""
+    """Trains each run from its start, in the worker. Those named "stopped" die in their fifth step,
+    after steps that no checkpoint has, and are started again."""
     from manta.config import to_dict
     from manta.train import worker
     from manta.train.meter import Meter
@@ -260,7 +263,8 @@ def test_every_zero_stage_trains_alike_on_two_workers(
 def test_a_resumed_run_is_the_uninterrupted_one(
     one_worker: dict[str, PretrainConfig], two_workers: dict[str, PretrainConfig], kind: str
 ) -> None:
-    """Bit for bit, with dropout, so that randomness counts too: on one worker, and on two."""
+    """The weights are equal bit for bit, with dropout, so that randomness counts too: on one
+    worker, and on two."""
     runs = two_workers if kind else one_worker
     whole, stopped = runs["whole" + kind], runs["stopped" + kind]
     assert len(losses(whole)) == 8
@@ -281,8 +285,8 @@ def test_any_workers_read_the_same_batches_also_across_resumes(
     three_workers: dict[str, PretrainConfig],
     stream: str,
 ) -> None:
-    """60 steps on 1, 2 and 3 workers; and on 2 until a death in step 23, on 1 until one in step
-    41, on 3 to the end, each at another ZeRO stage."""
+    """60 steps on 1, 2 and 3 workers; and on 2 until a death in step 23, on 1 until one in step 41,
+    then on 3 to the end, each at another ZeRO stage."""
     found = {
         name: [r["fingerprint"] for r in steps(c)]
         for name, c in (
@@ -352,7 +356,8 @@ def test_a_torn_or_damaged_checkpoint_is_skipped(
 
 
 def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path) -> None:
-    """fsspec's local:// stands for one: Manta treats it as it does s3://, nothing in place."""
+    """fsspec's local:// stands for an object store: as with s3://, Manta writes nothing in
+    place."""
     home = f"local://{tmp_path / 'bucket'}"
     keys = [f"home={home}", "name=far", "num_workers=2", "zero_stage=1"]
     half, c = tiny(tmp_path, corpus, *keys, "total_tokens=512"), tiny(tmp_path, corpus, *keys)
@@ -360,7 +365,7 @@ def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path
     said: list[Any] = []
     fit(_run_all, {"configs": [half, c], "deaths": {}}, c, said.append, [])
     assert any("resuming at step 2" in line for line in said if isinstance(line, str))
-    # Rank 0 of each run has told the driver: of eight sequences, four for each worker.
+    # Rank 0 of each run tells the driver its micro batch: eight sequences, four per worker.
     assert [told for told in said if not isinstance(told, str)] == [Decided(micro_batch=4)] * 2
     done = ended(c)
     assert done.checkpoint == f"{home}/runs/far/checkpoints/step-00000004"
@@ -393,7 +398,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpu
 
 @pytest.fixture(scope="module")
 def base(prepared: Path, corpus: Path) -> tuple[PretrainConfig, list[str]]:
-    """A small run that has ended, and what it said."""
+    """A small run that has ended, and its output."""
     lines: list[str] = []
     c = tiny(prepared, corpus, "name=base")
     pretrain(c, lines.append)
@@ -411,7 +416,7 @@ def test_a_run_leaves_what_a_person_looks_at(base: tuple[PretrainConfig, list[st
     evals = [r for r in map(json.loads, (folder / "metrics.jsonl").open()) if "val_loss" in r]
     assert [r["step"] for r in evals] == [0, 2, 4]
     assert any("tok/s" in line and "data wait" in line and "ETA" in line for line in lines)
-    # On a CPU, MFU is against what was measured.
+    # On a CPU, MFU is a share of the measured peak.
     assert all(r["mfu"] == r["mfu_of_measured"] and "memory_peak" not in r for r in steps(c))
 
 

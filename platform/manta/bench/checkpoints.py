@@ -1,5 +1,8 @@
-"""What a checkpoint costs training, which goes on while it is written; what it would cost if it
-waited; a bare write of as many bytes to the same disk; and the read that resumes from it."""
+"""Measures what a checkpoint costs training, which continues while the checkpoint is written.
+
+For comparison: the cost if training waited for the whole save, a bare write of as many bytes to the
+same disk, and the read that resumes from the checkpoint.
+"""
 
 import dataclasses
 import os
@@ -20,13 +23,13 @@ from manta.train.step.device import Device
 
 
 def checkpoints(c: BenchConfig) -> dict[str, Any]:
-    """Seconds of saves and loads of the config's model, in one process."""
+    """Seconds that saves and loads of the config's model take, in one process."""
     return on_workers(dataclasses.replace(c, num_workers=1), _measure)
 
 
 def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
     step = Step(c, device)
-    _time(step)  # the optimizer has no state before
+    _time(step)  # gives the optimizer its state
     folder = storage.join(c.home_folder, "bench-checkpoint")
     made = tokenizer.train(["a text to train a tokenizer on"], 257)
     saver = Saver(folder, CheckpointConfig(keep=1), step.model, made, lambda _: None)
@@ -88,7 +91,7 @@ def _time(step: Step) -> float:
 
 
 def _write(folder: str, size: int) -> float:
-    """Seconds to write so many bytes and have them on the disk; a local folder's only."""
+    """Seconds to write `size` bytes and flush them to the disk; for local folders only."""
     path = Path(storage.filesystem(storage.join(folder, "bare"))[1])
     block = os.urandom(1 << 24)
     started = time.perf_counter()
@@ -114,7 +117,7 @@ def table(result: dict[str, Any]) -> str:
             f"checkpoint            {size:>8,.1f} MB (medians of {result['rounds']} rounds)",
             line("a training step", "step", "when nothing is saved"),
             line("training waits", "copy", f"{steps['copy']}: the copy"),
-            line("training loses", "lost", f"{steps['lost']}: that, and slower steps beside it"),
+            line("training loses", "lost", f"{steps['lost']}: the copy, and slower steps"),
             line("if it waited for all", "save", f"{steps['save']}"),
             line("bare write", "write", f"{size / result['write_seconds']:,.0f} MB/s, with fsync"),
             line("verify and load", "load", ""),

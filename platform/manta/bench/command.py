@@ -8,8 +8,8 @@ from manta import config as configs
 from manta import storage
 from manta.bench.settings import ON_RAY, BenchConfig
 
-# The module of each bench and its function, which takes the config; imported when it is asked for,
-# as not all of them need Ray.
+# The module of each bench and its function, which takes the config. A module is imported only when
+# its bench runs, as not all of them need Ray.
 BENCHES = {
     "model": ("model", "model"),
     "overhead": ("overhead", "overhead"),

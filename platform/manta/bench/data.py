@@ -1,5 +1,5 @@
-"""The stream: how fast it is beside a bare pyarrow read of the same shards, how soon it starts,
-how long a fast consumer waits for it, and the memory that it takes."""
+"""Measures the data stream: its speed against a bare pyarrow read of the same shards, its time to
+the first batch, how long a fast consumer waits for it, and the memory that it takes."""
 
 import dataclasses
 import statistics
@@ -25,7 +25,7 @@ VOCAB_SIZE = 50_257
 BATCH_TOKENS = 1 << 19  # GPT-2's
 SEQ_LEN = 1024
 MICRO_BATCH = 16
-FAST_CONSUMER = 1.5e6  # tokens/s: about what eight fast GPUs take at 124M parameters
+FAST_CONSUMER = 1.5e6  # tokens/s: about what eight fast GPUs read at 124M parameters
 FAST_SECONDS = 30.0
 PAUSE_SECONDS = 3.0
 LARGE_TOKENS = 10_000_000_000
@@ -41,7 +41,7 @@ def data(c: BenchConfig) -> dict[str, Any]:
 
 
 def made_of_noise(path: str, tokens: int) -> Manifest:
-    """A dataset of random ids, as frequent as words are (Zipf), which compress as text's do."""
+    """Writes a dataset of random ids, as frequent as words (Zipf), which compress as text does."""
     draw = np.random.default_rng(0)
     shards = []
     for index in range(-(-tokens // SHARD_TOKENS)):
@@ -72,7 +72,7 @@ def measure(manifest: Manifest, c: BenchConfig) -> dict[str, Any]:
     for _ in range(3):
         for place, batch in (("start", 0), ("middle", LARGE_TOKENS // BATCH_TOKENS // 2)):
             seeks[place].append(first_batch_seconds(large, batch))
-            time.sleep(PAUSE_SECONDS)  # for what the stream that was left had begun
+            time.sleep(PAUSE_SECONDS)  # until the abandoned stream's reads end
     wait = fast_consumer_wait(manifest, c.tokens)
     return {
         "pyarrow_tokens_per_second": statistics.median(bare),
@@ -90,7 +90,7 @@ def measure(manifest: Manifest, c: BenchConfig) -> dict[str, Any]:
 
 
 def bare_read(manifest: Manifest) -> float:
-    """Tokens/s of pyarrow alone, reading every shard from its start to its end."""
+    """Tokens/s of pyarrow alone when it reads every shard from start to end."""
     started = time.perf_counter()
     total = 0
     for shard in manifest.shards:
@@ -100,7 +100,7 @@ def bare_read(manifest: Manifest) -> float:
 
 
 def stream_read(manifest: Manifest, tokens: int) -> tuple[float, float]:
-    """(tokens/s once running, seconds to the first batch) of the stream over an epoch."""
+    """(tokens/s once running, seconds to the first batch) of the stream over one epoch."""
     started = time.perf_counter()
     batches = _batches(manifest, 0, tokens // BATCH_TOKENS)
     next(batches)
@@ -117,8 +117,8 @@ def first_batch_seconds(manifest: Manifest, batch: int) -> float:
 
 
 def fast_consumer_wait(manifest: Manifest, tokens: int) -> float:
-    """The share of its time that a consumer of FAST_CONSUMER tokens/s waits, after the first
-    batch."""
+    """The share of its time that a consumer of FAST_CONSUMER tokens/s waits for batches, not
+    counting the wait for the first one."""
     count = int(min(tokens * 2, FAST_CONSUMER * FAST_SECONDS)) // BATCH_TOKENS
     batches = _batches(manifest, 0, count)
     next(batches)

@@ -1,4 +1,4 @@
-"""Evaluation: lm-eval's requests in the batches of our adapter, against one request at a time."""
+"""Measures lm-eval's requests in the batches of our adapter against one request at a time."""
 
 import math
 import random
@@ -17,14 +17,14 @@ from manta.text import tokenizer
 from manta.train.step.device import available_cpus, find_device
 
 REQUESTS = 200
-ALLOWED = {"fp32": 1e-4, "bf16": 2e-2}  # how far two scores of a request may be apart, of each nat
+ALLOWED = {"fp32": 1e-4, "bf16": 2e-2}  # relative difference of two scores of a request
 WORDS = ["a ray", "glides", "over", "the reef", "at night", "and", "feeds", "on plankton", "slowly"]
 
 
 def evaluation(c: BenchConfig) -> dict[str, Any]:
-    """Requests/s of a new model of the config's shape, on made-up multiple-choice requests of 10 to
-    80 words: the speed does not depend on the weights."""
-    dtype = "fp32" if c.dtype == "auto" else c.dtype  # what jobs/evaluate.py takes by itself
+    """Requests/s of a new model of the config's shape on made-up multiple-choice requests of 10 to
+    80 words. The speed does not depend on the weights."""
+    dtype = "fp32" if c.dtype == "auto" else c.dtype  # the default of jobs/evaluate.py
     device = find_device(dtype, bool(c.gpus_per_worker), c.threads_per_worker or available_cpus())
     torch.manual_seed(c.seed)
     model = GPT(c.expected_model).to(device.torch_device).eval()
@@ -58,7 +58,7 @@ def evaluation(c: BenchConfig) -> dict[str, Any]:
 
 
 def _pairs(chosen: random.Random, context: int) -> list[tuple[str, str]]:
-    """(context, continuation); a word is at most 6 tokens, and a continuation has to fit."""
+    """(context, continuation) pairs. A word is at most 6 tokens, and a continuation must fit."""
 
     def words(low: int, high: int) -> str:
         return " ".join(chosen.choice(WORDS) for _ in range(chosen.randint(low, high)))
@@ -68,7 +68,7 @@ def _pairs(chosen: random.Random, context: int) -> list[tuple[str, str]]:
 
 
 def _score(lm: MantaLM, model: GPT, context: str, continuation: str) -> float:
-    """The log-likelihood of one request, as one would write it by hand."""
+    """The log-likelihood of one request, computed as one would write it by hand."""
     before, after = lm.tok_encode(context), lm.tok_encode(context + continuation)
     place = model.embedding.weight.device
     tokens = torch.tensor([after[-(lm.max_length + 1) :]], device=place)

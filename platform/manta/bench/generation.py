@@ -1,4 +1,4 @@
-"""Generation: with the KV cache against without, and many prompts at once against one."""
+"""Measures sampling with and without the KV cache, and many prompts at once against one."""
 
 import dataclasses
 import statistics
@@ -21,7 +21,7 @@ LAST = 32  # tokens over which the speed at the full length is measured
 
 
 def generation(c: BenchConfig) -> dict[str, Any]:
-    """Tokens/s of a new model of the config's shape: the speed does not depend on its weights."""
+    """Tokens/s of a new model of the config's shape (the speed does not depend on the weights)."""
     on_gpu = bool(c.gpus_per_worker)
     dtype = inference_dtype(c.dtype, torch.device("cuda" if on_gpu else "cpu"))
     device = find_device(dtype, on_gpu, c.threads_per_worker or available_cpus())
@@ -61,7 +61,7 @@ def generation(c: BenchConfig) -> dict[str, Any]:
 
 
 def _rates(model: GPT, c: BenchConfig, prompts: int, use_cache: bool) -> tuple[float, float]:
-    """Tokens/s over all prompts; and of the last tokens alone, which have all others before."""
+    """Tokens/s over all prompts: of all new tokens, and of the last ones (with a full context)."""
     times = [time.perf_counter()]
     for _ in generate_batch(
         model,

@@ -1,7 +1,8 @@
-"""One command that proves a GPU: what Manta does on it, part by part, each in a process of its own.
+"""One command that checks Manta on a GPU, part by part, each part in its own process.
 
-What needs no Ray comes first, and what a part finds is in the JSON file as soon as it is there. So
-whoever has a GPU for some minutes only, or one on which a part hangs or crashes, has the rest.
+Parts that need no Ray come first, and the JSON file has a part's results as soon as it ends. So the
+other parts' results are safe if the GPU is there for some minutes only, or if a part hangs or
+crashes.
 """
 
 import contextlib
@@ -26,16 +27,16 @@ from manta.bench.settings import BenchConfig
 from manta.errors import ConfigError
 from manta.train.step.device import pick_device
 
-LEAST_SECONDS = 10.0  # no part is begun for less
-TAIL = 12  # lines of what a part that failed has printed last
+LEAST_SECONDS = 10.0  # no part starts with less time left
+TAIL = 12  # last lines of a failed part's output that are kept
 
 
 def gpu(c: BenchConfig) -> dict[str, Any]:
-    """Runs the parts, one after the other, for at most `c.seconds` seconds. Each is "pass",
-    "missed" (right, and short of a goal), "fail" or "skipped", and why.
+    """Runs the parts one after the other, for at most `c.seconds` seconds. A part's status is
+    "pass", "missed" (correct, but short of a goal), "fail" or "skipped", with the reason.
 
     Raises:
-        ConfigError: `c.parts` names a part that there is not, or `c.device` a GPU that is not here.
+        ConfigError: `c.parts` names an unknown part, or `c.device` a GPU that this machine lacks.
     """
     chosen = _chosen(c.parts)
     device = pick_device(c.device)
@@ -58,7 +59,7 @@ def gpu(c: BenchConfig) -> dict[str, Any]:
 
 
 def _chosen(names: str | None) -> dict[str, Part]:
-    """The parts by these names, in their order; all of them, if there are none."""
+    """The parts with these names, in the order of the names; all parts if there are no names."""
     if names is None:
         return PARTS
     wanted = [name.strip() for name in names.split(",")]
@@ -71,7 +72,7 @@ def _chosen(names: str | None) -> dict[str, Part]:
 def _run(
     name: str, part: Part, c: BenchConfig, left: float, before: dict[str, Any]
 ) -> dict[str, Any]:
-    """What became of one part. Whatever it started has ended when this returns."""
+    """Runs one part and returns its outcome. All processes that it started have ended by then."""
     reason = part.skips(c)
     if reason is None and left < LEAST_SECONDS:
         reason = f"no time was left of seconds={c.seconds:g}"
@@ -90,7 +91,7 @@ def _run(
                 env=os.environ | {"PYTHONPATH": path},
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that all that it starts can be ended with it
+                start_new_session=True,  # so that its children can be ended with it
             )
             try:
                 process.wait(limit)
@@ -100,7 +101,7 @@ def _run(
             finally:
                 _end(process)
         seconds = time.monotonic() - started
-        if answer.is_file():  # also where it hung after its work was done
+        if answer.is_file():  # even if it hung after its work was done
             return {**json.loads(answer.read_text()), "seconds": seconds}
         said = log.read_text(errors="replace").splitlines()
         why = why or f"ended with code {process.returncode} and no result"
@@ -108,8 +109,8 @@ def _run(
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends a part's process, and those of its group that are still there. (A Ray of its own ends
-    by itself when the process that started it is gone.)"""
+    """Ends a part's process and the rest of its process group. (If the part started Ray, Ray ends
+    by itself once that process is gone.)"""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

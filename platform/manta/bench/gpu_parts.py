@@ -1,7 +1,7 @@
-"""The parts of `what=gpu`: each is a function that returns what it found and a line to show.
+"""The parts of `what=gpu`: each is a function that returns its figures and a line to show.
 
-`python -m manta.bench.gpu_parts NAME TASK ANSWER` runs one: TASK holds the config and what the
-parts before have found, as JSON; ANSWER is written when it is done.
+`python -m manta.bench.gpu_parts NAME TASK ANSWER` runs one part. TASK is a JSON file with the
+config and the results of the earlier parts; ANSWER is written when the part is done.
 """
 
 import dataclasses
@@ -32,28 +32,28 @@ Found = dict[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Part:
     run: Callable[[BenchConfig, Found], Found]
-    """(config, what the parts before have found) -> figures. Among them are "shown", its line;
-    "wrong", which says why it failed; and "missed", which names the goals it did not reach."""
+    """(config, results of the earlier parts) -> figures. Some keys have a meaning: "shown" is the
+    part's line, "wrong" says why it failed, "missed" names the goals that it did not reach."""
     what: str
     seconds: float
-    """Its time-out on a GPU."""
+    """The time-out of the part on a GPU."""
     packages: tuple[str, ...] = ()
-    """It is skipped where one of these is missing."""
+    """The packages that the part needs; it is skipped if one is missing."""
     needs_gpu: bool = False
     full_only: bool = False
 
     def skips(self, c: BenchConfig) -> str | None:
-        """Why it is skipped; None: it is not."""
+        """The reason to skip this part; None if it runs."""
         if self.needs_gpu and c.device != "cuda":
-            return "it is about GPUs alone"
+            return "it needs a GPU"
         if self.full_only and c.size == "tiny":
-            return "size=tiny has the one model"
+            return "size=tiny has only one model"
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
         return f"{', '.join(missing)} is not installed" if missing else None
 
 
 def machine(c: BenchConfig, _before: Found) -> Found:
-    """What is there: versions, the card, how fast its products are, what can be compiled."""
+    """The setup: versions, the card, the speed of its matrix products, what can be compiled."""
     from manta.model.attention import fused_kernels
     from manta.train.build import missing_to_compile
     from manta.train.step.device import available_cpus, find_device
@@ -93,7 +93,7 @@ def _version(name: str) -> str | None:
 
 
 def tests(c: BenchConfig, _before: Found) -> Found:
-    """tests/bench/test_gpu.py, which needs no pytest."""
+    """Runs tests/bench/test_gpu.py, which needs no pytest."""
     file = ROOT / "tests" / "bench" / "test_gpu.py"
     if not file.is_file():
         raise unittest.SkipTest(f"{file} is not there: run from a checkout of Manta")
@@ -123,19 +123,20 @@ def tests(c: BenchConfig, _before: Found) -> Found:
     return found
 
 
-# By size: the model, sequences in a micro batch, micro batches in a step, and the MFU to reach
-# (attention counted as nanoGPT does; what llm.c and others reach on one H100, and more).
+# By size: the model, sequences in a micro batch, micro batches in a step, and the goal for the MFU.
+# The MFU counts attention as nanoGPT does. The goals are what llm.c and others reach on one H100,
+# and more.
 SIZES = {
     "124m": ("gpt2-124m", 32, 8, 0.45),
     "350m": ("gpt2-350m", 16, 8, 0.50),
     "1.5b": ("gpt2-1.5b", 8, 8, 0.55),
 }
 TINY = ["model.n_layer=2", "model.n_head=2", "model.n_embd=64", "model.context_length=64"]
-MEMORY_TOLERANCE = 0.08  # of what the cost model says
+MEMORY_TOLERANCE = 0.08  # as a share of the cost model's prediction
 
 
 def _config(c: BenchConfig, size: str, *more: str) -> BenchConfig:
-    """The bench of one model; of a tiny one where `c` says so."""
+    """The config of the bench of one model, or of a tiny one if `c` says so."""
     preset, micro, steps, _ = SIZES[size]
     shape = [f"model.preset={preset}", "model.vocab_size=50257", "dtype=auto", "compile=blocks"]
     tokens = 1024
@@ -166,7 +167,7 @@ def step(size: str) -> Callable[[BenchConfig, Found], Found]:
         kind: Any = c.device
         setup = memory_setup(mine, mine.expected_model, found["dtype"], kind, found["compiled"])
         setup = dataclasses.replace(setup, micro_batch_size=found["micro_batch_size"])
-        # What torch's allocator counts has no CUDA context and none of NCCL's buffers in it.
+        # Torch's allocator does not count the CUDA context and NCCL's buffers.
         predicted = costs(setup).peak - ALLOWANCE
         found["predicted_memory_bytes"] = predicted
         ratio = found["peak_memory_bytes"] / predicted
@@ -192,7 +193,7 @@ def step(size: str) -> Callable[[BenchConfig, Found], Found]:
 
 
 def deterministic(c: BenchConfig, before: Found) -> Found:
-    """What deterministic=true costs a step of the smallest model."""
+    """Measures what deterministic=true costs in a step of the smallest model."""
     from manta.bench.model import model
 
     found = model(_config(c, "124m", "deterministic=true"))
@@ -205,14 +206,14 @@ def deterministic(c: BenchConfig, before: Found) -> Found:
 
 
 def head(c: BenchConfig, _before: Found) -> Found:
-    """The head's loss and gradient, plain and compiled, by the size of its chunks."""
+    """Measures the head's loss and gradient, plain and compiled, by the size of its chunks."""
     from manta.bench.head import head as measure
 
     return measure(c)
 
 
 def checkpoint(c: BenchConfig, _before: Found) -> Found:
-    """What a save costs training."""
+    """Measures what a save costs training."""
     from manta.bench.checkpoints import checkpoints
 
     found = checkpoints(_config(c, "124m", "rounds=1"))
@@ -260,7 +261,7 @@ def platform(c: BenchConfig, _before: Found) -> Found:
 
 
 def _corpus(c: BenchConfig) -> list[str]:
-    """Text of the program's own, so that nothing has to be there."""
+    """Writes a generated text and returns its settings, so that no corpus is needed."""
     file = Path(c.home_folder) / "numbers.txt"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +272,7 @@ def _corpus(c: BenchConfig) -> list[str]:
 
 
 def pretraining(c: BenchConfig, _before: Found) -> Found:
-    """A run through Ray to its end; on a GPU one that runs out of memory, and goes on."""
+    """A whole run through Ray; on a GPU, it runs out of memory once and then continues."""
     from manta import cluster
     from manta.train.pretrain import pretrain
     from manta.train.settings import PretrainConfig
@@ -304,15 +305,15 @@ def pretraining(c: BenchConfig, _before: Found) -> Found:
     if c.device == "cuda":
         found["shown"] += f" after {micro} ran out of memory" if halved else ""
         if len(halved) != 1 or done.state.micro_batch != micro // 2:
-            found["wrong"] = f"it ran out of memory {len(halved)} times, and not once"
+            found["wrong"] = f"it ran out of memory {len(halved)} times, once was expected"
     else:
         found["shown"] += " (running out of memory is for GPUs)"
     return found
 
 
 def _too_large(run: Any) -> int:
-    """An even micro batch that needs 1.3 times this GPU's memory by the cost model, so that half of
-    it has room."""
+    """An even micro batch size that needs 1.3 times this GPU's memory by the cost model, so that
+    half of it fits."""
     from manta.train.step.device import choose_dtype
 
     memory = torch.cuda.get_device_properties(0).total_memory
@@ -326,17 +327,17 @@ def _too_large(run: Any) -> int:
 TRAINS = ("deepspeed", "psutil", "safetensors")
 RAY = (*TRAINS, "ray", "pyarrow", "tokenizers", "tensorboardX", "matplotlib")
 PARTS = {
-    "machine": Part(machine, "versions, the card, its products", 60),
+    "machine": Part(machine, "versions, the card, matrix products", 60),
     "tests": Part(tests, "tests/bench/test_gpu.py", 150, TRAINS),
     "step-124m": Part(step("124m"), "a training step of GPT-2 124M", 90, TRAINS),
-    "step-350m": Part(step("350m"), "of GPT-2 350M", 100, TRAINS, full_only=True),
-    "step-1.5b": Part(step("1.5b"), "of GPT-2 1.5B", 120, TRAINS, full_only=True),
+    "step-350m": Part(step("350m"), "a training step of GPT-2 350M", 100, TRAINS, full_only=True),
+    "step-1.5b": Part(step("1.5b"), "a training step of GPT-2 1.5B", 120, TRAINS, full_only=True),
     "head": Part(head, "the head's loss, plain and compiled", 45),
     "checkpoint": Part(checkpoint, "what a save costs", 120, TRAINS),
     "generation": Part(generation, "tokens/s at batches of 1, 8 and 64", 60),
-    "deterministic": Part(deterministic, "what it costs", 75, TRAINS, needs_gpu=True),
-    "platform": Part(platform, "through Ray, against a bare loop", 150, RAY),
-    "pretraining": Part(pretraining, "through Ray, out of memory once", 200, RAY),
+    "deterministic": Part(deterministic, "what determinism costs", 75, TRAINS, needs_gpu=True),
+    "platform": Part(platform, "training on Ray, against a bare loop", 150, RAY),
+    "pretraining": Part(pretraining, "a run on Ray, out of memory once", 200, RAY),
 }
 
 
@@ -363,7 +364,7 @@ def main(name: str, task: str, answer: str) -> None:
     file.with_suffix(".part").write_text(json.dumps(outcome, default=str))
     file.with_suffix(".part").rename(file)
     sys.stdout.flush()
-    os._exit(0)  # threads of libraries may hang at the interpreter's own end
+    os._exit(0)  # library threads may hang when the interpreter exits
 
 
 if __name__ == "__main__":

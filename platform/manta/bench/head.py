@@ -1,5 +1,5 @@
-"""The head's loss and its gradients: the plain and the compiled form, by the size of the chunks, in
-turn."""
+"""Measures the head's loss and its gradients, plain and compiled in turn, by the size of the
+chunks."""
 
 import statistics
 import time
@@ -12,14 +12,14 @@ from manta.model import loss
 from manta.model.traffic import loss_traffic
 from manta.train.step.device import DTYPES, available_cpus, find_device
 
-# tokens, channels, vocabulary, its padded size; and the chunks that are tried
+# (tokens, channels, vocabulary, its padded size), and the chunk sizes to try
 FULL = (16384, 768, 50257, 50304), (2048, 4096, 8192)
 TINY = (256, 64, 500, 512), (64, 128)
 
 
 def head(c: BenchConfig) -> dict[str, Any]:
-    """Milliseconds of a forward and backward of the head under autocast, and the bytes that each
-    form moves."""
+    """Milliseconds of a forward and backward pass of the head under autocast, and the bytes that
+    each form moves."""
     on_gpu = bool(c.gpus_per_worker)
     device = find_device(c.dtype, on_gpu, c.threads_per_worker or available_cpus())
     (tokens, channels, vocab, padded), chunks = TINY if c.size == "tiny" else FULL

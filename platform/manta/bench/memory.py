@@ -1,4 +1,4 @@
-"""How much memory Manta holds, all its processes together."""
+"""Measures how much memory all of Manta's processes use together."""
 
 import resource
 import sys
@@ -6,24 +6,24 @@ import threading
 
 import psutil
 
-# Ray Data's own two, one each for a whole cluster, whatever the number of streams.
+# Ray Data's own two actors: a cluster has one of each, whatever the number of streams.
 SHARED_ACTORS = ("ray::_StatsActor", "ray::_AutoscalingCoordinatorActor")
 RAY_PROCESSES = ("ray::", "raylet", "gcs_server", "/ray/", "ray.util", "ray-dashboard")
-# How pages that several processes share (the object store's) are counted: what each has of them
-# (PSS), Linux alone tells.
+# Several processes share pages, such as the object store's. Only Linux tells each process's part of
+# them (PSS), so only there can each shared page be counted once.
 COUNTED_ONCE = sys.platform == "linux"
 COUNTED = "shared pages once" if COUNTED_ONCE else "shared pages in each process that has them"
 
 
 def peak_resident() -> int:
-    """The most bytes that this process has held, with all its libraries."""
+    """The peak memory of this process in bytes, with all its libraries."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # KiB everywhere but on a Mac
 
 
 def total_memory(without: tuple[str, ...] = ()) -> int:
-    """Bytes that this process and all of Ray's on this machine hold, but for those whose command
-    has one of these names in it; shared pages as COUNTED says."""
+    """Bytes that this process and all of Ray's processes on this machine use, except those whose
+    command has one of the names in `without`. Shared pages count as COUNTED says."""
     total = 0
     for process in psutil.process_iter(["cmdline"]):
         command = " ".join(process.info["cmdline"] or [])
@@ -33,15 +33,15 @@ def total_memory(without: tuple[str, ...] = ()) -> int:
             try:
                 if COUNTED_ONCE:
                     total += process.memory_full_info().pss
-                else:  # (of other processes, a Mac tells even their own pages to root alone)
+                else:  # (a Mac tells other processes' own pages to root only)
                     total += process.memory_info().rss
             except psutil.Error:
-                continue  # it ended, or is another user's
+                continue  # the process ended, or another user owns it
     return total
 
 
 class MemoryWatch:
-    """The most of `total_memory`, looked at once a second and at the end."""
+    """Watches `total_memory`: measures it once a second and at the end, and keeps the values."""
 
     def __init__(self, without: tuple[str, ...] = ()) -> None:
         self._without = without
@@ -67,6 +67,6 @@ class MemoryWatch:
         return max(self._found, default=0)
 
     def halves(self) -> tuple[int, int]:
-        """The peak of the first and of the second half of the time."""
+        """The peaks of the first and of the second half of the time."""
         middle = len(self._found) // 2
         return max(self._found[:middle], default=0), max(self._found[middle:], default=0)

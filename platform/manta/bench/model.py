@@ -1,8 +1,8 @@
-"""The training step alone: engine and model, without Ray and without a stream of data.
+"""Measures the training step alone: engine and model, without Ray and without a stream of data.
 
-It needs torch and DeepSpeed only. Whole steps are timed as they run; the parts of a step in steps
-of their own, in which the machine is waited for after each part; and communication, which lies in
-the backward pass and the optimizer's, by a profile of one more step.
+It needs only torch and DeepSpeed. Whole steps are timed as they run. The parts of a step are timed
+in separate steps, which wait for the device after each part. Communication, which is part of the
+backward pass and of the optimizer, is taken from a profile of one more step.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def model(c: BenchConfig) -> dict[str, Any]:
 def on_workers(
     c: BenchConfig, measure: Callable[[BenchConfig, Device], dict[str, Any]]
 ) -> dict[str, Any]:
-    """What `measure` finds on the first of `num_workers` processes of this machine."""
+    """Runs `measure` in `num_workers` processes on this machine; returns the first one's result."""
     backend = "nccl" if c.gpus_per_worker else "gloo"
     c = dataclasses.replace(c, num_workers=c.most_workers)
     return together(c.workers, backend, _with_device, c, measure)
@@ -56,7 +56,7 @@ def _with_device(
 
 
 class Step:
-    """One optimizer step over random tokens, made of the parts that the training loop has."""
+    """One optimizer step over random tokens, made of the same parts as in the training loop."""
 
     def __init__(self, c: BenchConfig, device: Device):
         self.model, self.device = c.expected_model, device
@@ -73,7 +73,7 @@ class Step:
         self.batch = np.random.default_rng(c.seed).integers(self.model.vocab_size, size=shape)
 
     def run(self, timed: Callable[[str], None] = lambda _: None) -> Tensor:
-        """The loss of the last micro batch, still on the device."""
+        """Runs the step. Returns the loss of the last micro batch, still on the device."""
         with self.engine.casting_once():
             for index in range(self.accum):
                 tokens, targets = to_device(self.batch, self.device)
@@ -164,7 +164,7 @@ def _profiled(step: Step) -> torch.profiler.profile:
 
 
 def _communication(step: Step) -> float:
-    """Seconds of one step in which this worker reduced or gathered, or waited for others to."""
+    """Seconds of one step that this worker spent reducing, gathering, or waiting for others."""
     if dist.get_world_size() == 1:
         return 0.0
     found = _profiled(step).key_averages()
@@ -174,15 +174,15 @@ def _communication(step: Step) -> float:
 
 
 def _peak_memory(device: Device) -> int:
-    """Bytes: of the GPU's tensors, or on a CPU of the process, with all its libraries."""
+    """Peak bytes of the GPU's tensors; on a CPU, of the process with all its libraries."""
     if device.torch_device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return peak_resident()
 
 
 def _trace(c: BenchConfig, step: Step) -> str:
-    """Where the trace of one step of the first worker was written: Perfetto (ui.perfetto.dev)
-    opens it."""
+    """Writes a trace of one step of the first worker, which Perfetto (ui.perfetto.dev) opens.
+    Returns its path."""
     profile = _profiled(step)
     path = storage.join(c.home_folder, "bench-model", TRACE)
     if dist.get_rank():
@@ -209,8 +209,8 @@ def table(result: dict[str, Any]) -> str:
             f"  {part:<14}  {seconds * 1e3:>10,.1f} ms  {seconds / whole:>6.1%}"
             for part, seconds in shares.items()
         ),
-        f"  communication   {result['communication_seconds'] * 1e3:>10,.1f} ms  in these, with the "
-        "wait for the slowest",
+        f"  communication   {result['communication_seconds'] * 1e3:>10,.1f} ms  in these, with "
+        "the wait for the slowest worker",
         f"speed             {result['tokens_per_second']:>10,.0f} tok/s",
         f"MFU               {result['mfu']:>10.1%}  of {result['peak_flops'] / 1e12:,.2f} TFLOP/s, "
         "the peak (a GPU's by its data sheet, if it is a known one)",

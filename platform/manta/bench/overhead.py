@@ -1,6 +1,6 @@
-"""The whole platform (Ray Train, DeepSpeed, Ray Data, the loop with its records) against a bare
-PyTorch loop (with DistributedDataParallel on more than one worker) over the same model, dtype and
-batch, in the same worker processes."""
+"""Measures the whole platform (Ray Train, DeepSpeed, Ray Data, the loop with its records) against a
+bare PyTorch loop (with DistributedDataParallel on more than one worker). Both have the same model,
+dtype and batch, and run in the same worker processes."""
 
 import dataclasses
 import statistics
@@ -39,7 +39,7 @@ def overhead(c: BenchConfig) -> dict[str, Any]:
         c,
         name="bench-overhead",
         total_tokens=steps * c.tokens_per_batch,
-        batch_ramp={},  # the bare loop has one size
+        batch_ramp={},  # the bare loop has only one batch size
         eval=EvalConfig(every=NEVER, tokens=c.sequence_length),
         sample=SampleConfig(prompts=()),
     )
@@ -56,7 +56,7 @@ def overhead(c: BenchConfig) -> dict[str, Any]:
 
 
 def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
-    """In the training worker: rounds of the bare loop and of the platform's, in turn."""
+    """Runs rounds of the bare loop and of the platform's in turn, in the training worker."""
     c = configs.from_dict(BenchConfig, arguments["config"])
     datasets: tuple[Manifest, ...] = arguments["datasets"]
     rank = Rank.here()
@@ -64,7 +64,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     torch.manual_seed(c.seed)
     bare = _BareLoop(c, run)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}
-    with no_garbage_collection():  # which `train` would see to once for all steps
+    with no_garbage_collection():  # `train` alone would do this once for all steps
         for _ in range(c.rounds + 1):
             started = time.perf_counter()
             bare.train(c.steps_per_round)
@@ -96,7 +96,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
 
 
 class _BareLoop:
-    """What a person would write by hand: model, optimizer, autocast, one batch, kept in memory."""
+    """The loop that one would write by hand: model, optimizer, autocast, one batch in memory."""
 
     def __init__(self, c: BenchConfig, run: Run):
         model, device = GPT(run.model), run.device
@@ -135,7 +135,8 @@ class _BareLoop:
 
 
 def _averaging(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients are summed on each worker, and averaged over them after a step's last backward."""
+    """Context of a backward pass. Gradients are summed on each worker, and averaged over workers
+    after the last pass of a step."""
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     return nullcontext()

@@ -1,4 +1,4 @@
-"""What to measure, and how long."""
+"""The config of a bench: what to measure, and for how long."""
 
 from typing import Literal
 
@@ -25,36 +25,36 @@ class BenchConfig(PretrainConfig):
     PyTorch loop; data: the stream against a bare pyarrow read of the same shards; tokenize:
     preparation against tiktoken; checkpoint: a save against a bare write; evaluate: lm-eval's
     requests in batches against one by one; generate: sampling with and without the KV cache, and
-    of many prompts at once; memory: what each ZeRO stage holds on two workers, against the cost
-    model. num_workers counts for model and overhead. gpus_per_worker=1 and dtype count for evaluate
-    and generate, too, where dtype=auto is as in their jobs: fp32 for evaluate; for generate bf16 on
-    a GPU that computes in it, else fp32. gpu: all that a GPU is to show, part by part, with
-    settings of its own."""
+    for many prompts at once; memory: the memory that each ZeRO stage takes on two workers, against
+    the cost model; gpu: all checks of a GPU, part by part, with their own settings. num_workers
+    applies to model and overhead. gpus_per_worker=1 and dtype also apply to evaluate and generate,
+    where dtype=auto is as in their jobs: fp32 for evaluate; for generate, bf16 on a GPU that
+    computes in it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """gpu: where its parts run; cpu is for trying out the command itself."""
+    """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"
-    """gpu: full has GPT-2 of 124M, 350M and 1.5B parameters; tiny one of a few thousand."""
+    """gpu: full measures GPT-2 of 124M, 350M and 1.5B parameters; tiny, one with a few thousand."""
     seconds: PositiveFloat = 600.0
-    """gpu: the most that all of it takes; what there is no time for is skipped, which is said."""
+    """gpu: the most seconds for all parts together; parts without time left count as skipped."""
     parts: str | None = None
-    """gpu: the parts to run, in this order, with commas between their names; null: all."""
+    """gpu: names of the parts to run, in this order, separated by commas; null: all."""
     patience: PositiveFloat = 1.0
-    """gpu: factor of the time-outs of its parts, for a slower machine."""
+    """gpu: factor that lengthens the time-outs of the parts, for a slower machine."""
     json: str | None = None
-    """Where to write the figures as JSON; null: nowhere."""
+    """File to write the figures to, as JSON; null: none."""
     rounds: Count = 8
-    """Times that A and B are measured in turn; one more round warms up."""
+    """Rounds in which A and B are measured in turn; one more round warms up."""
     profile: bool = False
-    """model: write a trace of one step, which ui.perfetto.dev opens."""
+    """model: whether to write a trace of one step, which ui.perfetto.dev opens."""
     new_tokens: Count = 512
     """generate: tokens to add to each prompt."""
     steps_per_round: Count = 10
-    """model: steps in a round; overhead: steps of A, then of B."""
+    """model: steps in a round; overhead: steps of A, then as many of B, in a round."""
     tokens: Count = 1 << 27
-    """data: tokens of the dataset that is made to be read, and read in a round."""
+    """data: tokens of the generated dataset, all of which are read in a round."""
     text_bytes: Count = 256 << 20
-    """tokenize: bytes of text that are prepared in a round; repeated from data.source, with a
-    number in front of each document."""
+    """tokenize: bytes of text to prepare in a round. The text of data.source is repeated up to this
+    size, with a number in front of each document."""
 
     def problems(self) -> list[str]:
         found = super().problems()

@@ -1,11 +1,12 @@
-"""What each ZeRO stage holds in memory, measured on two workers, against model/memory.py.
+"""Measures the memory that each ZeRO stage takes on two workers, against model/memory.py.
 
-Two plain processes on the CPU (gloo, no Ray) train through Manta's own engine for two steps, fp32,
-with sequences so short that activations do not count. Measured at three moments, when nothing
-passing is there: the engine is made; the first step is done (the optimizer has its state); a micro
-batch of the second step is done (gradients accumulate). Each is what all live tensors hold, each
-storage once, and what the process has become larger by (USS: the memory that is its own). Only
-glibc gives freed memory back when it is told to: elsewhere the process's figures are too large.
+Two plain processes on the CPU (gloo, no Ray) train with Manta's own engine for two steps in fp32.
+The sequences are so short that activations do not count. Memory is measured at three moments at
+which nothing temporary is alive: the engine is made; the first step is done (the optimizer has its
+state); a micro batch of the second step is done (gradients accumulate). Each time, two figures are
+taken: the bytes of all live tensors, each storage once, and the growth of the process (USS: the
+memory that only it has). Only glibc gives freed memory back when it is told to, so the process's
+figures are too large with any other C library.
 """
 
 import ctypes
@@ -29,11 +30,11 @@ from manta.train.step.engine import Engine
 from manta.train.step.engine_settings import EngineConfig
 from manta.train.step.optimizer import OptimizerConfig
 
-# 27.7 million parameters: far above what a process's size varies by.
+# 27.7 million parameters, so that their memory is far above the noise in a process's size.
 MODEL = ModelConfig(n_layer=6, n_embd=512, n_head=8, vocab_size=8192, tie_embeddings=False)
 WARM_UP = ModelConfig(n_layer=1, n_embd=32, vocab_size=128)
 SEQ_LEN = 8
-# DeepSpeed's own is 2,000 MB, of which a CPU's worker would show no more than it writes to.
+# DeepSpeed's default is 2,000 MB; a worker on a CPU would show only the part that it writes to.
 BUCKET_MB = 8
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 MOMENTS = ("made", "stepped", "accumulating")
@@ -41,7 +42,7 @@ M_MMAP_THRESHOLD = -3
 
 
 def stages(c: BenchConfig) -> dict[str, Any]:
-    """`measure` on two workers; of MODEL, unless the config's model is larger."""
+    """Measures MODEL, or the config's model if that is larger, on two workers (see `measure`)."""
     model = max(MODEL, _with_vocabulary(c.model), key=lambda model: parameters(model).total)
     only = STAGES if c.optimizer.kind == "adamw" else STAGES[:3]  # Muon needs whole matrices
     return measure(model, optimizer=c.optimizer, only=only)
@@ -53,10 +54,10 @@ def measure(
     optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
     only: tuple[Literal[0, 1, 2, 3], ...] = STAGES,
 ) -> dict[str, Any]:
-    """Bytes that worker 0 holds at each stage, predicted and measured.
+    """Predicted and measured bytes of worker 0 at each stage.
 
     Args:
-        model: one without a vocab_size gets MODEL's.
+        model: the model; without a vocab_size, it gets that of MODEL.
         workers: processes on this machine.
         only: the stages to measure.
     """
@@ -80,7 +81,7 @@ def _with_vocabulary(model: ModelConfig) -> ModelConfig:
 def _predicted(
     model: ModelConfig, workers: int, optimizer: OptimizerConfig, stage: Literal[0, 1, 2, 3]
 ) -> dict[str, int]:
-    """Bytes at each of MOMENTS, and of how many of the last nothing has been written yet."""
+    """Bytes at each of MOMENTS; "unwritten": bytes of the last that nothing was written to yet."""
     found = costs(
         Setup(
             model,
@@ -95,10 +96,10 @@ def _predicted(
     )
     at_first = found.weights + found.master_weights
     later = found.gradients + found.buffers
-    if stage == 3:  # has its gradients and buffers from the start
+    if stage == 3:  # stage 3 has its gradients and buffers from the start
         at_first, later = at_first + later, 0
     stepped = at_first + found.optimizer_state
-    # At stage 1 the bucket is filled with the step's last micro batch.
+    # Stage 1 writes to its bucket only with the step's last micro batch.
     unwritten = found.buffers if stage == 1 else 0
     sizes = (at_first, stepped, stepped + later)
     return {**dict(zip(MOMENTS, sizes, strict=True)), "unwritten": unwritten}
@@ -107,23 +108,24 @@ def _predicted(
 def _measured(
     model: ModelConfig, workers: int, optimizer: OptimizerConfig, only: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """For each stage, by moment, the bytes of the tensors and of the process."""
+    """The bytes of the tensors and of the process at each moment, for each stage."""
     return together(workers, "gloo", _work, only, model, optimizer)
 
 
 def _work(
     only: tuple[int, ...], model: ModelConfig, optimizer: OptimizerConfig
 ) -> list[dict[str, Any]]:
-    """One worker; what the first finds."""
+    """Runs as one worker. Only the first worker returns bytes."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     _return_freed_memory()
     torch.set_num_threads(1)
-    # What Python, DeepSpeed and gloo load at their first use is no part of a stage.
+    # A warm-up run loads what Python, DeepSpeed and gloo load at their first use, which no stage
+    # should count.
     found = []
     for stage in only:
         _train(WARM_UP, stage, optimizer, looks=False)
         gc.collect()
-        gc.freeze()  # looking at what there is goes through what is new alone
+        gc.freeze()  # `_tensor_bytes` then looks only at newer objects
         found.append(_train(model, stage, optimizer, looks=dist.get_rank() == 0))
     dist.barrier()
     return found
@@ -132,8 +134,8 @@ def _work(
 def _train(
     c: ModelConfig, stage: int, optimizer: OptimizerConfig, looks: bool
 ) -> dict[str, dict[str, int]]:
-    """Two steps of two micro batches; if it `looks`, the bytes at MOMENTS by which all tensors, and
-    the process, have grown."""
+    """Trains two steps of two micro batches. If it `looks`, returns the bytes by which all tensors
+    and the process have grown at each of MOMENTS."""
     found: dict[str, dict[str, int]] = {"tensors": {}, "process": {}}
 
     def look(moment: str) -> None:
@@ -175,7 +177,7 @@ def _train(
 
 
 def _tensor_bytes() -> int:
-    """Bytes of all tensors that Python can reach, each storage once."""
+    """Bytes of all tensors that Python can reach; each storage counts once."""
     sizes: dict[int, int] = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
@@ -196,7 +198,7 @@ def _process_bytes() -> int:
 
 
 def _return_freed_memory() -> None:
-    """Makes glibc give freed tensors back to the system at once: left alone, it begins to keep
+    """Makes glibc give freed tensors back to the system at once. By default, glibc begins to keep
     blocks of up to 32 MB, and a process stays as large as it once was."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -204,10 +206,10 @@ def _return_freed_memory() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Bytes at the fullest moment, while gradients accumulate."""
+    """Table of the bytes at the fullest moment, while gradients accumulate."""
     lines = [
         f"{result['parameters']:,} parameters, {result['workers']} workers, "
-        f"{result['optimizer']}, fp32; MB that one worker holds while gradients accumulate",
+        f"{result['optimizer']}, fp32; MB of one worker while gradients accumulate",
         "stage   predicted     tensors  tensors/pred.     process  process/pred.",
     ]
     for row in result["stages"]:

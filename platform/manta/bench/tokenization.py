@@ -1,5 +1,6 @@
-"""Preparation against tiktoken's own speed: on one thread times the cores that Ray has, and on as
-many threads at once, which is what the machine can do."""
+"""Measures the preparation of text against tiktoken's own speed, in two forms: tiktoken on one
+thread, times the number of cores that Ray has; and tiktoken on that many threads at once, which is
+what the machine can do."""
 
 import dataclasses
 import json
@@ -40,7 +41,7 @@ def measure(c: BenchConfig, folder: str) -> dict[str, Any]:
     bare, at_once, passes, whole = [], [], [], []
     for index in range(c.rounds + 1):
         alone = tiktoken_rate(made, texts)
-        with ThreadPoolExecutor(cores) as pool:  # tiktoken lets go of Python's lock
+        with ThreadPoolExecutor(cores) as pool:  # tiktoken releases Python's lock
             together = sum(pool.map(lambda _: tiktoken_rate(made, texts), range(cores)))
         started = time.perf_counter()
         scattered = prepare.scatter(data, path, parts, made)
@@ -73,8 +74,8 @@ def measure(c: BenchConfig, folder: str) -> dict[str, Any]:
 
 
 def write_corpus(c: BenchConfig, folder: str) -> tuple[list[str], int]:
-    """The config's corpus as JSONL files, repeated up to `text_bytes`; its texts, and the size of
-    all text in the files."""
+    """Writes the config's corpus as JSONL files, repeated up to `text_bytes`. Returns its texts and
+    the size of all text in the files."""
     texts: list[str] = []
     for part in sources.parts(c.data.corpus):
         texts += sources.documents(part)
@@ -84,7 +85,7 @@ def write_corpus(c: BenchConfig, folder: str) -> tuple[list[str], int]:
     for index in range(FILES):
         lines = []
         while written < c.text_bytes * (index + 1) // FILES:
-            text = f"{number}\n{texts[number % len(texts)]}"  # no two are the same
+            text = f"{number}\n{texts[number % len(texts)]}"  # makes every document unique
             lines.append(json.dumps({"text": text}) + "\n")
             written += len(text.encode())
             number += 1
@@ -99,7 +100,7 @@ def _tokenizer(c: BenchConfig, texts: list[str]) -> Tokenizer:
 
 
 def tiktoken_rate(made: Tokenizer, texts: list[str]) -> float:
-    """Bytes of text/s of tiktoken alone, in this thread."""
+    """Bytes of text per second that tiktoken alone encodes, in this thread."""
     encoding = made.tiktoken
     size = sum(len(text.encode()) for text in texts)
     started = time.perf_counter()

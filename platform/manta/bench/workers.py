@@ -1,4 +1,4 @@
-"""Processes on this machine that train together, without Ray."""
+"""Runs a function in processes on this machine that train together, without Ray."""
 
 import json
 import os
@@ -16,12 +16,12 @@ FOUND = "found.json"
 
 
 def together(count: int, backend: str, work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work(*arguments)` returns on the first of `count` workers, each of which runs it, in
-    one process group; of one alone, in this process, and of more as JSON brings it back. `work`
-    is a function of a module, as is what `arguments` hold.
+    """Runs `work(*arguments)` on `count` workers in one process group. Returns the first worker's
+    result. A single worker runs in this process; from several, the result comes back as JSON.
+    `work`, and any function among `arguments`, must be defined at the top level of a module.
 
     Raises:
-        MantaError: the first worker's own.
+        MantaError: the first worker's own MantaError.
     """
     with tempfile.TemporaryDirectory() as folder:
         if count == 1:
@@ -35,20 +35,20 @@ def together(count: int, backend: str, work: Callable[..., Any], *arguments: Any
 
 
 def _write(rank: int, count: int, folder: str, backend: str, work: Any, arguments: Any) -> None:
-    if backend == "nccl":  # each sees its own, as Ray has it
+    if backend == "nccl":  # each worker sees only its own GPU, as under Ray
         known = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = known.split(",") if known else [str(i) for i in range(count)]
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[rank]
     try:
         result = {"found": _member(rank, count, folder, backend, work, arguments)}
-    except MantaError as e:  # on all of them alike, and an exception's class would be lost
+    except MantaError as e:  # all workers raise it; `spawn` would lose its class
         result = {"problem": str(e)}
     if rank == 0:
         Path(folder, FOUND).write_text(json.dumps(result))
 
 
 def _member(rank: int, count: int, folder: str, backend: str, work: Any, arguments: Any) -> Any:
-    # DeepSpeed asks for these, though the group is there.
+    # DeepSpeed reads this variable even if the process group exists.
     os.environ["LOCAL_RANK"] = "0" if backend == "nccl" else str(rank)
     store = dist.FileStore(str(Path(folder, "ranks")), count)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)

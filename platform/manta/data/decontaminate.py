@@ -1,7 +1,7 @@
-"""Leaves out training documents that share a run of words with evaluation examples.
+"""Drops training documents that share a run of words with evaluation examples.
 
-GPT-3 looked for shared runs of 13 words (Brown et al. 2020, appendix C) and cut out their
-surroundings; here the whole document goes.
+GPT-3 searched for shared runs of 13 words (Brown et al. 2020, appendix C) and cut out the text
+around them; Manta drops the whole document.
 """
 
 import functools
@@ -22,15 +22,15 @@ from manta.errors import DataError
 
 WORD = re.compile(r"[^\W_]+")
 NOT_SPACE = re.compile(r"\S")
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses nothing
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses no bits
 
 
 class Decontaminator:
-    """Knows the word n-grams of evaluation examples, as sorted 64-bit hashes.
+    """The word n-grams of evaluation examples, as sorted 64-bit hashes.
 
     A word is a run of letters and digits; case, spacing and punctuation do not count. (In a script
-    without spaces, that is all between two marks.) A text of fewer than n words has no n-grams:
-    none is found in it, and it is found in nothing.
+    without spaces, a word is all the text between two punctuation marks.) A text of fewer than n
+    words has no n-grams, so it matches nothing, neither as a document nor as an example.
     """
 
     def __init__(self, ngrams: np.ndarray, ngram: int):
@@ -40,24 +40,24 @@ class Decontaminator:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of n and the n-grams: what decides which documents are left out."""
+        """A digest of n and the n-grams, which together decide which documents are dropped."""
         return storage.sha256_of(f"{self.ngram}\n".encode() + self.ngrams.astype("<u8").tobytes())
 
     def contaminated(self, text: str) -> bool:
-        """Whether n words in a row stand in an evaluation example too."""
+        """Whether n consecutive words of the text are also in an evaluation example."""
         found = _hashes(text, self.ngram)
         if not len(found) or not len(self.ngrams):
             return False
-        # A hash above all others would be placed after the end.
+        # `searchsorted` places a hash above all others after the end of the array.
         places = np.minimum(np.searchsorted(self.ngrams, found), len(self.ngrams) - 1)
         return bool((self.ngrams[places] == found).any())
 
 
 def build(paths: Sequence[str], ngram: int) -> Decontaminator:
-    """The n-grams of all the texts in some files of evaluation examples, local or any URI.
+    """Collects the n-grams of all texts in files of evaluation examples, local or at any URI.
 
-    In .jsonl, .json (.gz) and .parquet, each string in a row, however deep, is a text; in .txt and
-    .md, each piece between blank lines.
+    In .jsonl, .json (.gz) and .parquet files, each string in a row, at any depth, is a text; in
+    .txt and .md files, each piece between blank lines.
 
     Raises:
         DataError: a file is missing, damaged or of another kind, or none of its texts has n words.
@@ -85,7 +85,7 @@ def _ngrams_of(path: str, ngram: int) -> np.ndarray:
         raise DataError(f"{path}: cannot be read ({e}); restore the file or leave it out") from None
     if not any(map(len, found)):
         raise DataError(
-            f"{path}: none of its {len(found)} texts has {ngram} words, so that it would protect "
+            f"{path}: none of its {len(found)} texts has {ngram} words, so it would protect "
             "nothing; leave it out, or look for shorter runs of words"
         )
     return np.unique(np.concatenate(found))
@@ -102,7 +102,7 @@ def _plain_text(path: str) -> Iterable[str]:
 
 
 def _json(path: str) -> Iterator[str]:
-    """One value, or one a line: files of both kinds are called .json."""
+    """The strings of a file with one JSON value, or one per line: .json names both kinds."""
     text = _read(path)
     decoder = json.JSONDecoder()
     place = 0
@@ -130,7 +130,7 @@ READERS: dict[str, Callable[[str], Iterable[str]]] = {
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string in a row, but not its keys: they are the same in all rows."""
+    """Every string in a row, except the keys, which are the same in all rows."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list | tuple):
@@ -139,18 +139,18 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _words(text: str) -> list[str]:
-    # One accented letter can be spelt as one character or as two.
+    # An accented letter can be one character or two; NFC makes both spellings equal.
     return WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _word_hash(word: str) -> bytes:
-    """Python's own hash() differs from process to process."""
+    """A hash of a word that is the same in every process, unlike Python's own hash()."""
     return hashlib.blake2b(word.encode(), digest_size=8).digest()
 
 
 def _hashes(text: str, ngram: int) -> np.ndarray:
-    """A hash of each n words in a row: a polynomial of the words' hashes, modulo 2^64."""
+    """A hash of each n consecutive words: a polynomial of the words' hashes, modulo 2^64."""
     words = _words(text)
     count = len(words) - ngram + 1
     if count <= 0:

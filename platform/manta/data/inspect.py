@@ -1,4 +1,4 @@
-"""What is in a dataset, for a person to read: totals, lengths, decoded samples; and is it whole?"""
+"""Shows what is in a dataset (totals, lengths, decoded samples) and checks that it is whole."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -13,29 +13,29 @@ from manta.data.packing import count_cuts, pack
 from manta.storage import HomeConfig
 
 BAR = 40
-PACKING_TOKENS = 1 << 22  # what the packing is tried on
-LANE_ROWS = 64  # sequences that are packed together: about a lane of the order
+PACKING_TOKENS = 1 << 22  # the packing is tried on this many
+LANE_ROWS = 64  # sequences that are packed together: about one lane of the order
 SAMPLE_CHARACTERS = 400
 
 
 @config
 class InspectConfig(HomeConfig):
     dataset: str = "python-bpe4096"
-    """A dataset's name (a folder under HOME/data) or folder."""
+    """The dataset's name (a folder under HOME/data), or the path of its folder."""
     samples: Natural = 3
-    """Documents to decode and show."""
+    """How many documents to decode and show."""
     split: Literal["train", "val"] = "train"
-    """Where the samples are from."""
+    """The split to take the samples from."""
     seed: Seed = 0
-    """Which documents are shown."""
+    """Seed of the choice of documents to show."""
     seq_len: Count | None = None
-    """Tokens in a training sequence: shows how many documents it would cut; null: not shown."""
+    """Tokens in a training sequence, to show how many documents it would cut; null: not shown."""
     verify: bool = False
     """Check the sha256 of every shard."""
 
 
 def inspect(c: InspectConfig) -> Iterator[str]:
-    """The lines to show.
+    """Yields the lines to show.
 
     Raises:
         DataError: the dataset or a shard is missing or damaged.
@@ -63,12 +63,12 @@ def inspect(c: InspectConfig) -> Iterator[str]:
         text = tokenizer.decode(tokens[: 4 * SAMPLE_CHARACTERS].tolist())
         shown = text[:SAMPLE_CHARACTERS] + (" ..." if len(text) > SAMPLE_CHARACTERS else "")
         yield f"\nsample {number}: document {index:,} of {c.split}, {len(tokens):,} tokens\n{shown}"
-    checked = "size, footer, row count and dtype are" + (", and sha256 is," if c.verify else "")
-    yield f"\nwhole    of every shard, {checked} the manifest's"
+    checked = "size, footer, row count" + (", dtype and sha256" if c.verify else " and dtype")
+    yield f"\nwhole    every shard's {checked} match the manifest"
 
 
 def histogram(manifest: Manifest) -> Iterator[str]:
-    """The lengths of documents, a line for each power of two."""
+    """Yields a histogram of the lengths of documents, one line for each power of two."""
     counts = manifest.lengths["documents"]
     filled = [i for i, count in enumerate(counts) if count]
     total, most = sum(counts), max(counts)
@@ -79,7 +79,7 @@ def histogram(manifest: Manifest) -> Iterator[str]:
 
 
 def packing(manifest: Manifest, seq_len: int) -> str:
-    """How many documents that fit in a sequence are cut by its end, in either way to pack."""
+    """The line that says how many documents each packing cuts, of those that fit in a sequence."""
     line = shards.split_tokens(manifest, "train", PACKING_TOKENS)
     starts = np.flatnonzero(line == manifest.eot)
     fitting = int((np.diff(starts) <= seq_len).sum())
@@ -98,7 +98,7 @@ def packing(manifest: Manifest, seq_len: int) -> str:
 
 
 def sample(manifest: Manifest, c: InspectConfig) -> Iterator[tuple[int, np.ndarray]]:
-    """(number in the split, tokens) of some documents, of a shard drawn by its size."""
+    """Yields (number in the split, tokens) of documents from one shard, drawn by its size."""
     there = manifest.split(c.split)
     if not c.samples or not there:
         return

@@ -1,4 +1,4 @@
-"""A dataset's table of contents: what its shards hold, and how to know that they are whole."""
+"""A dataset's table of contents: what its shards contain, and checksums to verify them."""
 
 import dataclasses
 import json
@@ -14,8 +14,11 @@ FORMAT = "manta-data-2"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
-    """One Parquet file of `tokens` rows. `text_bytes` is the size of its documents' text;
-    `max_token` the largest id in it; `size` and `sha256` are the file's."""
+    """One Parquet file of `tokens` rows.
+
+    `text_bytes` is the size of its documents' text, and `max_token` the largest token id in it;
+    `size` (in bytes) and `sha256` are those of the file.
+    """
 
     file: str
     split: Literal["train", "val"]
@@ -30,7 +33,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The contents of the dataset in folder `path`, as prepared from `recipe`."""
+    """The contents of the dataset in folder `path`, which was prepared from `recipe`."""
 
     path: str
     recipe: dict[str, Any]
@@ -41,9 +44,9 @@ class Manifest:
     dtype: Literal["uint16", "uint32"]
     row_group_tokens: int
     dropped: dict[str, int]
-    """Documents that are not in it: empty, duplicate, contaminated."""
+    """Numbers of documents left out, by reason: empty, duplicate, contaminated."""
     lengths: dict[str, list[int]]
-    """By power of two, documents of 2^i to 2^(i+1) - 1 tokens, and the tokens in them."""
+    """Numbers of documents of 2^i to 2^(i+1) - 1 tokens for each i, and the tokens in them."""
     shards: tuple[Shard, ...]
 
     def split(self, name: str) -> list[Shard]:
@@ -63,7 +66,7 @@ class Manifest:
         return self.path.rpartition("/")[2]
 
     def save(self) -> None:
-        """Commits the dataset: after this, and not before, it exists."""
+        """Commits the dataset: it exists once this has been written, and not before."""
         storage.write_json(storage.join(self.path, layout.MANIFEST), self._content())
 
     def _content(self) -> dict[str, Any]:
@@ -73,17 +76,21 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Of everything in it: two datasets with the same one are the same."""
+        """A digest of all the contents: two datasets with the same digest are the same."""
         return self._content()["sha256"]
 
     def load_tokenizer(self) -> tokenizers.Tokenizer:
-        """Raises DataError when the tokenizer's file is not the one that made the tokens."""
+        """Loads the tokenizer that is saved with the dataset.
+
+        Raises:
+            DataError: its file is not the one that made the tokens.
+        """
         path = storage.join(self.path, layout.ENCODING)
         made = tokenizers.load(path)
         if made.sha256 != self.tokenizer_sha256:
             raise DataError(
                 f"{path}: not the tokenizer that this dataset was made with (sha256 differs); "
-                "restore it, or delete the folder to prepare it anew"
+                "restore it, or delete the folder to prepare it again"
             )
         return made
 
@@ -93,16 +100,16 @@ def exists(path: str) -> bool:
 
 
 def names(folder: str) -> list[str]:
-    """The datasets in a folder, by name."""
+    """The names of the datasets in a folder."""
     found = [item.base_name for item in storage.list_files(folder, recursive=False)]
     return [name for name in found if exists(storage.join(folder, name))]
 
 
 def resolve(name: str, home: str) -> str:
-    """The folder of the dataset that a person names: by its name, or by a folder.
+    """The folder of a dataset, which a person gives by its name or as a folder.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such dataset.
     """
     for path in (layout.dataset_folder(home, name), storage.absolute(name)):
         if exists(path):
@@ -115,16 +122,19 @@ def resolve(name: str, home: str) -> str:
 
 
 def load(path: str) -> Manifest:
-    """Raises DataError when there is no dataset, or its manifest is another version's, damaged or
-    edited."""
+    """Loads the manifest of the dataset in folder `path`.
+
+    Raises:
+        DataError: there is no dataset, or its manifest is another version's, damaged or edited.
+    """
     file = storage.join(path, layout.MANIFEST)
-    remedy = f"restore it, or delete {path} to prepare the data anew"
+    remedy = f"restore it, or delete {path} to prepare the data again"
     content = storage.read_json(file)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise DataError(
-            f"{file}: its format is {found!r}, this version of Manta reads {FORMAT!r}; delete "
-            f"{path} to prepare the data anew"
+            f"{file}: its format is {found!r}, but this version of Manta reads {FORMAT!r}; "
+            f"delete {path} to prepare the data again"
         )
     if content.pop("sha256", None) != _digest(content):
         raise DataError(f"{file}: edited or damaged (its sha256 differs); {remedy}")
@@ -137,22 +147,25 @@ def load(path: str) -> Manifest:
 
 
 def check(manifest: Manifest) -> None:
-    """Raises DataError when a manifest contradicts itself: a token that its tokenizer does not
-    know, a shard that is listed twice."""
+    """Checks that a manifest does not contradict itself.
+
+    Raises:
+        DataError: it lists a shard twice, or a token id that its tokenizer does not know.
+    """
     file = storage.join(manifest.path, layout.MANIFEST)
     twice = [n for n, count in Counter(s.file for s in manifest.shards).items() if count > 1]
     if twice:
-        raise DataError(f"{file}: lists {', '.join(twice[:3])} twice; prepare the data anew")
+        raise DataError(f"{file}: lists {', '.join(twice[:3])} twice; prepare the data again")
     for shard in manifest.shards:
         if shard.max_token >= manifest.vocab_size:
             raise DataError(
                 f"{storage.join(manifest.path, shard.file)}: holds token id {shard.max_token}, but "
                 f"the tokenizer {manifest.tokenizer} has {manifest.vocab_size}; prepare the data "
-                "anew"
+                "again"
             )
 
 
 def _digest(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    # An edited file can hold half of a surrogate pair, which is to have a digest too.
+    # An edited file can contain half of a surrogate pair, which needs a digest too.
     return storage.sha256_of(canonical.encode(errors="surrogatepass"))

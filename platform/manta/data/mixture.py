@@ -1,4 +1,4 @@
-"""What a run trains on: one dataset or a mix of several, checked, and the order of their tokens."""
+"""Opens and checks the dataset or mix that a run trains on, and makes the order of its tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,13 @@ from manta.errors import DataError
 
 
 def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifest, ...]:
-    """The manifests of the datasets to train on: prepared if the one is missing, and checked.
+    """The manifests of the datasets to train on, checked.
+
+    A single dataset that is missing is prepared; the datasets of a mix must be there already.
 
     Raises:
-        DataError: a dataset is missing or damaged, or those of a mix have other tokenizers.
+        DataError: a dataset is missing or damaged, or the datasets of a mix have different
+            tokenizers.
     """
     if c.mix:
         found = tuple(_of_mix(name, home) for name in c.datasets)
@@ -68,7 +71,8 @@ def make_order(
     """The order of the datasets' train splits.
 
     Raises:
-        DataError: they hold less than one global batch.
+        DataError: they have fewer tokens than one global batch, or one of them has fewer than a
+            sequence and its last target.
     """
     lines = tuple(
         Line(
@@ -96,13 +100,13 @@ def make_order(
 
 
 def identity(manifest: Manifest) -> str:
-    """A digest of the tokens of a dataset's train split, wherever it is."""
+    """A digest of the tokens of a dataset's train split, the same wherever it is stored."""
     digests = "".join(shard.sha256 for shard in manifest.split("train"))
     return storage.sha256_of(digests.encode())
 
 
 def shares(datasets: tuple[Manifest, ...], phases: tuple[Phase, ...]) -> dict[str, dict[str, int]]:
-    """The mixes, each by its first sequence, as {identity of the dataset: thousandths}."""
+    """The mixes by their first sequence, each as {identity of the dataset: thousandths}."""
     names = [identity(manifest) for manifest in datasets]
     return {
         str(phase.start): {name: n for name, n in zip(names, phase.counts, strict=True) if n}
@@ -111,5 +115,5 @@ def shares(datasets: tuple[Manifest, ...], phases: tuple[Phase, ...]) -> dict[st
 
 
 def so_far(mixes: dict[str, Any], sequences: int) -> dict[str, Any]:
-    """The mixes that the planned sequences have met: what comes after may still be changed."""
+    """The mixes that the planned sequences have reached; later mixes may still be changed."""
     return {start: mix for start, mix in mixes.items() if int(start) < max(sequences, 1)}

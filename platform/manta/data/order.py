@@ -1,18 +1,20 @@
-"""Which tokens does global batch k read? Pure arithmetic: no Ray, no I/O.
+"""The order of training: which tokens global batch k reads. Pure arithmetic: no Ray, no I/O.
 
-Every dataset is one endless *line* of tokens: each epoch is every shard once, in an order drawn
-from (seed, epoch), and in each shard every block of row groups once, in an order drawn from (seed,
-epoch, shard). A *sequence* is a line's next `seq_len` tokens, and the one after them as target.
+Every dataset is one endless *line* of tokens. Each epoch of a line has every shard once, in an
+order drawn from (seed, epoch), and within each shard every block of row groups once, in an order
+drawn from (seed, epoch, shard). A *sequence* is the next `seq_len` tokens of a line, plus the token
+after them as the last target.
 
-Position s of the endless list of sequences is in batch k, at slot i, and belongs to one dataset by
-the *mix*: a pattern of a thousand positions, so that any thousand hold exactly each one's share.
-The n-th position of a dataset takes the n-th sequence of its line, but for a shuffle within a
-*window* (some whole batches) and a *lane* (some neighbouring slots). Slots are dealt to workers in
-order, so that a worker's lanes are neighbours on the line: it reads about its own share, no more.
+Position s in the endless list of sequences is in batch k, at slot i. The *mix* decides which
+dataset it belongs to: a pattern of a thousand positions, so that any thousand positions contain
+exactly the share of each dataset. The n-th position of a dataset takes the n-th sequence of its
+line, except for a shuffle within a *window* (one or more whole batches) and a *lane* (one or more
+neighbouring slots). Workers get slots in order, so the lanes of a worker are neighbours on the
+line, and the worker reads about its own share and no more.
 
 So batch k depends on the shards, the seed, `seq_len`, the batch sizes and the mix, and on nothing
-else: not on the number of workers, nor on the micro batch. The cost of planning it does not depend
-on k.
+else: neither on the number of workers nor on the micro batch. The cost of planning a batch does not
+depend on k.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-# Recorded with each run: another version of this arithmetic would read other tokens.
+# Recorded with each run, because another version of this arithmetic would read other tokens.
 VERSION = 1
 WINDOW_TOKENS = 1 << 24
 BLOCK_ROW_GROUPS = 8  # neighbours in the file, so that a block is one read
@@ -42,9 +44,9 @@ class Segment:
 class Line:
     """One dataset's train split as an endless line of tokens.
 
-    shards: (S,) int64, the tokens in each shard. A shard's row groups have `row_group_tokens` each,
-        and the last one what is left.
-    key: tells datasets apart that are read with the same seed.
+    shards: (S,) int64, the tokens in each shard. Each row group of a shard has `row_group_tokens`
+        tokens, and the last one has the rest.
+    key: distinguishes datasets that are read with the same seed.
     """
 
     shards: np.ndarray
@@ -57,7 +59,7 @@ class Line:
         return int(self.shards.sum())
 
     def segments(self, start: int, stop: int) -> list[Segment]:
-        """What to read, in order, for the line's tokens [start, stop)."""
+        """The segments to read, in order, for the line's tokens [start, stop)."""
         found = []
         while start < stop:
             epoch, offset = divmod(start, self.total_tokens)
@@ -78,15 +80,18 @@ class Line:
 
 @functools.lru_cache(maxsize=8)
 def _shards_of(line: Line, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shards in the epoch's order, and where each ends in the epoch."""
+    """The shards in the epoch's order, and the position in the epoch where each one ends."""
     order = permutation(len(line.shards), line.seed, 0, line.key, epoch)
     return order, np.cumsum(line.shards[order])
 
 
 @functools.lru_cache(maxsize=64)
 def _blocks_of(line: Line, epoch: int, shard: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """The shard's blocks in the epoch's order, where each ends in the shard so ordered, and the
-    tokens in a whole block."""
+    """Orders the blocks of a shard for an epoch.
+
+    Returns (blocks in the epoch's order, where each one ends in the shard in this order, tokens in
+    a whole block).
+    """
     tokens, size = int(line.shards[shard]), line.row_group_tokens * BLOCK_ROW_GROUPS
     count = -(-tokens // size)
     blocks = permutation(count, line.seed, 1, line.key, epoch, shard)
@@ -97,7 +102,7 @@ def _blocks_of(line: Line, epoch: int, shard: int) -> tuple[np.ndarray, np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """From position `start` on, `counts[d]` of each PERIOD positions are dataset d's."""
+    """A mix: from position `start` on, dataset d gets `counts[d]` of each PERIOD positions."""
 
     start: int
     counts: tuple[int, ...]
@@ -105,7 +110,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Batches of one size, from `first_batch` on, whose first position is `first_sequence`."""
+    """Batches of one size, from `first_batch` on; their first position is `first_sequence`."""
 
     first_batch: int
     first_sequence: int
@@ -114,7 +119,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Batches [first_batch, stop_batch), of one size, that are planned and read together."""
+    """Batches [first_batch, stop_batch), all of one size, that are planned and read together."""
 
     first_batch: int
     stop_batch: int
@@ -124,8 +129,11 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Take:
-    """Sequences of a lane: number `first` + i of line `line` goes to row `rows[i]` of what the
-    worker reads of the window; -1: to another worker, or to a batch that is not wanted."""
+    """The sequences of a lane, and where a worker puts them.
+
+    Sequence number `first` + i of line `line` goes to row `rows[i]` of what the worker reads of the
+    window. A row of -1 is for another worker, or for a batch that is not needed.
+    """
 
     line: int
     first: int
@@ -134,6 +142,8 @@ class Take:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Order:
+    """The order in which a run trains on its datasets, one line for each of them."""
+
     lines: tuple[Line, ...]
     seed: int
     seq_len: int
@@ -142,22 +152,27 @@ class Order:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens in all datasets together."""
+        """The number of tokens in all datasets together."""
         return sum(line.total_tokens for line in self.lines)
 
     def sequences_before(self, batch: int) -> int:
         return sequences_before(self.stages, batch)
 
     def sequences_planned(self, batch: int) -> int:
-        """The sequences of the windows that are begun before this batch: a window's mix decides
-        which of its sequences each of its batches takes."""
+        """The number of sequences in all windows that have begun before this batch.
+
+        Such a window counts in full, as its mix decides which of its sequences each of its batches
+        takes.
+        """
         window = self.window_at(batch)
         is_begun = batch > window.first_batch
         return self.sequences_before(window.stop_batch if is_begun else batch)
 
     def window_at(self, batch: int) -> Window:
-        """The window that holds a batch: about WINDOW_TOKENS, or an epoch where that is less. An
-        epoch of the first mix: one that comes later moves no window before it."""
+        """The window that contains a batch: about WINDOW_TOKENS, or an epoch if that is less.
+
+        The epoch is that of the first mix, so that a later mix moves no window before it.
+        """
         stage = stage_of(self.stages, batch)
         per_batch = stage.sequences_per_batch
         mixed = zip(self.lines, self.phases[0].counts, strict=True)
@@ -169,7 +184,7 @@ class Order:
         return Window(first, stop, self.sequences_before(first), per_batch)
 
     def windows(self, start: int, stop: int) -> Iterator[Window]:
-        """The windows of batches [start, stop), the first and the last one whole."""
+        """Yields the windows of batches [start, stop); the first and the last one are whole."""
         while start < stop:
             window = self.window_at(start)
             yield window
@@ -180,8 +195,8 @@ class Order:
     ) -> list[Take]:
         """What worker `rank` of `world_size` reads of a window, lane by lane, along each line.
 
-        Its rows are those of its slots in the window's batches from `first_batch` on, batch by
-        batch: row j * share + i is its i-th slot in the j-th of them.
+        The worker's rows are its slots in the window's batches from `first_batch` on, batch by
+        batch: row j * share + i is its i-th slot in the j-th of these batches.
         """
         share, rest = divmod(window.sequences_per_batch, world_size)
         assert rest == 0, "checked with the config: a batch divides over the workers"
@@ -198,7 +213,7 @@ class Order:
             is_ours = datasets == index
             first = before[index] + int(is_ours[:, : lanes.start * width].sum())
             for lane in lanes:
-                # In order of batches, then slots: the places of the lane's sequences.
+                # The places of the lane's sequences, ordered by batch and then by slot.
                 columns = slice(lane * width, (lane + 1) * width)
                 places_batch, places_slot = np.nonzero(is_ours[:, columns])
                 count = len(places_batch)
@@ -215,7 +230,7 @@ class Order:
         return found
 
     def datasets(self, first: int, count: int) -> np.ndarray:
-        """(count,) the dataset (an index over the lines) of each position from `first` on."""
+        """The dataset (index into `lines`) of each position from `first` on: (count,)."""
         if len(self.lines) == 1:
             return np.zeros(count, dtype=np.uint16)
         positions = np.arange(first, first + count)
@@ -227,7 +242,7 @@ class Order:
         return found
 
     def taken(self, position: int) -> list[int]:
-        """How many of the positions before this one are each dataset's."""
+        """The number of positions before this one that belong to each dataset."""
         totals = np.zeros(len(self.lines), dtype=np.int64)
         stops = [*(phase.start for phase in self.phases[1:]), None]
         for phase, stop in zip(self.phases, stops, strict=True):
@@ -242,7 +257,7 @@ class Order:
 
 
 def lane_width(sequences_per_batch: int) -> int:
-    """Slots in a lane: so many that there are about LANES lanes, all of one width."""
+    """The number of slots in a lane: a batch has about LANES lanes, all of one width."""
     lanes = min(sequences_per_batch, LANES)
     while sequences_per_batch % lanes:
         lanes += 1
@@ -250,8 +265,13 @@ def lane_width(sequences_per_batch: int) -> int:
 
 
 def make_stages(ramp: Mapping[int, int], seq_len: int, tokens_per_batch: int) -> tuple[Stage, ...]:
-    """The stages of a batch-size ramp: {tokens_per_batch: trained on until so many tokens}, and
-    `tokens_per_batch` after the last one. All sizes divide by `seq_len`."""
+    """The stages of a batch-size ramp.
+
+    Args:
+        ramp: {tokens per batch: trained tokens, in total, at which batches of this size end}.
+        seq_len: divides all batch sizes.
+        tokens_per_batch: the batch size after the last stage of the ramp.
+    """
     stages: list[Stage] = []
     batch = sequence = 0
     for size, until in sorted(ramp.items(), key=lambda item: item[::-1]):
@@ -267,22 +287,24 @@ def stage_of(stages: Sequence[Stage], batch: int) -> Stage:
 
 
 def sequences_before(stages: Sequence[Stage], batch: int) -> int:
-    """The sequences in the batches before this one."""
+    """The number of sequences in the batches before this one."""
     stage = stage_of(stages, batch)
     return stage.first_sequence + (batch - stage.first_batch) * stage.sequences_per_batch
 
 
 def batches_for(stages: Sequence[Stage], tokens: int, seq_len: int) -> int:
-    """The least number of batches that hold `tokens` tokens."""
+    """The smallest number of batches that contain at least `tokens` tokens."""
     sequences = -(-tokens // seq_len)
     stage = next((s for s in reversed(stages) if s.first_sequence < sequences), stages[0])
     return stage.first_batch + -(-(sequences - stage.first_sequence) // stage.sequences_per_batch)
 
 
 def thousandths(weights: Sequence[float]) -> tuple[int, ...]:
-    """Weights as shares of PERIOD that add up to it, each within one of exact (the largest
-    remainders are rounded up)."""
-    parts = np.asarray(weights, dtype=np.float64) / max(weights)  # a sum of them is finite
+    """Weights as whole shares that add up to PERIOD.
+
+    Each share is within one of the exact value; the largest remainders are rounded up.
+    """
+    parts = np.asarray(weights, dtype=np.float64) / max(weights)  # so that their sum is finite
     exact = parts / parts.sum() * PERIOD
     counts = np.floor(exact).astype(np.int64)
     last = np.argsort(counts - exact, kind="stable")[: PERIOD - int(counts.sum())]
@@ -292,13 +314,13 @@ def thousandths(weights: Sequence[float]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=64)
 def mix_pattern(counts: tuple[int, ...], keys: tuple[int, ...]) -> np.ndarray:
-    """(PERIOD,) which dataset each position is, `counts[d]` of them d's, spread evenly.
+    """The dataset of each position, (PERIOD,): `counts[d]` positions for dataset d, spread evenly.
 
     The j-th position of a dataset with share w lies between floor((j - 1) / w) and ceil(j / w), so
-    that no start of the pattern is a whole position off; the one with the earliest end goes first,
-    which keeps all of them (Baruah et al. 1996, "Proportionate progress", for one resource). Of
-    two with the same end it is the one with the smaller key: their order in `counts` is only how
-    the mix was written.
+    no beginning of the pattern is off by a whole position. The dataset with the earliest end goes
+    first, which meets all these bounds (Baruah et al. 1996, "Proportionate progress", for one
+    resource). Of two with the same end, the one with the smaller key goes first, because their
+    order in `counts` is only the order in which the mix was written.
     """
     given = [0] * len(counts)
     pattern = np.empty(PERIOD, dtype=np.uint16)
@@ -316,13 +338,13 @@ def mix_pattern(counts: tuple[int, ...], keys: tuple[int, ...]) -> np.ndarray:
 
 
 def permutation(count: int, *key: int) -> np.ndarray:
-    """(count,) a permutation drawn from the key, the same with any version of any library."""
+    """A permutation (count,) drawn from the key, the same with any version of any library."""
     state = fold(*key)
     return np.argsort(mix_bits(np.arange(count, dtype=np.uint64) + state), kind="stable")
 
 
 def fold(*key: int) -> np.uint64:
-    """One number from several."""
+    """Hashes several numbers into one."""
     state = np.zeros(1, dtype=np.uint64)
     for number in key:
         word = np.array([number % 2**64], dtype=np.uint64)
@@ -331,8 +353,10 @@ def fold(*key: int) -> np.uint64:
 
 
 def mix_bits(x: np.ndarray) -> np.ndarray:
-    """A permutation of the uint64s that looks random: the finalizer of SplitMix64 (Steele, Lea and
-    Flood 2014)."""
+    """A permutation of the uint64 numbers that looks random.
+
+    This is the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,24 +1,26 @@
-"""Whole documents, in another order, so that few are cut by a row's end. Pure arithmetic.
+"""Reorders whole documents so that the ends of rows cut few of them. Pure arithmetic.
 
 A line of N * seq_len + 1 tokens is cut into N rows; the last token is only a target. Each document
-opens with the end-of-text token, and so the token after a document is that same token whichever
+starts with the end-of-text token, so the token after a document is that same token, whichever
 document follows. Documents can therefore change places and every input keeps its true target:
 nothing is padded, dropped or repeated. Two pieces stay where they are: the first, which may be the
-rest of a document that began before the line, and the last, which may go on after it.
+rest of a document that began before the line, and the last, which may continue after it.
 """
 
 import bisect
 
 import numpy as np
 
-# How many documents are looked at for each row. With more, more rows are filled exactly, but each
-# takes longer.
+# How many documents are considered for each row. With more, more rows are filled exactly, but each
+# row takes longer.
 CANDIDATES = 128
 
 
 def pack(line: np.ndarray, seq_len: int, eot: int) -> np.ndarray:
-    """(N * seq_len + 1,) tokens -> the same tokens with the documents in an order in which fewer
-    are cut by a row's end; the line itself where no better order is found."""
+    """Reorders the documents of (N * seq_len + 1,) tokens so that the ends of rows cut fewer.
+
+    Returns the line itself if it finds no better order.
+    """
     assert (len(line) - 1) % seq_len == 0
     bounds = _bounds(line, eot)
     lengths = np.diff(bounds)
@@ -33,39 +35,43 @@ def pack(line: np.ndarray, seq_len: int, eot: int) -> np.ndarray:
 
 
 def count_cuts(line: np.ndarray, seq_len: int, eot: int) -> int:
-    """How many documents of (N * seq_len + 1,) tokens a row's end cuts, though they would fit in a
-    row. (Longer ones must be cut.)"""
+    """The number of documents in (N * seq_len + 1,) tokens that would fit in a row, but are cut.
+
+    Documents that are longer than a row must be cut, and do not count.
+    """
     return _cuts(np.diff(_bounds(line, eot)), seq_len)
 
 
 def _bounds(line: np.ndarray, eot: int) -> np.ndarray:
-    """(documents + 1,) places: where each document of the inputs starts, and where the last ends.
-    What the line starts with is the first, whether it is whole or not."""
+    """The start of each document of the inputs, and the end of the last one: (documents + 1,).
+
+    The line starts with the first document, whether that is whole or not.
+    """
     starts = np.flatnonzero(line[1:-1] == eot) + 1
     return np.concatenate([[0], starts, [len(line) - 1]])
 
 
 def _cuts(lengths: np.ndarray, seq_len: int) -> int:
-    """How many of (documents,) lengths, laid end to end, fit in a row and yet are cut."""
+    """The number of `lengths` (documents,), laid end to end, that fit in a row and yet are cut."""
     ends = np.cumsum(lengths)
     cut = (ends - lengths) // seq_len != (ends - 1) // seq_len
     return int(np.count_nonzero(cut & (lengths <= seq_len)))
 
 
 def _order(lengths: list[int], seq_len: int) -> list[int]:
-    """The order of the documents: the first stays first and the last stays last.
+    """The new order of the documents: the first stays first and the last stays last.
 
-    The rest of a row is filled exactly, with short documents (those that fit in a row), where any
-    have that sum. If none have, the longest that fits goes there, as it is the hardest to place;
-    and at last a long document crosses the row's end, which costs nothing, as it must be cut
-    anyway. Long ones are worth most when no exact fit is left, so while short ones are many, rows
-    are filled with short ones alone.
+    Short documents (those that fit in a row) fill the rest of a row exactly, if any of them have
+    that sum. If none have, the longest one that fits goes there, as it is the hardest to place. If
+    none fits, a long document crosses the end of the row, which costs nothing, as it must be cut
+    anyway. Long documents are worth most when no exact fit is left, so as long as there are many
+    short ones, rows are filled with short ones alone.
     """
     middle = range(1, len(lengths) - 1)
     stock = _Stock([i for i in middle if lengths[i] <= seq_len], lengths, seq_len)
     long = [i for i in middle if lengths[i] > seq_len]
     order: list[int] = []
-    place = 0  # in the row
+    place = 0  # position in the row
 
     def put(documents: list[int]) -> None:
         nonlocal place
@@ -76,13 +82,13 @@ def _order(lengths: list[int], seq_len: int) -> list[int]:
     def room_after(i: int) -> int:
         return -(place + lengths[i]) % seq_len
 
-    # The last document ends with the last row. What fills the row before it is chosen now, while
-    # there is most to choose from.
+    # The last document ends with the last row. The documents that fill the row before it are chosen
+    # now, while there are the most to choose from.
     before_last = -lengths[-1] % seq_len
     end = stock.take(before_last) if stock.can_fill(before_last) else []
     put([0])
     while stock.tokens:
-        # Beside a long document there is half a row of room on average: is that enough for all?
+        # A long document leaves half a row free on average: is that enough for all short ones?
         if place == 0 and stock.tokens < len(long) * seq_len / 2:
             exact = [i for i in long[:CANDIDATES] if stock.can_fill(room_after(i))]
             if exact:
@@ -105,12 +111,12 @@ def _order(lengths: list[int], seq_len: int) -> list[int]:
 
 
 class _Stock:
-    """Documents that fit in a row and have no place yet; and which sums their lengths have."""
+    """The documents that fit in a row and have no place yet, and the sums of their lengths."""
 
     def __init__(self, documents: list[int], lengths: list[int], seq_len: int) -> None:
         self.tokens = 0
         self._by_length: dict[int, list[int]] = {}
-        # Backwards, so that of equal lengths the first in the line is the first to go.
+        # Reversed, so that `pop` takes documents of equal length in the order of the line.
         for i in reversed(documents):
             self._by_length.setdefault(lengths[i], []).append(i)
             self.tokens += lengths[i]
@@ -121,16 +127,16 @@ class _Stock:
         self._sums: list[int] = []
 
     def longest(self, room: int) -> int:
-        """The length of the longest document that has at most `room` tokens; 0 if none has."""
+        """The length of the longest document of at most `room` tokens; 0 if there is none."""
         place = bisect.bisect_right(self._sizes, room)
         return self._sizes[place - 1] if place else 0
 
     def can_fill(self, room: int) -> bool:
-        """Whether some candidates have `room` tokens together (none of them have 0)."""
+        """Whether some candidates have `room` tokens together (no candidates have 0)."""
         return self._search()[-1] >> room & 1 == 1
 
     def take(self, room: int) -> list[int]:
-        """Removes candidates of `room` tokens together, long ones rather than many."""
+        """Removes candidates that have `room` tokens together; prefers long ones to many."""
         sums, candidates = self._search(), self._candidates
         taken = []
         for i in reversed(range(len(candidates))):
@@ -138,11 +144,11 @@ class _Stock:
             if length <= room and sums[i] >> (room - length) & 1:
                 taken.append(self.pop(length))
                 room -= length
-        assert room == 0, "asked only where it can be filled"
+        assert room == 0, "take(room) is called only if can_fill(room)"
         return taken
 
     def pop(self, length: int) -> int:
-        """Removes one document of this length."""
+        """Removes and returns one document of this length."""
         documents = self._by_length[length]
         self.tokens -= length
         if len(documents) <= self._each:
@@ -153,10 +159,14 @@ class _Stock:
         return documents.pop()
 
     def _search(self) -> list[int]:
-        """For each i the sums, up to a row, that can be had of the first i candidates, as an
-        integer: bit n is set where some of them have n tokens together."""
+        """The sums of lengths that the first i candidates can form, up to a row, for each i.
+
+        Each set of sums is an integer: bit n is set if some of the candidates have n tokens
+        together.
+        """
         if not self._sums:
-            # Of every length if there are few lengths, else of lengths evenly from short to long.
+            # Candidates have every length if there are few lengths, else lengths that are spread
+            # evenly from short to long.
             count = min(len(self._sizes), CANDIDATES)
             step = (len(self._sizes) - 1) / max(1, count - 1)
             sizes = [self._sizes[round(i * step)] for i in range(count)]

@@ -1,7 +1,8 @@
-"""A corpus becomes a dataset: documents, tokenized, shuffled, in Parquet shards.
+"""Turns a corpus into a dataset: documents, tokenized and shuffled, in Parquet shards.
 
-The work is in `shuffle`; here is what to do (the config), what is there already, and the driver,
-which runs its two passes over Ray Data, goes on where an earlier run stopped, and commits.
+The work itself is in `shuffle`. This file finds out what to do (from the config) and what is done
+already, runs the two passes of `shuffle` over Ray Data, resumes where an earlier run stopped, and
+commits the dataset.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from manta.text import sources, tokenizer
 from manta.text.tokenizer import Tokenizer
 
 ROW_GROUP_TOKENS = 1 << 14
-# A shard is a task of the second pass: many of them where there is much, none that fills memory.
+# A shard is a task of the second pass: a large dataset has many shards, and none fills memory.
 LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS = 1 << 22, 1 << 26
 SHARDS_WANTED = 64
 TASKS_PER_CPU = 4
@@ -49,13 +50,13 @@ def find(c: PrepareConfig, home: str) -> Manifest | None:
         was, now = first_difference(manifest.recipe, wanted)
         raise DataError(
             f"{path} was prepared with {was}, but the config says {now}; give another data.name, "
-            "or delete the folder to prepare it anew"
+            "or delete the folder to prepare it again"
         )
     return manifest
 
 
 def prepare(c: PrepareConfig, home: str, say: Callable[[str], None]) -> Manifest:
-    """Prepares the dataset, or goes on preparing it, and commits it.
+    """Prepares the dataset, or resumes its preparation, and commits it.
 
     Raises:
         DataError: the corpus is missing, empty, unreadable, or too small to have a val split; the
@@ -67,7 +68,7 @@ def prepare(c: PrepareConfig, home: str, say: Callable[[str], None]) -> Manifest
         parts += sources.parts(c.val_corpus)
     try:
         with _lock(c, home):
-            manifest = find(c, home)  # another process may just have ended
+            manifest = find(c, home)  # another process may just have prepared it
             if manifest is None:
                 manifest = _prepare(c, path, parts, say)
             storage.delete_folder(storage.join(path, WORK))
@@ -78,10 +79,11 @@ def prepare(c: PrepareConfig, home: str, say: Callable[[str], None]) -> Manifest
 
 
 def clean_up(c: PrepareConfig, home: str) -> None:
-    """Deletes what is left of a run that ended just after its commit."""
+    """Deletes the working files of a run that stopped just after its commit."""
     work = storage.join(c.folder(home), WORK)
     if storage.exists(work):
-        # Its owner may be about to do so, and whoever only reads the dataset may not.
+        # Their owner may be about to delete them, and whoever only reads the dataset may not be
+        # allowed to.
         with contextlib.suppress(DataError, OSError), _lock(c, home):
             storage.delete_folder(work)
 
@@ -109,7 +111,7 @@ def _prepare(
 def scatter(
     c: PrepareConfig, path: str, parts: list[sources.Part], made: Tokenizer
 ) -> list[dict[str, Any]]:
-    """The first pass: what became of each part."""
+    """Runs the first pass and returns a record for each part."""
     evals = None
     if c.decontaminate:
         files = [storage.absolute(file) for file in c.decontaminate]
@@ -121,7 +123,7 @@ def scatter(
 
 
 def gather(path: str, scattered: list[dict[str, Any]], made: Tokenizer) -> list[dict[str, Any]]:
-    """The second pass: what is in each shard."""
+    """Runs the second pass and returns a record for each shard."""
     runs = [run for record in scattered for run in record["runs"]]
     train, val = (sum(r["tokens"] for r in runs if r["split"] == s) for s in SPLITS)
     counts = _shards_for(train), _shards_for(val)
@@ -133,7 +135,7 @@ def gather(path: str, scattered: list[dict[str, Any]], made: Tokenizer) -> list[
 def _resume_or_clear(
     c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
 ) -> None:
-    """Keeps what an interrupted run of the same preparation left; anything else goes."""
+    """Keeps the files of an interrupted run of the same preparation, and deletes any others."""
     sizes = [ROW_GROUP_TOKENS, SHARDS_WANTED, LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS]
     plan = {
         "format": manifests.FORMAT,
@@ -145,17 +147,17 @@ def _resume_or_clear(
     if storage.exists(file):
         if storage.read_json(file) == plan:
             storage.remove_unfinished(path)
-            say(f"going on with the preparation of {path}")
+            say(f"resuming the preparation of {path}")
             return
         say(f"preparing {path} from the start: the corpus or the config has changed")
-        storage.delete_file(file)  # first: what is half deleted is nothing to go on from
+        storage.delete_file(file)  # first: nobody may resume from half-deleted files
     storage.delete_folder(path)
     storage.make_folder(path)
     storage.write_json(file, plan)
 
 
 def _state_of(c: PrepareConfig, parts: list[sources.Part]) -> str:
-    """A digest of which files decide the tokens, their sizes and their times."""
+    """A digest of the names, sizes and times of the files that decide the tokens."""
 
     def state(file: str) -> list[Any]:
         found = storage.info(file)
@@ -170,8 +172,10 @@ def _state_of(c: PrepareConfig, parts: list[sources.Part]) -> str:
 
 
 def _tokenizer_of(c: PrepareConfig, path: str, parts: list[sources.Part]) -> Tokenizer:
-    """The tokenizer that the config names, trained on (the start of) the corpus if it says so, and
-    saved with the dataset."""
+    """The tokenizer that the config names, saved with the dataset.
+
+    If the config says `bpe`, the tokenizer is trained on (the start of) the corpus.
+    """
     file = storage.join(path, layout.ENCODING)
     if storage.exists(file):
         return tokenizer.load(file)
@@ -205,7 +209,7 @@ def _shards_for(tokens: int) -> int:
 def _run(
     task: Scatter | Gather, path: str, names: list[str], title: str, unit: str
 ) -> list[dict[str, Any]]:
-    """The record of each of the task's indexes, from disk where one is there already."""
+    """The record of each of the task's indexes, from disk if it is there already."""
     there = {item.base_name for item in storage.list_files(storage.join(path, WORK))}
     records = {
         index: storage.read_json(shuffle.record_path(path, name))
@@ -224,12 +228,12 @@ def _run(
 
 
 def _over_ray(task: Scatter | Gather, indexes: list[int]) -> Iterable[dict[str, Any]]:
-    """What the task returned for each index, as they end."""
+    """Yields what the task returns for each index, as the indexes are done."""
     if not indexes:
         return []
     items = [{"index": index} for index in indexes]
-    # Between two tasks Ray Data leaves a CPU idle for a tenth of a second: few tasks, of several
-    # indexes each.
+    # Ray Data leaves a CPU idle for a tenth of a second between two tasks, so there are few tasks,
+    # of several indexes each.
     tasks = min(len(items), TASKS_PER_CPU * cluster.capacity(1.0, 0.0))
     dataset = ray.data.from_items(items, override_num_blocks=tasks)
     return dataset.map_batches(task, batch_size=1, num_cpus=1).iter_rows()
@@ -284,7 +288,7 @@ def _refuse_empty(manifest: Manifest, c: PrepareConfig) -> None:
 
 
 def summary(manifest: Manifest) -> str:
-    """The quality report, as a person reads it."""
+    """The quality report, for a person to read."""
     lines = []
     for split in SPLITS:
         documents, tokens = manifest.documents(split), manifest.tokens(split)

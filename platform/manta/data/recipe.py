@@ -1,5 +1,4 @@
-"""What a dataset is made from, and what a run reads: the configs, and the recipe that a dataset
-leaves."""
+"""The configs of a dataset and of the data that a run reads, and the recipe kept with a dataset."""
 
 import dataclasses
 import re
@@ -26,35 +25,35 @@ NAME = r"[\w-][\w.-]*"
 @config
 class PrepareConfig:
     source: str = sources.PYTHON
-    """Where the documents are: `python` (the source code and documentation of the running Python),
-    a file, folder or glob of .txt, .md, .py, .jsonl (.gz, .zst) or .parquet files (local or s3://,
-    gs://, ...), or `hf:OWNER/NAME`, a Hugging Face dataset, streamed."""
+    """Location of the documents: `python` (source code and documentation of the running Python), a
+    file, folder or glob of .txt, .md, .py, .jsonl (.gz, .zst) or .parquet files (local or s3://,
+    gs://, ...), or `hf:OWNER/NAME`, a Hugging Face dataset, which is streamed."""
     name: str | None = None
-    """Name of the prepared dataset, a folder under HOME/data; null: from source and tokenizer."""
+    """Name of the dataset, a folder under HOME/data; null: made from source and tokenizer."""
     subset: str | None = None
     """Subset (configuration) of a Hugging Face dataset, such as sample-10BT."""
     split: str = "train"
     """Split of a Hugging Face dataset to read."""
     text_key: str = "text"
-    """JSONL key or Parquet column that holds a document's text."""
+    """JSONL key or Parquet column with the text of a document."""
     errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not UTF-8: stop and name them, or put U+FFFD in their place."""
+    """What to do about bytes that are not UTF-8: stop and name them, or replace them by U+FFFD."""
     document_bytes: Natural | None = None
-    """A longer plain-text file is cut at blank lines into documents of about so many bytes; 0: a
+    """Cut longer plain-text files at blank lines into documents of about this many bytes; 0: each
     file is one document; null: 16384, but 0 for source=python."""
     tokenizer: str = "bpe"
     """`bpe`: trained on the corpus; `r50k_base`: GPT-2's; or the encoding.json of a dataset."""
     vocab_size: VocabSize | None = None
-    """Tokens in a trained bpe, end-of-text included; null: 4096. Other tokenizers bring theirs."""
+    """Tokens in a trained bpe, with end-of-text; null: 4096. Other tokenizers have a fixed size."""
     tokenizer_file: str | None = None
-    """The file r50k_base.tiktoken, where it cannot be downloaded."""
+    """Path of the file r50k_base.tiktoken, if it cannot be downloaded."""
     val_fraction: OpenFraction = 0.05
     """Share of documents that go to the val split, decided by a hash of each document's text."""
     val_source: str | None = None
-    """Where the val split is, if it is given apart, in the same form as `source`; `source` is then
-    all of the train split. What is in both stays in both."""
+    """Location of a separate val split, in the same form as `source`; all of `source` is then the
+    train split. A document that is in both stays in both."""
     shuffle_seed: Seed = 0
-    """Of the order that documents are shuffled into."""
+    """Seed of the shuffled order of the documents."""
     decontaminate: tuple[str, ...] = ()
     """Files of evaluation examples (.jsonl, .txt, .parquet): a document that shares
     `decontaminate_ngram` consecutive words with one of them is dropped."""
@@ -114,7 +113,7 @@ class PrepareConfig:
         return layout.dataset_folder(home, self.dataset_name)
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the tokens: a dataset made by another recipe is another dataset."""
+        """The settings that decide the tokens: with another recipe, it is another dataset."""
         is_file = self.tokenizer.endswith(".json")
         split: dict[str, Any] = {"val_fraction": self.val_fraction}
         if self.val_corpus is not None:
@@ -151,22 +150,22 @@ Mix = dict[str, NonNegativeFloat]
 @config
 class DataConfig(PrepareConfig):
     mix: Mix = dataclasses.field(default_factory=dict)
-    """Train on several prepared datasets: {name: weight}, a name for each folder under HOME/data.
-    Of any 1,000 sequences each gives its share, to the nearest thousandth; 0 leaves one out."""
+    """Train on several prepared datasets: {name: weight}; a name is a folder under HOME/data. Each
+    dataset gives its share of any 1,000 sequences, to the nearest thousandth; 0 leaves one out."""
     mix_switches: dict[Count, Mix] = dataclasses.field(default_factory=dict)
-    """Other mixes for later: {tokens trained: mix}, such as better data for the last tenth."""
+    """Mixes to switch to later: {tokens trained: mix}, such as better data for the last tenth."""
     packing: Literal["concat", "best_fit"] = "concat"
     """How documents fill sequences. concat: one after the other; best_fit: arranged so that few
-    are cut. Neither pads, nor drops a token."""
+    are cut. Neither of them pads or drops tokens."""
     verify: bool = False
     """Check the sha256 of every shard before training. Sizes, footers, row counts and dtypes are
-    always checked before, and the sha256 of each row group when it is read."""
+    always checked before training, and the sha256 of each row group when it is read."""
     on_corrupt: Literal["fail", "skip"] = "fail"
-    """A row group that cannot be read, or is not what the manifest says: stop, or go on without
-    its tokens."""
+    """What to do about a row group that cannot be read or does not match the manifest: stop, or
+    continue without its tokens."""
     log_fingerprint: bool = False
-    """Write a fingerprint of each global batch's tokens to metrics.jsonl: the same on any number
-    of workers, and after any resume."""
+    """Write a fingerprint of each global batch's tokens to metrics.jsonl. It is the same on any
+    number of workers, and after any resume."""
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -191,18 +190,18 @@ class DataConfig(PrepareConfig):
                 if getattr(self, field.name) != getattr(default, field.name):
                     found.append(
                         f"{field.name} is for preparing one dataset; those of a mix are prepared "
-                        "before, each by jobs/prepare.py with its own data.name: omit it"
+                        "beforehand, each by jobs/prepare.py with its own data.name: omit it"
                     )
         return found
 
     @property
     def datasets(self) -> list[str]:
-        """Names of all the datasets that the run ever reads, in the order that they are named."""
+        """Names of all datasets that the run ever reads, in the order of the config."""
         mixes = [self.mix, *self.mix_switches.values()]
         return list(dict.fromkeys(name for mix in mixes for name, weight in mix.items() if weight))
 
     def phases(self, seq_len: int) -> tuple[Phase, ...]:
-        """The mixes, each from its first sequence on."""
+        """The phases of the run: each mix, from its first sequence on."""
         if not self.mix:
             return (Phase(0, (PERIOD,)),)
         starts = {0: self.mix, **dict(sorted(self.mix_switches.items()))}

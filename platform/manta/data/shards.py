@@ -1,8 +1,9 @@
-"""Shards: plain Parquet files of token ids, of which nothing unvouched-for is ever decoded.
+"""Shards: plain Parquet files of token ids, whose bytes are all checked before they are decoded.
 
-One column, `tokens`, one row a token, uint16 or uint32; an end-of-text token ends each document.
-The manifest has the sha256 of the footer, and the footer the sha256 (its first 16 bytes) of each
-row group's bytes: so a reader that wants one row group checks exactly what it reads.
+A shard has one column, `tokens`, with one row per token, uint16 or uint32; an end-of-text token
+ends each document. The manifest has the sha256 of the footer, and the footer has the sha256 (its
+first 16 bytes) of each row group's bytes. So a reader of one row group checks exactly what it
+reads.
 """
 
 import base64
@@ -25,7 +26,7 @@ COLUMN = "tokens"
 DIGESTS = b"manta.row_groups"
 DIGEST_BYTES = 16
 MAGIC = b"PAR1"
-TAIL_BYTES = 8  # the footer's length, and the magic
+TAIL_BYTES = 8  # the length of the footer, and MAGIC
 
 
 def digest_of(data: Any) -> bytes:
@@ -33,9 +34,9 @@ def digest_of(data: Any) -> bytes:
 
 
 class ShardWriter:
-    """Writes a shard, in row groups of exactly `row_group_tokens`, the last one shorter.
+    """Writes a shard, in row groups of exactly `row_group_tokens`; the last one may be shorter.
 
-    The file takes its name when it is whole; nothing of it is there before.
+    The file appears under its name only when it is whole.
     """
 
     def __init__(self, path: str, dtype: np.dtype, row_group_tokens: int):
@@ -43,7 +44,7 @@ class ShardWriter:
         self._size = row_group_tokens
         schema = pa.schema([pa.field(COLUMN, pa.from_numpy_dtype(dtype), nullable=False)])
         self._schema = schema
-        # Byte streams split: the two zero bytes that Parquet adds to a uint16 cost nothing then.
+        # Split byte streams: the two zero bytes that Parquet adds to a uint16 then cost nothing.
         self._parquet = pq.ParquetWriter(
             self._sink,
             schema,
@@ -55,7 +56,7 @@ class ShardWriter:
         self._digests: list[bytes] = []
 
     def write(self, tokens: np.ndarray) -> None:
-        """Appends tokens: whole row groups, but in the last call."""
+        """Appends tokens: whole row groups, except in the last call."""
         for start in range(0, len(tokens), self._size):
             self._sink.start_part()
             part = pa.array(tokens[start : start + self._size])
@@ -64,7 +65,7 @@ class ShardWriter:
             self._digests.append(self._sink.part_digest()[:DIGEST_BYTES])
 
     def close(self) -> tuple[int, str, str]:
-        """(size in bytes, sha256 of the file, sha256 of its footer)."""
+        """Finishes the file; returns (size in bytes, sha256 of the file, sha256 of its footer)."""
         value = base64.b64encode(b"".join(self._digests))
         self._parquet.add_key_value_metadata({DIGESTS: value})
         self._sink.start_part()
@@ -74,10 +75,10 @@ class ShardWriter:
 
 
 class ShardReader:
-    """An open shard whose footer is the manifest's.
+    """An open shard whose footer matches the manifest.
 
     Raises:
-        DataError: the file is missing, cut short, another one, or its footer is damaged.
+        DataError: the file is missing, truncated or another file, or its footer is damaged.
     """
 
     def __init__(self, path: str, shard: Shard, dtype: str, row_group_tokens: int):
@@ -141,10 +142,10 @@ class ShardReader:
         return digests
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop).
+        """Returns tokens [start, stop).
 
         Raises:
-            DataError: naming the row group whose bytes are not what the manifest vouches for.
+            DataError: a row group, which the error names, is damaged or cannot be read.
         """
         size = self._row_group_tokens
         first, last = start // size, -(-stop // size)
@@ -170,13 +171,15 @@ class ShardReader:
     def _error(self, reason: str) -> DataError:
         return DataError(
             f"{self.file}: {reason}. Not trained on; restore the file, or delete "
-            f"{self.file.rpartition('/')[0]} to prepare the data anew"
+            f"{self.file.rpartition('/')[0]} to prepare the data again"
         )
 
 
 class _Piece(io.RawIOBase):
-    """The bytes of a file from an offset on, as that file: the row groups that were checked are
-    the ones that are decoded."""
+    """The bytes of a file from an offset on, read as if they were the whole file.
+
+    So the row groups that are decoded are the very bytes that were checked.
+    """
 
     def __init__(self, data: bytes, offset: int, size: int):
         super().__init__()
@@ -204,12 +207,12 @@ class _Piece(io.RawIOBase):
 
 @functools.lru_cache(maxsize=64)
 def open_shard(path: str, shard: Shard, dtype: str, row_group_tokens: int) -> ShardReader:
-    """A shard, opened and its footer checked once (by content: one made anew is opened anew)."""
+    """Opens a shard and checks its footer, only once; a shard with new contents is opened again."""
     return ShardReader(path, shard, dtype, row_group_tokens)
 
 
 def split_tokens(manifest: Manifest, split: str, limit: int | None = None) -> np.ndarray:
-    """The first `limit` tokens of a split (all, without one), in the shards' order.
+    """The first `limit` tokens of a split (all if it is None), in the order of the shards.
 
     Raises:
         DataError: a shard is missing or damaged.
@@ -226,7 +229,7 @@ def split_tokens(manifest: Manifest, split: str, limit: int | None = None) -> np
 
 
 def documents(manifest: Manifest, shard: Shard) -> Iterator[np.ndarray]:
-    """The tokens of each document of a shard, without its end-of-text token.
+    """Yields the tokens of each document of a shard, without its end-of-text token.
 
     Raises:
         DataError: the shard is missing or damaged.
@@ -240,11 +243,12 @@ def documents(manifest: Manifest, shard: Shard) -> Iterator[np.ndarray]:
 
 
 def verify(manifest: Manifest, *, full: bool, splits: tuple[str, ...] = ("train", "val")) -> None:
-    """Checks that every shard is there and is the manifest's: its size, footer, row count and
-    dtype, and, if `full`, the sha256 of all its bytes.
+    """Checks that every shard is there and matches the manifest.
+
+    This compares size, footer, row count and dtype, and, if `full`, the sha256 of all bytes.
 
     Raises:
-        DataError: naming each shard that is not.
+        DataError: a shard is missing or does not match; names up to three and counts the rest.
     """
 
     def problem(shard: Shard) -> str | None:

@@ -1,14 +1,14 @@
-"""Documents, shuffled and without duplicates, whatever their number: two passes over disk.
+"""Shuffles documents and drops duplicates, whatever their number, in two passes over disk.
 
 Scatter: each part's documents are tokenized and written in runs, sorted by a hash of their text.
 Gather: each shard takes the documents of one range of hashes from all runs, sorted. So documents
-come in a random order that (their texts, the seed) decide and nothing else: not the files they
-were in, nor who read them when. Equal documents meet, and all but one are dropped. Memory holds
-one run, or one shard.
+come in a random order that depends on their texts and the seed, and on nothing else: neither on the
+files they were in, nor on which process read them when. Equal documents meet, and all but one are
+dropped. Memory holds one run, or one shard.
 
-work/part-00007-000-train.arrow   a run         work/part-00007.json    what a part gave
-                                                work/train-00003.json   what is in a shard
-A record is written after what it speaks of; what has one is not done again.
+work/part-00007-000-train.arrow   a run         work/part-00007.json    record of a part
+                                                work/train-00003.json   record of a shard
+A record is written after the files that it describes; work that has a record is not done again.
 """
 
 import abc
@@ -34,7 +34,7 @@ from manta.text.tokenizer import Tokenizer
 WORK = "work"
 SPLITS = ("train", "val")
 RUN_BYTES = 64 << 20  # of text
-BATCH_TOKENS = 1 << 17  # the least that is read of a run
+BATCH_TOKENS = 1 << 17  # the smallest piece of a run that is read
 LENGTH_BINS = 40
 KEY_BYTES = 24
 
@@ -53,8 +53,11 @@ def shard_name(split: str, index: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What is known of some documents by their texts alone, (N,) uint64 each: `split` decides on
-    train or val, `order` on the place in the shuffle; with `rest` it tells texts apart."""
+    """Hashes of the texts of N documents, (N,) uint64 each.
+
+    `split` decides between train and val; `order`, which depends on the seed too, decides on the
+    place in the shuffle; `order` and `rest` together distinguish texts.
+    """
 
     split: np.ndarray
     order: np.ndarray
@@ -70,14 +73,19 @@ class Key:
         return cls(words[:, 0], mix_bits(words[:, 1] ^ fold(seed)), words[:, 2])
 
     def is_val(self, fraction: float) -> np.ndarray:
-        """(N,) bool: by the text alone, so that a document stays in its split whatever is added to
-        the corpus, and copies of one never land on both sides."""
+        """Whether each document belongs to the val split, (N,) bool.
+
+        The text alone decides. So a document stays in its split whatever is added to the corpus,
+        and copies of a document never land in both splits.
+        """
         return self.split < fraction * 2.0**64
 
 
 class _Task(abc.ABC):
-    """A task of Ray Data's: one index in, what to record out. Errors are values: a task that
-    raises is retried, and prints its stack."""
+    """A task for Ray Data: takes one index and returns its record.
+
+    Errors are returned as values, because Ray Data retries a task that raises and prints its stack.
+    """
 
     path: str
 
@@ -87,16 +95,16 @@ class _Task(abc.ABC):
             found, error = self.run(int(index)), ""
         except MantaError as e:
             found, error = {}, str(e)
-        except OSError as e:  # a corpus that cannot be read is a DataError
+        except OSError as e:  # from writing: an unreadable corpus is a DataError
             found, error = {}, f"{self.path}: cannot be written ({e.strerror or e}); {RESUME}"
         return {"index": [index], "found": [json.dumps(found)], "error": [error]}
 
     @abc.abstractmethod
     def run(self, index: int) -> dict[str, Any]:
-        """Does the work of one index; its record."""
+        """Does the work of one index and returns its record."""
 
 
-RESUME = "make room, and run the same command again: it goes on where this one stopped"
+RESUME = "free disk space, and run the same command again: it resumes where this one stopped"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +116,7 @@ class Scatter(_Task):
     tokenizer: bytes
     seed: int
     val: float | sources.Source
-    """The val split: a share of the documents, or all of a source's."""
+    """The val split: a share of the documents, or all documents of a source."""
     decontaminator: Decontaminator | None = None
 
     def run(self, index: int) -> dict[str, Any]:
@@ -177,7 +185,7 @@ class Scatter(_Task):
 
 
 class _Held:
-    """The documents of a run, before it is sorted."""
+    """The documents of a run, before the run is sorted."""
 
     def __init__(self, made: Tokenizer):
         self._tokenizer = made
@@ -196,14 +204,14 @@ class _Held:
 
 
 def _cuts(offsets: np.ndarray) -> list[int]:
-    """The first document of each batch of about BATCH_TOKENS."""
+    """The index of the first document of each batch of about BATCH_TOKENS tokens."""
     batch_of = offsets[:-1] // BATCH_TOKENS
     return [0, *(np.flatnonzero(np.diff(batch_of)) + 1).tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Gather(_Task):
-    """Writes shard number `index` of the `counts` of train and then of val."""
+    """Writes shard number `index`; `counts` is (train shards, val shards), train first."""
 
     path: str
     runs: list[dict[str, Any]]
@@ -212,7 +220,7 @@ class Gather(_Task):
     row_group_tokens: int
 
     def place(self, index: int) -> tuple[str, int, int]:
-        """(split, number of the shard, shards in the split)."""
+        """Returns (split, number of the shard in the split, number of shards in the split)."""
         train, val = self.counts
         return ("train", index, train) if index < train else ("val", index - train, val)
 
@@ -230,7 +238,7 @@ class Gather(_Task):
         return record
 
     def _read(self, run: dict[str, Any], low: int, high: int) -> list[pa.Table]:
-        """A run's documents whose order is in [low, high)."""
+        """The documents of a run whose order is in [low, high)."""
         starts = run["starts"]
         first = max(0, bisect.bisect_left(starts, low) - 1)
         last = bisect.bisect_left(starts, high)
@@ -285,7 +293,7 @@ class Gather(_Task):
 
 
 def length_counts(lengths: np.ndarray) -> list[list[int]]:
-    """[documents, tokens] by power of two: bin i is of 2^i to 2^(i+1) - 1 tokens."""
+    """Returns [documents, tokens] by length: bin i is for lengths 2^i to 2^(i+1) - 1."""
     bins = np.frexp(lengths)[1] - 1
     documents = np.bincount(bins, minlength=LENGTH_BINS)
     tokens = np.bincount(bins, weights=lengths, minlength=LENGTH_BINS).astype(np.int64)

@@ -1,6 +1,6 @@
-"""The order, as a Ray Data stream: one per worker, prefetched, from any batch on.
+"""The order as a Ray Data stream: one per worker, prefetched, starting at any batch.
 
-Read instructions (one a window) flow through Ray Data with their order preserved. There is no
+Read instructions (one per window) flow through Ray Data with their order preserved. There is no
 split coordinator and no epoch boundary; the position in the stream is the global batch index.
 """
 
@@ -28,24 +28,25 @@ from manta.model.targets import IGNORED
 
 T = TypeVar("T")
 
-# One task of no reserved CPU: it keeps far ahead of training, and cannot be starved by workers that
-# have reserved every CPU there is. A second one would be little faster, and hold as much memory.
+# One task, which reserves no CPU. It stays far ahead of training, and workers that have reserved
+# every CPU cannot starve it. A second task would be little faster, and need as much memory again.
 READ_TASKS = 1
-PAIRS_COUNTED = 1 << 24  # a window: what is read at once anyway
-READS_AT_ONCE = 4  # an object store answers each read after a while
-# Ray Data plans all of a dataset's tasks at its start, so an endless stream is several datasets.
+PAIRS_COUNTED = 1 << 24  # one window, which is read at once anyway
+READS_AT_ONCE = 4  # because an object store is slow to answer a read
+# Ray Data plans all tasks of a dataset at its start, so an endless stream is several datasets.
 DATASET_WINDOWS = 512
-# Neighbours on the line, read together: one read of them would hold a second copy of the window.
+# Lanes, neighbours on the line, that are read together. If all lanes of a window were one read, it
+# would need memory for a second copy of the window.
 LANES_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reader:
-    """Reads what a worker trains on, a window at a time; a task's worth of Ray Data's map.
+    """Reads what a worker trains on, one window per call; Ray Data maps this function.
 
-    manifests: of the datasets of the order's lines.
-    best_fit: pack documents into rows so that few are cut, else one after the other.
-    skip_corrupt: put IGNORED for what is damaged, and say so; else raise DataError.
+    manifests: one for each of the order's lines, of the line's dataset.
+    best_fit: pack documents into rows so that few are cut; if false, one after the other.
+    skip_corrupt: put IGNORED in place of damaged tokens, with a note; if false, raise DataError.
     """
 
     manifests: tuple[Manifest, ...]
@@ -56,15 +57,20 @@ class Reader:
     skip_corrupt: bool = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """{"first_batch": (1,)} -> {"tokens": (N, seq_len + 1), "note": (N,)}: the notes on what
-        could not be read stand in the first row."""
+        """Reads a window: {"first_batch": (1,)} -> {"tokens": (N, seq_len + 1), "note": (N,)}.
+
+        The first row of "note" has all notes on tokens that could not be read.
+        """
         (first_batch,) = batch["first_batch"]
         tokens, notes = self.read(int(first_batch))
         return {"tokens": tokens, "note": np.array(["\n".join(notes), *[""] * (len(tokens) - 1)])}
 
     def read(self, first_batch: int) -> tuple[np.ndarray, list[str]]:
-        """(N, seq_len + 1): this worker's rows of the batches from `first_batch` to the end of its
-        window, batch by batch; and notes on what could not be read."""
+        """Reads this worker's rows of the batches from `first_batch` to the end of its window.
+
+        Returns the rows, (N, seq_len + 1), batch by batch, and notes on tokens that could not be
+        read.
+        """
         window = self.order.window_at(first_batch)
         share = window.sequences_per_batch // self.world_size
         length = self.order.seq_len
@@ -84,8 +90,10 @@ class Reader:
         return out, notes
 
     def count_pairs(self, vocab_size: int) -> np.ndarray:
-        """(V, V) float32: how often each token follows each other one, whatever the rank; in an
-        epoch, or its first PAIRS_COUNTED tokens."""
+        """Counts how often each token follows each token: (V, V) float32, the same on all ranks.
+
+        The count covers one epoch, or its first PAIRS_COUNTED tokens if it has more.
+        """
         wanted = min(PAIRS_COUNTED, sum(line.total_tokens for line in self.order.lines))
         everyone = dataclasses.replace(self, rank=0, world_size=1)
         codes: list[np.ndarray] = []
@@ -123,7 +131,7 @@ class Reader:
         return tokens
 
     def _read(self, manifest: Manifest, segment: Segment) -> tuple[np.ndarray, list[str]]:
-        """The segment's tokens, and notes."""
+        """The segment's tokens, and notes on those that could not be read."""
         try:
             return self._open(manifest, segment.shard).read(segment.start, segment.stop), []
         except DataError:
@@ -132,7 +140,7 @@ class Reader:
         return self._salvage(manifest, segment)
 
     def _salvage(self, manifest: Manifest, segment: Segment) -> tuple[np.ndarray, list[str]]:
-        """The segment with IGNORED in place of each row group that cannot be read, and notes."""
+        """The segment, with IGNORED in place of each row group that cannot be read, and notes."""
         tokens = np.full(segment.stop - segment.start, IGNORED, dtype=np.int32)
         notes = []
         size = manifest.row_group_tokens
@@ -162,15 +170,16 @@ def train_batches(
     micro_batch_size: int,
     say: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
-    """The reader's worker's micro batches of global batches [start, stop), as (B, T + 1) arrays.
+    """The worker's micro batches of global batches [start, stop), as (B, T + 1) arrays.
 
-    Reading begins at once, not when the first is asked for.
+    Reading begins at once, not when the first micro batch is requested.
 
     Args:
-        say: gets a line on each row group that is skipped.
+        reader: reads for one worker, given by its rank.
+        say: is called with a line for each row group that is skipped.
 
     Raises:
-        DataError: a shard cannot be read (when its batches would come).
+        DataError: a shard cannot be read (raised when its batches would come).
     """
     order = reader.order
     count = (order.sequences_before(stop) - order.sequences_before(start)) // reader.world_size
@@ -178,7 +187,7 @@ def train_batches(
 
 
 def _cut(windows: "Ahead[np.ndarray]", count: int, micro_batch_size: int) -> Iterator[np.ndarray]:
-    """The first `count` rows, `micro_batch_size` at a time; nothing is copied."""
+    """Yields the first `count` rows, `micro_batch_size` at a time, without copying them."""
     for rows in windows:
         for first in range(0, min(len(rows), count), micro_batch_size):
             yield rows[first : first + micro_batch_size]
@@ -188,10 +197,10 @@ def _cut(windows: "Ahead[np.ndarray]", count: int, micro_batch_size: int) -> Ite
 def _windows(
     reader: Reader, start: int, stop: int, say: Callable[[str], None]
 ) -> Iterator[np.ndarray]:
-    """What the worker reads of each window, one after the other.
+    """Yields what the worker reads of each window, one after the other.
 
-    The first window of each of Ray Data's datasets is read here, while its tasks start: that takes
-    seconds, in which nothing would come.
+    The first window of each Ray Data dataset is read here, while the tasks of the dataset start.
+    That takes seconds, in which nothing would come.
     """
     windows = reader.order.windows(start, stop)
     batches = (max(start, window.first_batch) for window in windows)
@@ -213,7 +222,7 @@ def _through_ray(reader: Reader, first_batches: list[int]) -> Iterator[dict[str,
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # else a DataError arrives as text alone
+    context.raise_original_map_exception = True  # otherwise a DataError arrives as mere text
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     instructions = [{"first_batch": batch} for batch in first_batches]
     dataset = ray.data.from_items(instructions, override_num_blocks=len(instructions)).map_batches(
@@ -223,20 +232,23 @@ def _through_ray(reader: Reader, first_batches: list[int]) -> Iterator[dict[str,
         compute=ray.data.TaskPoolStrategy(size=READ_TASKS),
     )
     try:
-        # Whole blocks: cutting them up is for `train_batches`, which does not copy.
+        # Ask for whole blocks: `train_batches` cuts them up, without copying.
         yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-    except DataError as e:  # Ray appends its own advice, and the traceback
+    except DataError as e:  # Ray appends its own advice and the traceback
         raise DataError(str(failures.cause_of(e)).splitlines()[0]) from None
 
 
 class Ahead(Iterator[T]):
-    """The same items, drawn in a thread that starts now: a stream's first batch takes seconds, in
-    which the worker can build its model. At most `depth` wait at a time."""
+    """The same items, drawn ahead of time by a thread that starts at once.
+
+    The first batch of a stream takes seconds, in which the worker can build its model. At most
+    `depth` items wait at a time.
+    """
 
     def __init__(self, items: Iterator[T], depth: int):
         self._waiting: queue.Queue[T | BaseException | None] = queue.Queue(depth)
         self._is_closed = threading.Event()
-        # The thread knows nothing of `self`, so that this can go when nobody else knows it.
+        # The thread has no reference to `self`, so `self` is freed when nobody else has one.
         arguments = (items, self._waiting, self._is_closed)
         threading.Thread(target=_draw, args=arguments, daemon=True).start()
 
@@ -287,8 +299,8 @@ def val_batches(
 ) -> list[np.ndarray]:
     """This worker's share of the first `tokens` tokens of the val split, in memory.
 
-    Every worker gets the same number of (B, T + 1) arrays, whole ones; what is missing at the end
-    is IGNORED. Over all workers, each target stands in them exactly once.
+    Every worker gets the same number of whole (B, T + 1) arrays, padded at the end with IGNORED.
+    Over all workers, each target is in them exactly once.
     """
     line = shards.split_tokens(manifest, "val", tokens + 1).astype(np.int64)
     count = -(-(len(line) - 1) // seq_len)

@@ -1,4 +1,4 @@
-"""lm-eval's LM over Manta's workers."""
+"""lm-eval's LM interface over Manta's workers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from manta.text.tokenizer import Tokenizer
 TOKENS_PER_BATCH = 4096
 LOGITS_PER_BATCH = 1 << 26  # 256 MB of fp32
 DEFAULT_NEW_TOKENS = 256
-MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # lm-eval takes them all
+MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # lm-eval accepts all of them
 
 
 def loglikelihood_requests(pairs: list[tuple[str, str]]) -> list[Instance]:
@@ -24,7 +24,7 @@ def loglikelihood_requests(pairs: list[tuple[str, str]]) -> list[Instance]:
 
 
 def in_process(model: GPT, tokenizer: Tokenizer, dtype: str = "fp32") -> "MantaLM":
-    """A model in this process."""
+    """An LM for lm-eval that computes in this process."""
     c = model.config
     assert c.vocab_size is not None
     return MantaLM(
@@ -33,11 +33,11 @@ def in_process(model: GPT, tokenizer: Tokenizer, dtype: str = "fp32") -> "MantaL
 
 
 class MantaLM(TemplateLM):
-    """Log-likelihoods and completions, by the workers of a pool. How requests are put together does
-    not depend on how many workers there are, and so no score does.
+    """Log-likelihoods and completions, computed by the workers of a pool. Requests are batched in
+    the same way for any number of workers, so no score depends on that number.
 
-    `begin(count)` is called with the number of requests before they are answered; what it returns,
-    with the number of those just done.
+    `begin(count)` is called with the number of requests before they are answered. It returns a
+    function that is called with the number of requests just done.
     """
 
     begin: Callable[[int], Callable[[int], None]] = staticmethod(lambda _: lambda _: None)
@@ -72,8 +72,8 @@ class MantaLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood of whole texts: each token is predicted once, from the end-of-text token
-        or from what stands before it in its window, as lm-eval defines it."""
+        """The log-likelihoods of whole texts. Each token is predicted once, from the end-of-text
+        token or from the tokens before it in its window, as lm-eval defines it."""
         del disable_tqdm  # `begin` shows progress
         pairs: list[Pair] = []
         owners: list[int] = []
@@ -94,7 +94,7 @@ class MantaLM(TemplateLM):
     def _encode_pair(
         self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
     ) -> tuple[list[int], list[int]]:
-        """As lm-eval cuts texts; tokens (`choices.TokenChoices`) are cut already."""
+        """Cuts texts as lm-eval does; tokens (`choices.TokenChoices`) are cut already."""
         if isinstance(context, str) and isinstance(continuation, str):
             encoded: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return encoded
@@ -107,7 +107,8 @@ class MantaLM(TemplateLM):
         **_options: Any,
     ) -> list[tuple[float, bool]]:
         del disable_tqdm  # `begin` shows progress
-        # A context of no tokens (white space moves to the continuation) is the end-of-text token.
+        # A context may be empty, as white space moves to the continuation: the end-of-text token
+        # then takes its place.
         pairs = [
             Pair(tuple(context or [self.prefix_token_id]), tuple(continuation))
             for _, context, continuation in requests
@@ -116,7 +117,7 @@ class MantaLM(TemplateLM):
         return [(scored.log_likelihood, scored.is_greedy) for scored in found]
 
     def _score(self, pairs: list[Pair], advance: Callable[[int], None]) -> list[Scored]:
-        """Of each pair, in their order."""
+        """The scores of the pairs, in their order."""
         rows = rows_of(pairs, self.max_length)
         most_logits = max(1, LOGITS_PER_BATCH // self._vocab_size)
         found: dict[int, Scored] = {}
@@ -126,7 +127,7 @@ class MantaLM(TemplateLM):
         return [found[index] for index in range(len(pairs))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Completions, each ending before the first of its stop strings."""
+        """Completions; each ends before the first of its stop strings."""
         del disable_tqdm  # `begin` shows progress
         prompts = []
         for request in requests:

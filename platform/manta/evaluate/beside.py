@@ -1,4 +1,4 @@
-"""An evaluation beside a run that trains: jobs/evaluate.py watch=true, in a process of its own."""
+"""Evaluates a run while it trains: jobs/evaluate.py watch=true, in a process of its own."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ JOB = Path(__file__).resolve().parents[3] / "jobs" / "evaluate.py"
 
 @contextlib.contextmanager
 def beside(training: PretrainConfig) -> Iterator[Callable[[], None]]:
-    """While it lasts, jobs/evaluate.py follows the run in a process of its own, if `eval.suites`
-    names what to run. Gives a function that waits until it is done with a run that has ended."""
+    """A context in which jobs/evaluate.py follows the run in a process of its own, if `eval.suites`
+    names suites. Yields a function that waits until this process is done with an ended run."""
     if not training.eval.suites:
         yield lambda: None
         return
@@ -39,7 +39,7 @@ def beside(training: PretrainConfig) -> Iterator[Callable[[], None]]:
 
 
 def check(training: PretrainConfig) -> None:
-    """Raises ConfigError when eval.suites or eval.arguments are not as that job wants them."""
+    """Raises ConfigError if jobs/evaluate.py would reject eval.suites or eval.arguments."""
     if training.eval.suites:
         configs.load(EvaluateConfig, _arguments(training))
 

@@ -1,4 +1,4 @@
-"""The suites of evals/, and the names that a person may have meant."""
+"""The suites of evals/, and suggestions for a misspelt name."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ FOLDER = Path(__file__).resolve().parents[3] / "evals"
 
 
 def names() -> list[str]:
-    """Of the suites."""
+    """The names of the suites, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """ "; did you mean ...?", or nothing where no name is like it."""
+    """The text "; did you mean ...?", or an empty one if no known name is similar."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""

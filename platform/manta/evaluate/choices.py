@@ -1,7 +1,8 @@
-"""Tasks that are scored by tokens: HellaSwag in the completion style, and the tasks of CORE.
+"""Tasks scored by tokens: HellaSwag in the completion style, and the tasks of CORE.
 
-lm-eval gives a model texts, and compares choices by their sum or by the sum over their characters.
-Here the choice wins whose tokens are likeliest on average, and texts are cut where tokens end.
+lm-eval gives a model texts, and compares choices by their log-likelihood, or by that divided by the
+number of characters. Here the choice with the likeliest tokens on average wins, and texts are cut
+where tokens end.
 """
 
 from collections.abc import Sequence
@@ -13,22 +14,22 @@ from lm_eval.api.task import ConfigurableTask
 from manta.text.tokenizer import Tokenizer
 
 Cut = tuple[tuple[int, ...], tuple[int, ...]]
-"""Tokens of a context and of what may follow it."""
+"""Tokens of a context, and of a text that may follow it."""
 Answers = list[tuple[float, bool]]
-"""(Log-likelihood, whether it is the greedy continuation) of each cut of a document."""
+"""(Log-likelihood, whether the continuation is the greedy one) of each cut of a document."""
 
 
 class TokenChoices(ConfigurableTask):
-    """A task of lm-eval's whose requests are tokens; `tokenizer` is set before it is run."""
+    """An lm-eval task whose requests are tokens; `tokenizer` must be set before the task runs."""
 
     tokenizer: Tokenizer
 
     def __init__(self, config: dict[str, Any]):
-        # (What named this class is no key of a task's.)
+        # The key "class" named this class; lm-eval's task config has no such key.
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def cuts(self, doc: dict[str, Any]) -> list[Cut]:
-        """What is scored for a document."""
+        """The cuts to score for a document."""
         raise NotImplementedError
 
     def doc_to_text(self, *_args: Any, **_options: Any) -> str:
@@ -43,14 +44,14 @@ class TokenChoices(ConfigurableTask):
     def construct_requests(
         self, doc: dict[str, Any], ctx: str, *, metadata: Any, **_options: Any
     ) -> list[Instance]:
-        del ctx  # a cut has its context in it
+        del ctx  # a cut includes its context
         return [
             Instance("loglikelihood", doc, cut, index, metadata=metadata)
             for index, cut in enumerate(self.cuts(doc))
         ]
 
     def likeliest_per_token(self, doc: dict[str, Any], results: Answers) -> int:
-        """Which of the document's cuts has the largest mean log-likelihood."""
+        """The index of the document's cut with the largest mean log-likelihood."""
         means = [
             score / len(continuation)
             for (score, _), (_, continuation) in zip(results, self.cuts(doc), strict=True)
@@ -59,9 +60,9 @@ class TokenChoices(ConfigurableTask):
 
 
 class HellaSwagCompletion(TokenChoices):
-    """HellaSwag as plain text goes on: context and endings as they are in the file, each encoded
-    alone, the endings after a space. acc: the likeliest; acc_norm: the likeliest per token. (The
-    style of llm.c's and build-nanogpt's evaluations.)"""
+    """HellaSwag as plain text that continues: context and endings as in the file, each encoded
+    alone, the endings after a space. acc: the likeliest ending; acc_norm: the likeliest per token.
+    llm.c's and build-nanogpt's evaluations have this style."""
 
     def cuts(self, doc: dict[str, Any]) -> list[Cut]:
         encode = self.tokenizer.encode
@@ -78,10 +79,11 @@ class HellaSwagCompletion(TokenChoices):
 
 
 class Core(TokenChoices):
-    """A task of CORE's (Li et al. 2024, arXiv:2406.11794), its prompts made by `core.documents`.
+    """A task of CORE (Li et al. 2024, arXiv:2406.11794), with prompts from `core.documents`.
 
-    multiple_choice and schema: the likeliest per token, of what is not common to all; the others:
-    whether each token is the likeliest. End-of-text stands before each prompt.
+    multiple_choice and schema: the likeliest choice per token, over the tokens that the choices do
+    not share. language_modeling: whether each token is the likeliest. An end-of-text token precedes
+    each prompt.
     """
 
     def cuts(self, doc: dict[str, Any]) -> list[Cut]:
@@ -101,7 +103,8 @@ class Core(TokenChoices):
             else:
                 ends = _common([prompt[::-1] for prompt in prompts])
                 starts = [len(prompt) - ends for prompt in prompts]
-        # (Where a choice is the beginning of another one, or alike: its last token counts.)
+        # If another choice equals or begins with this one, none of its tokens is its own: the last
+        # one counts.
         starts = [min(start, len(p) - 1) for start, p in zip(starts, prompts, strict=True)]
         return [(p[:start], p[start:]) for start, p in zip(starts, prompts, strict=True)]
 
@@ -112,7 +115,7 @@ class Core(TokenChoices):
 
 
 def _common(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens at the beginning are the same in all."""
+    """The number of tokens at the beginning that all sequences share."""
     for index, column in enumerate(zip(*sequences, strict=False)):
         if len(set(column)) > 1:
             return index

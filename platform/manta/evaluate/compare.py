@@ -1,4 +1,4 @@
-"""Runs side by side: budget, losses, scores, and which differences are more than noise."""
+"""Compares runs: budgets, losses, scores, and which differences are more than noise."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ from manta.train.records.logbook import read_metrics
 from manta.train.settings import load_run_config
 
 REFERENCES = catalog.FOLDER / "references.json"
-NOISE = 1.96  # standard errors: where chance alone gives as much once in twenty times
+NOISE = 1.96  # standard errors; chance alone gives a larger difference one time in twenty
 HELLASWAG_ROWS = 10_042
 MOST_RUNS = 12
 
@@ -28,43 +28,43 @@ MOST_RUNS = 12
 @config
 class CompareConfig(HomeConfig):
     runs: tuple[str, ...] = ()
-    """Names or folders of runs; empty: all that have a checkpoint."""
+    """Names or folders of runs; empty: every run that has a checkpoint."""
     price_per_hour: PositiveFloat | None = None
-    """What an hour of the machine or cluster costs, for `cost`; null: not shown."""
+    """Price of an hour of the machine or cluster, for `cost`; null: `cost` is not shown."""
     references: bool = True
-    """Show published figures beside, with their sources."""
+    """Show published figures too, with their sources."""
     limit: Count | None = None
-    """Compare the scores of evaluations with this limit=; null: of whole ones."""
+    """Compare the scores of evaluations with this limit=; null: of whole evaluations."""
     out: str | None = None
-    """The picture; null: compare.png in the home's folder of runs."""
+    """Path of the picture; null: compare.png in the home's folder of runs."""
     overwrite: bool = False
-    """Take the place of what is at the `out` that is given."""
+    """Replace what is at the given `out`."""
 
 
 @dataclasses.dataclass
 class Entry:
-    """A run, or what is published of a model."""
+    """A run, or the published figures of a model."""
 
     name: str
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
-    """parameters, tokens, FLOPs, hours, cost, val loss, val bits per byte; what is known."""
+    """parameters, tokens, FLOPs, hours, cost, val loss, val bits per byte: those known."""
     scores: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     """(value, standard error; 0: not known) by "task metric"."""
     each: dict[str, tuple[str | None, Any]] = dataclasses.field(default_factory=dict)
-    """By "task metric": the sha256 of the documents, and what each adds; None: not known."""
+    """(sha256 of the documents, what each document adds; None: not known) by "task metric"."""
     curves: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
-    """(tokens, value), for the picture."""
+    """(tokens, value) points of each figure, for the picture."""
     data: tuple[str, ...] = ()
-    """The datasets whose val splits the run was measured on."""
+    """The datasets on whose val splits the run was measured."""
     sources: tuple[str, ...] = ()
-    """Where it is published."""
+    """Publications that the figures come from."""
 
 
 def compare(c: CompareConfig) -> tuple[list[str], str]:
     """The lines to show, and the picture's path.
 
     Raises:
-        MantaError: a run does not exist, or the picture cannot be where it should.
+        MantaError: a run does not exist, or the picture cannot be made at its path.
     """
     home = c.home_folder
     names = list(c.runs) or checkpoints.names_of_runs(home)
@@ -91,7 +91,7 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
 
 
 def entry(name: str, home: str, c: CompareConfig) -> Entry:
-    """What is known of a run. Raises CheckpointError when there is none of this name."""
+    """What is known about a run. Raises CheckpointError if no run has this name."""
     path = checkpoints.resolve(name, home)
     run = layout.split_checkpoint(path)[0]
     model = checkpoints.load_model_config(path)
@@ -118,7 +118,7 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
 
 
 def _add_scores(found: Entry, run: str, c: CompareConfig) -> None:
-    """Those of the newest checkpoint that has them."""
+    """Adds each score to `found`, from the newest checkpoint that has it."""
     for scores in report.all_of(run):  # by step
         if scores.get("limit") != c.limit or scores.get("dtype") != "fp32":
             continue
@@ -169,7 +169,7 @@ FACTS = ("parameters", "tokens", "FLOPs", "hours", "cost", "val loss", "val bits
 
 
 def table(entries: Sequence[Entry]) -> list[str]:
-    """A column for each, a row for each figure."""
+    """A table with a column for each entry and a row for each figure."""
     facts = [key for key in FACTS if any(key in e.facts for e in entries)]
     scores = list(dict.fromkeys(key for e in entries for key in e.scores))
     rows = [["", *(e.name for e in entries)]]
@@ -183,13 +183,13 @@ def table(entries: Sequence[Entry]) -> list[str]:
 
 
 def other_data(runs: Sequence[Entry]) -> Iterator[str]:
-    """A line where val losses are of other texts: they say nothing of each other then."""
+    """A line that says if the val losses were measured on different texts."""
     data = {run.data for run in runs if "val loss" in run.facts}
     if len(data) > 1:
         each = "; ".join(
             f"{run.name}: {', '.join(d.rpartition('/')[2] for d in run.data)}" for run in runs
         )
-        yield f"val loss and val bits per byte are of other texts, not to be compared ({each})"
+        yield f"val loss and val bits per byte are on different texts: do not compare them ({each})"
 
 
 def _fact(key: str, value: float | None) -> str:
@@ -211,8 +211,8 @@ def _score(score: tuple[float, float] | None) -> str:
 
 
 def spread(pairs: Sequence[Sequence[float]], metric: str = "") -> float:
-    """The standard error of the sum of values over the sum of weights, over documents drawn at
-    random (a ratio estimator's: Cochran 1977, 6.4); of bits per byte in bits."""
+    """The standard error of (sum of values) / (sum of weights) for documents drawn at random: that
+    of a ratio estimator (Cochran 1977, 6.4). For bits per byte it is in bits."""
     values, weights = zip(*pairs, strict=True)
     total, count = sum(weights), len(pairs)
     if count < 2 or not total:
@@ -223,19 +223,20 @@ def spread(pairs: Sequence[Sequence[float]], metric: str = "") -> float:
 
 
 def is_mean(pairs: Sequence[Sequence[float]], metric: str, value: float) -> bool:
-    """Whether the metric is what the documents add, over their weights (a perplexity is not)."""
+    """Whether the metric is the sum of the documents' values over the sum of their weights (a
+    perplexity is not)."""
     values, weights = zip(*pairs, strict=True)
     mean = sum(values) / (sum(weights) or 1) / _unit(metric)
     return math.isclose(abs(mean), abs(value), rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _unit(metric: str) -> float:
-    """Nats to what the metric counts."""
+    """Nats in one unit of the metric."""
     return math.log(2) if metric == "bits_per_byte" else 1.0
 
 
 def differences(runs: Sequence[Entry]) -> Iterator[str]:
-    """A line for each two runs and each score that they share."""
+    """A line for each pair of runs and each score that both have."""
     for a, b in itertools.combinations(runs, 2):
         for key in a.scores:
             if key not in b.scores:
@@ -247,11 +248,11 @@ def _difference(a: Entry, b: Entry, key: str) -> str:
     (x, x_error), (y, y_error) = a.scores[key], b.scores[key]
     (x_documents, x_pairs), (y_documents, y_pairs) = a.each[key], b.each[key]
     if x_documents and x_documents == y_documents and x_pairs and y_pairs:
-        # The same documents: what is hard for both is no difference between them.
+        # On the same documents, what is hard for both runs adds nothing to the difference.
         pairs = [(q[0] - p[0], p[1]) for p, q in zip(x_pairs, y_pairs, strict=True)]
         error, how = spread(pairs, key.rpartition(" ")[2]), f"paired, {len(pairs):,} documents"
     elif x_error and y_error:
-        error, how = math.hypot(x_error, y_error), "not of the same documents"
+        error, how = math.hypot(x_error, y_error), "unpaired"
     else:
         return f"{key}: {b.name} - {a.name} = {y - x:+.4f} (no standard error is known)"
     return (
@@ -268,7 +269,7 @@ def _verdict(difference: float, error: float) -> str:
 
 
 def nearest(runs: Sequence[Entry], references: Sequence[Entry]) -> Iterator[str]:
-    """For each run and score, the published one that is nearest."""
+    """A line for each score of each run, with the nearest published score."""
     for run in runs:
         for key, (value, error) in run.scores.items():
             known = [r for r in references if key in r.scores]
@@ -282,7 +283,7 @@ def nearest(runs: Sequence[Entry], references: Sequence[Entry]) -> Iterator[str]
 
 
 def picture(runs: Sequence[Entry], references: Sequence[Entry]) -> bytes:
-    """A panel for each figure, in it each run against tokens, and the published ones."""
+    """A picture with a panel for each figure: all runs against tokens, and published scores."""
     keys = list(dict.fromkeys(key for run in runs for key in run.curves))
     panels = {key: {run.name: run.curves[key] for run in runs if key in run.curves} for key in keys}
     lines: Mapping[str, dict[str, float]] = {

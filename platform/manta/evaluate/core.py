@@ -1,9 +1,9 @@
-"""CORE (DCLM, Li et al. 2024, arXiv:2406.11794): 22 tasks, each accuracy centred between chance and
-1, and their mean. Which tasks, and how each is asked, is in evals/core.yaml.
+"""CORE (DCLM, Li et al. 2024, arXiv:2406.11794): the mean accuracy of 22 tasks, each centred so
+that chance is 0 and all correct is 1. evals/core.yaml lists the tasks and how each is asked.
 
-The examples before a question are drawn as nanochat draws them, whose figures for GPT-2 are the
-usual references: the file's rows are shuffled with seed 1337, and row number i takes its examples
-from the other rows with seed 1234 + i.
+The examples before a question are drawn as in nanochat, whose figures for GPT-2 are the usual
+references: the file's rows are shuffled with seed 1337, and row number i takes its examples from
+the other rows with seed 1234 + i.
 """
 
 import math
@@ -24,15 +24,15 @@ KEYS = {
 
 
 def documents(folder: str | None, about: Mapping[str, Any], limit: int | None) -> list[Any]:
-    """A task's prompts: each has `contexts`, `continuations`, of which one is single, and `gold`.
+    """A task's prompts: `contexts` and `continuations`, one of which has one item, and `gold`.
 
     Args:
-        folder: that the bundle is in, or it.
+        folder: the bundle, or the folder that contains it.
         about: the task's metadata: kind, file, shots, delimiter.
-        limit: the first so many rows of the shuffled file are all that there is.
+        limit: the number of rows to use, the first of the shuffled file, for examples too.
 
     Raises:
-        DataError: the file is missing, or not as it is published.
+        DataError: the file is missing, not as published, or has too few rows.
     """
     path, keys = file(folder, about["file"]), KEYS[about["kind"]]
     rows = read_rows(path, path, "CORE", ", ".join(keys), lambda row: {k: row[k] for k in keys})
@@ -41,15 +41,15 @@ def documents(folder: str | None, about: Mapping[str, Any], limit: int | None) -
     shots = about["shots"]
     if len(rows) <= shots:
         raise DataError(
-            f"{about['file']}: {len(rows)} rows, and each is asked after {shots} others: raise "
+            f"{about['file']}: {len(rows)} rows, but each needs {shots} others as examples: raise "
             "limit="
         )
     return [_document(about, rows, index) for index in range(len(rows))]
 
 
 def centred(accuracies: Mapping[str, tuple[float, float]], chance: Mapping[str, float]) -> Any:
-    """CORE and its standard error, from (accuracy, standard error) of each task and the percentage
-    that chance gives there."""
+    """CORE and its standard error, from each task's (accuracy, standard error) and its accuracy by
+    chance, in percent."""
     scores, errors = [], []
     for name, (accuracy, error) in accuracies.items():
         by_chance = chance[name] / 100
@@ -61,7 +61,7 @@ def centred(accuracies: Mapping[str, tuple[float, float]], chance: Mapping[str, 
 
 
 def file(folder: str | None, name: str) -> str:
-    """A task's file. Raises DataError when it is not there."""
+    """The path of a task's file. Raises DataError if the file does not exist."""
     if folder is not None:
         folder = storage.absolute(folder)
         for inside in ("eval_bundle/eval_data", "eval_data", ""):
@@ -71,7 +71,7 @@ def file(folder: str | None, name: str) -> str:
     where = f"evals.data_dir={folder} has no eval_bundle/eval_data/{name}" if folder else ""
     raise DataError(
         f"suite=core: {where or 'it needs evals.data_dir=DIR'}; download {SOURCE} (the files of "
-        "DCLM's, 22 tasks) and unpack it in DIR"
+        "DCLM's 22 tasks) and unpack it in DIR"
     )
 
 
@@ -93,7 +93,7 @@ def _document(about: Mapping[str, Any], rows: list[Any], index: int) -> dict[str
     else:
         shown = [f"{e['context'].strip()}{delimiter}{e['continuation']}\n\n" for e in examples]
         whole = f"{''.join(shown)}{row['context'].strip()}{delimiter}"
-        # White space before a word is the word's: tokens are cut before it.
+        # White space before a word belongs to the word's token, so the cut comes before it.
         context = whole.rstrip()
         contexts, continuations = [context], [whole[len(context) :] + row["continuation"]]
     return {"contexts": contexts, "continuations": continuations, "gold": row.get("gold", 0)}

@@ -1,4 +1,4 @@
-"""Documents of the suites that are read from this machine or from the run's own dataset."""
+"""Documents of the suites, read from this machine or from the run's own dataset."""
 
 import functools
 import random
@@ -16,30 +16,31 @@ from manta.evaluate.settings import EvaluateConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint as checkpoints
 
-QUICK_TOKENS = 12_000  # of perplexity: half a minute at 124M on two cores
+QUICK_TOKENS = 12_000  # for perplexity: half a minute at 124M on two cores
 QUICK_PIECES = 60
 PIECE_TOKENS = 64
 CHOICES = 4
 
 
 class Documents:
-    """Of each task of a suite, for the checkpoint at `path`; None: lm-eval is to load them."""
+    """The documents of a suite's tasks, for the checkpoint at `path`."""
 
     def __init__(self, c: EvaluateConfig, path: str):
         self._c, self._path = c, path
         self._made: dict[str, list[dict[str, Any]] | None] = {}
 
     def check(self, task: str, about: dict[str, Any]) -> None:
-        """Raises DataError where a file is missing or is not what it should be."""
+        """Raises DataError if a file is missing or not as expected."""
         if task.startswith("core_"):
             core.file(self._c.evals.data_dir, about["file"])
         else:
             self._made[task] = self(task, about)
 
     def __call__(self, task: str, about: dict[str, Any]) -> list[dict[str, Any]] | None:
-        """
+        """The documents of a task; None: lm-eval loads them.
+
         Raises:
-            DataError: a file is missing or is not what it should be.
+            DataError: a file is missing or not as expected.
         """
         if task in self._made:
             return self._made[task]
@@ -50,7 +51,7 @@ class Documents:
             return read_lambada(file)
         if task == "wikitext" and local.wikitext_path is not None:
             text = read_text(local.wikitext_path, "evals.wikitext_path")
-            # A page begins at its title, ` = Title = `; sections have more signs.
+            # A page begins at its title, ` = Title = `; section titles have more signs.
             pages = re.split(r"(?m)^(?= = [^=\n]+ = ?$)", text)
             return [{"page": page} for page in pages if page.strip()]
         if task.startswith("core_"):
@@ -66,7 +67,7 @@ class Documents:
         return None
 
     def _file(self, suite: str) -> str | None:
-        """The suite's one file, if it was given, by itself or as one of data_dir."""
+        """The suite's one file, if it was given by itself or is in data_dir."""
         local = self._c.evals
         given: str | None = getattr(local, f"{suite}_path")
         if given is not None:
@@ -88,19 +89,19 @@ class Documents:
         texts = val_texts(self._path)
         if not texts:
             raise DataError(
-                f"{self._path} was imported, without a dataset: give evals.text_path=FILE or "
+                f"{self._path} was imported and has no dataset: give evals.text_path=FILE or "
                 "evals.dataset=NAME"
             )
         return texts
 
 
 def val_texts(path: str) -> list[str]:
-    """The documents of the val split that the checkpoint's run was measured on."""
+    """The documents of the val split on which the checkpoint's run was measured."""
     texts = []
     for folder in checkpoints.load_state(path).datasets:
         if not manifests.exists(folder):
             raise DataError(
-                f"the dataset of this checkpoint is not at {folder} any more; give a text with "
+                f"the dataset of this checkpoint is no longer at {folder}; give a text with "
                 "evals.text_path=FILE"
             )
         texts += texts_of(manifests.load(folder))
@@ -118,7 +119,7 @@ def texts_of(manifest: Manifest) -> list[str]:
 
 
 def whole_texts(texts: list[str], tokenizer: Tokenizer, most: int | None) -> list[dict[str, Any]]:
-    """For perplexity: with the number of their tokens. Together at most `most` of these."""
+    """Documents for perplexity with their numbers of tokens, at most `most` tokens in all."""
     documents, left = [], most
     for text in texts:
         ids = tokenizer.encode(text)
@@ -135,11 +136,12 @@ def whole_texts(texts: list[str], tokenizer: Tokenizer, most: int | None) -> lis
 
 
 def continuations(texts: list[str], tokenizer: Tokenizer, length: int) -> list[dict[str, Any]]:
-    """Pieces of the texts of so many tokens, evenly over them, each with four endings (its last
-    quarter, and that of three others) of which `label` is its own. The same for the same texts.
+    """Pieces of `length` tokens, spread evenly over the texts. Each has four endings, its own last
+    quarter and those of three other pieces; `label` is the index of its own. The same texts give
+    the same pieces.
 
     Raises:
-        DataError: there are fewer than four pieces.
+        DataError: there are fewer than four pieces with different endings.
     """
     cut = max(1, 3 * length // 4)
     found = []
@@ -154,8 +156,8 @@ def continuations(texts: list[str], tokenizer: Tokenizer, length: int) -> list[d
     pieces = found[::step][:QUICK_PIECES]
     if len({ending for _, ending in pieces}) < CHOICES:
         raise DataError(
-            f"suite=quick: the val split has {len(found)} pieces of {length} tokens, and needs "
-            f"{CHOICES} that differ: give a longer text with evals.text_path=FILE"
+            f"suite=quick: the val split has {len(found)} pieces of {length} tokens, but needs "
+            f"{CHOICES} different ones: give a longer text with evals.text_path=FILE"
         )
     rng = random.Random(0)
     documents = []
@@ -169,14 +171,14 @@ def continuations(texts: list[str], tokenizer: Tokenizer, length: int) -> list[d
 
 
 def read_hellaswag(path: str) -> list[dict[str, Any]]:
-    """Raises DataError, naming the line, when a row is not one of HellaSwag's."""
+    """Reads HellaSwag's rows. Raises DataError, naming the line, if a row is not valid."""
     strings = ("activity_label", "ctx_a", "ctx_b")
 
     def read(row: Any) -> dict[str, Any]:
         endings, label = row["endings"], int(row["label"])
         texts = [row[key] for key in strings] + endings
         if len(endings) != 4 or not 0 <= label <= 3 or not all(isinstance(t, str) for t in texts):
-            raise ValueError("4 endings, a label from 0 to 3, and strings else")
+            raise ValueError("needs 4 endings, a label from 0 to 3, and only strings as texts")
         return {**{k: row[k] for k in strings}, "endings": endings, "label": str(label)}
 
     has = f"{', '.join(strings)}, endings and label"
@@ -184,12 +186,12 @@ def read_hellaswag(path: str) -> list[dict[str, Any]]:
 
 
 def read_lambada(path: str) -> list[dict[str, Any]]:
-    """Raises DataError, naming the line, when a row has no `text` of several words."""
+    """Reads LAMBADA's rows. Raises DataError, naming the line, if `text` is not several words."""
 
     def read(row: Any) -> dict[str, Any]:
         text = row["text"]
         if not isinstance(text, str) or " " not in text:
-            raise ValueError("a text of several words")
+            raise ValueError("needs a text of several words")
         return {"text": text}
 
     return read_rows(path, f"evals.lambada_path={path}", "LAMBADA", "a text", read)

@@ -1,5 +1,4 @@
-"""An evaluation: suites and tasks of lm-eval's on a checkpoint, or on each of a run's, by Ray
-workers."""
+"""Evaluates a checkpoint with Ray workers: the suites of evals/ and tasks of lm-eval."""
 
 import sys
 import time
@@ -18,11 +17,11 @@ from manta.train.checkpoints import checkpoint as checkpoints
 
 
 def evaluate(c: EvaluateConfig) -> dict[str, Scores]:
-    """Runs what is asked for on the newest checkpoint; prints tables, writes JSON beside the run.
-    The scores, by suite or task.
+    """Evaluates the checkpoint (a run's newest), prints tables and writes JSON to the run's folder.
+    Returns the scores, by suite or task.
 
     Raises:
-        MantaError: checkpoint or data are missing, damaged, or cannot be had here.
+        MantaError: the checkpoint or data are missing, damaged or not available here.
     """
     path = checkpoints.resolve(c.checkpoint, c.home_folder)
     _name_newer(path)
@@ -40,7 +39,7 @@ def evaluate(c: EvaluateConfig) -> dict[str, Scores]:
 
 
 def _name_newer(path: str) -> None:
-    """Says it where there is a newer checkpoint, which is not whole."""
+    """Prints a line for each newer checkpoint that is not whole."""
     run = layout.split_checkpoint(path)[0]
     for newer in checkpoints.unfinished(run):
         if newer > path:
@@ -49,14 +48,14 @@ def _name_newer(path: str) -> None:
 
 
 def units(c: EvaluateConfig) -> Iterator[str]:
-    """What is asked for: each has a file of scores."""
+    """The suites and tasks to run; each gets a file of scores."""
     yield from c.suites
     for task in c.tasks:
         yield f"task-{task}"
 
 
 def workers(c: EvaluateConfig) -> AbstractContextManager[Farm]:
-    """Of a cluster that is joined, or started. Raises ClusterError when they do not fit."""
+    """Workers on the cluster that this joins or starts. Raises ClusterError if they do not fit."""
     cluster.connect()
     cluster.require(c.num_workers, c.cpus, c.gpus, 0)
     return farm.workers(c.num_workers, c.cpus, c.gpus, c.threads, c.dtype)
@@ -70,10 +69,10 @@ def score(
     documents: Documents,
     is_quiet: bool = False,
 ) -> tuple[Scores, str]:
-    """A suite's or a task's scores of the checkpoint at `path`, and the file they are written to.
+    """The scores of a suite or task for the checkpoint at `path`, and the file that has them.
 
     Raises:
-        MantaError: the checkpoint is damaged or gone; the data cannot be had.
+        MantaError: the checkpoint is damaged or gone, or the data are not available.
     """
     started = time.perf_counter()
     tokenizer = checkpoints.load_tokenizer(path)

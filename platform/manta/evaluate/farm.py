@@ -13,23 +13,23 @@ from manta.evaluate.worker import Pool, Prompt, Scored, Worker
 from manta.train.checkpoints import checkpoint
 from manta.train.step.device import available_cpus, pick_device
 
-# A worker that dies is started again, and what it was asked is asked again.
+# Ray restarts a worker that dies and repeats its request, each at most this often.
 RESTARTS = 3
 PATIENCE_SECONDS = 30.0
 
 
 class Evaluator:
-    """A worker in a process of its own; a model is read when it is first asked. It is told with
-    each request which one, so that one that was started again knows."""
+    """A worker in a process of its own. It reads a model at the first request for it. Each request
+    names the checkpoint, so a restarted worker knows it too."""
 
     def __init__(self, dtype: str, threads: int, share: int, on_gpu: bool):
-        """`threads` compute threads; 0: this node's CPUs, shared by `share` workers."""
+        """Computes with `threads` threads; 0: this node's CPUs, shared by `share` workers."""
         self._dtype, self._on_gpu = dtype, on_gpu
         self._threads = threads or max(1, available_cpus() // share)
         self._path: str | None = None
 
     def ready(self, path: str) -> None:
-        """Raises what is wrong with the checkpoint."""
+        """Reads the checkpoint, unless it is the current one. Raises what is wrong with it."""
         import torch
 
         if path == self._path:
@@ -49,17 +49,17 @@ class Evaluator:
 
 
 class Farm:
-    """Workers that are up, for one checkpoint after the other."""
+    """Running workers, for one checkpoint after another."""
 
     def __init__(self, actors: list[Any]):
         self._actors = actors
 
     def load(self, path: str) -> Pool:
-        """The workers, with the checkpoint at `path`, which is read here and may be deleted then
-        (but that a worker that dies would miss it).
+        """The workers, with the checkpoint at `path` loaded. It may be deleted afterwards, but a
+        worker that dies and restarts reads it again.
 
         Raises:
-            MantaError: the checkpoint is damaged, or cannot be read there.
+            MantaError: the checkpoint is damaged, or a worker cannot read it.
         """
         try:
             self._wait([actor.ready.remote(path) for actor in self._actors])
@@ -89,8 +89,8 @@ class Farm:
 
 @contextlib.contextmanager
 def workers(count: int, cpus: float, gpus: float, threads: int, dtype: str) -> Iterator[Farm]:
-    """So many workers, of `cpus` CPUs and `gpus` GPUs each. Ray shows a worker its one card alone,
-    also where it has only a share of it."""
+    """A context with `count` workers of `cpus` CPUs and `gpus` GPUs each. Ray shows a worker only
+    its own card, even if the worker has just a share of it."""
     options: dict[str, Any] = {
         "num_cpus": cpus,
         "num_gpus": gpus,

@@ -1,4 +1,4 @@
-"""Texts and rows that evaluations read from a person's files."""
+"""Reads texts and rows of evaluations from a person's files."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from manta.errors import DataError
 
 
 def read_text(path: str, key: str) -> str:
-    """Raises DataError, naming `key`, when the file is missing, empty or not UTF-8."""
+    """Reads a text. Raises DataError, naming `key`, if the file is missing, empty or not UTF-8."""
     try:
         text = storage.read_bytes(storage.absolute(path)).decode()
     except UnicodeDecodeError as e:
@@ -22,16 +22,16 @@ def read_text(path: str, key: str) -> str:
 def read_rows(
     path: str, shown: str, of: str, has: str, read: Callable[[Any], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What `read` makes of each line of a JSONL file; it raises ValueError, KeyError or TypeError
-    where a row is not as it should be.
+    """What `read` returns for each line of a JSONL file. `read` raises ValueError, KeyError or
+    TypeError if a row is not valid.
 
     Args:
         shown: the path as a person gave it, with its key.
-        of: whose rows these are.
-        has: what each of them has.
+        of: the name of the data set.
+        has: the fields of a row, for the message.
 
     Raises:
-        DataError: a line is no such row, named; or there is none.
+        DataError: a line is not valid (the message has its number), or the file has no lines.
     """
     rows = []
     for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
@@ -39,7 +39,7 @@ def read_rows(
             rows.append(read(json.loads(line)))
         except (ValueError, KeyError, TypeError) as e:
             raise DataError(
-                f"{shown}, line {number}: not a row of {of}'s ({e!r}); each has {has}"
+                f"{shown}, line {number}: not a row of {of} ({e!r}); each has {has}"
             ) from None
     if not rows:
         raise DataError(f"{shown}: the file is empty")

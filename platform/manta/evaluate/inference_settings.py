@@ -1,5 +1,5 @@
-"""What a person asks of a trained model in a job's own process; what `device` and `dtype` stand
-for there."""
+"""Settings of a job that runs a trained model in its own process, and what `device` and `dtype`
+mean there."""
 
 from typing import Literal
 
@@ -12,12 +12,12 @@ from manta.train.step.device import choose_dtype, pick_device
 
 @config
 class InferenceConfig(HomeConfig):
-    """The keys of a job that asks a model in its own process."""
+    """The keys of a job that runs a model in its own process."""
 
     checkpoint: str = "quickstart"
     """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs. auto: on the GPU where torch can use one, else on the CPU."""
+    """Device of the model. auto: a GPU if torch can use one, else the CPU."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products; the weights stay fp32. auto: bf16 on a GPU that computes in
     it, else fp32."""
@@ -30,30 +30,30 @@ class GenerateConfig(InferenceConfig):
     prompts: tuple[str, ...] = ()
     """Several texts to complete, all at once, instead of `prompt`."""
     max_tokens: Count = 128
-    """Tokens to add at most; the model may end its text before."""
+    """Most tokens to add; the model may end its text earlier."""
     temperature: NonNegativeFloat = 0.8
     """Sampling temperature; 0: always the likeliest token."""
     top_k: Count | None = 50
-    """Sample among so many likeliest tokens; null: all."""
+    """Sample among this many of the likeliest tokens; null: all."""
     num_samples: Count = 1
-    """Completions of each text; those of several come all at once."""
+    """Completions of each text; several are printed all at once, at the end."""
     seed: Seed = 0
-    """Seed of the draws: the same one gives the same text again on the same device."""
+    """Seed of the draws: the same seed gives the same text again on the same device."""
 
 
 def place_of(c: InferenceConfig) -> tuple[torch.device, str]:
-    """The device that a job asks for, and the precision there: "fp32" or "bf16".
+    """The device that a config names, and the precision there: "fp32" or "bf16".
 
     Raises:
-        ConfigError: device=cuda where torch has no GPU to use.
+        ConfigError: device=cuda, and torch has no GPU to use.
     """
     device = pick_device(c.device)
     return device, inference_dtype(c.dtype, device)
 
 
 def inference_dtype(wanted: str, device: torch.device) -> str:
-    """The precision that a key dtype= names: auto is fp32 on a CPU, so that a text that has been
-    drawn once is drawn again on any other one."""
+    """The precision that a key dtype= names. auto is fp32 on a CPU, so that any other CPU draws the
+    same text again."""
     if wanted != "auto":
         return wanted
     return choose_dtype(device) if device.type == "cuda" else "fp32"

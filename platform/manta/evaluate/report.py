@@ -1,4 +1,5 @@
-"""Where scores are kept: a file for each suite and checkpoint, a table, a curve, TensorBoard."""
+"""Writes, reads and shows scores: a file for each suite and checkpoint, a table, a curve,
+TensorBoard."""
 
 import contextlib
 import itertools
@@ -15,13 +16,13 @@ from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records.logbook import write_scalars
 from manta.train.settings import load_run_config
 
-# Metrics that say the same as another one.
+# Metrics that only restate another one.
 SAME = ("byte_perplexity", "word_perplexity", "token_perplexity")
 
 
 def label_of(c: EvaluateConfig, unit: str) -> str:
-    """The name of the scores of a suite or a task: what is asked for another part, or otherwise,
-    does not take the place of the whole."""
+    """The name of the scores of a suite or task. Scores of a part, or with other settings, have a
+    name of their own and so do not replace those of the whole."""
     parts = [unit]
     if unit.startswith("task-") and c.num_fewshot is not None:
         parts.append(f"{c.num_fewshot}-shot")
@@ -37,11 +38,11 @@ class Figure(NamedTuple):
     metric: str
     value: float
     error: float
-    """Its standard error; 0: not known."""
+    """Standard error of the value; 0: not known."""
 
 
 def figures(results: Results, *, once: bool = False) -> Iterator[Figure]:
-    """Each metric of each task; with `once`, without those that say the same as another one."""
+    """Each metric of each task; with `once`, without metrics that only restate another one."""
     for task, values in results.items():
         for metric, value in values.items():
             if metric == "samples" or metric.endswith("_stderr") or (once and metric in SAME):
@@ -50,7 +51,8 @@ def figures(results: Results, *, once: bool = False) -> Iterator[Figure]:
 
 
 def write(c: EvaluateConfig, path: str, unit: str, scores: Scores, seconds: float) -> str:
-    """Writes the scores of the checkpoint at `path`, into TensorBoard too; the file's path."""
+    """Writes the scores of the checkpoint at `path` to a file, and to TensorBoard; returns the path
+    of the file."""
     run, name = layout.split_checkpoint(path)
     step = checkpoints.load_state(path).step
     settings = load_run_config(run)
@@ -78,13 +80,13 @@ def write(c: EvaluateConfig, path: str, unit: str, scores: Scores, seconds: floa
 
 
 def asked(c: EvaluateConfig) -> dict[str, Any]:
-    """What decides the scores of a checkpoint, beside suite and limit."""
+    """The settings, other than suite and limit, that decide a checkpoint's scores."""
     tree = configs.to_dict(c)
     return {"evals": tree["evals"], "num_fewshot": c.num_fewshot}
 
 
 def is_there(c: EvaluateConfig, path: str, unit: str) -> bool:
-    """Whether the checkpoint has these scores, of the same data."""
+    """Whether the checkpoint already has these scores, measured on the same data."""
     file = layout.scores_file(*layout.split_checkpoint(path), label_of(c, unit))
     if not storage.exists(file):
         return False
@@ -93,7 +95,7 @@ def is_there(c: EvaluateConfig, path: str, unit: str) -> bool:
 
 
 def all_of(run: str, step: str = "") -> list[dict[str, Any]]:
-    """The scores of a run's checkpoints (or of one, step-00000500), by step; with their `label`."""
+    """The scores of a run's checkpoints (or of one, step-00000500) by step, with their `label`."""
     found = []
     for item in storage.list_files(layout.evals_folder(run)):
         folder, name = item.path.rsplit("/", 2)[1:]
@@ -101,7 +103,7 @@ def all_of(run: str, step: str = "") -> list[dict[str, Any]]:
         if not is_scores or step not in ("", folder):
             continue
         label = name.removesuffix(layout.SCORES)
-        with contextlib.suppress(MantaError):  # a report says what is known
+        with contextlib.suppress(MantaError):  # one unreadable file does not stop a report
             scores = storage.read_json(layout.scores_file(run, folder, label))
             if isinstance(scores, dict) and isinstance(scores.get("results"), dict):
                 found.append({**scores, "label": label})
@@ -109,8 +111,8 @@ def all_of(run: str, step: str = "") -> list[dict[str, Any]]:
 
 
 def draw(run: str) -> str | None:
-    """Draws every metric of the run's checkpoints against tokens; the picture's path. None: there
-    are no tokens to draw against."""
+    """Draws every metric of the run's checkpoints against tokens; returns the picture's path. None:
+    there are no tokens to draw against."""
     series: dict[str, list[tuple[int, float, float]]] = {}
     for scores in all_of(run):
         if scores.get("tokens") is None:
@@ -143,5 +145,5 @@ def table(results: Results) -> str:
 
 
 def in_short(results: Results) -> str:
-    """The results in a line."""
+    """The results in one line."""
     return ", ".join(f"{f.task} {f.metric} {f.value:.4f}" for f in figures(results, once=True))

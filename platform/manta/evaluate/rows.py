@@ -1,5 +1,5 @@
-"""What is asked of a model, as rows of tokens: each common beginning once, with all that may follow
-it, in batches of similar length. Which rows go together depends on nothing but what is asked."""
+"""Requests to a model, as rows of tokens: each common beginning once, with everything that may
+follow it, in batches of similar length. Which rows form a batch depends only on the requests."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from manta.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The tokens of a continuation, and of what stands before it (at least one)."""
+    """The tokens of a continuation, and of the context before it (at least one)."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -21,40 +21,40 @@ class Answer:
     """A continuation in a row."""
 
     pair: int
-    """Whose it is: its place among what was asked."""
+    """Index of the pair among all pairs of the request."""
     tokens: tuple[int, ...]
     places: tuple[int, ...]
-    """Of the row's tokens after which each of these is predicted."""
+    """Index in the row of the token after which each of `tokens` is predicted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     tokens: tuple[int, ...]
     branches: tuple[int, ...] | None
-    """0 for the beginning, then 1, 2, ...: as `GPT.forward` takes them; None: there is one only."""
+    """0 for the beginning, then 1, 2, ..., as `GPT.forward` takes them; None: just one branch."""
     answers: tuple[Answer, ...]
 
 
 def rows_of(pairs: Sequence[Pair], context_length: int) -> list[Row]:
-    """The rows in which all pairs are answered, none longer than the context.
+    """The rows that answer all pairs, none longer than the context.
 
     A pair that is longer loses its beginning, as with lm-eval's own models.
 
     Raises:
-        DataError: a continuation alone is longer.
+        DataError: a continuation alone is longer than the context.
     """
     for pair in pairs:
         if len(pair.continuation) > context_length:
             raise DataError(
                 f"a continuation of {len(pair.continuation)} tokens is longer than the model's "
-                f"context of {context_length}: use a model of a longer one"
+                f"context of {context_length}: use a model with a longer context"
             )
     alike: dict[tuple[int, ...], list[int]] = {}
     for index, pair in enumerate(pairs):
         alike.setdefault(pair.context, []).append(index)
     rows = []
     for context, indices in alike.items():
-        # The last token of a continuation is predicted, and not read.
+        # The last token of a continuation is predicted but never read.
         longest = context_length + 1 - len(context)
         fits = [i for i in indices if len(pairs[i].continuation) <= longest]
         rows += [_alone(i, pairs[i], context_length) for i in indices if i not in set(fits)]
@@ -90,8 +90,8 @@ def _together(context: tuple[int, ...], indices: list[int], pairs: Sequence[Pair
 
 
 def batches_of(rows: Iterable[Row], most_tokens: int, most_logits: int) -> list[list[Row]]:
-    """Rows of one kind and similar length, longest first: at most so many tokens, padding included,
-    and so many places to predict from; or one row."""
+    """Batches of rows of one kind and similar length, longest first. A batch has at most
+    `most_tokens` tokens, padding included, and `most_logits` places to predict from, or one row."""
     ordered = sorted(rows, key=lambda row: (row.branches is None, -len(row.tokens)))
     found = []
     for _, kind in itertools.groupby(ordered, key=lambda row: row.branches is None):

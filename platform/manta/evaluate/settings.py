@@ -1,4 +1,4 @@
-"""What a person asks of an evaluation."""
+"""Settings of an evaluation."""
 
 from typing import Literal
 
@@ -11,8 +11,8 @@ from manta.storage import HomeConfig
 class LocalData:
     data_dir: str | None = None
     """Folder with data sets as downloaded (DIR/allenai/ai2_arc/..., as the hub names them;
-    hellaswag_val.jsonl, lambada_test.jsonl, eval_bundle/ as published): nothing is then asked of
-    the hub. null: from the hub."""
+    hellaswag_val.jsonl, lambada_test.jsonl, eval_bundle/ as published); the hub is then not used.
+    null: from the hub."""
     hellaswag_path: str | None = None
     """HellaSwag's validation set as JSONL; null: from data_dir or the hub."""
     lambada_path: str | None = None
@@ -25,7 +25,7 @@ class LocalData:
     """A prepared dataset, by name or folder, whose val split the perplexity suite reads instead."""
 
 
-LEAST_SHARE = 0.01  # of a GPU: a process holds some 500 MB of it before it has a model
+LEAST_SHARE = 0.01  # of a GPU: a process takes about 500 MB of it before it loads a model
 
 SUITE_OF = {
     "hellaswag_path": ("hellaswag",),
@@ -42,20 +42,19 @@ class EvaluateConfig(HomeConfig):
     """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
     suite: str | tuple[str, ...] | None = None
     """A file of evals/ (or [several]), without its .yaml: perplexity, quick, hellaswag, wikitext,
-    lambada or core; null: perplexity, or only `tasks` where there are any."""
+    lambada or core; null: perplexity, or only `tasks` if any are given."""
     tasks: tuple[str, ...] = ()
-    """Tasks, groups or tags of lm-eval's, by name: hellaswag, arc_easy, piqa, winogrande, ..."""
+    """Names of lm-eval tasks, groups or tags: hellaswag, arc_easy, piqa, winogrande, ..."""
     num_fewshot: Natural | None = None
-    """Examples before each question of `tasks`; null: as the task has it."""
+    """Examples before each question of `tasks`; null: as many as the task sets."""
     limit: Count | None = None
-    """Only the first so many documents of each task; null: all."""
+    """Evaluate at most this many documents of each task, the first ones; null: all."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the matrix products. fp32 is what scores are usually compared in."""
+    """Precision of the matrix products. Scores are usually compared in fp32."""
     watch: bool = False
-    """Follow a run: evaluate each of its checkpoints as it lands, none twice, until the run has
-    ended."""
+    """Follow a run: evaluate each of its checkpoints once, as it lands, until the run has ended."""
     watch_seconds: PositiveFloat = 5.0
-    """How often to look for a new one."""
+    """Seconds between two looks for a new checkpoint."""
     num_workers: Count = 1
     """Workers that share the requests; the scores are the same for any number."""
     cpus: PositiveFloat = 1.0
@@ -73,7 +72,7 @@ class EvaluateConfig(HomeConfig):
                 meant = catalog.nearest(suite, known)
                 return [
                     f"suite={suite}: valid are {', '.join(known)} (the files of "
-                    f"{catalog.FOLDER}){meant}; a task of lm-eval's goes to tasks=[...]"
+                    f"{catalog.FOLDER}){meant}; an lm-eval task goes in tasks=[...]"
                 ]
         found = []
         for key, suites in SUITE_OF.items():
@@ -93,7 +92,7 @@ class EvaluateConfig(HomeConfig):
 
     @property
     def suites(self) -> tuple[str, ...]:
-        """To run, beside `tasks`."""
+        """The suites to run, in addition to `tasks`."""
         if self.suite is None:
             return () if self.tasks else ("perplexity",)
         return (self.suite,) if isinstance(self.suite, str) else self.suite

@@ -1,4 +1,4 @@
-"""Tasks, run by lm-eval: the suites of evals/, and any task of lm-eval's by its name."""
+"""Runs tasks with lm-eval: the suites of evals/, and any lm-eval task by its name."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from manta.text.tokenizer import Tokenizer
 
 Source = Callable[[str, dict[str, Any]], list[dict[str, Any]] | None]
 Results = dict[str, dict[str, float]]
-NOT_IN_DOCUMENTS = ("num_tokens",)  # a tokenizer's: documents are the same for all
+NOT_IN_DOCUMENTS = ("num_tokens",)  # differs by tokenizer, while documents do not
 
 
 @dataclasses.dataclass
@@ -26,8 +26,8 @@ class Scores:
     results: Results = dataclasses.field(default_factory=dict)
     """{task: {metric: value, metric_stderr: value, "samples": count}}"""
     each: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    """{task: {"documents": sha256 of them, metric: [[value, weight], ...]}}: what each document
-    adds; the metric (or its logarithm) is the sum of the values over that of the weights."""
+    """{task: {"documents": sha256 of the documents, metric: [[value, weight], ...]}}: what each
+    document adds. The metric (or its logarithm) is the sum of values over the sum of weights."""
 
     def add(self, other: "Scores") -> None:
         self.results |= other.results
@@ -45,16 +45,17 @@ def run_suite(
     *,
     say: Callable[[str], None],
 ) -> Scores:
-    """The scores of each task of a suite, and of the suite where it has one of its own.
+    """The scores of each task of a suite, and of the suite itself if it has a score of its own.
 
     Args:
-        documents: of a task, from its name and metadata; None: from `data_dir` or the hub.
-        tokenizer: for the tasks that are scored by tokens.
-        only: these of its tasks; None: all.
-        say: is told each task's name before it is run.
+        documents: gives a task's documents, from its name and metadata; None: they come from
+            `data_dir` or the hub.
+        tokenizer: for tasks that are scored by tokens.
+        only: the tasks to run; None: all.
+        say: is called with each task's name before the task runs.
 
     Raises:
-        DataError: a data set is missing, empty, or cannot be had here.
+        DataError: a data set is missing, empty or not available here.
     """
     _quiet()
     import datasets
@@ -92,11 +93,11 @@ def run_task(
     num_fewshot: int | None = None,
     data_dir: str | None = None,
 ) -> Scores:
-    """The scores of a task (or a group, or a tag) of lm-eval's.
+    """The scores of an lm-eval task, group or tag.
 
     Raises:
-        ConfigError: Manta cannot run it.
-        DataError: its data set is empty, or cannot be had here.
+        ConfigError: Manta cannot run the task.
+        DataError: the task's data set is empty or not available here.
     """
     _quiet()
     with _reading(data_dir, name):
@@ -118,8 +119,8 @@ def check(
     tasks: Sequence[str],
     look: Callable[[str, dict[str, Any]], object] = lambda *_: None,
 ) -> None:
-    """Raises MantaError when a file of the suites' is wrong (`look`, by a task's name and metadata,
-    finds it), or lm-eval knows no such task (with the nearest that it does)."""
+    """Raises MantaError if a file of a suite is wrong (`look` reads it, by a task's name and
+    metadata) or lm-eval has no task of a given name (the message has the nearest names)."""
     _quiet()
     for suite in suites:
         for given in configs_of(suite):
@@ -138,7 +139,7 @@ _managers: list[Any] = []
 
 
 def _manager() -> Any:
-    """Reads some ten thousand files: once."""
+    """lm-eval's task manager, made only once because it reads some ten thousand files."""
     if not _managers:
         from lm_eval.tasks import TaskManager
 
@@ -156,7 +157,7 @@ def _quiet() -> None:
 
 
 def configs_of(suite: str) -> list[dict[str, Any]]:
-    """The configs of a suite's tasks, each with what they share."""
+    """The configs of a suite's tasks, each merged with the part that all tasks share."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     content = load_yaml(catalog.FOLDER / f"{suite}.yaml", resolve_func=True)
@@ -168,10 +169,10 @@ def configs_of(suite: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _reading(data_dir: str | None, name: str) -> Iterator[None]:
-    """Has lm-eval's tasks load their data sets from a folder, where there is one, while this lasts.
+    """A context in which lm-eval's tasks load their data sets from `data_dir`, if it is given.
 
-    They do so in their constructors, some in code of their own, by `datasets.load_dataset`; none
-    takes a folder for all of them. What cannot be had is said in one line.
+    Tasks load data in their constructors, some with code of their own, by `datasets.load_dataset`;
+    lm-eval has no option for a folder for all of them. A failure becomes a one-line DataError.
     """
     import datasets
 
@@ -187,7 +188,7 @@ def _reading(data_dir: str | None, name: str) -> Iterator[None]:
             return load(where, *args, **kwargs)
         except Exception as e:
             why = " ".join(f"{type(e).__name__}: {e}".split())[:160]
-            there = f"is at {where}, and is not read" if where != path else "cannot be had"
+            there = f"at {where} cannot be read" if where != path else "cannot be loaded"
             raise DataError(f"{name}: its data set {path} {there} ({why}); {_remedy(path)}") from e
 
     datasets.load_dataset = load_dataset
@@ -199,7 +200,7 @@ def _reading(data_dir: str | None, name: str) -> Iterator[None]:
     except IndexError:
         raise DataError(f"{name}: its data set has no documents") from None
     except ModuleNotFoundError as e:
-        raise DataError(f"{name}: needs a package that is not here ({e}): install it") from None
+        raise DataError(f"{name}: needs a package that is missing ({e}): install it") from None
     except Exception as e:
         why = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise DataError(f"{name}: lm-eval cannot load it ({why})") from e
@@ -218,7 +219,7 @@ def _evaluate(lm: Any, loaded: Any, limit: int | None) -> Scores:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
     each = {name: _recorded(task) for name, task in loaded["tasks"].items()}
-    with contextlib.redirect_stderr(io.StringIO()):  # lm-eval's own bars, beside ours
+    with contextlib.redirect_stderr(io.StringIO()):  # hides lm-eval's own progress bars
         found = lm_evaluate(lm, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
     scores = Scores()
     for name, values in found["results"].items():
@@ -229,7 +230,7 @@ def _evaluate(lm: Any, loaded: Any, limit: int | None) -> Scores:
             if isinstance(value, int | float) and key not in ("sample_len", "sample_count")
         }
         samples = found["n-samples"].get(name, {}).get("effective")
-        if samples is None:  # a group's
+        if samples is None:  # for a group
             samples = sum(found["n-samples"][n]["effective"] for n in _members(loaded, name))
         scores.results[name] = {**clean, "samples": samples}
     scores.each = {name: record() for name, record in each.items()}
@@ -241,7 +242,7 @@ def _members(loaded: Any, group: str) -> list[str]:
 
 
 def _recorded(task: Any) -> Callable[[], dict[str, Any]]:
-    """Keeps what each document adds to the task's metrics; a function that returns it."""
+    """Records what each document adds to the task's metrics; returns a function that gives it."""
     process, digest = task.process_results, hashlib.sha256()
     added: dict[str, list[tuple[float, float]]] = {}
     count = 0

@@ -1,4 +1,4 @@
-"""What surprises a model: a text as a page on which each token has the colour of its loss."""
+"""Shows what surprises a model: a page that colours each token of a text by its loss."""
 
 import dataclasses
 import html
@@ -17,22 +17,22 @@ from manta.model.inference import inference, send
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
 
-MOST_BITS = 14.0  # of the deepest colour: less than one chance in sixteen thousand
+MOST_BITS = 14.0  # at the deepest colour: a chance below one in sixteen thousand
 GUESSES = 3
 
 
 @config
 class SurpriseConfig(InferenceConfig):
     text: str | None = None
-    """The text itself."""
+    """The text to show; or give text_path."""
     text_path: str | None = None
-    """Or a file of it, UTF-8."""
+    """File with the text, UTF-8; or give text."""
     max_tokens: Count = 5000
-    """The page ends after so many."""
+    """Most tokens on the page; the rest of the text is left out."""
     out: str | None = None
-    """The page; null: surprise.html in the run's folder."""
+    """Path of the page; null: surprise.html in the run's folder."""
     overwrite: bool = False
-    """Take the place of what is at `out`."""
+    """Replace what is at `out`."""
 
     def problems(self) -> list[str]:
         if (self.text is None) == (self.text_path is None):
@@ -42,19 +42,19 @@ class SurpriseConfig(InferenceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One token, or the few that together are whole characters."""
+    """One token, or a few that together form whole characters."""
 
     text: str
     bits: float
     guesses: tuple[tuple[str, float], ...]
-    """What was likeliest here (of the first token), with its probability."""
+    """The likeliest tokens in place of the piece's first token, each with its probability."""
 
 
 def surprise(c: SurpriseConfig) -> tuple[Path, str]:
-    """Writes the page; its path, and a line about the text.
+    """Writes the page; returns its path and a line about the text.
 
     Raises:
-        MantaError: there is no such checkpoint, text or device, or something is at `out`.
+        MantaError: the checkpoint, text or device does not exist, or something is at `out`.
     """
     path = checkpoint.resolve(c.checkpoint, c.home_folder)
     folder = layout.split_checkpoint(path)[0]
@@ -80,8 +80,8 @@ def about(found: list[Piece], tokens: int) -> str:
 
 
 def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int], dtype: str = "fp32") -> list[Piece]:
-    """The loss of each token, in bits, from end-of-text and what stands before it in its window, as
-    lm-eval's rolling perplexity has it: windows side by side, the last one moved back."""
+    """The loss of each token, in bits, given end-of-text and the tokens before it in its window, as
+    in lm-eval's rolling perplexity: windows side by side, the last one moved back."""
     found: list[Piece] = []
     pending: list[int] = []
     bits = 0.0
@@ -103,7 +103,7 @@ def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int], dtype: str = "fp
 def _losses(
     model: GPT, line: list[int], dtype: str
 ) -> Iterator[tuple[int, float, list[tuple[int, float]]]]:
-    """(token, nats, likeliest tokens with their probabilities) of all but the first."""
+    """(token, nats, likeliest tokens with their probabilities) of all tokens but the first."""
     context, device = model.config.context_length, model.embedding.weight.device
     done = 0
     while done < len(line) - 1:
@@ -127,7 +127,7 @@ def _shown(tokenizer: Tokenizer, token: int) -> str:
 
 
 def colour(bits: float) -> str:
-    """White where nothing surprises, over yellow and orange, to a deep red."""
+    """The colour of a loss: white for none, then yellow and orange, to a deep red."""
     share = min(1.0, bits / MOST_BITS)
     stops = [(255, 255, 255), (255, 237, 160), (254, 178, 76), (240, 59, 32), (189, 0, 38)]
     at = share * (len(stops) - 1)
@@ -139,7 +139,7 @@ def colour(bits: float) -> str:
 
 
 def page(found: list[Piece], title: str, line: str) -> str:
-    """The whole page, with nothing from elsewhere in it."""
+    """The whole page; it loads nothing from elsewhere."""
     spans = []
     for piece in found:
         guesses = ", ".join(f"{text!r} {share:.0%}" for text, share in piece.guesses)

@@ -1,4 +1,4 @@
-"""A watcher: it evaluates each checkpoint of a run as it lands, beside training or without it."""
+"""Evaluates each checkpoint of a run as it lands, while training runs or afterwards."""
 
 import contextlib
 import time
@@ -18,12 +18,12 @@ from manta.train.settings import load_run_config
 
 
 def watch(c: EvaluateConfig, say: Callable[[str], None]) -> None:
-    """Evaluates the checkpoints of a run, oldest first, and those that come, until the run has
-    ended. One that has its scores already is passed over, so that a watcher that is started again
-    goes on.
+    """Evaluates the checkpoints of a run, oldest first, and new ones as they land, until the run
+    has ended. It skips a checkpoint that already has its scores, so a watcher that is started again
+    continues.
 
     Raises:
-        MantaError: there is no such run, another watcher is at it, or what is asked for is wrong.
+        MantaError: the run does not exist, another watcher follows it, or a setting is wrong.
     """
     run = _run_of(c)
     asked = list(units(c))
@@ -41,7 +41,7 @@ def _follow(
 ) -> None:
     given_up: set[str] = set()
     while True:
-        # Asked first: what lands while the newest is evaluated is seen in the next round.
+        # Checked first, so that a checkpoint that lands in this round is seen in the next one.
         has_ended = _has_ended(run)
         paths = [path for path in checkpoints.find(run) if path not in given_up]
         for path in paths:
@@ -58,10 +58,10 @@ def _follow(
 def _evaluate(
     c: EvaluateConfig, path: str, asked: Sequence[str], pool: Farm, say: Callable[[str], None]
 ) -> bool:
-    """Whether the checkpoint could be evaluated: it may go meanwhile (`checkpoint.keep`).
+    """Whether the checkpoint could be evaluated; `checkpoint.keep` may delete it meanwhile.
 
     Raises:
-        MantaError: it is there and whole, and something else is wrong.
+        MantaError: the checkpoint exists and is whole, but something else is wrong.
     """
     try:
         state = checkpoints.load_state(path)
@@ -83,12 +83,12 @@ def _evaluate(
 
 
 def _run_of(c: EvaluateConfig) -> str:
-    """The folder of the run that is meant, which need not have a checkpoint yet."""
+    """The folder of the run to watch, which need not have a checkpoint yet."""
     home = c.home_folder
     for folder in checkpoints.candidates(c.checkpoint, home):
         if storage.exists(storage.join(folder, layout.MANIFEST)):
             raise CheckpointError(
-                f"checkpoint={c.checkpoint} is one checkpoint: watch=true wants a run"
+                f"checkpoint={c.checkpoint} is one checkpoint: watch=true needs a run"
             )
         if storage.exists(storage.join(folder, layout.RUN_CONFIG)):
             return folder
@@ -99,7 +99,8 @@ def _has_ended(run: str) -> bool:
     paths = checkpoints.find(run)
     if not paths:
         return False
-    # (Where another version of Manta wrote its config, or it is being deleted: not known to.)
+    # Another version of Manta may have written the config, or the run is being deleted: then it is
+    # not known to have ended.
     with contextlib.suppress(MantaError):
         config = load_run_config(run)
         return config is not None and is_finished(config, paths[-1])

@@ -1,4 +1,4 @@
-"""What computes: a model that scores batches of rows, and completes prompts."""
+"""A worker: a model that scores batches of rows and completes prompts."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from manta.evaluate.rows import Row
-from manta.model.generate import generate
+from manta.model.generate import Sampling, generate
 from manta.model.gpt import GPT
 from manta.model.inference import inference, send
 from manta.text.tokenizer import Tokenizer
 
 Pool = Callable[[str, Sequence[Any]], Iterator[Any]]
-"""`pool("score", batches)`: what a worker's method returns for each item, in their order."""
+"""`pool("score", batches)` gives what a worker's method returns for each item, in their order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
     pair: int
-    """Whose score it is: its place among what was asked."""
+    """Index of the pair among all pairs of the request."""
     log_likelihood: float
-    """nats"""
+    """Log-likelihood of the continuation, in nats."""
     is_greedy: bool
-    """Whether each token was the likeliest."""
+    """Whether each token was the likeliest one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Prompt:
 
 
 class Worker:
-    """A model on its device, where it scores and completes in fp32, or in bf16 by autocast."""
+    """A model on its device; it scores and completes in fp32, or in bf16 by autocast."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, dtype: str = "fp32"):
         self.model = model.eval()
@@ -45,8 +45,8 @@ class Worker:
         self._place = model.embedding.weight.device
 
     def score(self, batch: list[Row]) -> list[Scored]:
-        """The answers of the rows, in their order. Padding is at the end of a row, where nothing
-        sees it."""
+        """The scores of the rows' answers, in their order. Padding is at the end of a row, where no
+        token attends to it."""
         longest = max(len(row.tokens) for row in batch)
         tokens = self._padded([row.tokens for row in batch], longest, 0)
         branches = None
@@ -57,7 +57,7 @@ class Worker:
         wanted = torch.zeros(tokens.shape, dtype=torch.bool)
         for index, answer in answers:
             wanted[index, list(answer.places)] = True
-        # Where in the logits, which are of the wanted places alone, each of them is.
+        # The logits have lines for the wanted places only: `number` is the line of a place.
         number = torch.zeros(tokens.shape, dtype=torch.long)
         number[wanted] = torch.arange(int(wanted.sum()))
         lines = torch.cat([number[index, list(answer.places)] for index, answer in answers])
@@ -83,7 +83,7 @@ class Worker:
         return send(padded, self._place)
 
     def complete(self, prompt: Prompt) -> str:
-        """A completion, ending before the first of its stop strings."""
+        """A completion that ends before the first of its stop strings."""
         text = ""
         tokens: list[int] = []
         with inference(self._place, self._dtype):
@@ -91,7 +91,7 @@ class Worker:
                 self.model,
                 self._tokenizer.encode(prompt.text) or [self._tokenizer.eot],
                 prompt.max_tokens,
-                temperature=prompt.temperature,
+                sampling=Sampling(temperature=prompt.temperature),
                 stop=self._tokenizer.eot,
             ):
                 tokens.append(token)
@@ -103,5 +103,5 @@ class Worker:
 
 
 def pool_of(worker: Worker) -> Pool:
-    """One worker, in this process."""
+    """A pool of one worker, in this process."""
     return lambda method, items: map(getattr(worker, method), items)

@@ -1,4 +1,4 @@
-"""A model card: what a model is, what it was trained on, and how well it does, from its run."""
+"""A model card, made from the run: what the model is, its data, and how well it does."""
 
 from manta import layout, storage
 from manta.evaluate import report
@@ -18,7 +18,7 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=40)[0]))
 
 
 def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
-    """Markdown, for the checkpoint at `path`; what its run has not said is left out."""
+    """The card of the checkpoint at `path`, in Markdown, without what its run does not record."""
     run, step = layout.split_checkpoint(path)
     size = f"{num_parameters(c):,} parameters"
     lines = [
@@ -47,14 +47,14 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     lines += ["", "## Use", "", USE, ""]
     if storage.exists(config := storage.join(run, layout.RUN_CONFIG)):
         text = storage.read_bytes(config).decode().rstrip()
-        # Where it was made is nobody's affair.
+        # A card may be published, and where the model was made is private.
         kept = [line for line in text.splitlines() if not line.startswith(("home:", "name:"))]
         lines += ["## Config", "", "```yaml", *kept, "```", ""]
     return "\n".join(lines)
 
 
 def _scores(run: str, step: str) -> list[str]:
-    """The evaluations of this checkpoint, as lm-eval gave them."""
+    """A table of this checkpoint's evaluations, with lm-eval's figures."""
     rows = []
     for scores in report.all_of(run, step):
         for task, metric, value, error in report.figures(scores["results"]):

@@ -1,4 +1,4 @@
-"""Exports a checkpoint to a format of others, and makes a checkpoint of one of theirs."""
+"""Exports a checkpoint to another project's format, and imports a model from one."""
 
 import tempfile
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from manta.text.tokenizer import R50K, R50K_SIZE, Tokenizer
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.checkpoints.checkpoint import TrainState
 
-SAMPLES = 20  # texts of the run's own data, in which the tokenizer is compared
+SAMPLES = 20  # texts of the run's own data, on which the tokenizers are compared
 
 
 @config
@@ -28,35 +28,35 @@ class ExportConfig(HomeConfig):
     """hf: a folder that plain transformers opens; gguf: a file for llama.cpp, fp32; llmc: a file
     for llm.c (gpt2 family, fp32)."""
     out: str | None = None
-    """The folder, or file, that is made; null: NAME-STEP in the home's exports/."""
+    """The folder or file to make; null: NAME-STEP in the home's exports/."""
     overwrite: bool = False
-    """Take the place of what is at `out`."""
+    """Replace what is at `out`."""
 
 
 @config
 class ImportConfig(HomeConfig):
     from_: Literal["hf", "llmc"] = "hf"
-    """hf: a folder of transformers' (GPT-2, Llama, Qwen3; weights as safetensors); llmc: a .bin of
-    llm.c's."""
+    """hf: a transformers folder (GPT-2, Llama, Qwen3; weights as safetensors); llmc: a .bin of
+    llm.c."""
     path: str | None = None
-    """The folder, or file."""
+    """The folder or file to import."""
     name: str = "imported"
-    """The run that is made, with one checkpoint, of step 0."""
+    """Name of the run to make; it has one checkpoint, of step 0."""
     tokenizer_file: str | None = None
-    """r50k_base.tiktoken, GPT-2's tokenizer, where `path` has none; null: tiktoken's own download
-    or cache."""
+    """File of GPT-2's tokenizer, r50k_base.tiktoken, used if `path` has none; null: tiktoken's own
+    download or cache."""
 
     def problems(self) -> list[str]:
         if self.path is None:
-            return ["path: give the folder of a model of transformers', or llm.c's file"]
+            return ["path: give the folder of a transformers model, or the file of an llm.c model"]
         return []
 
 
 def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
-    """Writes `out`, which is there when all of it has been written and compared; its path.
+    """Writes `out`, which appears only once it is written whole and compared; returns its path.
 
     Raises:
-        CheckpointError: no such checkpoint, or no such model in that format.
+        CheckpointError: the checkpoint does not exist, or the format has no such model.
         ConfigError: something is at `out`, or a package is missing.
     """
     home = c.home_folder
@@ -99,7 +99,7 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
 
 
 def _samples(path: str) -> list[str]:
-    """Some of the val texts that the run was measured on, where they are still there."""
+    """Some of the val texts on which the run was measured; none if they are gone."""
     from manta.evaluate.documents import val_texts
 
     try:
@@ -109,12 +109,12 @@ def _samples(path: str) -> list[str]:
 
 
 def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
-    """Makes the run `name`, with one checkpoint; its path.
+    """Makes the run `name`, with one checkpoint; returns the checkpoint's path.
 
     Raises:
-        CheckpointError: what is at `path` is not a whole model, or one that Manta has not.
-        ConfigError: there is such a run.
-        DataError: no tokenizer, or one that Manta cannot have.
+        CheckpointError: `path` has no whole model, or one that Manta does not have.
+        ConfigError: the run exists already.
+        DataError: there is no tokenizer, or Manta cannot use it.
     """
     assert c.path is not None
     run = layout.run_folder(c.home_folder, c.name)
@@ -129,7 +129,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
     if tokenizer is None:
         if model.vocab_size != R50K_SIZE:
             raise DataError(
-                f"{source}: without a tokenizer.json, and with {model.vocab_size:,} ids, which are "
+                f"{source}: no tokenizer.json, and the model's {model.vocab_size:,} ids are "
                 f"not GPT-2's {R50K_SIZE:,}; get the model with its tokenizer.json"
             )
         tokenizer = tokenizers.named(R50K, c.tokenizer_file)

@@ -1,5 +1,7 @@
-"""GGUF, the format of llama.cpp: fp32 weights and the tokenizer in one file; through the gguf
-package, an extra: `pip install 'manta[export]'`."""
+"""GGUF, the format of llama.cpp: fp32 weights and the tokenizer in one file.
+
+The gguf package, which writes it, is an extra: `pip install 'manta[export]'`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -34,16 +36,18 @@ IN_BLOCKS = {
 
 
 def write(file: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None:
-    """Writes the file.
+    """Writes the model and its tokenizer as GGUF.
 
     Raises:
-        CheckpointError: llama.cpp knows no such tokenizer.
+        CheckpointError: llama.cpp has no such tokenizer.
         ConfigError: gguf is not installed.
     """
     gguf = _package()
     c = model.config
     if tokenizer.pattern != r50k_pat_str:
-        raise CheckpointError("to=gguf: llama.cpp is told of GPT-2's way to split text only")
+        raise CheckpointError(
+            "to=gguf: the tokenizer does not split text as GPT-2's does; use to=hf"
+        )
     writer = gguf.GGUFWriter(file, model_type(c))
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
@@ -82,10 +86,10 @@ def write(file: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None:
 
 
 def check(file: Path, model: GPT, tokenizer: Tokenizer) -> dict[str, float]:
-    """Reads the file with gguf's own reader; how many tensors and tokens it has.
+    """Reads the file with gguf's own reader; returns its numbers of tensors and tokens.
 
     Raises:
-        CheckpointError: something is not what was written.
+        CheckpointError: the file has something other than what was written.
     """
     reader = _package().GGUFReader(file)
     found = {tensor.name: tensor.data for tensor in reader.tensors}
@@ -114,12 +118,12 @@ def vocabulary(c: ModelConfig, tokenizer: Tokenizer) -> tuple[list[str], list[st
 
 
 def tensors(model: GPT) -> dict[str, np.ndarray]:
-    """The weights by llama.cpp's names; a tied head is the embedding, and is left out."""
+    """The weights by llama.cpp's names; a tied head is left out, as it is the embedding."""
     c = model.config
     state = {name: w.detach().float().cpu() for name, w in model.state_dict().items()}
     if c.tie_embeddings:
         del state["head.weight"]
-    if c.family == "gpt2":  # llama.cpp's cannot be without biases
+    if c.family == "gpt2":  # llama.cpp's GPT-2 requires biases
         for name in [n for n in state if n.startswith(("blocks.", "norm."))]:
             bias = name.removesuffix("weight") + "bias"
             state.setdefault(bias, torch.zeros(len(state[name])))
@@ -136,7 +140,7 @@ def tensors(model: GPT) -> dict[str, np.ndarray]:
             continue
         kv = c.kv_heads * c.head_size
         q, k, v = weight.split([c.n_head * c.head_size, kv, kv])
-        if not c.qk_norm:  # its Llama turns neighbours, ours both halves of a head
+        if not c.qk_norm:  # its Llama rotates neighbours, ours the halves of a head
             q, k = _interleaved(q, c.head_size), _interleaved(k, c.head_size)
         for letter, matrix in zip("qkv", (q, k, v), strict=True):
             found[key.replace("qkv", letter)] = matrix
@@ -144,7 +148,7 @@ def tensors(model: GPT) -> dict[str, np.ndarray]:
 
 
 def _interleaved(weight: torch.Tensor, head_size: int) -> torch.Tensor:
-    """(heads D, C), each head's rows i and i + D/2 made neighbours."""
+    """The weight (heads D, C), with rows i and i + D/2 of each head made neighbours."""
     heads = weight.view(-1, 2, head_size // 2, weight.size(1))
     return heads.transpose(1, 2).reshape(weight.shape)
 

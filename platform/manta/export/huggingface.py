@@ -1,4 +1,4 @@
-"""A folder that plain transformers opens; written, opened again and compared before it is there.
+"""A folder that plain transformers opens. It is opened and compared before it is in its place.
 
 transformers is an extra: `pip install 'manta[export]'`.
 """
@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOLERANCE = 1e-4  # of a logit, fp32
 
-# Text that tokenizers are wrong about first.
+# Texts that tokenizers are most likely to get wrong.
 ADVERSARIAL = [
     "",
     END_OF_TEXT,
@@ -42,7 +42,7 @@ ADVERSARIAL = [
 
 
 def write(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
-    """Weights, config, tokenizer and model card, into a folder that is there."""
+    """Writes weights, config, tokenizer and model card to an existing folder."""
     c = model.config
     state = {name: w.detach().float().cpu() for name, w in model.state_dict().items()}
     save_file(weights.to_theirs(c, state), folder / WEIGHTS, metadata={"format": "pt"})
@@ -59,7 +59,7 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
             "eos_token": END_OF_TEXT,
             "pad_token": END_OF_TEXT,
             "clean_up_tokenization_spaces": False,
-            # Text that spells a special token is only text.
+            # Text that spells a special token is plain text.
             "split_special_tokens": True,
         },
     )
@@ -67,8 +67,8 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
 
 
 def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
-    """Opens a folder with transformers, without code of its own, and compares logits, tokens and a
-    greedy completion with the model's; what was compared.
+    """Opens a folder with transformers, running no code from it, and compares logits and tokens
+    with the model's; returns the largest difference of a logit and the number of texts.
 
     Raises:
         CheckpointError: something differs.
@@ -92,7 +92,7 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"{folder}: logits of transformers' model differ by {difference:.2g} (at most "
-            f"{TOLERANCE:g} is right); please report this with the model's config"
+            f"{TOLERANCE:g} is allowed); please report this with the model's config"
         )
     fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for text in [*ADVERSARIAL, *texts]:
@@ -107,15 +107,15 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Tokenizer | None]:
-    """The model of a folder of transformers', its weights by our names, and its tokenizer, if it
-    has a tokenizer.json. Only safetensors and JSON are read: no code is run.
+    """The model of a transformers folder, its weights by our names, and its tokenizer if it has a
+    tokenizer.json. Only safetensors and JSON are read; no code from the folder runs.
 
     Raises:
-        CheckpointError: files are missing, or are of a model that Manta has not.
+        CheckpointError: files are missing, or Manta does not have such a model.
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"path={folder}: no config.json there; give the folder of a model of transformers' "
+            f"path={folder}: no config.json there; give the folder of a transformers model "
             "(with config.json, model.safetensors, tokenizer.json)"
         )
     c = weights.from_config(_read_json(folder / "config.json"), f"{folder}/config.json")
@@ -140,7 +140,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         try:
             tensors.update(load_file(file))
         except SafetensorError as e:
-            raise CheckpointError(f"{file}: not whole safetensors ({e}); get it anew") from None
+            raise CheckpointError(f"{file}: not whole safetensors ({e}); get it again") from None
     return tensors
 
 
@@ -151,7 +151,7 @@ def _read_json(file: Path) -> dict[str, Any]:
             raise ValueError("not an object")
         return found
     except ValueError as e:
-        raise CheckpointError(f"{file}: not a JSON object ({e}); get it anew") from None
+        raise CheckpointError(f"{file}: not a JSON object ({e}); get it again") from None
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

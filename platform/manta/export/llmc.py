@@ -1,7 +1,7 @@
 """llm.c's checkpoints of GPT-2: a header of 256 numbers, then all weights in a fixed order.
 
-The layout is that of llm.c's train_gpt2.c (versions 3, fp32, and 5, bf16). The weights' names here
-are transformers', but linear layers are (out, in).
+The layout is that of llm.c's train_gpt2.c (versions 3, fp32, and 5, bf16). Linear layers are
+(out, in), as in Manta.
 """
 
 from pathlib import Path
@@ -25,14 +25,14 @@ LAST = ["norm.weight", "norm.bias"]
 
 
 def order(c: ModelConfig) -> list[str]:
-    """Our names, in the file's order: one weight of all layers, then the next."""
+    """Our names in the file's order: one weight of all layers, then the next weight."""
     names = [f"{part}.{kind}" for part in OF_LAYERS for kind in ("weight", "bias")]
     layers = [f"blocks.{layer}.{name}" for name in names for layer in range(c.n_layer)]
     return [*FIRST, *layers, *LAST]
 
 
 def problems(c: ModelConfig) -> list[str]:
-    """The fields of a config for which llm.c has no model."""
+    """The fields of a config that llm.c does not support, each with what llm.c has."""
     found = []
     if c.family != "gpt2":
         return [f"model.family={c.family} (llm.c has gpt2)"]
@@ -46,7 +46,7 @@ def problems(c: ModelConfig) -> list[str]:
 
 
 def write(file: Path, model: GPT) -> None:
-    """Version 3: fp32. Biases that the model has not are 0.
+    """Writes version 3, fp32. Biases that the model lacks are 0.
 
     Raises:
         CheckpointError: llm.c has no such model.
@@ -75,16 +75,16 @@ def read(file: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The model of a file, and its weights by our names, fp32.
 
     Raises:
-        CheckpointError: it is missing, cut short, or no checkpoint of llm.c's.
+        CheckpointError: the file is missing, cut short, or not a checkpoint of llm.c.
     """
     if not file.is_file():
-        raise CheckpointError(f"path={file}: no such file; give a .bin that llm.c has written")
+        raise CheckpointError(f"path={file}: no such file; give a .bin that llm.c wrote")
     with file.open("rb") as data:
         header = np.frombuffer(_take(data, 4 * HEADER, file), dtype=np.int32)
         magic, version, length, vocab, layers, heads, channels, padded = header[:8].tolist()
         if magic != MAGIC or version not in DTYPES:
             raise CheckpointError(
-                f"{file}: not a model of llm.c's (magic {magic}, version {version}; expected "
+                f"{file}: not an llm.c model (magic {magic}, version {version}; expected "
                 f"{MAGIC}, and 3 or 5)"
             )
         c = from_dict(
@@ -109,12 +109,14 @@ def read(file: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             state[name] = torch.frombuffer(raw, dtype=dtype).float().view(shape)
         state["embedding.weight"] = state["embedding.weight"][:vocab].clone()
         if data.read(1):
-            raise CheckpointError(f"{file}: it goes on after the last weight; get it anew")
+            raise CheckpointError(
+                f"{file}: data continues after the last weight; get the file again"
+            )
     return c, state
 
 
 def _take(data: BinaryIO, count: int, file: Path) -> bytes:
     found = data.read(count)
     if len(found) < count:
-        raise CheckpointError(f"{file}: it is cut short; get it anew")
+        raise CheckpointError(f"{file}: cut short; get the file again")
     return found

@@ -1,7 +1,7 @@
-"""A model's config and weights as transformers has them, and back: names, layouts, shapes.
+"""A model's config and weights in transformers' form, and back: names, layouts, shapes.
 
-The gpt2 family is transformers' GPT2LMHeadModel; the modern one LlamaForCausalLM, or with QK-norm
-Qwen3ForCausalLM. No transformers is imported.
+The gpt2 family is transformers' GPT2LMHeadModel; the modern family is LlamaForCausalLM, or
+Qwen3ForCausalLM with QK-norm. This file does not import transformers.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-# Constants that some files keep beside the weights.
+# Constants that some files keep next to the weights.
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One weight of ours, and what it is made of elsewhere: several, one below the other."""
+    """One of our weights, and the transformers weights whose rows it stacks, one or several."""
 
     ours: str
     theirs: tuple[str, ...]
     is_transposed: bool = False
-    """GPT-2's Conv1D holds (in, out), nn.Linear (out, in)."""
+    """Whether theirs is transposed: GPT-2's Conv1D holds (in, out), nn.Linear (out, in)."""
 
 
 def model_type(c: ModelConfig) -> str:
@@ -40,7 +40,7 @@ def model_type(c: ModelConfig) -> str:
 
 
 def rows(c: ModelConfig) -> list[Row]:
-    """Every weight that transformers' class for `c` has. (Ours may lack some of the biases.)"""
+    """Every weight that transformers' class for `c` has; ours may lack some of the biases."""
     return _gpt2_rows(c) if c.family == "gpt2" else _llama_rows(c)
 
 
@@ -91,16 +91,16 @@ def _llama_rows(c: ModelConfig) -> list[Row]:
 
 
 def _head(c: ModelConfig) -> list[Row]:
-    """A tied head is kept once, as the embedding."""
+    """The row of the head; none for a tied head, which is stored once, as the embedding."""
     return [] if c.tie_embeddings else [Row("head.weight", ("lm_head.weight",))]
 
 
 def to_theirs(c: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by transformers' names, of a `GPT.state_dict()`."""
+    """The weights of a `GPT.state_dict()`, by transformers' names."""
     found = {}
     for row in rows(c):
         weight = state.get(row.ours)
-        if weight is None:  # a bias that ours has not, and theirs cannot be without
+        if weight is None:  # a bias that our model lacks and theirs requires
             weight = torch.zeros(len(state[row.ours.removesuffix("bias") + "weight"]))
         parts = [weight]
         if len(row.theirs) > 1:
@@ -112,10 +112,10 @@ def to_theirs(c: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_ours(c: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The way back: a state for `GPT.load_state_dict`, fp32.
+    """The reverse of `to_theirs`: a state for `GPT.load_state_dict`, fp32.
 
     Raises:
-        CheckpointError: tensors are missing, too many, or of another shape; all are named.
+        CheckpointError: tensors are missing, surplus or of another shape; the message names all.
     """
     given = {_full(name): t for name, t in tensors.items() if not BUFFERS.search(name)}
     if c.tie_embeddings:
@@ -142,7 +142,7 @@ def to_ours(c: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[s
 
 
 def _full(name: str) -> str:
-    """Some files of GPT-2's leave out the first part of a name."""
+    """The full name of a weight; some files of GPT-2 leave out its first part."""
     is_full = name.startswith(("transformer.", "lm_head.", "model."))
     return name if is_full else f"transformer.{name}"
 
@@ -156,7 +156,7 @@ def _shapes(c: ModelConfig) -> dict[str, torch.Size]:
 
 
 def to_config(c: ModelConfig, eot: int) -> dict[str, Any]:
-    """transformers' config.json; `eot` opens and ends every document."""
+    """The content of transformers' config.json; token `eot` opens and ends every document."""
     kind = model_type(c)
     common = {
         "architectures": [ARCHITECTURES[kind]],
@@ -196,10 +196,10 @@ def to_config(c: ModelConfig, eot: int) -> dict[str, Any]:
 
 
 def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
-    """The model of a config.json of transformers'.
+    """The model that a config.json of transformers describes.
 
     Raises:
-        CheckpointError: Manta has no such model; each field that says so is named.
+        CheckpointError: Manta has no such model; the message names the fields that differ.
     """
     kind = theirs.get("model_type")
     if kind not in ARCHITECTURES:

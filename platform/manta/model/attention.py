@@ -1,8 +1,8 @@
-"""Attention within documents: the masks, the positions, and which kernel takes which mask.
+"""Attention within documents: its masks, its positions, and which kernel takes which mask.
 
 Shapes: B batch, T sequence, S keys, H heads, K key/value heads, D head size.
 
-`documents`, (B, T), numbers the document of each token; along a row the numbers never decrease.
+`documents`, (B, T), has the number of each token's document; numbers never decrease along a row.
 """
 
 from typing import Any
@@ -15,38 +15,42 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from manta.model import cpu_attention
 from manta.model.compilation import compiled
 
-# A block mask is for flex_attention, which skips the blocks of other documents; a (B, 1, T, T)
-# tensor of booleans is for scaled_dot_product_attention, which computes and drops them.
+# A block mask is for flex_attention, which skips the blocks of other documents. A (B, 1, T, T)
+# tensor of booleans is for scaled_dot_product_attention, which computes these and drops them.
 DocumentMask = BlockMask | Tensor
 
 
 def document_positions(documents: Tensor) -> Tensor:
-    """(B, T) position of each token in its own document, from 0."""
+    """The position of each token in its own document, (B, T), from 0."""
     index = torch.arange(documents.size(1), device=documents.device)
-    opens = F.pad(documents.diff(dim=1), (1, 0)) != 0  # index 0 opens one too, and counts as 0
+    opens = F.pad(documents.diff(dim=1), (1, 0)) != 0  # index 0 opens one too, but is 0 anyway
     return index - (index * opens).cummax(dim=1).values
 
 
 def branch_positions(branches: Tensor) -> Tensor:
-    """(B, T) position of each token of `branches`, (B, T) integers: 0 for a common beginning, then
-    1, 2, ... for what may come next, each of which begins where the beginning ends."""
+    """The position of each token, (B, T).
+
+    `branches`, (B, T) integers, is 0 for a common beginning, then 1, 2, ... for its possible
+    continuations. Each continuation starts where the beginning ends.
+    """
     return document_positions(branches) + (branches > 0) * (branches == 0).sum(1, keepdim=True)
 
 
 def branch_mask(branches: Tensor) -> Tensor:
-    """(B, 1, T, T): a token sees the beginning and its own branch, up to itself."""
+    """The (B, 1, T, T) mask that shows a token the beginning and its own branch, up to itself."""
     query, key = branches.unsqueeze(2), branches.unsqueeze(1)
     return ((key == 0) | (key == query)).tril().unsqueeze(1)
 
 
 def has_flex_kernel(device: torch.device, head_size: int, dropout: float) -> bool:
-    """Whether flex_attention can train here: it has no dropout, no gradient on the CPU, and its
+    """Whether flex_attention can train here. It has no dropout and, on the CPU, no gradient; its
     kernel multiplies tiles of at least 16."""
     return device.type == "cuda" and head_size >= 16 and not dropout
 
 
 def document_mask(documents: Tensor, flex: bool) -> DocumentMask:
-    """Lets a token see itself and the earlier ones of its document; for flex_attention, or not."""
+    """A mask that shows a token itself and the earlier tokens of its document; for flex_attention
+    if `flex`."""
     if not flex:
         same = documents.unsqueeze(2) == documents.unsqueeze(1)  # (B, T, T), query before key
         return same.tril().unsqueeze(1)
@@ -55,7 +59,7 @@ def document_mask(documents: Tensor, flex: bool) -> DocumentMask:
         return (query >= key) & (documents[b, query] == documents[b, key])
 
     B, T = documents.shape
-    # Uncompiled, it first makes all B x T x T pairs, for every micro batch.
+    # Uncompiled, create_block_mask first makes all B x T x T pairs, for every micro batch.
     make = compiled(create_block_mask) if documents.is_cuda else create_block_mask
     return make(sees, B, None, T, T, device=documents.device)
 
@@ -63,22 +67,22 @@ def document_mask(documents: Tensor, flex: bool) -> DocumentMask:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: DocumentMask | None, causal: bool, dropout: float
 ) -> Tensor:
-    """(B, H, T, D) of (B, H, T, D) queries and (B, K, S, D) keys and values.
+    """Computes attention, (B, H, T, D), of (B, H, T, D) queries and (B, K, S, D) keys and values.
 
-    The kind of the mask names the kernel; nothing goes to another one by itself.
+    The kind of mask decides the kernel; there is no silent fallback to another one.
     """
     gqa = q.size(1) != k.size(1)
     if isinstance(mask, BlockMask):
         assert not causal and not dropout, "flex_attention has no dropout; the mask is causal"
-        # Uncompiled it is for tests on the CPU: it makes all T x T scores and has no gradient.
-        # Compiled, it takes the documents as an input: another mask is no other compilation.
+        # Uncompiled, flex_attention is for tests on the CPU: it makes all T x T scores and has no
+        # gradient. Compiled, it takes the documents as an input, so new masks need no compilation.
         kernel: Any = compiled(flex_attention) if q.is_cuda else flex_attention
-        # TRITON, not AUTO: for T < 128, AUTO takes the decoding kernel, and that refuses some
-        # numbers of grouped queries.
+        # The backend is TRITON because for T < 128, AUTO takes the decoding kernel, which refuses
+        # some numbers of grouped queries.
         return kernel(
             q, k, v, block_mask=mask, enable_gqa=gqa, kernel_options={"BACKEND": "TRITON"}
         )
-    # Where something is trained: what is drawn or scored stays as torch's own kernel has it.
+    # Only training uses Manta's kernel: sampling and scoring keep torch's own results.
     bf16_on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if causal and bf16_on_cpu and not dropout and torch.is_grad_enabled() and cpu_attention.pays():
         return cpu_attention.causal_attention(q, k, v)
@@ -88,8 +92,8 @@ def attend(
 
 
 def fused_kernels(device: torch.device, dtype: torch.dtype, head_size: int) -> list[str]:
-    """The kernels that never hold T x T scores, of those that scaled_dot_product_attention can take
-    for causal training without a mask on a GPU: "flash", "cudnn", both, or none."""
+    """The kernels without T x T scores that scaled_dot_product_attention has on a GPU for causal
+    training without a mask: "flash", "cudnn", both, or none."""
     q = torch.empty(1, 1, 128, head_size, device=device, dtype=dtype, requires_grad=True)
     asked = torch.backends.cuda.SDPAParams(q, q, q, None, 0.0, True, False)
     found = {

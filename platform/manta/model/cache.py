@@ -1,4 +1,4 @@
-"""The KV cache.
+"""The KV cache: keys and values of the tokens that a model has seen.
 
 Shapes: B batch, T new tokens, K key/value heads, D head size, S cached tokens.
 """
@@ -15,9 +15,9 @@ from manta.model.shape import ModelConfig
 class KVCache:
     """Keys and values of the tokens seen so far, for every layer: (B, K, S, D) each.
 
-    Rows may have seen different numbers of tokens; they then take one more at a time. How many, the
-    host knows (`lengths`, for slices), and so does the device (`starts`, for positions): a step
-    needs nothing from the other.
+    Rows may have seen different numbers of tokens; they then take one token at a time. Both the
+    host (`lengths`, for slices) and the device (`starts`, for positions) have these numbers, so
+    that a step transfers nothing between them.
     """
 
     def __init__(self, c: ModelConfig, batch: int, length: int, device: torch.device):
@@ -25,15 +25,15 @@ class KVCache:
         dtype = None
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        # Zero: a shorter row's free places have no weight in attention, but no weight times the NaN
-        # that memory may hold is NaN.
+        # Attention gives a shorter row's free places weight 0. They must be zero too, because
+        # uninitialised memory may contain NaN, and 0 times NaN is NaN.
         self.store = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch
         self._starts = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
     @property
     def starts(self) -> Tensor:
-        """(B, 1), or (1, 1) where all rows are alike: the position of the next token."""
+        """The position of the next token: (B, 1), or (1, 1) if it is the same for all rows."""
         return self._starts[:1] if self._is_even else self._starts
 
     @property
@@ -42,8 +42,8 @@ class KVCache:
         return len(set(self.lengths)) == 1
 
     def mask(self, T: int) -> Tensor | None:
-        """(B or 1, 1, T, S): what T new tokens of each row see; None: all, or each other
-        causally."""
+        """The mask of what T new tokens of each row see, (B or 1, 1, T, S); None: they see
+        everything, or each other causally."""
         past = max(self.lengths)
         if past == 0 or (T == 1 and self._is_even):
             return None
@@ -53,7 +53,7 @@ class KVCache:
         return (keys <= seen.unsqueeze(2)).unsqueeze(1)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts T new keys and values behind those of `layer`; all of them, (B, K, S + T, D)."""
+        """Appends T new keys and values to those of `layer`; returns all, (B, K, S + T, D)."""
         keys, values = self.store[layer]
         start, T = self.lengths[0], k.size(2)
         if self._is_even:
@@ -66,7 +66,7 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def row(self, row: int) -> "KVCache":
-        """One row, of the same memory; only its `lengths` are its own."""
+        """A view of one row, in the same memory; only its `lengths` are separate."""
         part = copy.copy(self)
         part.store = self.store[:, :, row : row + 1]
         part.lengths = self.lengths[row : row + 1]
@@ -74,7 +74,7 @@ class KVCache:
         return part
 
     def advance(self, T: int) -> None:
-        """Counts T tokens that every layer has been extended by."""
+        """Counts T new tokens, after every layer has been extended by them."""
         self.lengths = [length + T for length in self.lengths]
         self._starts += T
 
@@ -84,7 +84,7 @@ class KVCache:
         self._starts.zero_()
 
     def keep(self, rows: list[int]) -> None:
-        """Leaves out all other rows."""
+        """Keeps only these rows, in this order."""
         kept = send(torch.tensor(rows), self.store.device)
         self.store = self.store.index_select(2, kept)
         self.lengths = [self.lengths[row] for row in rows]

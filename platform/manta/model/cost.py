@@ -1,5 +1,7 @@
-"""What a model costs to train: parameters and floating-point operations. Pure arithmetic; the bytes
-are in `memory.py`."""
+"""What a model costs to train: parameters and floating-point operations.
+
+Pure arithmetic. The bytes are in `memory.py`.
+"""
 
 import dataclasses
 import math
@@ -13,14 +15,15 @@ Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "head"]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One weight tensor, `count` times in the model."""
+    """A weight tensor that is in the model `count` times."""
 
     kind: Kind
     shape: tuple[int, ...]
     count: int
     in_block: bool = False
     is_linear: bool = False
-    """A linear layer's weight in a block: autocast copies it (the head makes its own copies)."""
+    """Whether this is a linear layer's weight in a block. Autocast copies those (the head makes its
+    own copies)."""
 
     @property
     def group(self) -> Group:
@@ -28,17 +31,17 @@ class Weight:
 
     @property
     def numel(self) -> int:
-        """Elements of one."""
+        """Elements of one tensor."""
         return math.prod(self.shape)
 
     @property
     def total(self) -> int:
-        """Elements of all `count`."""
+        """Elements of all `count` tensors."""
         return self.numel * self.count
 
 
 def weights(c: ModelConfig) -> list[Weight]:
-    """Every weight tensor of `GPT(c)`, a tied one once; nothing is allocated."""
+    """Lists every weight tensor of `GPT(c)`, a tied one once, without allocating any."""
     C, F, L, rows = c.n_embd, c.hidden, c.n_layer, c.padded_vocab_size
     heads = (c.n_head + 2 * c.kv_heads) * c.head_size
     found = [Weight("embedding", (rows, C), 1)]
@@ -66,8 +69,8 @@ def weights(c: ModelConfig) -> list[Weight]:
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """Parameters by what they are for, each counted once: a tied head is 0. The vocabulary is the
-    padded one, as it is allocated."""
+    """Parameters by their purpose, each counted once, so a tied head has 0. The vocabulary includes
+    its padding, as it is allocated."""
 
     embedding: int = 0
     positions: int = 0
@@ -89,22 +92,22 @@ def parameters(c: ModelConfig) -> Parameters:
 
 
 def hidden_matrices(c: ModelConfig) -> int:
-    """Parameters in the blocks' matrices, which Muon optimizes; the rest is AdamW's."""
+    """Parameters in the blocks' matrices, which Muon optimizes; AdamW optimizes the rest."""
     return sum(w.total for w in weights(c) if w.group == "matrices")
 
 
 def flops_per_token(c: ModelConfig, seq_len: int) -> float:
-    """Forward and backward FLOPs per token: 6 N + 12 L C T. The numerator of MFU.
+    """Forward and backward FLOPs per token, 6 N + 12 L C T: the numerator of MFU.
 
-    N counts every parameter that multiplies: not the position table, nor an untied embedding
-    (both are looked up), nor the rows that pad the vocabulary. 12 L C T is attention without
-    counting causality (Chowdhery et al. 2022, PaLM, appendix B), as nanoGPT and most others count,
-    so that MFUs compare. What activation checkpointing computes again is not counted: a model that
-    is slower for it has a lower MFU.
+    N counts every parameter that multiplies. The position table and an untied embedding are only
+    looked up, so they do not count; neither do the rows that pad the vocabulary. 12 L C T is
+    attention as if it were not causal (Chowdhery et al. 2022, PaLM, appendix B). nanoGPT and most
+    others count the same way, so that MFUs can be compared. Work that activation checkpointing
+    repeats is not counted: a model that is slower because of it has a lower MFU.
     """
     assert c.vocab_size is not None
     found = parameters(c)
-    # The head, tied or not, multiplies by one row for each token id.
+    # The head, tied or not, multiplies by one row per token id.
     head = c.vocab_size * c.n_embd
     n = found.attention + found.mlp + found.norms + head
     return 6.0 * n + 12.0 * c.n_layer * c.n_embd * seq_len

@@ -2,13 +2,13 @@
 
 Shapes: B batch, T sequence, H heads, K key/value heads, G = H / K, D head size.
 
-torch's own kernel for CPUs computes bf16 in fp32, except where the processor has AMX. On one with
-bf16 instructions but without AMX, products of bf16 take half its time for T = 256 (forward and
-backward; 0.7 of it for T = 1024), though the scores that they compute are made twice. As with every
-product in bf16, what comes out is rounded to it, the scores too.
+torch's own kernel for CPUs computes bf16 in fp32, unless the processor has AMX. On a processor with
+bf16 instructions but without AMX, bf16 products take half of that kernel's time for T = 256
+(forward and backward; 0.7 of it for T = 1024), although they compute the scores twice. As in every
+bf16 product, the results are rounded to bf16, the scores too.
 
-No T x T scores are held: they are made for some rows of some sequences at once, each with the keys
-up to the last of these rows, and again in the backward pass.
+T x T scores are never held. They are computed for some rows of some sequences at once, against the
+keys up to the last of these rows, and again in the backward pass.
 """
 
 from collections.abc import Iterator
@@ -17,35 +17,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = (
-    128  # of queries at once: fewer waste less on keys that are not seen, and make small products
-)
-SCORES = 1 << 21  # at once, or those of one sequence: about what the caches hold
-
+# Rows of queries at once. Fewer rows waste less on unseen keys, but make the products small.
+ROWS = 128
+# Scores at once: about what the caches hold, but at least those of one sequence.
+SCORES = 1 << 21
 
 _HAS_AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def pays() -> bool:
-    """Whether this CPU's own kernel is the slower one. (Without bf16 instructions nobody computes
-    in bf16.)"""
+    """Whether this attention is faster than torch's own on this CPU. (It does not check for bf16
+    instructions: without them, nobody computes in bf16.)"""
     return not _HAS_AMX
 
 
 class _Part(NamedTuple):
-    """Some rows of some sequences; their last rows come first. n: these sequences times key/value
-    heads, R: G times rows."""
+    """Some rows of some sequences; a sequence's last rows come first.
+
+    n is the number of these sequences times key/value heads; R is G times the number of rows.
+    """
 
     sequences: slice
     rows: slice
     q: Tensor
-    """(n, R, D), scaled"""
+    """(n, R, D): the queries, scaled"""
     k: Tensor
     """(n, S, D): the keys up to the last row"""
     v: Tensor
-    """(n, S, D)"""
+    """(n, S, D): the values up to the last row"""
     probabilities: Tensor
-    """(n, R, S)"""
+    """(n, R, S): the softmax of the scores"""
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor) -> Iterator[_Part]:
@@ -62,7 +63,7 @@ def _parts(q: Tensor, k: Tensor, v: Tensor) -> Iterator[_Part]:
             rows, size = slice(start, end), end - start
             mine = (q[some, :, rows] * D**-0.5).reshape(-1, groups * size, D)
             scores = torch.bmm(mine, keys[:, :end].transpose(1, 2))
-            # What comes before these rows is seen by all of them.
+            # All of these rows see the keys before them.
             scores.view(-1, groups, size, end)[..., start:] += unseen[:size, :size]
             probabilities = torch.softmax(scores, -1)
             yield _Part(some, rows, mine, keys[:, :end], values[:, :end], probabilities)
@@ -70,8 +71,10 @@ def _parts(q: Tensor, k: Tensor, v: Tensor) -> Iterator[_Part]:
 
 @torch.library.custom_op("manta::causal_attention", mutates_args=())
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, H, T, D) of (B, H, T, D) queries and (B, K, T, D) keys and values; laid out by token, as
-    the next layer reads it."""
+    """Computes attention, (B, H, T, D), of (B, H, T, D) queries and (B, K, T, D) keys and values.
+
+    The result is laid out by token, as the next layer reads it.
+    """
     B, H, T, D = q.shape
     out = q.new_empty(B, T, H, D).transpose(1, 2)
     for part in _parts(q, k, v):
@@ -89,8 +92,8 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @torch.library.custom_op("manta::causal_attention_backward", mutates_args=())
 def _backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, T, H + 2K, D): the gradients of queries, keys and values, one behind the other, as they
-    are made by one layer."""
+    """Computes the gradients of queries, keys and values in one tensor, (B, T, H + 2K, D), in the
+    order in which one layer makes queries, keys and values."""
     (B, H, T, D), K = q.shape, k.size(1)
     found = q.new_empty(B, T, H + 2 * K, D)
     d_q, d_k, d_v = found.transpose(1, 2).split([H, K, K], dim=1)
@@ -104,7 +107,7 @@ def _backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         d_q[part.sequences, :, part.rows] = rows * D**-0.5
         more_k = torch.bmm(d_scores.transpose(1, 2), part.q)
         more_v = torch.bmm(part.probabilities.transpose(1, 2), mine)
-        if end == T:  # these rows see all keys; what others add to them is summed in fp32
+        if end == T:  # these rows see all keys; the other rows' parts are added in fp32
             sum_k, sum_v = more_k.float(), more_v.float()
         else:
             sum_k[:, :end] += more_k
@@ -123,7 +126,7 @@ def _(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    del output  # torch passes it by its name
+    del output  # torch passes `output` by its name
     ctx.save_for_backward(*inputs)
 
 

@@ -1,5 +1,6 @@
 """Text from a model, token by token, with a KV cache."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,20 @@ from manta.model.cache import KVCache
 from manta.model.gpt import GPT
 from manta.model.inference import send, without_cudnn_attention
 
-DRAWN_AT_ONCE = 256  # numbers for each row, one a token
+DRAWN_AT_ONCE = 256  # random numbers for each row, one per token
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the logits."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0: always the likeliest token."""
+    top_k: int | None = None
+    """The number of likeliest tokens to choose among; None: all."""
+
+
+EVERY_TOKEN = Sampling()
 
 
 def generate(
@@ -17,24 +31,22 @@ def generate(
     prompt: list[int],
     max_tokens: int,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
+    sampling: Sampling = EVERY_TOKEN,
     stop: int | None = None,
     seed: int = 0,
     use_cache: bool = True,
 ) -> Iterator[int]:
     """Yields up to `max_tokens` ids that follow `prompt`, ending before the id `stop`.
 
-    temperature 0 takes the likeliest token. When the context is full, its older half is dropped
-    and the rest read again, with and without the cache alike, so that both give the same tokens.
+    When the context is full, its older half is dropped and
+    the rest read again. This happens with and without the cache, so that both give the same tokens.
     """
     batch = generate_batch(
         model,
         [prompt],
         max_tokens,
         seeds=[seed],
-        temperature=temperature,
-        top_k=top_k,
+        sampling=sampling,
         stop=stop,
         use_cache=use_cache,
     )
@@ -48,22 +60,21 @@ def generate_batch(
     max_tokens: int,
     *,
     seeds: list[int],
-    temperature: float = 1.0,
-    top_k: int | None = None,
+    sampling: Sampling = EVERY_TOKEN,
     stop: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[dict[int, int]]:
-    """Yields, up to `max_tokens` times, the next id of each prompt that has not ended, by the
-    prompt's place; each gets what `generate` gives it alone, with its own seed.
+    """Yields the next id of each prompt that has not ended, by the prompt's place, up to
+    `max_tokens` times. Each prompt gets what `generate` gives it alone with the same seed.
 
-    Tokens go from one step to the next on the model's device; the host waits for it once a token,
-    to read them.
+    Tokens stay on the model's device from one step to the next; the host waits for the device once
+    per token, to read them.
     """
     assert prompts and all(prompts), "a prompt has at least one token"
     assert len(seeds) == len(prompts), "each prompt has a seed"
     device, length = model.embedding.weight.device, model.config.context_length
-    # Inference mode spares a token a quarter of its time. But weights that are sharded (ZeRO stage
-    # 3; empty until a layer runs) would be gathered in it, and could not be trained afterwards.
+    # Inference mode saves a quarter of each token's time. But it would also gather sharded weights
+    # (ZeRO stage 3; empty until a layer runs), which could not be trained afterwards.
     fast = all(weight.numel() for weight in model.parameters())
     windows = [prompt[-length:] for prompt in prompts]
     numbers = _numbers(seeds, device)
@@ -75,18 +86,18 @@ def generate_batch(
             cache = KVCache(model.config, len(prompts), longest, device) if use_cache else None
             newest = send(torch.tensor([window[-1] for window in windows]), device)
             places = torch.arange(len(prompts), device=device)
-        going = list(range(len(prompts)))  # `places`, as the host knows them
+        going = list(range(len(prompts)))  # the host's copy of `places`
         for _ in range(max_tokens):
             for window in windows:
                 if len(window) > length:
                     del window[: -max(1, length // 2)]
-            # None of these may last while the caller has a token, and perhaps trains.
+            # These modes end before each yield, as the caller may train before it asks again.
             with torch.inference_mode(fast), torch.no_grad(), without_cudnn_attention():
                 if cache is None:
                     logits = torch.cat([_logits(model, [window]) for window in windows])
                 else:
                     logits = _with_cache(model, cache, windows, newest)
-                newest = pick(logits, temperature, top_k, next(numbers)[places])
+                newest = pick(logits, sampling, next(numbers)[places])
                 tokens = newest.tolist()
                 rows = [row for row, token in enumerate(tokens) if token != stop]
                 if len(rows) < len(tokens):
@@ -106,9 +117,9 @@ def generate_batch(
 
 
 def _numbers(seeds: list[int], device: torch.device) -> Iterator[Tensor]:
-    """Yields for each token (B,) numbers in [0, 1), the next of each seed's own sequence.
+    """Yields (B,) numbers in [0, 1) for each token, the next of each seed's own sequence.
 
-    The CPU draws them, so that a seed gives the same ones on every device, and many at once.
+    The CPU draws them, many at once, so that a seed gives the same numbers on every device.
     """
     randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
@@ -117,8 +128,9 @@ def _numbers(seeds: list[int], device: torch.device) -> Iterator[Tensor]:
 
 
 def _with_cache(model: GPT, cache: KVCache, windows: list[list[int]], newest: Tensor) -> Tensor:
-    """(B, V) after the last tokens of the windows, (B,) on the device, when the cache may hold what
-    stands before them. What it lacks is read first, and then the last token of all rows at once."""
+    """Computes the (B, V) logits after the windows' last tokens; `newest` has these, (B,), on the
+    device. Reads what the cache lacks of the tokens before them, then the last tokens of all rows
+    at once."""
     lacking = [row for row, w in enumerate(windows) if cache.lengths[row] != len(w) - 1]
     alike = len(lacking) == len(windows) and len({len(w) for w in windows}) == 1
     for rows in [lacking] if alike else [[row] for row in lacking]:
@@ -132,23 +144,23 @@ def _with_cache(model: GPT, cache: KVCache, windows: list[list[int]], newest: Te
 
 
 def _logits(model: GPT, rows: list[list[int]], cache: KVCache | None = None) -> Tensor:
-    """(B, V) after the last of the tokens in each row."""
+    """Computes the (B, V) logits after the last token of each row."""
     tokens = send(torch.tensor(rows), model.embedding.weight.device)
     return model(tokens, cache=cache, last_only=True)[:, -1]
 
 
-def pick(logits: Tensor, temperature: float, top_k: int | None, numbers: Tensor) -> Tensor:
-    """(B,) ids from (B, V) logits, where a temperature of 0 takes the likeliest, and others what
-    (B,) float64 numbers that are drawn evenly from [0, 1) fall on."""
-    if temperature == 0:
+def pick(logits: Tensor, sampling: Sampling, numbers: Tensor) -> Tensor:
+    """Picks (B,) ids from (B, V) logits. A temperature of 0 takes the likeliest ids, any other the
+    ids on which `numbers` fall: (B,) float64, drawn evenly from [0, 1)."""
+    if sampling.temperature == 0:
         return logits.argmax(dim=1)
-    if top_k is not None and top_k < logits.size(1):
-        least = logits.topk(top_k).values[:, -1:]
+    if sampling.top_k is not None and sampling.top_k < logits.size(1):
+        least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    # The first token at which the sum passes the number's share of the whole: a tenth of what
-    # torch.multinomial takes, which draws a number for each token.
-    sums = torch.softmax(logits.double() / temperature, dim=1).cumsum(1)
+    # Take the first id at which the sum passes the number's share of the whole. This needs a tenth
+    # of the time of torch.multinomial, which draws a number for each id.
+    sums = torch.softmax(logits.double() / sampling.temperature, dim=1).cumsum(1)
     whole = sums[:, -1:]
-    below = whole.nextafter(torch.zeros_like(whole))  # where the product rounds up to the whole
+    below = whole.nextafter(torch.zeros_like(whole))  # for products that round up to the whole
     shares = (numbers.unsqueeze(1) * whole).minimum(below)
     return torch.searchsorted(sums, shares, right=True).squeeze(1)

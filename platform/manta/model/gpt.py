@@ -3,9 +3,9 @@
 Shapes: B batch, T sequence, C channels (n_embd), H heads, K key/value heads, D head size,
 V vocabulary, S cached tokens.
 
-Two families. gpt2: LayerNorm, learned positions, GELU, biases optional (Radford et al. 2019).
-modern: RMSNorm, RoPE, SwiGLU, optional QK-norm and grouped-query attention, no biases (Llama;
-with QK-norm, Qwen3).
+It has two families. gpt2: LayerNorm, learned positions, GELU, biases optional (Radford et al.
+2019). modern: RMSNorm, RoPE, SwiGLU, optional QK-norm and grouped-query attention, no biases
+(Llama; with QK-norm, Qwen3).
 """
 
 import math
@@ -108,10 +108,10 @@ class Block(nn.Module):
         cache: KVCache | None,
         recompute: Recompute = "none",
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream (B, T, C), and the branch (B, T, C) that is still to be added to it,
-        from those of the block before. A compiled block adds and normalises in one pass through
-        memory, so the sum is left to whoever normalises it."""
-        if branch is not None and recompute != "none":  # a block that keeps its input keeps one
+        """Returns the residual stream (B, T, C) and a branch (B, T, C) still to be added to it;
+        takes both from the block before. A compiled block adds and normalises in one pass through
+        memory, so the sum is left to the block or norm that comes next."""
+        if branch is not None and recompute != "none":  # so that one tensor is kept, not two
             x, branch = x + branch, None
         return recomputing(recompute, self._forward, x, branch, rope, mask, cache)
 
@@ -138,12 +138,12 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
-    flex: bool | None = None  # attention within documents by flex_attention; None: where it can
+    flex: bool | None = None  # whether flex_attention takes documents; None: if it can
     recompute: Recompute = "none"  # activation checkpointing
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        assert c.vocab_size is not None, "resolved from the dataset before a model is made"
+        assert c.vocab_size is not None, "vocab_size is resolved before a model is made"
         self.config = c
         self.embedding = nn.Embedding(c.padded_vocab_size, c.n_embd)
         if c.family == "gpt2":
@@ -159,22 +159,25 @@ class GPT(nn.Module):
         if c.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.apply(self._init)
-        with torch.no_grad():  # padding: so that a model that was saved and read is the same
+        with torch.no_grad():  # padding is zero, so that saving and reading a model changes nothing
             self.embedding.weight[c.vocab_size :] = 0
             self.head.weight[c.vocab_size :] = 0
         self._compiled: Callable[..., tuple[Tensor, Tensor]] = _run
-        # Outside, the padding does not exist.
+        # State dicts have no padding.
         self.register_state_dict_post_hook(_without_padding)
         self.register_load_state_dict_pre_hook(_with_padding)
 
     def compile_blocks(self) -> None:
-        """Compiles the blocks for training, when they are first used (all share one compilation),
-        and the head's loss."""
+        """Compiles the blocks and the head's loss for training, when they are first used.
+
+        The first block has one compilation, and all others share a second.
+        """
         self._compiled = torch.compile(_run, dynamic=False)
         self.head.compiled = True
 
     def _init(self, module: nn.Module) -> None:
-        """GPT-2's: normal(0.02); what writes to the residual stream, scaled by its depth."""
+        """Sets GPT-2's initial weights: normal(0.02), scaled down by the depth for weights that
+        write to the residual stream."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -195,23 +198,23 @@ class GPT(nn.Module):
         branches: Tensor | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
-        """Logits or, with targets, the cross-entropy in nats.
+        """Computes logits or, with targets, the cross-entropy in nats.
 
         Args:
-            tokens: (B, T) int64 ids; with a cache, those that follow what is in it.
-            targets: (B, T) int64 ids, IGNORED where nothing counts.
+            tokens: (B, T) int64 ids; with a cache, they follow the tokens in it.
+            targets: (B, T) int64 ids, IGNORED where no target counts.
             documents: (B, T) integers, the number of each token's document; they never decrease
-                along a row. A token sees its own document only, whose positions start at 0.
-            reduction: mean over the targets that count (0 if none does), or "none": (B, T), 0
-                where ignored; each one's loss has no gradient.
-            cache: is extended by these tokens.
-            last_only: logits of the last position only, (B, 1, V).
+                along a row. A token sees only its own document, whose positions start at 0.
+            reduction: "mean" over the targets that count (0 if none does), or "none": the loss of
+                each target, (B, T), 0 where ignored, without a gradient.
+            cache: keys and values of earlier tokens; these tokens are added to it.
+            last_only: whether to give logits of the last position only, (B, 1, V).
             branches: (B, T) integers, never decreasing along a row: 0 for a common beginning, then
-                1, 2, ... for what may come next, each of which sees the beginning and itself.
-            at: (B, T) booleans: logits of these places only, (N, V), row by row.
+                1, 2, ... for its continuations, each of which sees the beginning and itself.
+            at: (B, T) booleans: returns logits of these places only, (N, V), row by row.
 
         Returns:
-            (B, T, V) logits without targets; with them the loss, () or (B, T).
+            (B, T, V) logits without targets; with targets the loss, () or (B, T).
         """
         c, T = self.config, tokens.size(1)
         past = max(cache.lengths) if cache is not None else 0
@@ -235,15 +238,15 @@ class GPT(nn.Module):
                 positions = document_positions(documents)
             x = x + self.positions(positions)
         else:
-            # Not restarted in a document: RoPE knows only how far a query is from a key, and the
-            # mask leaves only pairs of one document.
+            # Positions need not restart in a document: RoPE depends only on the distance between
+            # query and key, and the mask leaves only pairs within one document.
             # (T, D), or with a cache or branches (B or 1, 1, T, D)
             rope = self.cos[positions], self.sin[positions]
             if cache is not None or branches is not None:
                 rope = rope[0].unsqueeze(1), rope[1].unsqueeze(1)
         x, branch = self.dropout(x), None
         for block in self.blocks:
-            # Sampling has another shape at each token: only training is worth a compilation.
+            # Sampling has a new shape at each token, so only training is worth compiling.
             run = self._compiled if torch.is_grad_enabled() else _run
             x, branch = run(block, x, branch, rope, mask, cache, self.recompute)
         x = x + branch
@@ -256,7 +259,7 @@ class GPT(nn.Module):
 
 
 def unpadded(name: str, weight: Tensor, c: ModelConfig) -> Tensor:
-    """The rows of a weight, named as in GPT's state_dict, that are not padding."""
+    """The rows of a weight that are not padding. `name` is as in GPT's state_dict."""
     return weight[: c.vocab_size] if name in ("embedding.weight", "head.weight") else weight
 
 
@@ -280,9 +283,9 @@ def make_norm(c: ModelConfig) -> nn.Module:
 
 
 def rope_table(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, (T, D) each, of RoPE's angles (Su et al. 2021), for both halves of the channels
-    (Llama's order); the sines of the first are negative, as `rotate` wants them. They are made on
-    the CPU, so that they are the same to the bit wherever the model is."""
+    """Computes cos and sin, (T, D) each, of RoPE's angles (Su et al. 2021), for both halves of the
+    channels (Llama's order). The sines of the first half are negative, as `rotate` needs them. They
+    are made on the CPU, so that every device has the same bits."""
     frequencies = theta ** (-torch.arange(0, head_size, 2, device="cpu").float() / head_size)
     angles = torch.outer(torch.arange(length, device="cpu").float(), frequencies)
     cos, sin = angles.cos(), angles.sin()
@@ -296,7 +299,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def num_parameters(c: ModelConfig) -> int:
-    """Parameters of a model of this config, each counted once, without the vocabulary's padding;
-    nothing is allocated."""
+    """Counts the parameters of a model of this config, each once, without the vocabulary's padding.
+    Nothing is allocated."""
     with torch.device("meta"):
         return sum(unpadded(n, p, c).numel() for n, p in GPT(c).named_parameters())

@@ -1,4 +1,4 @@
-"""What all that asks a trained model has in common: its precision, its attention."""
+"""Settings that every use of a trained model shares: its precision and its attention."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @contextlib.contextmanager
 def inference(device: torch.device, dtype: str) -> Iterator[None]:
-    """What runs inside has no gradients, is in this precision ("fp32", or "bf16" by autocast), and
-    does not use cuDNN's attention.
+    """Runs code without gradients and without cuDNN's attention, in the precision `dtype`: "fp32",
+    or "bf16" by autocast.
 
-    Autocast makes its bf16 copies of the weights once for as long as this lasts: a generation
-    belongs into it as a whole.
+    Autocast makes its bf16 copies of the weights once per use of this context, so a whole
+    generation belongs inside it.
     """
     with (
         torch.no_grad(),
@@ -25,9 +25,10 @@ def inference(device: torch.device, dtype: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_cudnn_attention() -> Iterator[None]:
-    """Attention is left to the other kernels: cuDNN makes an execution plan for each length, and a
-    text that grows has another one at each token. What holds outside, as for training, holds again
-    afterwards."""
+    """Leaves attention to kernels other than cuDNN's; afterwards restores what training uses.
+
+    cuDNN makes an execution plan for each length, and a growing text has a new one at each token.
+    """
     was = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
@@ -37,7 +38,7 @@ def without_cudnn_attention() -> Iterator[None]:
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host's on the device; the host does not wait until it is there."""
+    """Copies a tensor of the host to the device; the host does not wait for the copy."""
     if device.type == "cuda":
-        values = values.pin_memory()  # from other memory, the copy waits for all that is queued
+        values = values.pin_memory()  # a copy from other memory waits for all queued work
     return values.to(device, non_blocking=True)

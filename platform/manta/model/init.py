@@ -1,8 +1,8 @@
-"""How a new model's weights start, where not as GPT-2's do: blocks that pass their input on, heads
-that look back, heads that find repeats, embeddings and head that know which token follows which.
+"""How a new model's weights start, if not as GPT-2's do.
 
-What training would find first, or late, found sooner: it changes no shape, so that a model exports
-as ever.
+Blocks can pass their input on, heads can look back or find repeats, and embeddings and head can
+know which token follows which. A model then starts with what training would find first, or only
+late. No shape changes, so the model exports as usual.
 """
 
 import math
@@ -16,49 +16,51 @@ from torch import Tensor, nn
 from manta.config import Count, Natural, PositiveFloat, config
 from manta.model.gpt import GPT, Attention, ModelConfig
 
-MAX_VOCAB = 8192  # the counts of all pairs are held at once
-# Of the channel that is alike for all tokens, in the embeddings' RMS over all channels, squared.
+MAX_VOCAB = 8192  # because the counts of all pairs are held at once
+# Share of the channel that is alike for all tokens in the embeddings' mean square.
 CONSTANT_SHARE = 0.16
-# Of Adam over all pairs at once, on embeddings of RMS 1: found by trial, as the largest that work.
+# Learning rates of Adam over all pairs at once, with embeddings of RMS 1. Trials found these: they
+# are the largest that work.
 EMBEDDING_LR, HEAD_LR = 0.3, 0.03
 BETAS = (0.8, 0.95)
 WARMUP_STEPS = 3
-ROWS_AT_ONCE = 1024  # bounds the logits held
-LARGEST_SCORE = 8.0  # before the softmax, of a repeat: e^8 is more than a context has tokens
+ROWS_AT_ONCE = 1024  # bounds the logits in memory
+LARGEST_SCORE = 8.0  # of a repeat, before the softmax: e^8 exceeds the tokens in a context
 
 
 @config
 class InitConfig:
     checkpoint: str | None = None
-    """A run's name, or a checkpoint's folder, from whose weights a new run starts; its model goes
-    over `model` (but for dropout), the other keys here do not count, and the data must be of its
+    """A run's name, or a checkpoint's folder, whose weights a new run starts from. Its model
+    replaces `model` (except dropout), the other keys here do not count, and the data must use its
     tokenizer: data.tokenizer=FOLDER/encoding.json."""
     kind: Literal["gpt2", "identity"] = "gpt2"
-    """gpt2: normal(0.02), less for what writes to the residual stream; identity: what writes to it,
-    and a head of its own, are zero, so that each block passes its input on; the other matrices are
-    normal(0.6 / sqrt(n_embd))."""
+    """gpt2: normal(0.02), less for weights that write to the residual stream. identity: those
+    weights and an untied head are zero, so that each block passes its input on; the other matrices
+    are normal(0.6 / sqrt(n_embd))."""
     embedding_rms: PositiveFloat | None = None
-    """Root mean square of the embeddings; null: 0.5 for identity with a head of its own, or 0.02,
-    as a head must have it that knows nothing yet."""
+    """Root mean square of the embeddings; null: 0.5 for identity with an untied head, else 0.02,
+    which a head that knows nothing yet needs."""
     previous_tokens: Natural = 0
-    """So many heads of the first block, at most all of them, look at the token before, the one
-    before that, ... at first; for qk_norm."""
+    """Number of heads of the first block, at most all of them, that look at first at the token
+    before, the one before that, and so on; needs qk_norm."""
     bigram_steps: Natural = 0
-    """Before training, embeddings and head are fitted to how often each token follows each other
-    one in the data (its first 16M tokens), in so many steps over all pairs at once; 0: not. For a
-    head of its own and vocabularies up to 8,192."""
+    """Number of steps, over all pairs at once, that fit embeddings and head before training to how
+    often each token follows each other one in the data (its first 16M tokens); 0: no fit. Needs an
+    untied head and a vocabulary of at most 8,192."""
     induction_heads: tuple[Count, ...] = ()
-    """Heads of the second block, at most all of them, that look at first at what came next where
-    the last n tokens stood before: n for each, as [1, 1, 2, 2]. At most previous_tokens."""
+    """Heads of the second block, at most all of them, that look at first at the token that came
+    after an earlier occurrence of the last n tokens. Gives n for each head, for example
+    [1, 1, 2, 2]; n is at most previous_tokens."""
 
     def conflicts(self, model: ModelConfig) -> list[str]:
-        """What of this cannot work with a model."""
+        """Lists the settings that cannot work with `model`, with remedies."""
         if self.checkpoint is not None:
             return []
         found = []
         if self.bigram_steps and model.tie_embeddings:
             found.append(
-                f"init.bigram_steps={self.bigram_steps}: the embeddings are the head too; set "
+                f"init.bigram_steps={self.bigram_steps}: the head is tied to the embeddings; set "
                 "model.tie_embeddings=false, or init.bigram_steps=0"
             )
         if self.bigram_steps and (model.vocab_size or 0) > MAX_VOCAB:
@@ -76,20 +78,20 @@ class InitConfig:
         return found
 
     def _problems(self, model: ModelConfig) -> list[str]:
-        """Of induction heads."""
+        """Lists the problems of induction heads with `model`."""
         found = []
         most = max(self.induction_heads[: model.n_head])
-        if self.kind != "identity":  # the first block's other writing would drown the signatures
+        if self.kind != "identity":  # what else the first block writes would drown the signatures
             found.append("need init.kind=identity: set it, or omit them")
         if most > self.previous_tokens:
             found.append(
-                f"for {most} tokens alike, that many heads must look back: set "
-                f"init.previous_tokens={most}, or ask for less"
+                f"a match of {most} tokens needs as many heads that look back: set "
+                f"init.previous_tokens={most}, or match fewer tokens"
             )
         if most > model.n_head:
             found.append(
-                f"for {most} tokens alike, that many heads must look back, of the {model.n_head} "
-                f"that a block has: set model.n_head={most} or more, or ask for less"
+                f"a match of {most} tokens needs as many heads that look back, and a block has "
+                f"{model.n_head}: set model.n_head={most} or more, or match fewer tokens"
             )
         if model.n_layer < 2:
             found.append("are in the second block: set model.n_layer=2 or more, or omit them")
@@ -101,19 +103,22 @@ class InitConfig:
         return found
 
     def signature(self, model: ModelConfig) -> int:
-        """Channels that tell tokens apart, which a head writes beside a token's own: they fit in
-        the slow half of a head, and all in a quarter of the stream. 0 without induction heads."""
+        """The number of channels that a head writes next to a token's own to tell tokens apart.
+
+        They fit in the slow half of a head, and those of all heads in a quarter of the stream. The
+        number is 0 without induction heads.
+        """
         if not self.induction_heads:
             return 0
         room = model.n_embd // (4 * max(self.induction_heads))
         return min(2 * len(_slow_pairs(model)), max(2, room // 2 * 2))
 
     def reserved(self, model: ModelConfig) -> slice:
-        """Channels that embeddings leave to what heads write there."""
+        """The channels that embeddings leave free for heads to write to."""
         return slice(1, 1 + self.signature(model) * max(self.induction_heads, default=0))
 
     def rms(self, model: ModelConfig) -> float:
-        """Of the embeddings."""
+        """The root mean square of the embeddings."""
         is_small = self.kind == "gpt2" or model.tie_embeddings
         return self.embedding_rms or (0.02 if is_small else 0.5)
 
@@ -121,7 +126,7 @@ class InitConfig:
 @torch.no_grad()
 def initialise(model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda _: None) -> None:
     """Sets the weights of a new model, in place, from torch's random state. `fit` may set its
-    embeddings and head, from data."""
+    embeddings and head from data."""
     if c.kind == "identity":
         for block in model.blocks:
             for name, module in block.named_modules():
@@ -144,17 +149,17 @@ def initialise(model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda _:
 
 
 def _embeddings(model: GPT) -> Tensor:
-    """(V, C), without the padding."""
+    """The embeddings without the padding, (V, C)."""
     return model.embedding.weight.data[: model.config.vocab_size]
 
 
 def _constant(model: GPT) -> float:
-    """Of channel 0, where the embeddings' RMS is 1."""
+    """The value of channel 0 in embeddings of RMS 1."""
     return (CONSTANT_SHARE * model.config.n_embd) ** 0.5
 
 
 def _attention(model: GPT, layer: int) -> tuple[Attention, Tensor]:
-    """And its weights for queries, keys and values by the head, (H + 2K, D, C)."""
+    """Returns a layer's attention, and its query, key and value weights by head, (H + 2K, D, C)."""
     attention = model.blocks[layer].get_submodule("attention")
     assert isinstance(attention, Attention)
     return attention, attention.qkv.weight.data.view(
@@ -163,30 +168,30 @@ def _attention(model: GPT, layer: int) -> tuple[Attention, Tensor]:
 
 
 def _frequencies(c: ModelConfig) -> Tensor:
-    """(D / 2,) RoPE's angle from one token to the next, of each pair of channels; fastest first."""
+    """RoPE's angle from token to token for each pair of channels, (D / 2,); fastest first."""
     half = c.head_size // 2
     return c.rope_theta ** (-torch.arange(half) / half)
 
 
 def _slow_pairs(c: ModelConfig) -> list[int]:
-    """Pairs of channels that RoPE turns by less than a right angle over the whole context, which
-    can therefore say what a token is wherever it is; of the slower half."""
+    """Lists the pairs of channels, in the slower half, that RoPE turns by at most a right angle
+    over the whole context. These pairs can tell what a token is wherever it stands."""
     slow = _frequencies(c) * c.context_length <= math.pi / 2
     half = c.head_size // 2
     return [i for i in range(half // 2, half) if slow[i]]
 
 
 def _look_back(model: GPT, heads: int) -> None:
-    """The first heads of the first block look 1, 2, ... tokens back.
+    """Makes the first heads of the first block look 1, 2, ... tokens back.
 
-    Channel 0, alike for all tokens, gives them a key k that is alike at all positions, and the
-    query R(d) k. RoPE turns a query and a key by their positions' angles, so that the two agree
-    most at the distance d. Only the fastest quarter of the pairs tells neighbours apart.
+    Channel 0, which is alike for all tokens, gives these heads a key k that is alike at all
+    positions, and the query R(d) k. RoPE turns a query and a key by their positions' angles, so
+    they agree most at the distance d. Only the fastest quarter of the pairs tells neighbours apart.
     """
     c, (attention, weight) = model.config, _attention(model, 0)
     half = c.head_size // 2
     fast = max(1, half // 4)
-    size = 4.0 / _constant(model)  # so that it outweighs the other channels, which are for learning
+    size = 4.0 / _constant(model)  # outweighs the other channels, which are for learning
     frequencies = _frequencies(c)[:fast]
     for head in range(heads):
         query, key = weight[head], weight[c.n_head + head * c.kv_heads // c.n_head]
@@ -198,16 +203,17 @@ def _look_back(model: GPT, heads: int) -> None:
         query[:fast, 0] = size * angles.cos()
         query[half : half + fast, 0] = -size * angles.sin()
     for norm in (attention.q_norm, attention.k_norm):
-        norm.weight.data.mul_(2**0.5)  # a softmax sharp enough to pick one of 16 neighbours
+        norm.weight.data.mul_(2**0.5)  # makes the softmax sharp enough to pick one of 16 neighbours
 
 
 def _find_repeats(model: GPT, c: InitConfig) -> None:
-    """Induction heads (Olsson et al. 2022), which training alone finds late if at all.
+    """Sets up induction heads (Olsson et al. 2022), which training alone finds late if at all.
 
-    Heads of the first block that look b back write that token's signature, so that each place says
-    what was before it. A head of the second block compares: with key signatures 1, 2, ... back, and
-    as query those of the token itself, 1 back, ... Where they agree, the tokens before that place
-    are the last ones; what is there may come again. What to do with it is left to training.
+    Heads of the first block that look b tokens back write that token's signature, so that each
+    place tells what came before it. A head of the second block compares signatures: its key has
+    those of the tokens 1, 2, ... back, and its query those of the token itself, 1 back, and so on.
+    Where they agree, the tokens before that place equal the last ones, so the token at that place
+    may come again. Training decides what to do with it.
     """
     shape, size = model.config, c.signature(model.config)
     first, values = _attention(model, 0)
@@ -224,7 +230,7 @@ def _find_repeats(model: GPT, c: InitConfig) -> None:
     pairs = _slow_pairs(shape)[-size // 2 :]
     for head in range(len(c.induction_heads[:H])):
         query, key = weight[head], weight[H + head * K // H]
-        leader = head * K // H * H // K  # the first head of those that share a key
+        leader = head * K // H * H // K  # the first of the heads that share a key
         alike = c.induction_heads[leader]
         query.zero_()
         if head == leader:
@@ -243,31 +249,36 @@ def _find_repeats(model: GPT, c: InitConfig) -> None:
 
 
 def _signatures(model: GPT, size: int) -> Tensor:
-    """(size, C), which makes of a token's normalized embedding numbers of mean 0 and variance 1
-    over the vocabulary, without correlation: as unlike for different tokens as may be."""
+    """Returns the matrix, (size, C), that turns a token's normalized embedding into its signature.
+
+    Over the vocabulary, a signature's numbers have mean 0, variance 1 and no correlation, so that
+    different tokens are as unlike as possible.
+    """
     x = F.rms_norm(_embeddings(model).float(), (model.config.n_embd,))
     mean = x.mean(0)
     variances, directions = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
     used = variances > 1e-3 * variances.max()
     turned = F.normalize(torch.randn(int(used.sum()), size), dim=0).to(x)
     code = (directions[:, used] / variances[used].sqrt() @ turned).T
-    code[:, 0] -= code @ mean / mean[0]  # the channel that is alike for all takes the mean away
+    code[:, 0] -= code @ mean / mean[0]  # the channel that all tokens share removes the mean
     return code
 
 
 def fit_bigrams(model: GPT, counts: Tensor, c: InitConfig) -> float:
-    """Fits embeddings and head, in place, to (V, V) counts of which token follows which: minimises
-    the cross-entropy of head(norm(embedding)), what a model whose blocks do nothing computes.
+    """Fits embeddings and head, in place, to (V, V) counts of which token follows which.
+
+    Minimises the cross-entropy of head(norm(embedding)), which is what a model computes whose
+    blocks do nothing.
 
     Returns:
-        That cross-entropy over the pairs counted, in nats.
+        That cross-entropy over the counted pairs, in nats.
     """
     device, V = model.embedding.weight.device, len(counts)
     counts = counts.to(device)
     seen = counts.sum(1, keepdim=True)
     share = seen / seen.sum()
     following = counts.sum(0) / seen.sum()
-    wanted = (counts + following) / (seen + 1) * share  # one pseudo-count, for tokens not seen
+    wanted = (counts + following) / (seen + 1) * share  # one pseudo-count, for unseen tokens
     embeddings = torch.randn(V, model.config.n_embd).to(device).requires_grad_()
     head = torch.zeros_like(embeddings).requires_grad_()
     weights = [embeddings, head]
@@ -275,7 +286,7 @@ def fit_bigrams(model: GPT, counts: Tensor, c: InitConfig) -> float:
         {"params": [weight], "lr": lr, "peak": lr}
         for weight, lr in zip(weights, (EMBEDDING_LR, HEAD_LR), strict=True)
     ]
-    # Of many tokens, there is hardly any gradient: what matters is its sign.
+    # Many tokens have hardly any gradient. The tiny eps keeps its sign, which is what matters.
     adam = torch.optim.AdamW(groups, betas=BETAS, eps=1e-12, weight_decay=0.0, fused=True)
     for step in range(c.bigram_steps + 1):
         if c.previous_tokens:

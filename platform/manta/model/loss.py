@@ -1,15 +1,15 @@
-"""The head: logits, or the cross-entropy of their targets without ever holding all logits.
+"""The head: logits, or the cross-entropy of their targets without holding all logits at once.
 
 Shapes: N tokens, C channels, V vocabulary, P padded vocabulary (V up to a multiple of 128).
 
-The logits of a chunk of tokens are made, turned into the loss and its gradient, and dropped: the
-whole (N, P) would be most of a small model's memory, and pass through it several times. The
-gradient is made in the forward pass, so that no logits are computed twice.
+The head makes the logits of a chunk of tokens, turns them into the loss and its gradient, and drops
+them. All logits together, (N, P), would take most of a small model's memory, and pass through it
+several times. The gradient is made in the forward pass, so that no logits are computed twice.
 
-What is done to a chunk's logits between the matrix products is one of two forms of one formula. The
-plain one is a few of torch's operations, each of which passes through all logits. The compiled one
-reads the logits twice and writes the gradient once, which counts on a GPU: there the
-passes through memory take longer than the products.
+Between the matrix products, a chunk's logits go through one of two forms of the same formula. The
+plain form is a few of torch's operations, each of which passes through all logits. The compiled
+form reads the logits twice and writes the gradient once. That matters on a GPU, where the passes
+through memory take longer than the products.
 """
 
 from collections.abc import Callable
@@ -23,29 +23,29 @@ from manta.model.compilation import compiled as compiled_whole
 from manta.model.targets import IGNORED
 
 # Tokens whose logits exist at once. On a CPU the logits of more tokens fall out of its caches. On a
-# GPU each chunk costs one more pass through the head's gradient; the compiled form holds half as
-# many bytes for each logit, and so may hold more of them.
+# GPU each chunk costs one more pass through the head's gradient. The compiled form takes half as
+# many bytes per logit, so its chunks can be larger.
 CPU_CHUNK = 1024
 GPU_CHUNK = 2048
 COMPILED_GPU_CHUNK = 8192
 
-# (rows, P) logits, (rows,) targets, V -> the sum of their nats, fp32, and the sum's gradient by the
-# logits, (rows, P) in the logits' dtype.
+# (rows, P) logits, (rows,) targets, V -> the sum of the targets' nats, fp32, and the sum's gradient
+# by the logits, (rows, P) in the logits' dtype.
 ChunkLoss = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def loss_chunk(device_type: str, compiled: bool = False) -> int:
-    """Tokens whose logits exist at once on such a device."""
+    """The number of tokens whose logits exist at once on a device of this type."""
     if device_type == "cpu":
         return CPU_CHUNK
     return COMPILED_GPU_CHUNK if compiled else GPU_CHUNK
 
 
 class Head(nn.Linear):
-    """(..., C) to (..., V). Its weight has P rows; those beyond V are no token's, and neither a
-    logit nor a loss sees them."""
+    """The linear layer from (..., C) to (..., V). Its weight has P rows; those beyond V belong to
+    no token, and neither logits nor losses see them."""
 
-    compiled = False  # whether the loss and its gradient are made by the compiled form
+    compiled = False  # whether the compiled form makes the loss and its gradient
 
     def __init__(self, n_embd: int, vocab_size: int, padded_vocab_size: int):
         super().__init__(n_embd, padded_vocab_size, bias=False)
@@ -57,8 +57,8 @@ class Head(nn.Linear):
         targets: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
-        """Logits (..., V) or, with targets (...), the cross-entropy in nats: its mean over the
-        targets that count, or (without a gradient) each, 0 where ignored."""
+        """Computes logits (..., V) or, with targets (...), the cross-entropy in nats: its mean over
+        the targets that count or, without a gradient, that of each target, 0 where ignored."""
         if targets is None:
             return super().forward(x)[..., : self.vocab_size]
         compute = x.dtype
@@ -75,14 +75,14 @@ class Head(nn.Linear):
 
 
 def _count(targets: Tensor) -> Tensor:
-    """How many targets count; 1 if none does, so that their mean is 0 and not 0/0."""
+    """The number of targets that count; 1 if none does, so that their mean is 0 and not 0/0."""
     return (targets != IGNORED).sum().clamp(min=1)
 
 
 def _each(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, compute: torch.dtype
 ) -> Tensor:
-    """(N,) minus the log-probability of each target; 0 where ignored."""
+    """Computes minus the log-probability of each target, (N,); 0 where ignored."""
     chunk = loss_chunk(x.device.type)
     parts = []
     with torch.autocast(x.device.type, enabled=False):
@@ -97,26 +97,26 @@ def _each(
 
 
 def plain_loss(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """A `ChunkLoss` of as few passes as torch's own operations allow. It overwrites the logits."""
+    """A `ChunkLoss` with as few passes as torch's operations allow. It overwrites the logits."""
     logits[:, vocab_size:] = -torch.inf
     counted, at = targets != IGNORED, targets.clamp(min=0).unsqueeze(1)
-    # One pass makes the probabilities. The log of their sum before they were divided by it follows
-    # from the largest of them, whose logit is known, without another pass of exponentials.
+    # One pass makes the probabilities. They are exponentials divided by their sum. The log of that
+    # sum follows from the largest probability, whose logit is known, without another such pass.
     largest = logits.amax(1).float()
     probabilities = torch.softmax(logits, dim=1, dtype=torch.float32)
     log_sums = largest - probabilities.amax(1).log()
     nats = log_sums - logits.gather(1, at).squeeze(1).float()
     probabilities.scatter_(1, at, probabilities.gather(1, at) - 1.0)
-    if logits.is_cuda or not counted.all():  # (to ask a GPU would cost more than the pass)
+    if logits.is_cuda or not counted.all():  # asking a GPU would cost more than the pass
         probabilities.masked_fill_(~counted.unsqueeze(1), 0.0)
     return nats.masked_fill(~counted, 0.0).sum(), probabilities.to(logits.dtype)
 
 
 def fused_loss(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """A `ChunkLoss` to be compiled: value by value, but for what is found along each row.
+    """A `ChunkLoss` for compilation: it works value by value, except for maxima and sums of rows.
 
-    Largest value, differences, exponentials, sum: in this order inductor knows them for a softmax,
-    and finds largest value and sum in one pass on a GPU.
+    Largest value, differences, exponentials, sum: in this order inductor recognises a softmax, and
+    finds the largest value and the sum in one pass on a GPU.
     """
     counted, at = targets != IGNORED, targets.clamp(min=0).unsqueeze(1)
     ids = torch.arange(logits.size(1), device=logits.device)

@@ -1,9 +1,9 @@
-"""Memory of a training worker: what it holds and the most at once, from config alone. Pure
+"""Memory of a training worker: what it holds, and its peak, from the config alone. Pure
 arithmetic; nothing is allocated.
 
 Manta trains with fp32 weights, fp32 gradients and fp32 optimizer state; bf16 is torch's autocast.
-What DeepSpeed (0.19.8) holds beside them is from its source (runtime/engine.py, zero/
-stage_1_and_2.py, zero/stage3.py) and from measurement: manta/bench/stages.py compares, and
+What DeepSpeed (0.19.8) holds on top comes from its source (runtime/engine.py,
+zero/stage_1_and_2.py, zero/stage3.py) and from measurement: manta/bench/stages.py compares, and
 tests/model/test_cost.py checks each stage. With P parameters and W workers, in values of 4 bytes:
 
     stage   weights    master copy   gradients   AdamW    at once, to reduce the gradients
@@ -12,10 +12,11 @@ tests/model/test_cost.py checks each stage. With P parameters and W workers, in 
     2       P          P/W           P/W *       2P/W     P/W *, and twice the bucket
     3       P/W        P/W           P/W         2P/W     P (all weights, gathered), the bucket
 
-* Whole tensors: of a tensor that lies in several workers' shares, each of them holds the gradient
-whole. That is the embedding, mostly, which is alone in its group of parameters.
+* Whole tensors: if a tensor lies in several workers' shares, each of these workers holds its whole
+gradient. Mostly this is the embedding, which is alone in its group of parameters.
 
-So stages 1 and 2 cost one worker alone more than stage 0, and two workers no less at stage 1.
+So stages 1 and 2 cost a single worker more than stage 0 does, and stage 1 costs two workers no less
+than stage 0.
 """
 
 import dataclasses
@@ -30,23 +31,24 @@ from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
 
 GIB = 1 << 30
-# What a worker may use of its card: the rest is CUDA's context and what its allocator cannot join.
+# Share of its card that a worker may use. CUDA's context, and pieces that CUDA's allocator cannot
+# join, take the rest.
 USABLE = 0.92
-# Beside what is counted: cuBLAS's workspaces, NCCL's buffers. An assumption, not a measurement.
+# For what is not counted: cuBLAS's workspaces, NCCL's buffers. An assumption, not a measurement.
 ALLOWANCE = GIB // 4
 # DeepSpeed's own settings, in values.
 PREFETCH = 50_000_000  # stage3_prefetch_bucket_size
 PERSISTENT = 100_000  # stage3_param_persistence_threshold: smaller weights are not sharded
 LIVE = 1_000_000_000  # stage3_max_live_parameters: gathered at once
-# Manta's default of engine.reduce_bucket_mb and engine.allgather_bucket_mb. DeepSpeed's own is 500
-# million values, of which a worker holds a buffer: more than a small model.
+# Manta's default of engine.reduce_bucket_mb and engine.allgather_bucket_mb. DeepSpeed's own default
+# is 500 million values. A worker holds a buffer of that size: more than a small model.
 BUCKET_MB = 64
 BUCKET = BUCKET_MB * 10**6 // FP32  # the same, in values
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What decides a worker's memory. `model` has its vocabulary."""
+    """The settings that decide a worker's memory. `model` has its vocabulary."""
 
     model: ModelConfig
     seq_len: int
@@ -57,43 +59,42 @@ class Setup:
     optimizer_kind: Literal["adamw", "muon"] = "adamw"
     activation_checkpointing: Recompute = "none"
     offload_optimizer: bool = False
-    """To the host's memory; stages 1 to 3."""
+    """Whether the optimizer is in the host's memory; stages 1 to 3."""
     offload_parameters: bool = False
-    """To the host's memory; stage 3."""
+    """Whether the parameters are in the host's memory; stage 3."""
     overlap_comm: bool = False
-    """At stages 1 and 2 a second bucket."""
+    """Whether reducing overlaps with backward, which takes a second bucket at stages 1 and 2."""
     reduce_bucket: int = BUCKET
-    """Values of gradients that are reduced at once; stages 1 to 3 hold a buffer for them."""
+    """Number of gradient values reduced at once; stages 1 to 3 hold a buffer for them."""
     device: DeviceType = "cuda"
     compiled: bool = False
-    """Blocks and loss are compiled. What compiled blocks hold is counted as if they were not."""
+    """Whether blocks and loss are compiled. Compiled blocks are counted as if they were not."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Bytes of one worker. All but `host` are on its device."""
+    """Bytes of one worker, all on its device except `host`."""
 
     weights: int
-    """The model's own, or its share of them."""
+    """The model's own weights, or the worker's share of them."""
     master_weights: int
     """DeepSpeed's flat copy of this worker's share, which the optimizer works on."""
     gradients: int
-    """While micro batches accumulate."""
+    """Gradients held while micro batches accumulate."""
     optimizer_state: int
     buffers: int
-    """DeepSpeed's, held with the gradients."""
+    """DeepSpeed's buffers, held with the gradients."""
     host: int
-    """Offloaded, in the host's memory."""
+    """Offloaded bytes, in the host's memory."""
     activations: Activations
     working: int
-    """DeepSpeed's, at most at once, beside the activations."""
+    """Peak of DeepSpeed's temporary memory while activations are held."""
     stepping: int
-    """At most at once when the activations are gone: the last gradients reduced, the optimizer's
-    step."""
+    """Peak after the activations are gone: reducing the last gradients, the optimizer's step."""
 
     @property
     def states(self) -> int:
-        """Held from step to step and, gradients and buffers, from micro batch to micro batch."""
+        """Bytes held from step to step; gradients and buffers, from micro batch to micro batch."""
         return (
             self.weights
             + self.master_weights
@@ -104,22 +105,22 @@ class Costs:
 
     @property
     def total(self) -> int:
-        """All that is held after a forward; not what is there for a moment only."""
+        """Bytes held after a forward, without those held only for a moment."""
         return self.states + self.activations.held
 
     @property
     def temporary(self) -> int:
-        """The most at once beyond `total`."""
+        """The peak beyond `total`."""
         in_pass = self.activations.temporary + self.working
         return max(in_pass, self.stepping - self.activations.held)
 
     @property
     def peak(self) -> int:
-        """The most that is held at once."""
+        """The most bytes held at once, with the allowance."""
         return self.total + self.temporary + ALLOWANCE
 
     def lines(self) -> list[str]:
-        """For --dry-run: the parts of the peak, in GiB."""
+        """Lists the parts of the peak in GiB, for --dry-run."""
         parts = {
             "weights": self.weights + self.master_weights,
             "gradients": self.gradients,
@@ -136,7 +137,7 @@ class Costs:
 
 
 def costs(s: Setup) -> Costs:
-    """Bytes of each worker; where they differ between workers, of the first."""
+    """Computes the bytes of each worker; where workers differ, those of the first."""
     c, stage, W = s.model, s.zero_stage, s.num_workers
     P = FP32 * parameters(c).total
     tensors = weights(c)
@@ -145,14 +146,14 @@ def costs(s: Setup) -> Costs:
     matrices = FP32 * hidden_matrices(c) * share // P
     state = 2 * share - (matrices if s.optimizer_kind == "muon" else 0)
     bucket = FP32 * s.reduce_bucket
-    flat = min(bucket, P)  # a bucket's content, laid end to end once more to be reduced
+    flat = min(bucket, P)  # a bucket's content, copied end to end to be reduced
     offload = s.offload_optimizer and stage > 0
 
     held_weights, master, host, buffers, working = P, share, 0, 0, 0
     if stage == 0:
         master, gradients = 0, P
-        stepping = P if W > 1 else 0  # buckets on their way (train/reducer.py)
-        if s.optimizer_kind == "muon":  # two fp32 directions, all ranks' updates and this rank's
+        stepping = P if W > 1 else 0  # buckets being reduced (train/step/reducer.py)
+        if s.optimizer_kind == "muon":  # two fp32 directions, all ranks' updates, this rank's
             stepping = max(stepping, 2 * matrices + matrices + matrices // W)
     elif stage == 1:
         gradients = P
@@ -166,7 +167,7 @@ def costs(s: Setup) -> Costs:
         held_weights = share + (small if W > 1 else 0)
         gradients, buffers = share, bucket
         working = flat
-        if W > 1:  # one worker's share is the whole already
+        if W > 1:  # a single worker's share is already the whole
             gathering = min(P, max(FP32 * PREFETCH, largest))
             working = min(P, FP32 * LIVE) + max(flat, gathering)
         stepping = share
@@ -175,12 +176,12 @@ def costs(s: Setup) -> Costs:
     if offload:
         host = master + state + share  # the gradients that the optimizer reads
         if stage == 3:
-            host += share  # those that are summed
+            host += share  # the summed gradients
         else:
-            host += share + largest  # new weights, on their way; a gradient, on its way
+            host += share + largest  # new weights and a gradient in transit
             buffers += largest
             if stage == 2:
-                host += share  # those that are summed
+                host += share  # the summed gradients
         master = state = 0
         gradients = gradients if stage == 1 else 0
         stepping = flat if stage < 3 else 0
@@ -210,8 +211,8 @@ def costs(s: Setup) -> Costs:
 
 
 def _touched(c: ModelConfig, num_workers: int) -> int:
-    """Values of the tensors of which the first worker's share has a part: each group of the
-    optimizer's is split by itself."""
+    """Counts the values of all tensors that have a part in the first worker's share. Each of the
+    optimizer's groups is split by itself."""
     tensors = weights(c)
     total = 0
     for group in GROUPS:
@@ -228,11 +229,12 @@ def _touched(c: ModelConfig, num_workers: int) -> int:
 
 
 def largest_micro_batch(s: Setup, memory_bytes: float, choices: Sequence[int]) -> int:
-    """The largest of `choices` whose peak fits in `memory_bytes`; `s.micro_batch_size` does not
-    count.
+    """Returns the largest of `choices` whose peak fits in `memory_bytes`, whatever
+    `s.micro_batch_size` is.
 
     Raises:
-        ConfigError: not even one sequence fits; with what it needs and what would make it fit.
+        ConfigError: not even the smallest of `choices` fits; the message says what it needs and
+            what would make it fit.
     """
     fitting = [n for n in choices if _peak(s, micro_batch_size=n) <= memory_bytes]
     if fitting:
@@ -252,16 +254,18 @@ def largest_micro_batch(s: Setup, memory_bytes: float, choices: Sequence[int]) -
         if size
     )
     ways = remedies(dataclasses.replace(s, micro_batch_size=least), memory_bytes)
-    would = f"would fit: {'; '.join(ways)}" if ways else "no setting makes it fit: a smaller model"
+    would = (
+        f"would fit: {'; '.join(ways)}" if ways else "no setting makes it fit; use a smaller model"
+    )
     raise ConfigError(
-        f"micro_batch_size={least} needs {gib(found.peak)} ({parts}), and the device has "
+        f"micro_batch_size={least} needs {gib(found.peak)} ({parts}), but the device has "
         f"{gib(memory_bytes)} for it; {would}"
     )
 
 
 def remedies(s: Setup, memory_bytes: float) -> list[str]:
-    """Changes of `s`, each by itself enough for its peak to fit in `memory_bytes`, with the peak;
-    where none is, the mildest of several together."""
+    """Lists changes of `s`, with the peak of each, that each alone make the peak fit in
+    `memory_bytes`; if there are none, the mildest of several changes together."""
     top: Literal[2, 3] = 2 if s.optimizer_kind == "muon" else 3
     modes: list[Recompute] = ["none", "selective", "full"]
     tried: list[tuple[str, Setup]] = [
@@ -317,7 +321,7 @@ def remedies(s: Setup, memory_bytes: float) -> list[str]:
 
 
 def _that_fit(tried: list[tuple[str, Setup]], memory_bytes: float) -> list[str]:
-    """Of each kind of change (its text up to the last number or word), the first that fits."""
+    """Lists the first change of each kind that fits. A kind is the text before the last =."""
     found: dict[str, str] = {}
     for text, setup in tried:
         kind = text.rpartition("=")[0]

@@ -1,4 +1,4 @@
-"""Named model shapes, as data: each says what differs from ModelConfig's defaults.
+"""Named model shapes, as data: each lists its differences from ModelConfig's defaults.
 
 The vocabulary comes from the dataset's tokenizer; parameter counts are with r50k_base (50,257).
 """
@@ -14,7 +14,7 @@ GPT2: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # 4.2M with the default vocabulary of 4,096: what ModelConfig's defaults are.
+    # ModelConfig's defaults: 4.2M with the default vocabulary of 4,096.
     "quickstart": {},
     # GPT-2 small, 124,439,808 parameters (Radford et al. 2019).
     "gpt2-124m": GPT2,
@@ -45,14 +45,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-1.5b": {**GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 
-# What follows from one number, `model.depth`. Width grows with depth, as in nanochat's dial.
+# `model.depth` alone gives a shape through these. Width grows with depth, as in nanochat.
 CHANNELS_PER_BLOCK = 64
 HEAD_SIZE = 64
 DEPTH_CONTEXT = 1024
 
 
 def shape_of_depth(depth: Any) -> dict[str, Any]:
-    """The keys of a model of so many blocks; none of them where depth is no such number."""
+    """Returns the keys of a model of `depth` blocks; {} if `depth` is not a positive integer."""
     if type(depth) is not int or depth < 1:
         return {}
     return {

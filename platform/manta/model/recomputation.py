@@ -1,4 +1,4 @@
-"""Activation checkpointing: what a block keeps for its backward pass, and what it computes anew."""
+"""Activation checkpointing: what a block keeps for its backward pass, and what it recomputes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from manta.model.cpu_attention import causal_attention
 
-# none: everything is kept. selective: what matrix products and attention give is kept, the cheap
-# rest (norms, activations, rotations) is computed anew. full: a block keeps its input alone.
+# none: a block keeps everything. selective: it keeps the results of matrix products and attention,
+# and recomputes the cheap rest (norms, activations, rotations). full: it keeps only its input.
 Recompute = Literal["none", "selective", "full"]
 
 Found = TypeVar("Found")
@@ -30,7 +30,7 @@ EXPENSIVE = [
 
 
 def recomputing(mode: Recompute, function: Callable[..., Found], *arguments: Any) -> Found:
-    """`function(*arguments)`, of which the backward pass keeps what `mode` says."""
+    """Returns `function(*arguments)`, and keeps what `mode` says for the backward pass."""
     if mode == "none" or not torch.is_grad_enabled():
         return function(*arguments)
     if mode == "full":

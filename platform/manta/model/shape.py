@@ -1,11 +1,11 @@
-"""The shape of a model: its config, without any torch."""
+"""The shape of a model: its config, without torch."""
 
 from typing import Any, ClassVar, Literal
 
 from manta.config import Count, Fraction, PositiveFloat, config
 from manta.model.presets import PRESETS, shape_of_depth
 
-# Rows of the embedding and the head come in so many: matrix products of GPUs are in tiles.
+# The rows of the embedding and the head are a multiple of this, as GPUs multiply in tiles.
 VOCAB_TILE = 128
 
 
@@ -15,41 +15,42 @@ class ModelConfig:
     sources: ClassVar[tuple[str, ...]] = ("preset", "depth")
 
     preset: str = "quickstart"
-    """A named shape, over which the keys below go: quickstart, gpt2-124m, gpt2-163m, gpt2-350m,
+    """A named shape, which the keys below override: quickstart, gpt2-124m, gpt2-163m, gpt2-350m,
     lf-269m, casa-350m, gpt2-1.5b."""
     depth: Count | None = None
-    """One dial instead of a preset: so many blocks, and width, heads and context that follow; in
-    training also learning rate, batch and token budget. Keys given beside it go over them."""
+    """Number of blocks, as one dial instead of a preset: width, heads and context follow from it,
+    and in training also learning rate, batch and token budget. Other keys override these."""
     family: Literal["gpt2", "modern"] = "modern"
     """gpt2: LayerNorm, learned positions, GELU; modern: RMSNorm, RoPE, SwiGLU."""
     vocab_size: Count | None = None
-    """Token ids that the model knows; null: as many as the dataset's tokenizer has."""
+    """Number of token ids that the model knows; null: as many as the dataset's tokenizer has."""
     context_length: Count = 256
-    """Longest sequence, in tokens."""
+    """Length of the longest sequence, in tokens."""
     n_layer: Count = 4
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     n_head: Count = 4
-    """Attention heads."""
+    """Number of attention heads."""
     n_embd: Count = 256
-    """Channels of the residual stream."""
+    """Number of channels of the residual stream."""
     n_kv_head: Count | None = None
-    """Key/value heads (grouped-query attention, modern family); null: n_head."""
+    """Number of key/value heads (grouped-query attention, modern family); null: n_head."""
     mlp_hidden: Count | None = None
-    """Hidden channels of the MLP; null: 4 n_embd (gpt2), 8/3 n_embd rounded up to 64s (modern)."""
+    """Number of hidden channels of the MLP; null: 4 n_embd (gpt2), or 8/3 n_embd rounded up to a
+    multiple of 64 (modern)."""
     bias: bool | None = None
-    """Biases in linear layers and LayerNorm (gpt2 family); null: true there."""
+    """Whether linear layers and LayerNorm have biases (gpt2 family); null: true there."""
     qkv_bias: bool | None = None
-    """Bias on query, key and value (gpt2 family); null: as `bias`."""
+    """Whether query, key and value have a bias (gpt2 family); null: the same as `bias`."""
     qk_norm: bool = False
-    """RMSNorm on each head's query and key (modern family)."""
+    """Whether RMSNorm normalizes each head's query and key (modern family)."""
     tie_embeddings: bool = True
-    """The head's weights are the token embedding's."""
+    """Whether the head uses the token embedding's weights."""
     dropout: Fraction = 0.0
     """Dropout in training, on embeddings, attention weights and residual branches."""
     rope_theta: PositiveFloat = 10000.0
     """Base of RoPE's wavelengths (modern family)."""
     norm_eps: PositiveFloat = 1e-5
-    """Added to variances under the root."""
+    """Number that norms add to the variance under the root."""
 
     @classmethod
     def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding and the head."""
+        """Number of rows of the embedding and of the head."""
         assert self.vocab_size is not None
         return -(-self.vocab_size // VOCAB_TILE) * VOCAB_TILE
 

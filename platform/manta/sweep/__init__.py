@@ -2,5 +2,5 @@
 
 Its files, in reading order:
 
-    sweep           learning rate x batch size, by Ray Tune
+    sweep           learning rate x batch size, with Ray Tune
 """

@@ -1,4 +1,5 @@
-"""Learning rate x batch size, by Ray Tune: each trial is a run of `pretrain`, in its own folder."""
+"""Sweeps learning rate x batch size with Ray Tune; each trial is a run of `pretrain` in a folder of
+its own."""
 
 import dataclasses
 import itertools
@@ -28,7 +29,7 @@ class SearchConfig:
     tokens_per_batch: tuple[Count, ...] = (2048, 4096)
     """Batch sizes to try, in tokens; every trial trains on total_tokens."""
     max_concurrent: Count | None = None
-    """Trials at once; null: as many as the cluster holds."""
+    """Trials at once; null: as many as fit on the cluster."""
     stop_bad_trials: bool = False
     """End a trial whose val loss is in the worse half at a rung (ASHA), to save time."""
 
@@ -51,7 +52,8 @@ class SweepConfig(PretrainConfig):
 
     @property
     def batch_sizes(self) -> list[tuple[str, int]]:
-        """Those of the trials in place of the one that all of them replace."""
+        """(key, batch size) of every trial and of the ramp; a trial's size replaces
+        `tokens_per_batch`."""
         trials = [("sweep.tokens_per_batch", size) for size in self.sweep.tokens_per_batch]
         return trials + [("batch_ramp", size) for size in self.batch_ramp]
 
@@ -59,7 +61,7 @@ class SweepConfig(PretrainConfig):
         """The training run of every trial."""
         base = configs.to_dict(self)
         del base["sweep"]
-        # Trials run side by side: each keeps to the CPUs that it reserved.
+        # Trials run at the same time, so each uses only the CPUs that it reserved.
         base["threads_per_worker"] = self.threads_per_worker or max(1, int(self.cpus_per_worker))
         made = []
         for lr, tokens in itertools.product(self.sweep.lr, self.sweep.tokens_per_batch):
@@ -89,12 +91,12 @@ class Ranking:
 
 
 def sweep(c: SweepConfig) -> Ranking:
-    """Runs every trial, ranks them by their last val loss, writes the best one's config.
+    """Runs every trial, ranks them by their last val loss and writes the best one's config.
 
     Trials that an earlier sweep of this name has finished are not run again.
 
     Raises:
-        MantaError: before any trial starts, if the first could not.
+        MantaError: before any trial starts, if the first one could not start.
     """
     c = dataclasses.replace(c, home=c.home_folder)
     cluster.connect()
@@ -112,7 +114,7 @@ def sweep(c: SweepConfig) -> Ranking:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     records_filesystem, records = storage.filesystem(layout.ray_folder(c.home_folder))
     tuner = tune.Tuner(
-        # The trial itself only waits, on the head node; its workers ask for what they need.
+        # The trial itself only waits, on the head node; its workers reserve what they need.
         tune.with_resources(_run_trial, {"node:__internal_head__": 0.001}),
         param_space={"trial": tune.grid_search([configs.to_dict(trial) for trial in trials])},
         tune_config=tune.TuneConfig(
@@ -184,7 +186,7 @@ def _name(trial: Any) -> str:
 
 
 def rank(c: SweepConfig, trials: list[PretrainConfig], results: Any) -> Ranking:
-    """Raises ClusterError when no trial ended well."""
+    """Ranks the trials and writes the best config. Raises ClusterError if no trial ended well."""
     rows = []
     for result in results:
         if result.error is not None or METRIC not in (result.metrics or {}):
@@ -202,7 +204,7 @@ def rank(c: SweepConfig, trials: list[PretrainConfig], results: Any) -> Ranking:
     if not rows:
         errors = [str(failures.cause_of(error)) for error in results.errors]
         raise ClusterError(f"no trial of sweep {c.name} ended well: {(errors or ['?'])[0][-2000:]}")
-    # A loss that is not a number is the worst, wherever it stood.
+    # A loss that is not a number would break the order, so it ranks last.
     rows.sort(key=lambda row: (math.isnan(row[METRIC]), row[METRIC]))
     best = next(trial for trial in trials if trial.name == rows[0]["run"])
     best = dataclasses.replace(

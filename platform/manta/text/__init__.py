@@ -3,7 +3,7 @@
 Its files, in reading order:
 
     files           documents in JSONL, Parquet and plain text, whole files and pieces of large ones
-    sources         documents from wherever they are: files, the hub, or Python itself
+    sources         documents from files, the Hugging Face hub, or Python's own source code
     tokenizer       tiktoken's named encodings, and byte-pair encodings trained on the corpus
-    tokenizer_json  a tokenizer as Hugging Face's tokenizer.json, and back
+    tokenizer_json  tokenizers to and from Hugging Face's tokenizer.json
 """

@@ -1,7 +1,7 @@
 """Documents in files: JSONL, Parquet and plain text, whole files and pieces of large ones.
 
-A piece is read by itself, from its own place in the file. What its documents are is decided by the
-file and the piece alone, so that it does not matter which pieces are read together.
+A piece is read by itself, from its own place in the file. Its documents depend only on the file and
+the piece, so it does not matter which pieces are read together.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ END = sys.maxsize
 
 
 class Piece(NamedTuple):
-    """Of a Parquet file row groups, of another file bytes: those from `start` up to `stop`, with
-    the JSONL lines or, in plain text, the paragraphs that begin there."""
+    """A range of a file, from `start` up to `stop`: row groups of a Parquet file, bytes of another
+    file. A range of bytes has the JSONL lines (in plain text: paragraphs) that begin in it."""
 
     path: str
     start: int = 0
@@ -43,7 +43,8 @@ class Reading(NamedTuple):
 
 
 def pieces(path: str, size: int, cut_bytes: int, range_bytes: int) -> list[tuple[Piece, int]]:
-    """A file's pieces, with their bytes: one, but for a large file that can be read from anywhere.
+    """The pieces of a file, each with its number of bytes. A file is one piece unless it is large
+    and can be read from anywhere.
 
     Raises:
         DataError: a large Parquet file is damaged.
@@ -81,8 +82,8 @@ def _row_groups(path: str, range_bytes: int) -> list[tuple[Piece, int]]:
 
 
 def join(found: Iterable[Piece]) -> tuple[Piece, ...]:
-    """The same documents in fewer pieces: neighbours in a file as one, where a document is a row.
-    (In plain text the cutting into documents starts anew in each piece.)"""
+    """Joins neighbouring pieces of a file, without changing the documents. Plain text stays as it
+    is: there the cutting into documents starts again in each piece."""
     joined: list[Piece] = []
     for piece in found:
         last = joined[-1] if joined else None
@@ -94,7 +95,7 @@ def join(found: Iterable[Piece]) -> tuple[Piece, ...]:
 
 
 def read(piece: Piece, reading: Reading) -> Iterator[str]:
-    """The piece's documents, also those that are empty.
+    """Yields the piece's documents, including empty ones.
 
     Raises:
         DataError: the file is missing, damaged, or not UTF-8, or a row has no text.
@@ -124,7 +125,7 @@ def _named_errors(path: str) -> Iterator[None]:
 
 
 class _BadRow(Exception):
-    """A row without text; whoever knows the row's number says where it is."""
+    """A row without text; the caller, who knows the row's number, adds where it is."""
 
 
 def texts_of_rows(
@@ -147,7 +148,7 @@ def _text_of(row: dict[str, object], reading: Reading) -> str:
     except UnicodeEncodeError as e:  # JSON can spell half of a surrogate pair
         if reading.errors == "strict":
             raise _BadRow(
-                f"not valid Unicode at character {e.start}; mend it or set data.errors=replace"
+                f"not valid Unicode at character {e.start}; fix it or set data.errors=replace"
             ) from None
         text = text.encode(errors="surrogatepass").decode(errors="replace")
     return text
@@ -201,15 +202,15 @@ def _object(line: str) -> dict[str, object]:
 
 
 def _first_line(file: io.BufferedReader, piece: Piece) -> int:
-    """Where the piece's first line begins; no less than its stop where none does."""
+    """The offset of the first line that begins in the piece; at least its stop if none does."""
     if not piece.start:
         return 0
-    file.seek(piece.start - 1)  # the byte before is a line's end, or it is in an earlier line
+    file.seek(piece.start - 1)  # this byte ends a line, or is within one that began earlier
     return piece.start - 1 + len(file.readline(piece.stop - piece.start + 1))
 
 
 def _line_number(path: str, offset: int) -> int:
-    """The number, from 1, of the line that begins there; only counted for a message."""
+    """The number, from 1, of the line that begins at `offset`; counted only for a message."""
     number = 1
     with _opened(Piece(path)) as file:
         while chunk := file.read(min(offset, storage.CHUNK_BYTES)):
@@ -222,19 +223,20 @@ def _line_number(path: str, offset: int) -> int:
 
 
 def _plain_text(piece: Piece, reading: Reading) -> Iterator[str]:
-    """The piece as one document, or cut where paragraphs begin; read as a stream, however long."""
+    """Yields the piece as one document, or cut where paragraphs begin. The file is read as a
+    stream, so that a piece may be of any length."""
     with _opened(piece) as file:
         start = _first_paragraph(file, piece)
         if start is None:
             return
         held: list[str] = []
-        began: int | None = None  # the document's first line with text: blank lines are no document
+        began: int | None = None  # the first line with text: blank lines alone are no document
         after_blank = False
         for offset, line in _lines(file, piece.path, start, END, reading.errors):
             blank = line.isspace()
             if after_blank and not blank:
                 if offset >= piece.stop:
-                    if began is not None:  # else all of the piece is blank, but the file is not
+                    if began is not None:  # else the piece is all blank, but the file is not
                         yield "".join(held)
                     return
                 if reading.cut_bytes and began is not None and offset - began >= reading.cut_bytes:
@@ -248,8 +250,8 @@ def _plain_text(piece: Piece, reading: Reading) -> Iterator[str]:
 
 
 def _first_paragraph(file: io.BufferedReader, piece: Piece) -> int | None:
-    """Where the piece begins: at the first line with text after a blank line (or the file's start);
-    None: no paragraph begins between its start and its stop."""
+    """The offset where the piece's text begins: its first line with text after a blank line, or the
+    start of the file. None if no paragraph begins between its start and its stop."""
     if not piece.start:
         return 0
     at = _before(file, piece.start)
@@ -267,8 +269,8 @@ def _first_paragraph(file: io.BufferedReader, piece: Piece) -> int | None:
 
 
 def _before(file: io.BufferedReader, start: int) -> int:
-    """A place before `start` from which reading on shows whether the line before it is blank: an
-    earlier line's, or one in that line before some of its text."""
+    """An offset before `start`. Reading from there shows whether the line before `start` is blank:
+    the offset is in an earlier line, or in that line with some of its text after it."""
     back = 256
     while True:
         at = max(0, start - back)
@@ -276,7 +278,7 @@ def _before(file: io.BufferedReader, start: int) -> int:
         behind = file.read(start - at)
         if at == 0 or b"\n" in behind[:-1]:
             return at
-        if behind.decode(errors="ignore").strip():  # either end may be within a character
+        if behind.decode(errors="ignore").strip():  # both ends may cut a character
             return at
         back *= 16
 
@@ -290,8 +292,8 @@ def _is_blank(line: bytes) -> bool:
 
 @contextlib.contextmanager
 def _opened(piece: Piece) -> Iterator[io.BufferedReader]:
-    """The file, decompressed by its name's ending; to be read from anywhere if the piece begins
-    within it (which those of compressed files do not)."""
+    """Opens the file, and decompresses it if its name's ending says so. It is seekable if the piece
+    begins inside the file (pieces of compressed files never do)."""
     fs, inside = storage.filesystem(piece.path)
     if piece.start:
         opened = fs.open_input_file(inside)
@@ -304,9 +306,9 @@ def _opened(piece: Piece) -> Iterator[io.BufferedReader]:
 def _lines(
     file: io.BufferedReader, path: str, start: int, stop: int, errors: str
 ) -> Iterator[tuple[int, str]]:
-    """(offset, text) of the lines that begin from `start`, where one begins, up to `stop`. Line
-    ends are kept as they are; only a line feed is one, so that no character is cut."""
-    if start >= stop:  # it may be within a very long line
+    """Yields (offset, text) of the lines that begin from `start`, where one begins, up to `stop`.
+    Line ends are kept. Only a line feed ends a line, so that no character is cut."""
+    if start >= stop:  # `start` may be within a very long line
         return
     if start:
         file.seek(start)

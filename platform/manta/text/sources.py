@@ -1,9 +1,9 @@
-"""Documents, from wherever they are.
+"""Documents from files, the Hugging Face hub, or the source code of the running Python.
 
-A corpus is cut into *parts*: small picklable instructions, each read from start to end by one task,
-the same list whatever the number of tasks. What the documents are does not depend on the parts:
-a file of any size comes in pieces (`files.Piece`) that are its own affair, and parts only group
-them. The document is the unit of the train/val split.
+A corpus is cut into *parts*: small picklable instructions, each read from start to end by one task.
+The list of parts is the same for any number of tasks. The documents do not depend on the parts: the
+pieces of a file (`files.Piece`) depend on that file alone, and parts only group pieces. The unit of
+the train/val split is the document.
 """
 
 import dataclasses
@@ -25,26 +25,27 @@ from manta.text.files import READABLE, Piece
 PYTHON = "python"
 HUGGING_FACE = "hf:"
 RANGE_BYTES = 4 << 20  # large files are read in pieces of this size
-# Small pieces are read together until a part is about this large. A part is a task, and thousands
-# of tasks cost more than they bring: a large corpus has about so many parts, of a bounded size.
+# Small pieces are read together until a part is about PART_BYTES large. A part is a task, and
+# thousands of tasks cost more than they gain: a large corpus has about MANY_PARTS parts, each of at
+# most MOST_PART_BYTES.
 PART_BYTES = 2 << 20
 MANY_PARTS = 512
 MOST_PART_BYTES = 64 << 20
-FOOTERS_AT_ONCE = 16  # each is a wait for the storage
+FOOTERS_AT_ONCE = 16  # reading one mostly waits for the storage
 NOT_CORPUS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What to read, and how.
+    """A corpus: what to read, and how.
 
     location: "python" (the standard library of the running Python), a file, folder or glob
         (local or any URI), or "hf:OWNER/NAME" for a Hugging Face dataset.
-    subset, split: of the Hugging Face dataset.
-    text_key: the JSONL key or Parquet column that holds the text.
+    subset, split: the subset and the split of the Hugging Face dataset.
+    text_key: the JSONL key or Parquet column that contains the text.
     errors: "strict" stops at bytes that are not UTF-8; "replace" puts U+FFFD in their place.
-    cut_bytes: a longer plain-text file is cut at blank lines into documents of about this size;
-        0: a file is one document.
+    cut_bytes: plain-text files longer than this are cut at blank lines into documents of about
+        this size; 0: a file is one document.
     """
 
     location: str
@@ -66,10 +67,10 @@ class Part:
 
 
 def parts(source: Source) -> list[Part]:
-    """The source as parts, in an order that depends on the source alone.
+    """Cuts the source into parts, in an order that depends on the source alone.
 
     Raises:
-        DataError: nothing is there, or a file is of a kind that cannot be read.
+        DataError: the location is empty or missing, or its file is of a kind that cannot be read.
     """
     if source.location.startswith(HUGGING_FACE):
         count = _hugging_face(source).num_shards
@@ -93,7 +94,7 @@ def parts(source: Source) -> list[Part]:
 
 
 def _pieces(found: list[tuple[str, int]], source: Source) -> Iterator[tuple[Piece, int]]:
-    """(piece, bytes) of the files, in their order."""
+    """Yields (piece, bytes) for the files, in the files' order."""
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         large = (file for file in found if file[1] > RANGE_BYTES)
         cut = pool.map(
@@ -104,16 +105,16 @@ def _pieces(found: list[tuple[str, int]], source: Source) -> Iterator[tuple[Piec
 
 
 def documents(part: Part) -> Iterator[str]:
-    """The part's documents, in order, none of them empty or only white space.
+    """The part's documents, in order, without those that are empty or only white space.
 
     Raises:
-        DataError: a file is missing, damaged, or not UTF-8 (its name and the offset are given).
+        DataError: a file is missing, damaged, or not UTF-8 (the message has its name and offset).
     """
     return (text for text in all_documents(part) if text and not text.isspace())
 
 
 def all_documents(part: Part) -> Iterator[str]:
-    """As `documents`, with those that are empty: rows without text, and plain-text files."""
+    """The part's documents, in order, including empty rows and empty plain-text files."""
     source = part.source
     reading = files.Reading(source.text_key, source.errors, source.cut_bytes)
     if source.location.startswith(HUGGING_FACE):
@@ -128,13 +129,13 @@ def _rows(dataset: Any, source: Source) -> Iterator[dict[str, object]]:
     except Exception as e:  # as in _hugging_face
         reason = " ".join(str(e).split())[:200]
         raise DataError(
-            f"data.source={source.location}: cannot be read ({reason}); mend the dataset, or check "
+            f"data.source={source.location}: cannot be read ({reason}); fix the dataset, or check "
             "the network"
         ) from None
 
 
 def identity(source: Source) -> dict[str, object]:
-    """What makes two corpora different: recorded in a dataset's manifest and compared."""
+    """The values that tell corpora apart; a dataset's manifest records them for comparison."""
     recorded: dict[str, object] = dataclasses.asdict(source)
     if source.location == PYTHON:
         recorded["python"] = ".".join(map(str, sys.version_info[:3]))
@@ -177,19 +178,19 @@ def _find(location: str) -> list[tuple[str, int]]:
     ]
     if not found:
         raise DataError(
-            f"data.source={location}: no readable file is there; kinds: {', '.join(READABLE)}"
+            f"data.source={location}: no readable file there; readable are {', '.join(READABLE)}"
         )
     return found
 
 
 def _hugging_face(source: Source):  # type: ignore[no-untyped-def]
-    """The dataset as a stream; nothing is downloaded but what is read."""
+    """Opens the dataset as a stream: only what is read is downloaded."""
     import datasets
 
     name = source.location.removeprefix(HUGGING_FACE)
     try:
         return datasets.load_dataset(name, name=source.subset, split=source.split, streaming=True)
-    except Exception as e:  # the hub's client raises many kinds, none of them documented
+    except Exception as e:  # the hub's client raises many kinds of errors, none documented
         reason = " ".join(str(e).split())[:200]
         raise DataError(
             f"data.source={source.location}: the dataset cannot be opened ({reason}); check the "

@@ -1,7 +1,7 @@
 """Tokenizers: tiktoken's named encodings, and byte-pair encodings trained on the corpus.
 
-Hugging Face `tokenizers` trains and tiktoken encodes, so that both kinds are one class with one
-file format, saved with every dataset and every checkpoint.
+Hugging Face's `tokenizers` trains and tiktoken encodes. Both kinds are one class with one file
+format, saved with every dataset and every checkpoint.
 """
 
 import base64
@@ -27,13 +27,14 @@ R50K = "r50k_base"
 R50K_SIZE = 50257  # ids, end-of-text included
 # sha256 of r50k_base.tiktoken, as tiktoken 0.14 checks it (tiktoken_ext/openai_public.py).
 R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-# A longer text is encoded a window (in characters) at a time. Windows change no id; they bound what
-# tiktoken does with one very long word: as a whole, 50 MB of the letter "a" take 31 s and 2.3 GB
-# more memory (48 bytes a byte; "-", NUL and newlines the same), with windows 11 s and 0.1 GB. And
-# tiktoken fails at a million white-space characters before a word.
+# A longer text is encoded in windows of this many characters. Windows change no id. They bound what
+# one very long word costs in tiktoken: 50 MB of the letter "a" take 31 s and 2.3 GB more memory
+# without windows (48 bytes per byte; "-", NUL and newlines the same), 11 s and 0.1 GB with them.
+# Also, tiktoken fails at a million white-space characters before a word.
 WINDOW = 1 << 17
-# A trainer's time grows with the square of a word's length (5 s at 100 kB), its memory with the
-# text's (100 bytes a byte), so that it gets long words and texts in pieces of so many characters.
+# The trainer's time grows with the square of a word's length (5 s at 100 kB), and its memory with
+# the length of a text (100 bytes per byte). So it gets long words and long texts in pieces of this
+# many characters.
 TRAINED_WORD = 1000
 TRAINED_TEXT = 1 << 17
 _LONG_WORD = re.compile(rf"(?<!\S)\S{{{TRAINED_WORD + 1},}}|(?<!\s)\s{{{TRAINED_WORD + 1},}}")
@@ -41,7 +42,7 @@ _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
 class Tokenizer:
-    """Text to token ids and back. Text that spells a special token is only text."""
+    """Turns text into token ids and back. Text that spells a special token is ordinary text."""
 
     def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], eot: int):
         self.name = name
@@ -50,34 +51,34 @@ class Tokenizer:
         self.pattern = pattern
         """The regular expression that splits text into words, within which merges happen."""
         self.ranks = ranks
-        """The id of each token but end-of-text; the order of ids is that of merges."""
+        """The id of each token except end-of-text; ids are in the order of the merges."""
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot}
         )
 
     @property
     def tiktoken(self) -> tiktoken.Encoding:
-        """What encodes, to measure against."""
+        """The tiktoken encoding behind this tokenizer, to compare measurements with."""
         return self._encoding
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, the end-of-text token's included."""
+        """Number of ids, including that of the end-of-text token."""
         return self._encoding.n_vocab
 
     @property
     def dtype(self) -> np.dtype:
-        """The smallest type for ids. The largest uint16 is never an id: it can mark a filler."""
+        """The smallest type for ids. The largest uint16 is never an id, so it can mark padding."""
         return np.dtype(np.uint16 if self.vocab_size <= np.iinfo(np.uint16).max else np.uint32)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_array(text).tolist()
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The ids of a text, (T,) `dtype`."""
+        """The ids of a text, as an array (T,) of type `dtype`."""
         try:
             return np.concatenate(list(self._windows(text)))
-        except UnicodeEncodeError:  # half of a surrogate pair, as from a terminal: U+FFFD
+        except UnicodeEncodeError:  # half of a surrogate pair, e.g. from a terminal: U+FFFD
             mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             return np.concatenate(list(self._windows(mended)))
 
@@ -86,13 +87,13 @@ class Tokenizer:
         return ids.astype(self.dtype)
 
     def _windows(self, text: str) -> Iterator[np.ndarray]:
-        """The ids of a text, a window at a time, the same as those of the text in one piece.
+        """Yields the ids of a text, window by window; they equal the ids of the text as a whole.
 
-        The next window begins at a token of this one, and what it begins with must be that token.
-        Then it is a token of the whole text too: a sequence of tokens is the encoding of its bytes
-        where each two neighbours are the encoding of theirs (a merge across a border happens
+        The next window begins at a token of this one, and its own first token must be the same.
+        That token is then a token of the whole text too. A sequence of tokens is the encoding of
+        its bytes if each two neighbours are the encoding of theirs (a merge across a border happens
         between the two or not at all), and here each two are neighbours in one of the windows.
-        Where no token does, the window grows.
+        If no token fits, the window grows.
         """
         start, size = 0, WINDOW
         ids = self._encode(text[:size])
@@ -109,16 +110,18 @@ class Tokenizer:
         yield ids
 
     def _borders(self, text: str, end: int, ids: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Some places near the end of a window: the number of tokens before, the character's index.
+        """Yields places near the end of a window: the number of tokens before, and the index of the
+        character in the text.
 
-        Eight tokens from it, as the last words would be cut otherwise if the text went on; and not
-        at an apostrophe: "'s" is a word where a text begins, but not after other marks.
+        A place is at least eight tokens before the end, since the last words may be cut there if
+        the text continues. No place is at an apostrophe: "'s" is a word at the start of a text, but
+        not after other marks.
         """
         behind = b""
         tried = 0
         for count in range(len(ids) - 1, max(0, len(ids) - 64), -1):
             behind = self._encoding.decode_single_token_bytes(int(ids[count])) + behind
-            if len(ids) - count < 8 * (tried + 1) or behind[0] & 0xC0 == 0x80:  # in a character
+            if len(ids) - count < 8 * (tried + 1) or behind[0] & 0xC0 == 0x80:  # within a character
                 continue
             at = end - len(behind.decode())
             if "'" not in text[max(0, at - 2) : at + 1]:
@@ -126,11 +129,11 @@ class Tokenizer:
                 yield count, at
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of some ids; bytes that are not UTF-8 come out as U+FFFD."""
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD."""
         return self._encoding.decode(list(tokens))
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text of ids as they come, whole characters only."""
+        """Yields the text of ids as they arrive, in whole characters only."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token in tokens:
             yield decoder.decode(self._encoding.decode_single_token_bytes(token))
@@ -170,9 +173,9 @@ def load(path: str) -> Tokenizer:
         raise DataError(f"{path}: not a tokenizer of Manta's ({e!r}); restore the file") from None
 
 
-@functools.lru_cache(maxsize=4)  # each task of a worker asks anew
+@functools.lru_cache(maxsize=4)  # each task of a worker asks again
 def from_bytes(data: bytes) -> Tokenizer:
-    """The way back from `Tokenizer.serialized`."""
+    """Makes a tokenizer from `Tokenizer.serialized`."""
     content = json.loads(data)
     if content["format"] != FORMAT:
         raise ValueError(content["format"])
@@ -181,10 +184,10 @@ def from_bytes(data: bytes) -> Tokenizer:
 
 
 def named(name: str, file: str | None = None) -> Tokenizer:
-    """r50k_base, GPT-2's encoding: from tiktoken's own cache or download, or from a file.
+    """Loads r50k_base, GPT-2's encoding, from tiktoken's own cache or download, or from a file.
 
     Raises:
-        DataError: the file is missing or another one, or the download failed.
+        DataError: the file is missing or is another file, or the download failed.
     """
     assert name == R50K, name
     if file is not None:
@@ -221,7 +224,7 @@ def _read_encoding_file(file: str) -> bytes:
 
 
 def _r50k_address() -> str:
-    """Where tiktoken gets the file, read from tiktoken itself so that both share one cache."""
+    """The address of tiktoken's file, read from tiktoken itself so that both share one cache."""
     from tiktoken_ext import openai_public
 
     constants = openai_public.r50k_base.__code__.co_consts
@@ -229,11 +232,12 @@ def _r50k_address() -> str:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with at most `vocab_size` ids (end-of-text included), fewer where the text
-    has not enough pairs to merge.
+    """Trains a byte-level BPE with at most `vocab_size` ids, end-of-text included. It has fewer if
+    the text does not have enough pairs to merge.
 
-    Splits text as r50k_base does. Bytes are the first 256 ids, merges follow in the order learned,
-    so that rank order is merge order and tiktoken encodes as the trainer would.
+    It splits text as r50k_base does. The first 256 ids are bytes; merges follow in the order in
+    which they were learned, so that rank order is merge order and tiktoken encodes as the trainer
+    would.
     """
     from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Trainee
@@ -260,7 +264,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Texts for the trainer, none with a word that would take it hours."""
+    """Yields the texts in pieces for the trainer, without words so long that they take hours."""
     for text in texts:
         start = 0
         for word in _LONG_WORD.finditer(text):
@@ -271,7 +275,7 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _in_pieces(text: str) -> Iterator[str]:
-    """Cut where a word ends, which is where the pattern would cut."""
+    """Yields the text in pieces, cut where a word ends, which is where the pattern would cut."""
     start = 0
     while found := _WORD_END.search(text, start + TRAINED_TEXT):
         yield text[start : found.end()]
@@ -280,8 +284,8 @@ def _in_pieces(text: str) -> Iterator[str]:
 
 
 def byte_of_character() -> dict[str, int]:
-    """ByteLevel shows each byte as one printable character: itself where Latin-1 prints it, else
-    the next free one from U+0100 (GPT-2's bytes_to_unicode). This is the way back."""
+    """The byte that each character of ByteLevel stands for. ByteLevel shows a byte as itself if
+    Latin-1 can print it, else as the next free character from U+0100 (GPT-2's bytes_to_unicode)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     shown = {chr(byte): byte for byte in printable}

@@ -1,4 +1,4 @@
-"""A tokenizer as the tokenizer.json of Hugging Face's libraries, and back."""
+"""Converts tokenizers to and from the tokenizer.json of Hugging Face's libraries."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from manta.text.tokenizer import END_OF_TEXT, Tokenizer, byte_of_character, r50k
 
 
 def to_json(tokenizer: Tokenizer) -> str:
-    """The same encoding as a tokenizer.json."""
+    """Writes the same encoding as a tokenizer.json."""
     shown = {byte: character for character, byte in byte_of_character().items()}
     names = {token: "".join(shown[byte] for byte in token) for token in tokenizer.ranks}
     vocabulary = {names[token]: rank for token, rank in tokenizer.ranks.items()}
@@ -21,7 +21,7 @@ def to_json(tokenizer: Tokenizer) -> str:
         if len(token) > 1:
             left, right = halves(token, tokenizer.ranks)
             merges.append((names[left], names[right]))
-    # tiktoken looks whether a whole word is a token before it merges anything.
+    # ignore_merges: tiktoken checks whether a whole word is a token before it merges anything.
     made = FastTokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -36,8 +36,8 @@ def to_json(tokenizer: Tokenizer) -> str:
 
 
 def halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens whose merge makes this one: what byte-pair encoding makes of its bytes with
-    the merges before it."""
+    """The two tokens whose merge makes this one: the result of byte-pair encoding on its bytes with
+    all earlier merges."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
@@ -48,11 +48,11 @@ def halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 
 def from_json(data: bytes, where: str) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, if it is a byte-level BPE whose ids are in the order of
-    its merges (as GPT-2's, and those that Manta writes, are).
+    """Reads a tokenizer.json that is a byte-level BPE whose ids are in the order of its merges (as
+    GPT-2's is, and those that Manta writes).
 
     Raises:
-        DataError: it is another kind, which is said.
+        DataError: it is not such a tokenizer; the message says why.
     """
     try:
         content = json.loads(data)
@@ -68,17 +68,17 @@ def from_json(data: bytes, where: str) -> Tokenizer:
     if kind != "BPE" or not all(set(name) <= byte_of.keys() for name in plain):
         raise DataError(
             f"{where}: a {kind} tokenizer that is not byte-level; Manta reads byte-level BPE "
-            "(GPT-2's, and those that it writes itself)"
+            "(GPT-2's, and those that Manta writes)"
         )
     if content.get("normalizer") is not None:
-        raise DataError(f"{where}: it normalizes text, which Manta does not")
+        raise DataError(f"{where}: it normalizes text; Manta reads only tokenizers that do not")
     ranks = {bytes(map(byte_of.__getitem__, name)): rank for name, rank in plain.items()}
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise DataError(f"{where}: its {len(ranks)} ids are not 0 to {len(ranks) - 1}")
     if [special.get(END_OF_TEXT)] != list(special.values()) or special[END_OF_TEXT] != len(ranks):
         raise DataError(
-            f"{where}: its special tokens are {special}; Manta has one, {END_OF_TEXT}, after all "
-            "others"
+            f"{where}: its special tokens are {special}; Manta needs exactly one, {END_OF_TEXT}, "
+            "with the last id"
         )
     pattern = _pattern(content.get("pre_tokenizer"))
     if pattern is None:
@@ -88,7 +88,7 @@ def from_json(data: bytes, where: str) -> Tokenizer:
 
 
 def _pattern(splitter: Any) -> str | None:
-    """The regular expression by which text is split into words."""
+    """The regular expression that splits text into words; None if Manta does not know the rule."""
     if splitter is None:
         return None
     if splitter["type"] == "Sequence":

@@ -3,20 +3,20 @@
 Its sub-rooms and files, in reading order:
 
     step            the optimizer step: device, schedule, optimizer, DeepSpeed's engine
-    checkpoints     what is written, how, and what is there
+    checkpoints     what a checkpoint holds, how it is written, and which ones a run has
     faults          what goes wrong while training runs: signals, loss spikes, workers that hang
-    records         what a run writes down: metrics, and where its time went
+    records         the records of a run: metrics, and where its time went
     settings        the configs of the training loop and of a run on Ray
-    run             what the loop works on, and what ends it before its time
+    run             the state that the loop works on, and the exceptions that end it early
     validation      val loss and bits per byte while a run trains
-    meter           how long steps took, what is written of them, and whether they are out of line
+    meter           times steps, logs them, and looks for loss spikes
     loop            the training loop, without Ray
-    plan            what a run is made of: its weights, its model, the order of its data
-    build           from a config to an engine on this machine
-    resume          what of a run does not change while it trains, and whether it can go on
-    rollbacks       going back before a loss spike, and past the tokens that it came from
+    plan            what a run starts from: its weights, its model, the order of its data
+    build           builds the engine for this machine from a config
+    resume          what must stay the same when a run resumes, and whether it can resume
+    rollbacks       goes back to before a loss spike and skips the tokens that caused it
     worker          one rank: sets up the loop and runs it in Ray Train's process
-    patience        what is done about workers that failed, in the process that starts them again
-    supervise       Ray Train's workers, started again when they fail
-    pretrain        a whole run, from the process that a person starts
+    patience        decides whether failed workers are started again, and counts failures
+    supervise       runs Ray Train's workers, and starts them again when they fail
+    pretrain        a whole run, as the process that a person starts sees it
 """

@@ -1,4 +1,4 @@
-"""From a config to an engine on this machine: what only the worker can decide, and the engine."""
+"""Builds the engine for this machine from a config, and decides what only a worker can decide."""
 
 import functools
 import importlib.util
@@ -24,14 +24,15 @@ from manta.train.settings import TrainConfig, memory_setup
 from manta.train.step.device import DTYPES, Device
 from manta.train.step.engine import Engine
 
-# The least computing, in seconds at the device's peak, that pays for a compilation, which takes 20
-# to 60 s of the host. What is not compiled loses a larger share of its speed on a GPU.
+# A run is compiled if it would take more than this many seconds at the device's peak. A shorter one
+# does not repay the compilation, which takes 20 to 60 s of the host. The GPU's limit is lower, as
+# code that is not compiled loses a larger share of its speed there.
 WORTH_COMPILING_SECONDS = {"cpu": 600, "cuda": 120}
 USABLE_OF_HOST = 0.8
 
 
 def compiles(c: TrainConfig, model: ModelConfig, device: Device) -> bool:
-    """Whether the blocks are compiled. Raises ConfigError when they are to be and cannot."""
+    """Whether to compile the blocks. Raises ConfigError if compile=blocks is impossible here."""
     if c.compile == "none":
         return False
     kind = device.torch_device.type
@@ -40,7 +41,7 @@ def compiles(c: TrainConfig, model: ModelConfig, device: Device) -> bool:
         if missing:
             raise ConfigError(f"compile=blocks needs {missing}, or set compile=none")
         return True
-    # At stage 3, DeepSpeed's hooks break each block's graph into many; that it helps is not shown.
+    # At stage 3, DeepSpeed's hooks break each block's graph into many; no gain has been measured.
     if missing or c.zero_stage == 3:
         return False
     flops = flops_per_token(model, c.sequence_length) * c.total_tokens / c.workers
@@ -48,9 +49,10 @@ def compiles(c: TrainConfig, model: ModelConfig, device: Device) -> bool:
 
 
 def missing_to_compile(kind: str) -> str | None:
-    """What torch.compile's inductor lacks on this machine, and the remedy: it writes C++ for a CPU,
-    and has Triton write kernels for a GPU, which builds its launcher from C. Both are modules of
-    Python's, built with its headers."""
+    """What torch.compile's inductor lacks on this machine, and the remedy; None if nothing.
+
+    For a CPU, inductor writes C++. For a GPU, Triton writes the kernels and builds their launcher
+    from C. Both results are Python modules, so building them needs Python's headers."""
     if kind == "cuda" and importlib.util.find_spec("triton") is None:
         return "Triton, and Python finds no package triton: install it (pip install triton)"
     # The compilers that inductor and Triton look for.
@@ -72,8 +74,8 @@ def missing_to_compile(kind: str) -> str | None:
 
 
 def slow_attention(c: TrainConfig, model: ModelConfig, device: Device) -> str | None:
-    """A line, where a GPU's attention will hold all T x T scores; None: it has a kernel that does
-    not."""
+    """A warning if attention on this GPU will keep all T x T scores in memory; None if a fused
+    kernel avoids that."""
     if device.torch_device.type != "cuda" or c.document_mask:
         return None
     if fused_kernels(device.torch_device, DTYPES[device.dtype], model.head_size):
@@ -89,10 +91,10 @@ def slow_attention(c: TrainConfig, model: ModelConfig, device: Device) -> str | 
 def micro_batch(
     c: TrainConfig, model: ModelConfig, device: Device, local_workers: int, compiled: bool
 ) -> int:
-    """Sequences that a worker computes at once; for `auto`, by the memory that it finds.
+    """Sequences that a worker computes at once; for `auto`, as many as fit its memory.
 
     Raises:
-        ConfigError: not even one fits; with what would make it fit.
+        ConfigError: not even one sequence fits; the message says what would make it fit.
     """
     if c.micro_batch_size != "auto":
         return c.micro_batch
@@ -117,14 +119,14 @@ def build(
     compiled: bool,
     start: Callable[[GPT], None] | None = None,
 ) -> Engine:
-    """A model in an engine for micro batches of `size`, of which `steps` make an optimizer step at
-    first. `start`, on rank 0, gives it its weights; without, they are new, from the config's seed
-    and the device's own random numbers. All ranks start from rank 0's weights, which DeepSpeed
-    sends them."""
+    """Builds a model in an engine for micro batches of `size`; an optimizer step has `steps` of
+    these at first. `start`, called on rank 0, sets the model's weights. Without it, the weights are
+    new, drawn from the config's seed by the device's own random number generator. All ranks start
+    from rank 0's weights, which DeepSpeed sends to them."""
     torch.manual_seed(c.seed)
-    with device.torch_device:  # where its weights are made: drawing them on the host takes longer
+    with device.torch_device:  # weights are made here, as drawing them on the host takes longer
         made = GPT(model)
-    made.to(device.torch_device)  # and what is made on the CPU in any case
+    made.to(device.torch_device)  # some tensors are made on the CPU in any case
     if dist.get_rank() == 0:
         (start or functools.partial(initialise, c=c.init))(made)
     made.recompute = c.activation_checkpointing

@@ -1,6 +1,6 @@
-"""The training loop. There is no Ray in it: batches come in, `say` and `report` go out.
+"""The training loop, without Ray: it takes batches, and reports through `say` and `report`.
 
-It reads top to bottom: step, log, validate, sample, save. Every rank runs it alike.
+It reads from top to bottom: step, log, validate, sample, save. Every rank runs the same code.
 """
 
 import gc
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from manta.model.generate import generate_batch
+from manta.model.generate import Sampling, generate_batch
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.signals import Asked
 from manta.train.meter import Meter
@@ -22,12 +22,12 @@ from manta.train.validation import validate
 
 
 def train(run: Run, until: int | None = None) -> TrainState:
-    """Trains from `run.state.step` to the end, and saves; or to step `until`, and leaves the end
-    (the last samples and checkpoint) to a later call.
+    """Trains from `run.state.step` to the end, then samples and saves. With `until`, trains to that
+    step and leaves the last samples and the last checkpoint to a later call.
 
     Raises:
-        Interrupted: asked to stop or to move, and saved.
-        Rollback: a spike, or too many steps that were not taken: the run has to go back.
+        Interrupted: the run was asked to stop or to move, and has saved.
+        Rollback: the loss spiked, or too many steps were not taken: the run has to go back.
         CheckpointError: the last checkpoint could not be saved.
     """
     with no_garbage_collection():
@@ -61,7 +61,7 @@ def _train(run: Run, until: int | None) -> TrainState:
                 run.watchdog.beat()
         state.step, state.val_loss = step + 1, None
         is_last = state.step == c.total_steps
-        if losses:  # none where the step's tokens are passed over
+        if losses:  # there are none if the step's tokens are passed over
             clip, limit = c.optimizer.grad_clip, run.detector.norm_limit
             norm = run.engine.step(clip, limit=limit)
             meter.record(losses, norm, lr)
@@ -78,7 +78,7 @@ def _train(run: Run, until: int | None) -> TrainState:
         due = due or (bool(c.eval.suites) and state.step % c.eval.every == 0)
         is_leaving = bool(asked & (Asked.MOVE | Asked.STOP))
         if ((due or Asked.SAVE in asked) and not is_last) or is_leaving:
-            meter.log()  # what is saved has been logged, and there is no spike in it
+            meter.log()  # every saved step must be logged first, and checked for spikes
             save(run)
         if is_leaving:
             leave(run, asked)
@@ -93,9 +93,11 @@ def _train(run: Run, until: int | None) -> TrainState:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Python looks for cycles whenever it has made so many objects, which stalls a step, and all
-    ranks wait for the one that does. Here none is looked for but after each evaluation."""
-    if not gc.isenabled():  # as in a bench, which trains a few steps at a time
+    """Turns Python's garbage collection off; `validate` collects after each evaluation.
+
+    Python collects cycles after a certain number of allocations. That stalls a step on one rank,
+    and all other ranks wait for it."""
+    if not gc.isenabled():  # a bench, which trains a few steps at a time, has turned it off
         yield
         return
     gc.collect()
@@ -109,7 +111,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def sample(run: Run) -> None:
-    """Completes the prompts; all ranks compute (at ZeRO stage 3 they must), rank 0 writes."""
+    """Completes the prompts. All ranks compute (at ZeRO stage 3 they must); rank 0 writes."""
     c = run.config.sample
     if not c.prompts:
         return
@@ -126,8 +128,7 @@ def sample(run: Run) -> None:
             [tokenizer.encode(prompt) or [tokenizer.eot] for prompt in c.prompts],
             c.tokens,
             seeds=[_mix(run.config.seed, index) for index in range(len(c.prompts))],
-            temperature=c.temperature,
-            top_k=c.top_k,
+            sampling=Sampling(temperature=c.temperature, top_k=c.top_k),
             stop=tokenizer.eot,
         )
         new = []
@@ -144,8 +145,10 @@ def sample(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """Training waits for a copy; the rest is written while it goes on. All steps have to be logged:
-    no record of one is lost with what comes after, and what is saved has no spike in it."""
+    """Saves a checkpoint: training waits for a copy, which is written while training continues.
+
+    All steps must have been logged before. Then no step's record is lost if a later step fails, and
+    no checkpoint has a loss spike in it."""
     if run.saver.last_step == run.state.step:
         return
     run.state.spikes = run.detector.state
@@ -158,14 +161,14 @@ def save(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
-    """Waits until all is on the disk."""
+    """Waits until everything is on the disk."""
     with run.ledger.timing("checkpoint"):
         run.saver.finish()
     run.ledger.write(last=True)
 
 
 def leave(run: Run, asked: Asked) -> NoReturn:
-    """Ends before the time, once the last save is on the disk: no step is lost."""
+    """Ends training early, once the last save is on the disk, so that no step is lost."""
     finish(run)
     raise Interrupted(asked)
 

@@ -1,4 +1,4 @@
-"""Steps: how long they took, what is written of them, and whether they are as the ones before."""
+"""Times training steps, logs them, and looks for loss spikes."""
 
 import math
 import time
@@ -20,12 +20,12 @@ from manta.train.step.device import Device, gpu_memory
 
 
 class Meter:
-    """Times steps, and logs them; what lies between `record` and `restart` (logging, evaluation,
-    saving) is no part of a step."""
+    """Times steps and logs them. The time between `record` and `restart` (logging, evaluation,
+    saving) does not count as part of a step."""
 
     def __init__(self, run: Run):
         self.run = run
-        self._records: list[dict[str, Any]] = []  # not logged yet: their losses are on the device
+        self._records: list[dict[str, Any]] = []  # steps to log; their losses are on the device
         c = run.config
         flops = flops_per_token(run.model, c.sequence_length)
         self._peak_rate = run.device.peak * c.workers / flops
@@ -49,8 +49,8 @@ class Meter:
         return batch
 
     def record(self, losses: list[Tensor], grad_norm: Tensor | float | None, lr: float) -> None:
-        """Keeps the step that just ended. Its loss and norm stay on the device until they are
-        logged, so that the step waits for nothing."""
+        """Keeps the record of the step that just ended. Its loss and norm stay on the device until
+        they are logged, so that the step does not wait for them."""
         now = time.perf_counter()
         seconds = now - self._started
         state, c = self.run.state, self.run.config
@@ -77,13 +77,13 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """The next step begins now."""
+        """Starts the clock of the next step."""
         self._started, self._waited = time.perf_counter(), 0.0
         self._micro_batches = self._fingerprint = self._skipped = 0
 
     def log(self) -> None:
-        """Writes the steps since the last call, with what all ranks did, and one line: the loss in
-        it is the mean over those steps.
+        """Writes the records of the steps since the last call, combined over all ranks, and one
+        line with the mean loss of those steps.
 
         Raises:
             Rollback, TrainingError: see `_look_for_spikes`.
@@ -94,7 +94,7 @@ class Meter:
         self._records = []
         losses = torch.stack([record["loss"] for record in records])
         dist.all_reduce(losses)
-        # Two's complement: the sum of int64s wraps as the fingerprint does.
+        # A sum of int64s wraps modulo 2^64 (two's complement), just as the fingerprint does.
         counts = [[record["fingerprint"], record["skipped_tokens"]] for record in records]
         signed = np.array(counts, dtype=np.uint64).view(np.int64)
         totals = torch.from_numpy(signed).to(losses.device)
@@ -142,19 +142,19 @@ def _write(
 
 
 def _utilisation(device: Device, mfu: float) -> str:
-    """MFU; where that is against a data sheet's peak, also as a share of what a matrix product
-    reached on this very GPU, at its clocks, its power and its temperature."""
+    """The MFU as text. If it is relative to a data sheet's peak, also the share of the speed that a
+    matrix product reached on this very GPU, at its clocks, its power and its temperature."""
     if device.data_sheet is None:
         return f"MFU {mfu:.1%}"
     return f"MFU {mfu:.1%} ({mfu * device.peak / device.measured:.1%} of the measured peak)"
 
 
 def _look_for_spikes(run: Run, records: list[dict[str, Any]], losses: list[float]) -> None:
-    """All ranks see the same numbers, and so decide alike.
+    """Checks the steps' losses and norms. All ranks see the same numbers, so they decide alike.
 
     Raises:
-        Rollback: the run has to go back, and may.
-        TrainingError: too many steps in a row were not taken, and it may not.
+        Rollback: the run has to go back, and `spikes.action` allows it.
+        TrainingError: too many steps in a row were not taken, and the run may not go back.
     """
     action = run.config.spikes.action
     for record, loss in zip(records, losses, strict=True):

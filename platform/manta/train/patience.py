@@ -1,4 +1,4 @@
-"""What is done about workers that failed, in the process that has them started again."""
+"""Decides whether failed workers are started again, in the process that starts them."""
 
 import contextlib
 import dataclasses
@@ -17,18 +17,18 @@ from manta.train.records import ledger
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
 
-# What is only about memory is something else: an illegal access, shared memory of a kernel or of
-# NCCL, the guess at a reason for which Ray finds a process dead.
+# Some failures mention memory and are something else: an illegal access, a lack of shared memory in
+# a kernel or in NCCL, Ray's guess at why a process died.
 OUT_OF_MEMORY = re.compile(
     r"(?i:out of memory)|_OUT_OF_MEMORY\b|\b(OutOf|_Array)?MemoryError\b|cudaErrorMemoryAllocation"
-    r"|_STATUS_(\w+_)?ALLOC(ATION)?_FAILED\b"  # of cuBLAS, cuDNN 8 and cuDNN 9
+    r"|_STATUS_(\w+_)?ALLOC(ATION)?_FAILED\b"  # from cuBLAS, cuDNN 8 and cuDNN 9
     r"|\b(can't|[Cc]annot) allocate memory|not enough memory: you tried to allocate"
     r"|std::bad_alloc|\blow on memory\b"
 )
 
 
 class GivenUp(failures.WorkersFailed):
-    """They failed too often."""
+    """The workers failed too often without a new checkpoint."""
 
 
 @dataclasses.dataclass
@@ -39,12 +39,12 @@ class Patience:
     say: Callable[[str], None]
     failures: int = 0
     newest: int = -1
-    """The step of the newest checkpoint when they last failed; -1: there was none."""
+    """The step of the newest checkpoint when the workers last failed; -1: there was none."""
 
     def count_failure(self, error: Exception) -> None:
-        """One more failure. Raises GivenUp if it is one too many."""
+        """Counts one more failure. Raises GivenUp if it is one too many."""
         reached = self.newest
-        with contextlib.suppress(OSError):  # the storage may be what failed them
+        with contextlib.suppress(OSError):  # a failing storage may be the cause
             paths = checkpoint.find(self.c.run_folder)
             reached = layout.step_of(paths[-1]) if paths else -1
         self.failures = 1 if reached > self.newest else self.failures + 1
@@ -63,22 +63,21 @@ class Patience:
 
 
 class Restarts(UserCallback):
-    """Lets Ray Train's controller start failed workers again: a new controller would cost some six
-    seconds more. What needs more than that, it leaves to the driver, by raising it.
-
-    Ray Train itself counts nothing (max_failures=-1).
+    """Lets Ray Train's controller start failed workers again, as a new controller would cost about
+    six seconds more. It leaves failures that need more than a restart to the driver, by raising
+    them. Ray Train itself does not count failures (max_failures=-1).
     """
 
     def __init__(self, c: PretrainConfig, say: Callable[[str], None]):
         self._patience = Patience(c, say)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raises a MantaError of the workers', WorkersFailed if something has to change first, or
-        GivenUp."""
-        del run_context  # Ray Train passes it by its name
+        """Returns if the workers can simply start again. Otherwise raises the workers' MantaError,
+        WorkersFailed if something has to change first, or GivenUp."""
+        del run_context  # Ray Train passes this argument by its name
         deaths = map(failures.death_of, worker_exceptions.values())
         if any(death is not None and death.preempted for death in deaths):
-            return  # their machine went, as announced; Ray Train asks this again and again
+            return  # the machine left as announced; Ray Train calls this repeatedly
         c = self._patience.c
         ledger.begin(c.run_folder, time.time())
         error = failures.failure_of(worker_exceptions)
@@ -94,22 +93,22 @@ class Restarts(UserCallback):
 
 
 def on_the_move(path: str) -> str:
-    return f"a worker's machine is to go: starting again from {path}"
+    return f"a worker's machine is leaving: starting again from {path}"
 
 
 def in_short(text: str) -> str:
-    """A failure of Ray's in a line that can be read."""
+    """Shortens the text of Ray's failure to one readable line."""
     text = " ".join(text.split())
     if "node has died" in text or "node was terminated" in text:
         return "a worker's node is gone"
     if "worker process has died" in text and not is_out_of_memory(text):
         return "a worker's process is gone, killed by somebody or by a system short of memory"
     if "CUDA out of memory" in text:
-        text = text.partition(" of which ")[0]  # what follows is of other processes, and advice
+        text = text.partition(" of which ")[0]  # then come other processes and advice
     return text if len(text) < 300 else f"{text[:100]} ... {text[-200:]}"
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Whether a failure, as its text (with the types of the exceptions) tells, is that a GPU or the
-    machine has no memory left: for PyTorch, CUDA, cuBLAS, cuDNN, NCCL, Python, NumPy or Ray."""
+    """Whether a GPU or the machine ran out of memory, judged by the text of the failure (with the
+    types of the exceptions): for PyTorch, CUDA, cuBLAS, cuDNN, NCCL, Python, NumPy or Ray."""
     return OUT_OF_MEMORY.search(text) is not None

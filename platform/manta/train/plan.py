@@ -1,4 +1,4 @@
-"""What a run is made of, before it starts: its weights, its model, and the order of its data."""
+"""What a run starts from: its weights, its model, and the order of its data."""
 
 import dataclasses
 
@@ -13,8 +13,9 @@ from manta.train.settings import PretrainConfig
 
 
 def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
-    """With the model of the checkpoint that `c` starts from, or of the run's own newest one, if it
-    starts from one. Raises CheckpointError when there is none."""
+    """Returns `c` as it is if it has no `init.checkpoint`; else with the model of the run's
+    `newest` checkpoint or, if that is None, of `init.checkpoint`. Raises CheckpointError if
+    `init.checkpoint` is not found."""
     if c.init.checkpoint is None:
         return c
     path = newest or checkpoint.resolve(c.init.checkpoint, c.home_folder)
@@ -24,7 +25,7 @@ def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
 
 
 def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model for this tokenizer. Raises ConfigError when its own vocabulary is too small."""
+    """The model with this tokenizer's vocabulary. Raises ConfigError if its own is too small."""
     if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"model.vocab_size={model.vocab_size} is less than the tokenizer's "
@@ -34,6 +35,6 @@ def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def order_of(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> Order:
-    """Which tokens each step reads. Raises DataError when there are too few."""
+    """The order in which steps read tokens. Raises DataError if there are too few tokens."""
     phases = c.data.phases(c.sequence_length)
     return mixture.make_order(datasets, phases, c.stages, c.seed, c.sequence_length)

@@ -1,4 +1,4 @@
-"""A run, from the process that a person starts: checks, workers, the summary."""
+"""A whole run, as the process that a person starts sees it: checks, workers, the summary."""
 
 import dataclasses
 import signal
@@ -24,8 +24,8 @@ from manta.train.supervise import Supervisor
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `finished_before`: it had already, and nothing was done. `stopped`: it has
-    not, but was told to (SIGTERM), and goes on when it is started again."""
+    """How a run ended. `finished_before`: it had ended already, and nothing was done. `stopped`:
+    SIGTERM stopped it before its end, and it resumes when it is started again."""
 
     folder: str
     checkpoint: str
@@ -36,7 +36,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """As a shell has it for what SIGTERM ended; 0 otherwise."""
+        """128 + SIGTERM if the run was stopped, else 0, as shells report it."""
         return 128 + signal.SIGTERM if self.stopped else 0
 
     @property
@@ -46,7 +46,7 @@ class Outcome:
 
 @contextmanager
 def no_companion(_c: PretrainConfig) -> Iterator[Callable[[], None]]:
-    """Nothing runs beside the run."""
+    """The default companion: nothing runs next to the run."""
     yield lambda: None
 
 
@@ -56,26 +56,27 @@ def pretrain(
     callbacks: Callable[[], list[Any]] = list,
     beside: Callable[[PretrainConfig], AbstractContextManager[Callable[[], None]]] = no_companion,
 ) -> Outcome:
-    """Trains a model (or goes on training it) as the config says.
+    """Trains a model, or resumes its training, as the config says.
 
     Args:
-        say: gets each line meant for a person.
-        callbacks: makes Ray Train callbacks, in the process that runs this.
-        beside: lasts while the run trains; what it gives is called when the run has ended.
+        say: receives each line meant for a person.
+        callbacks: makes Ray Train callbacks, in the process that calls `pretrain`.
+        beside: a context that is open while the run trains; its value is called if the run reaches
+            its end.
 
     Raises:
-        MantaError: before anything has started, if it cannot work; nothing is half-written.
+        MantaError: the run cannot work; raised before anything starts, with nothing half-written.
     """
     started = time.time()
     # The workers' environment and files may differ from ours.
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     cluster.connect()
     cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    path = checkpoint.latest(c.run_folder, say=print)  # once: it checks every file's sha256
+    path = checkpoint.latest(c.run_folder, say=print)  # once only: this checks every file's sha256
     if path is not None and c.resume == "never":
         raise ConfigError(
             f"resume=never, but the run {c.name} exists ({c.run_folder}): give another name=, "
-            "delete the folder, or set resume=auto to go on with it"
+            "delete the folder, or set resume=auto to resume it"
         )
     if path is not None and is_finished(c, path):
         return outcome(c, path, finished_before=True)
@@ -112,7 +113,7 @@ def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outc
 
 
 def summary(c: PretrainConfig, done: Outcome) -> str:
-    """What a person reads at the end."""
+    """The lines that a person reads at the end of a run."""
     state, last = done.state, done.last_eval
     tokens = c.tokens_before(state.step)
     lines = []
@@ -120,7 +121,7 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         why = "stopped early" if state.stopped_early else "is finished"
         lines.append(f"run {c.name} {why}, at step {state.step}; nothing was done")
     if done.stopped:
-        lines.append(f"run {c.name} stopped at step {state.step}; the same command goes on")
+        lines.append(f"run {c.name} stopped at step {state.step}; the same command resumes it")
     lines += [
         f"run          {done.folder}",
         f"checkpoint   {done.checkpoint}",
@@ -139,6 +140,6 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         f"next         python jobs/evaluate.py checkpoint={c.name}",
         f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
         f"extend       python jobs/pretrain.py {config} {extend}",
-        f"start anew   python jobs/pretrain.py {config} name=another-name",
+        f"start over   python jobs/pretrain.py {config} name=another-name",
     ]
     return "\n".join(lines)

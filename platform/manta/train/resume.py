@@ -1,4 +1,4 @@
-"""Whether a run can start, can go on, or has nothing left to do."""
+"""Checks whether a run can start, can resume, or has nothing left to do."""
 
 from typing import Any
 
@@ -19,28 +19,28 @@ def is_finished(c: PretrainConfig, path: str) -> bool:
     """Whether the run whose newest checkpoint is at `path` has nothing left to do."""
     state = checkpoint.load_state(path)
     if state.data["tokens_per_batch"] != c.tokens_per_batch:
-        return False  # steps of another size: `check_resumable` refuses them
+        return False  # the steps had another size: `check_resumable` refuses that
     return state.step >= c.total_steps or (state.stopped_early and c.eval.patience is not None)
 
 
 def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError when the weights at `path` are of another tokenizer."""
+    """Raises ConfigError if the weights at `path` were trained with another tokenizer."""
     theirs = checkpoint.load_tokenizer(path)
     if theirs.sha256 != tokenizer.sha256:
         raise ConfigError(
-            f"init.checkpoint={path} is of the tokenizer {theirs.name}, the data of "
+            f"init.checkpoint={path} has the tokenizer {theirs.name}, the data has "
             f"{tokenizer.name}: set data.tokenizer={storage.join(path, layout.ENCODING)}, and "
             "another data.name="
         )
 
 
 def check_enough_data(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> None:
-    """Raises DataError when the datasets hold less than one batch."""
+    """Raises DataError if the datasets hold less than one batch."""
     order_of(c, datasets)
 
 
 def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
-    """What decides which tokens each step reads; a run keeps to it."""
+    """The values that decide which tokens each step reads; they stay the same for a whole run."""
     return {
         "order": orders.VERSION,
         "seed": c.seed,
@@ -57,14 +57,14 @@ def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str
 def check_resumable(
     c: PretrainConfig, path: str, model: ModelConfig, datasets: tuple[Manifest, ...]
 ) -> None:
-    """Raises CheckpointError when the checkpoint is not of this model, tokenizer, data order or
-    optimizer. It may be of another number of workers, or another ZeRO stage."""
+    """Raises CheckpointError if the checkpoint has another model, tokenizer, data order, dtype or
+    optimizer. It may come from another number of workers or another ZeRO stage."""
     remedy = "use the run's own value, or give another name="
     saved, wanted = (configs.to_dict(m) for m in (checkpoint.load_model_config(path), model))
     for key in saved:
         if key not in ("preset", "depth") and saved[key] != wanted[key]:
             raise CheckpointError(
-                f"{path} is of another model: its model.{key} is {saved[key]}, the config says "
+                f"{path} has another model: its model.{key} is {saved[key]}, the config says "
                 f"{wanted[key]}; {remedy}"
             )
     state = checkpoint.load_state(path)

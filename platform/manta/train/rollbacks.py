@@ -1,7 +1,7 @@
-"""Going back before a loss spike, and past the tokens that it came from.
+"""Takes a run back to before a loss spike, and passes over the tokens that caused the spike.
 
-A run's rollbacks.json says which steps are passed over: their tokens are read, and not trained on.
-It is written before anything else happens, so that a run that dies while it goes back goes back.
+A run's rollbacks.json says which steps are passed over: their tokens are read but not trained on.
+The file is written first, so that a run that dies on its way back still goes back when it restarts.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from manta.train.faults.spikes import Anomaly, SpikeConfig
 
 
 def go_back(run: str, c: SpikeConfig, anomaly: Anomaly, say: Callable[[str], None]) -> None:
-    """Notes what is passed over, and sets aside the checkpoints from it on; by one rank.
+    """Records the steps to pass over, and sets aside the checkpoints from the first of them on.
+    Only one rank calls this.
 
     Raises:
         TrainingError: the run has gone back as often as it may.
@@ -40,7 +41,7 @@ def go_back(run: str, c: SpikeConfig, anomaly: Anomaly, say: Callable[[str], Non
 
 def passed_over(run: str) -> frozenset[int]:
     """The steps (0 is the first) whose tokens are not trained on."""
-    # Step number n is the one that ends with n steps done: the loop's step n - 1.
+    # The file counts steps from 1: its step n is the loop's step n - 1.
     return frozenset(step for r in _read(run) for step in range(r["first"] - 1, r["last"]))
 
 

@@ -1,4 +1,4 @@
-"""What the training loop works on, and what ends it before its time."""
+"""The state that the training loop works on, and the exceptions that end the loop early."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Set
@@ -22,7 +22,7 @@ from manta.train.step.engine import Engine
 
 
 class Interrupted(Exception):
-    """Training has ended before its time, as `asked`, and is saved."""
+    """Training has ended early, as `asked`, and is saved."""
 
     def __init__(self, asked: Asked):
         super().__init__(asked)
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 
 
 class Rollback(Exception):
-    """What was found in steps of which a run should forget."""
+    """The run has to go back to before the steps in which `anomaly` was found."""
 
     def __init__(self, anomaly: Anomaly):
         super().__init__(anomaly.why)
@@ -39,9 +39,9 @@ class Rollback(Exception):
 
 @dataclasses.dataclass
 class Run:
-    """What the loop works on. `model` has its vocabulary; `batches` are this rank's micro batches
-    from step `state.step` on, (B, T + 1) token ids each; `val` its share of the val tokens of each
-    dataset, by name."""
+    """The state that the loop works on. `model` has its vocabulary; `batches` are this rank's micro
+    batches from step `state.step` on, (B, T + 1) token ids each; `val` is this rank's share of the
+    val tokens of each dataset, by name."""
 
     folder: str
     config: TrainConfig
@@ -54,23 +54,23 @@ class Run:
     batches: Iterator[np.ndarray]
     val: dict[str, list[np.ndarray]]
     logbook: Logbook | None
-    """On rank 0 only."""
+    """Rank 0's logbook; None on the other ranks."""
     ledger: Ledger
     detector: Detector
     signals: Signals
     watchdog: Watchdog
     passed_over: Set[int] = frozenset()
-    """Steps whose tokens are not trained on: a spike came from them."""
+    """Steps whose tokens are not trained on, as they caused a loss spike."""
 
     report: Callable[[dict[str, float]], None] = lambda _: None
-    """Called on every rank alike with each evaluation's metrics."""
+    """Function that every rank calls with each evaluation's metrics."""
     log_fingerprint: bool = False
-    """Put a fingerprint of each batch's tokens into its record."""
+    """Whether each step's record has a fingerprint of its tokens."""
     may_skip: bool = False
-    """The stream goes on without what is damaged: count those tokens."""
+    """Whether the stream skips damaged data; each step's record then counts the skipped tokens."""
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits until pending writes are done, and closes everything."""
         self.saver.close()
         self.ledger.write(last=True)
         self.watchdog.close()
@@ -79,8 +79,8 @@ class Run:
 
 
 def to_device(batch: np.ndarray, device: Device) -> tuple[Tensor, Tensor]:
-    """(B, T + 1) ids -> inputs and targets, (B, T) int64 each, on the device. Where an id is
-    IGNORED, the target is too, and the input is some id."""
+    """(B, T + 1) ids -> inputs and targets, (B, T) int64 each, on the device. An id that is IGNORED
+    stays so as a target; as an input, it becomes an arbitrary valid id."""
     tokens = torch.from_numpy(batch.astype(np.int64))
     if device.torch_device.type == "cuda":
         tokens = tokens.pin_memory().to(device.torch_device, non_blocking=True)
@@ -88,6 +88,7 @@ def to_device(batch: np.ndarray, device: Device) -> tuple[Tensor, Tensor]:
 
 
 def documents_of(run: Run, tokens: Tensor) -> Tensor | None:
-    """(B, T) which document of its sequence each input is in, if attention is to be masked by it.
-    The end-of-text token opens a document: it is what a model is given to begin one with."""
+    """(B, T) the number of the document that each input belongs to, counted within its sequence;
+    None if attention is not masked by documents. The end-of-text token opens a document, as a
+    model is given that token to begin one."""
     return (tokens == run.tokenizer.eot).cumsum(1) if run.config.document_mask else None

@@ -1,4 +1,4 @@
-"""What the training loop needs to know, wherever it runs; and what a run on Ray does beside."""
+"""The configs of the training loop, wherever it runs, and of a run on Ray."""
 
 import contextlib
 import dataclasses
@@ -37,72 +37,72 @@ class EvalConfig:
     tokens: Count = 65536
     """Tokens of the val split to measure on, the same each time."""
     patience: Count | None = None
-    """Stop early when val loss has not improved for so many evaluations; null: never."""
+    """Stop early when val loss has not improved for this many evaluations; null: never."""
     suites: tuple[str, ...] = ()
-    """Suites (see jobs/evaluate.py) that are run on each checkpoint as it lands, by a process of
-    their own with CPUs of its own: training does not wait. A checkpoint is then saved every
-    `eval.every` steps, too."""
+    """Suites (see jobs/evaluate.py) to run on each checkpoint once it is saved. A separate process
+    with its own CPUs runs them, so training does not wait. Also saves a checkpoint every
+    `eval.every` steps."""
     arguments: tuple[str, ...] = ()
-    """Further arguments of that evaluation, as key=value: [limit=200, cpus=2]."""
+    """More arguments for the evaluation of `suites`, as key=value: [limit=200, cpus=2]."""
 
 
 @config
 class SampleConfig:
     prompts: tuple[str, ...] = ("import os\n", "def read(path):\n", "The ")
-    """Texts to complete at step 0, along the way, and at the end."""
+    """Texts to complete at step 0, during training, and at the end."""
     every: Natural = 0
-    """Steps between samples along the way; 0: at step 0 and at the end only."""
+    """Steps between samples during training; 0: samples at step 0 and at the end only."""
     tokens: Count = 48
     """Tokens to complete each prompt with."""
     temperature: NonNegativeFloat = 0.8
     """Sampling temperature; 0: always the likeliest token."""
     top_k: Count | None = 50
-    """Sample among so many likeliest tokens; null: all."""
+    """Sample among this many likeliest tokens; null: all."""
 
 
 @config
 class TrainConfig:
     seed: Seed = 1337
-    """Of the weights, the order of the data, dropout and samples."""
+    """Seed of the weights, the order of the data, dropout and samples."""
     total_tokens: Count = 1_024_000
-    """Length of the run, in tokens; rounded up to whole batches."""
+    """Length of the run in tokens, rounded up to whole batches."""
     tokens_per_batch: Count = 2048
-    """Tokens of one optimizer step, over all workers."""
+    """Tokens in one optimizer step, over all workers."""
     batch_ramp: dict[Count, Count] = dataclasses.field(default_factory=dict)
-    """Smaller batches at the start: {tokens_per_batch: until so many tokens have been trained on};
-    after the last of them, batches of `tokens_per_batch`."""
+    """Smaller batches at the start, as {size: until}: batches of `size` tokens until the run has
+    trained on `until` tokens. After the last entry, batches are of `tokens_per_batch`."""
     seq_len: Count | None = None
     """Tokens in a training sequence; null: the model's context_length."""
     micro_batch_size: Count | Literal["auto"] | None = None
-    """Sequences that a worker computes at once; gradient accumulation follows from it. null: the
-    largest number up to 16 that divides its share of the batch; auto: the largest that divides it
-    and fits the worker's memory, by the cost model."""
+    """Sequences that a worker computes at once; the gradient accumulation steps follow from it.
+    null: the largest number up to 16 that divides the worker's share of the batch; auto: the
+    largest that divides it and fits the worker's memory, by the cost model."""
     memory_per_worker: PositiveFloat | None = None
-    """Memory for micro_batch_size=auto, in GiB; null: what the worker finds (nine tenths of a
-    GPU's, its share of four fifths of what is free on a CPU)."""
+    """Memory for micro_batch_size=auto, in GiB. null: nine tenths of the GPU's memory; on CPUs, the
+    worker's share of four fifths of the machine's free memory."""
     num_workers: Count | tuple[Count, Count] = 1
     """Data-parallel workers; the batch is split over them. [fewest, most]: as many as the cluster
-    holds, also where nodes come and go; the batch stays the same."""
+    has room for, even if nodes come and go; the batch stays the same."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO: what is sharded over the workers. 0: nothing; 1: optimizer state; 2: and
-    gradients; 3: and weights."""
+    """DeepSpeed's ZeRO stage: what is sharded over the workers. 0: nothing; 1: optimizer state; 2:
+    also gradients; 3: also weights."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the matrix products (weights stay fp32). auto: bf16 where a probe finds it fast."""
+    """Data type of the matrix products (weights stay fp32). auto: bf16 if a probe finds it fast."""
     activation_checkpointing: Recompute = "none"
-    """What a block computes anew in the backward pass, to save memory: none; selective (norms,
-    activations, rotations: all but matrix products and attention); full (all of it)."""
+    """What a block computes again in the backward pass, to save memory: none; selective (norms,
+    activations, rotations: all but matrix products and attention); full (everything)."""
     compile: Literal["auto", "blocks", "none"] = "auto"
-    """torch.compile of the model's blocks, which share one compilation. auto: below zero_stage 3,
-    where a compiler is found and the run is long enough (at the device's peak it would take ten
-    minutes on CPUs, two on GPUs); none: nothing."""
+    """Whether torch.compile compiles the model's blocks, which share one compilation. auto: below
+    zero_stage 3, if a compiler is found and the run is long enough (at the device's peak it would
+    take ten minutes on CPUs, two on GPUs); blocks: always; none: never."""
     deterministic: bool = False
-    """On GPUs: only such operations as give the same bits each time, so that a run that is resumed,
-    or run again, on the same kind and number of GPUs is the same to the bit. It costs speed. (On
-    CPUs every run is.)"""
+    """Whether GPUs use only operations that give the same bits each time. Then a run that is
+    resumed or repeated on the same kind and number of GPUs is the same to the bit. This costs
+    speed. (On CPUs, every run is the same to the bit.)"""
     document_mask: bool = False
-    """Attention does not cross the documents of a sequence, and positions restart with each."""
+    """Whether attention stays within each document of a sequence; positions restart with each."""
     log_every: Count = 10
-    """Steps between lines; metrics.jsonl has every step."""
+    """Steps between log lines; metrics.jsonl has every step."""
     model: ModelConfig = ModelConfig()
     init: InitConfig = InitConfig()
     engine: EngineConfig = EngineConfig()
@@ -155,18 +155,18 @@ class TrainConfig:
 
     @property
     def batch_sizes(self) -> list[tuple[str, int]]:
-        """Sizes of batches that have to divide over the workers, each with the key it is from."""
+        """Batch sizes that must divide evenly over the workers, each with the key that sets it."""
         ramp = [("batch_ramp", size) for size in self.batch_ramp]
         return [("tokens_per_batch", self.tokens_per_batch), *ramp]
 
     @property
     def expected_model(self) -> ModelConfig:
-        """The model, as far as it is known before there is a dataset."""
+        """The model, as far as it is known before a dataset is opened."""
         return self.model
 
     @property
     def workers(self) -> int:
-        """Data-parallel workers; of [fewest, most], the workers have to decide first."""
+        """Number of data-parallel workers; for [fewest, most], known once the workers decide."""
         assert isinstance(self.num_workers, int), "decided in the worker"
         return self.num_workers
 
@@ -176,7 +176,7 @@ class TrainConfig:
 
     @property
     def most_workers(self) -> int:
-        """What is planned for; a worker's config has the number that there is."""
+        """The number of workers to plan for; in a worker's config, the actual number."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @property
@@ -197,19 +197,19 @@ class TrainConfig:
 
     @property
     def micro_batch(self) -> int:
-        """Sequences that a worker computes at once; for `auto`, a worker has to decide first."""
+        """Sequences that a worker computes at once; for `auto`, known once the workers decide."""
         assert self.micro_batch_size != "auto", "decided in the worker"
         if self.micro_batch_size is not None:
             return self.micro_batch_size
         return max(n for n in self.micro_batches if n <= MAX_DEFAULT_MICRO_BATCH)
 
     def grad_accum_steps(self, step: int) -> int:
-        """Micro batches of each worker in step `step` (0 is the first)."""
+        """Micro batches per worker in step `step` (0 is the first)."""
         sequences = stage_of(self.stages, step).sequences_per_batch
         return sequences // self.most_workers // self.micro_batch
 
     def tokens_before(self, step: int) -> int:
-        """Tokens of the steps before this one."""
+        """Tokens in all steps before `step`."""
         return sequences_before(self.stages, step) * self.sequence_length
 
     @property
@@ -218,14 +218,14 @@ class TrainConfig:
 
     @property
     def lr_scales(self) -> dict[str, float]:
-        """Factors of the learning rates of each group of weights, for this batch and width."""
+        """Factor of the learning rate of each group of weights, for this batch and width."""
         o = self.optimizer
         return lr_scales(
             o.kind, self.model.n_embd, o.reference_width, self.tokens_per_batch, o.reference_batch
         )
 
     def derived(self) -> dict[str, Any]:
-        """Values that follow from the keys, shown by --dry-run."""
+        """Values that follow from the keys; --dry-run shows them."""
         found: dict[str, Any] = {
             "steps": self.total_steps,
             "sequence length": self.sequence_length,
@@ -247,7 +247,7 @@ def memory_setup(
     device: Literal["cpu", "cuda"],
     compiled: bool = False,
 ) -> Setup:
-    """What of a config decides a worker's memory, and whether its model is compiled."""
+    """The settings that decide a worker's memory; `compiled`: whether its model is compiled."""
     return Setup(
         model,
         c.sequence_length,
@@ -268,27 +268,27 @@ def memory_setup(
 @config
 class PretrainConfig(HomeConfig, TrainConfig):
     name: str = "quickstart"
-    """Name of the run, a folder under HOME/runs."""
+    """Name of the run, and of its folder under HOME/runs."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the run's newest whole checkpoint; never: refuse a run that exists."""
+    """auto: resume from the run's newest whole checkpoint; never: refuse a run that exists."""
     cpus_per_worker: PositiveFloat = 1.0
-    """CPUs that Ray reserves for a worker."""
+    """CPUs that Ray reserves for each worker."""
     gpus_per_worker: Literal[0, 1] = 0
-    """1: train on GPUs, one a worker; 0: on CPUs."""
+    """1: train on GPUs, one per worker; 0: train on CPUs."""
     threads_per_worker: Count | None = None
-    """Compute threads of a worker; null: its node's CPUs, shared by the workers on it."""
+    """Compute threads of each worker; null: its node's CPUs, divided among the workers there."""
     wait_seconds: NonNegativeFloat = 0.0
-    """How long to wait for an autoscaling cluster to grow to what is asked for."""
+    """Seconds to wait for an autoscaling cluster to grow to the size that the run needs."""
     max_failures: Natural = 3
-    """How often in a row failed workers are started anew, from the newest checkpoint, before a new
-    one has been saved; then the run ends. (What a person has to mend ends it at once.)"""
+    """How often failed workers are started again from the newest checkpoint while no new one is
+    saved; one more failure ends the run. (An error that a person has to fix ends it at once.)"""
     out_of_memory: Literal["halve", "stop"] = "halve"
-    """What happens when a worker runs out of memory. halve: it goes on with micro batches of half
-    the size, in a step of the same batch; stop: the run ends, saying what would fit."""
+    """What happens when a worker runs out of memory. halve: the run continues with micro batches of
+    half the size and the same batch per step; stop: the run ends and says what would fit."""
     hang_seconds: PositiveFloat | None = 600.0
-    """A worker that makes no progress for so long (no micro batch, no batch of an evaluation, no
-    file of a checkpoint that it waits for) has the stacks of all workers written to the run's
-    folder, and all are started anew; null: never."""
+    """Seconds without progress after which a worker counts as hung (progress: a micro batch, a
+    batch of an evaluation, a file of a checkpoint that training waits for). Then the stacks of all
+    workers are written to the run's folder, and all are started again; null: never."""
     data: DataConfig = DataConfig()
 
     def problems(self) -> list[str]:
@@ -296,8 +296,8 @@ class PretrainConfig(HomeConfig, TrainConfig):
         on_gpu = self.gpus_per_worker > 0
         if self.deterministic and not on_gpu:
             found.append(
-                "deterministic=true does nothing on CPUs, where every run is so: omit it, or set "
-                "gpus_per_worker=1"
+                "deterministic=true does nothing on CPUs, where every run is deterministic: "
+                "omit it, or set gpus_per_worker=1"
             )
         if not self.engine.problems():
             found += self.engine.conflicts(self.zero_stage, on_gpu, self.optimizer)
@@ -314,7 +314,7 @@ class PretrainConfig(HomeConfig, TrainConfig):
 
     @property
     def expected_model(self) -> ModelConfig:
-        """The model, before a dataset gives its vocabulary: as large as the tokenizer's will be."""
+        """The model before a dataset is opened: its vocabulary has the size that is expected."""
         size = R50K_SIZE if self.data.tokenizer == R50K else self.data.vocab_size or BPE_VOCAB_SIZE
         return dataclasses.replace(self.model, vocab_size=self.model.vocab_size or size)
 
@@ -337,7 +337,7 @@ def save_run_config(c: PretrainConfig) -> None:
 
 
 def load_run_config(run: str) -> PretrainConfig | None:
-    """The config of the run in this folder; None: it is no run of Manta's, or another version's."""
+    """The config of the run in this folder; None if this version of Manta did not write it."""
     file = storage.join(run, layout.RUN_CONFIG)
     if not storage.exists(file):
         return None

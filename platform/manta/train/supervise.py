@@ -1,4 +1,4 @@
-"""Ray Train's workers, started again when they fail."""
+"""Runs Ray Train's workers, and starts them again when they fail."""
 
 import contextlib
 import dataclasses
@@ -38,20 +38,21 @@ SECONDS_BETWEEN_REQUESTS = 5.0
 
 @dataclasses.dataclass
 class Supervisor:
-    """Has a run trained to its end, whatever becomes of its workers."""
+    """Trains a run to its end, even if its workers fail on the way."""
 
     c: PretrainConfig
     datasets: tuple[Manifest, ...]
     say: Callable[[str], None]
     callbacks: Callable[[], list[Any]]
     micro_batch: int | None = None
-    """Sequences that each of the workers computes at once; None: they have not decided yet."""
+    """Sequences that each worker computes at once; None: the workers have not decided yet."""
 
     def run(self) -> bool:
-        """Whether the end was reached; False: SIGTERM asked to stop, and all is saved.
+        """Trains the run. Returns whether it reached its end; False: SIGTERM stopped it, and all is
+        saved.
 
         Raises:
-            MantaError: what a person has to mend.
+            MantaError: a person has to fix something.
             RuntimeError: the workers have failed too often without a new checkpoint.
         """
         patience = Patience(self.c, self.say)
@@ -62,8 +63,8 @@ class Supervisor:
                 except GivenUp:
                     raise
                 except Moving:
-                    pass  # saved; it cannot be started again just there
-                except RuntimeError as e:  # (a MantaError is none, and is for a person)
+                    pass  # saved, but not started again in place
+                except RuntimeError as e:  # (not MantaError: a person has to fix that)
                     ledger.begin(self.c.run_folder, time.time())
                     if told.is_set():
                         raise
@@ -97,27 +98,29 @@ class Supervisor:
             self.say(message)
 
     def _wait_for_room(self) -> None:
-        """A node may have gone: `wait_seconds` is for another one to come. Raises ClusterError."""
+        """Waits up to `wait_seconds` for a new node, as one may have left. Raises ClusterError."""
         c = self.c
         cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
 
     def _take_less_memory(self, size: int, why: str) -> None:
-        """No failure that `max_failures` counts: there are only so many smaller sizes."""
+        """Makes micro batches smaller. This does not count as a failure (`max_failures`), as there
+        are only a few smaller sizes."""
         self.c = less_memory(self.c, size, why)
         self.say(
-            f"out of memory ({why}) with micro batches of {size} sequences: going on with "
-            f"{self.c.micro_batch_size}, more of them to a step; the batch is the same"
+            f"out of memory ({why}) with micro batches of {size} sequences: continuing with "
+            f"{self.c.micro_batch_size}, more of them per step; the batch is the same"
         )
 
 
 def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
-    """With micro batches of at most half of `size`, which is what ran, where `c` allows that and a
-    smaller size divides the batch (of each number of workers that there may be).
+    """Returns `c` with micro batches of at most half of `size`, the size that ran out of memory, if
+    `c` allows that and such a size divides the batch (for every allowed number of workers).
 
     Raises:
-        TrainingError: with what a worker needs by the cost model, and what would need less.
+        TrainingError: no smaller size is allowed; the message says what a worker needs by the cost
+            model, and what would need less.
     """
-    fixed = dataclasses.replace(c, memory_per_worker=None)  # which is for an automatic size
+    fixed = dataclasses.replace(c, memory_per_worker=None)  # as that key is for an automatic size
     with_size = [dataclasses.replace(fixed, micro_batch_size=n) for n in c.micro_batches]
     smaller = [d for d in with_size if d.micro_batch <= size // 2 and not d.problems()]
     if c.out_of_memory == "halve" and smaller:
@@ -137,20 +140,20 @@ def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
 
 @contextlib.contextmanager
 def _told_to_stop(requests: Any, say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """While it lasts, SIGTERM has the workers save and end, and sets the event."""
+    """Within this context, SIGTERM makes the workers save and end, and sets the event."""
     told, over = threading.Event(), threading.Event()
 
     def pass_on() -> None:
         told.wait()
         if over.is_set():
             return
-        say("SIGTERM: saving, and ending")
+        say("SIGTERM: saving, then stopping")
         requests.put(Asked.STOP)
-        while not over.wait(SECONDS_BETWEEN_REQUESTS):  # a worker that had it may have died
+        while not over.wait(SECONDS_BETWEEN_REQUESTS):  # the worker that received it may have died
             requests.put(Asked.STOP)
 
     if threading.current_thread() is not threading.main_thread():
-        yield told  # as in a sweep's trial: signals are not ours
+        yield told  # a thread of a sweep's trial cannot handle signals
         return
     thread = threading.Thread(target=pass_on, name="manta-sigterm", daemon=True)
     thread.start()
@@ -171,11 +174,11 @@ def fit(
     say: Callable[[Any], None],
     callbacks: list[Any],
 ) -> None:
-    """Runs `function(arguments, say)` on c.num_workers Ray Train workers; what they say arrives
-    here, as it is said.
+    """Runs `function(arguments, say)` on c.num_workers Ray Train workers. What the workers say is
+    passed to this process's `say` at once.
 
     Raises:
-        MantaError: the workers' own, if that is what ended them.
+        MantaError: the workers' own MantaError, if one ended them.
     """
     use_gpu = bool(c.gpus_per_worker)
     resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
@@ -193,12 +196,12 @@ def fit(
                 resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(
-                # Ray Train's own records; the run's are in its folder and do not depend on them.
+                # For Ray Train's own records; the run's are in its folder and do not need these.
                 name=f"{c.name.replace('/', '-')}-{os.getpid()}-{time.time_ns()}",
                 storage_path=records,
                 storage_filesystem=records_filesystem,
                 failure_config=ray.train.FailureConfig(
-                    max_failures=-1,  # `Restarts` knows better what is worth another start
+                    max_failures=-1,  # `Restarts` decides what is worth another start
                     controller_failure_limit=5,  # type: ignore[call-arg]  # Train V2's
                 ),
                 worker_runtime_env=environment,
@@ -207,12 +210,12 @@ def fit(
         )
         try:
             trainer.fit()
-        except (ray.train.TrainingFailedError, RayError) as e:  # (its controller may die, too)
+        except (ray.train.TrainingFailedError, RayError) as e:  # (the controller may die, too)
             raise failures.cause_of(e) from None
 
 
 class _Worker:
-    """What Ray Train calls on each worker."""
+    """The function that Ray Train calls on each worker."""
 
     def __init__(self, function: Callable[..., None], queue: Any):
         self.function, self.queue = function, queue

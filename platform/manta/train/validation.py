@@ -13,7 +13,9 @@ from manta.train.run import Run, documents_of, to_device
 
 
 def validate(run: Run) -> dict[str, float]:
-    """Val loss (nats per token) and bits per byte, over all ranks; decides on early stopping."""
+    """Measures val loss (nats per token) and bits per byte over all ranks; logs and returns them.
+
+    Also decides on early stopping."""
     state, c = run.state, run.config
     with run.ledger.timing("evaluation"):
         sums = {name: measure(run, batches) for name, batches in run.val.items()}
@@ -50,9 +52,9 @@ def validate(run: Run) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """Over some val targets: nats and count of all, nats and bytes of those that stand for text.
+    """Sums over val targets: nats and count of all, nats and bytes of those that stand for text.
 
-    End-of-text targets count in the loss, and not in bits per byte: they stand for no text.
+    End-of-text targets count in the loss but not in bits per byte, as they stand for no text.
     """
 
     nats: float = 0.0
@@ -74,7 +76,7 @@ class Sums:
 
 
 def measure(run: Run, batches: list[np.ndarray]) -> Sums:
-    """What the val targets in these batches cost, over all ranks."""
+    """Sums of the losses of the val targets in these batches, over all ranks."""
     token_bytes = torch.from_numpy(run.tokenizer.token_bytes()).to(run.device.torch_device)
     sums = torch.zeros(4, dtype=torch.float64, device=run.device.torch_device)
     with run.engine.evaluating():

@@ -1,4 +1,4 @@
-"""One rank of a run, in Ray Train's worker process: sets up and runs the loop."""
+"""One rank of a run, in Ray Train's worker process: sets up the training loop and runs it."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ from manta.train.step.device import Device, available_cpus, find_device, make_de
 
 @dataclasses.dataclass(frozen=True)
 class Rank:
-    """A worker's place among those of the run."""
+    """A worker's place among the workers of the run."""
 
     rank: int
     world_size: int
@@ -50,7 +50,7 @@ class Rank:
 
     @classmethod
     def here(cls) -> "Rank":
-        """This process's, as Ray Train has it."""
+        """The place of this process, according to Ray Train."""
         context = ray.train.get_context()
         return cls(
             rank=context.get_world_rank(),
@@ -60,13 +60,13 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
-        """Whether it speaks and writes for all."""
+        """Whether this worker speaks and writes for all."""
         return self.rank == 0
 
 
 def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> None:
-    """One rank: sets up and runs the loop, and again where the run has to go back. Runs in Ray
-    Train's worker process."""
+    """Sets up the loop and runs it on one rank; does so again whenever the run has to go back. Runs
+    in Ray Train's worker process."""
     rank = Rank.here()
     c = configs.from_dict(PretrainConfig, arguments["config"])
     requested: list[Asked] = []
@@ -78,7 +78,7 @@ def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> N
             if rank.is_first:
                 rollbacks.go_back(c.run_folder, c.spikes, anomaly, say)
             dist.barrier()
-            gc.collect()  # the engine that was: there is no room for two
+            gc.collect()  # frees the old engine, as there is no room for two
 
 
 def _until_rollback(
@@ -88,8 +88,9 @@ def _until_rollback(
     sources: list[Callable[[], Asked]],
     say: Callable[[str | Decided], None],
 ) -> Anomaly | None:
-    """Trains from the newest checkpoint to the end, or until it is told to stop; or what was found,
-    if the run has to go back. Raises Moving when it is saved, and to go on in another process."""
+    """Trains from the newest checkpoint to the end, or until told to stop, and returns None. If the
+    run has to go back, returns the anomaly that was found. Raises Moving if the run is saved and
+    has to continue in another process."""
     path = _where_to_start(c, say)
     run = setup(
         c,
@@ -106,7 +107,7 @@ def _until_rollback(
         train(run)
     except Interrupted as e:
         if Asked.STOP not in e.asked:
-            raise Moving(f"a worker's machine is to go: saved at step {run.state.step}") from None
+            raise Moving(f"a worker's machine is leaving: saved at step {run.state.step}") from None
     except Rollback as e:
         return e.anomaly
     finally:
@@ -126,7 +127,7 @@ def _beginning(run: Run, path: str | None) -> str:
 
 
 def _preempted() -> Asked:
-    """Ray knows of nodes that are about to go."""
+    """Asks to move if Ray has announced that a node is about to leave."""
     return Asked.NOTHING if ray.train.get_preemption_info() is None else Asked.MOVE
 
 
@@ -140,8 +141,8 @@ def setup(
     say: Callable[[str | Decided], None],
     report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Run:
-    """Everything that the loop works on, for this rank, at the step of the checkpoint at `path`, or
-    at the start where that is None."""
+    """Everything that the loop works on, for this rank, at the step of the checkpoint at `path`; at
+    the start if that is None."""
     tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer)
     state = checkpoint.load_state(path) if path else TrainState()
@@ -152,7 +153,7 @@ def setup(
             say(problem)
     state = dataclasses.replace(
         state,
-        stopped_early=False,  # `is_finished` let the run pass: the config no longer stops it
+        stopped_early=False,  # `is_finished` let it pass: the config no longer stops it
         dtype=device.dtype,
         optimizer=c.optimizer.kind,
         compiled=compiled,
@@ -196,9 +197,9 @@ def setup(
 def decide(
     c: PretrainConfig, model: ModelConfig, state: TrainState, rank: Rank
 ) -> tuple[PretrainConfig, Device, bool]:
-    """What the machines decide, alike on all ranks: the config with the number of workers and the
-    size of a micro batch, this rank's device, and whether the blocks are compiled. A run keeps to
-    what it was started with, as `state` has it."""
+    """Decides what depends on the machines, the same on all ranks. Returns the config with the
+    number of workers and the size of a micro batch, this rank's device, and whether the blocks are
+    compiled. A run keeps the decisions that it was started with, which are in `state`."""
     c = dataclasses.replace(c, num_workers=rank.world_size)
     if c.deterministic:
         make_deterministic()
@@ -216,7 +217,7 @@ def decide(
     if c.micro_batch_size != "auto":
         size = c.micro_batch
     elif size not in c.micro_batches:
-        # The least that any worker has room for.
+        # The size must fit the worker with the least memory.
         most = micro_batch(c, model, device, rank.local_world_size, bool(compiled))
         least = torch.tensor(most, device=device.torch_device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
@@ -226,7 +227,7 @@ def decide(
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a rank reads."""
+    """The data that a rank reads."""
 
     reader: stream.Reader
     batches: Iterator[np.ndarray]
@@ -240,8 +241,8 @@ def open_data(
     rank: Rank,
     say: Callable[[str], None],
 ) -> Data:
-    """This rank's micro batches from `step` on, which are being read from now on, and its share of
-    the val tokens."""
+    """Opens this rank's micro batches from `step` on, and its share of the val tokens. Reading the
+    micro batches starts at once."""
     reader = stream.Reader(
         datasets,
         order_of(c, datasets),
@@ -276,8 +277,8 @@ def start_engine(
     reader: stream.Reader,
     say: Callable[[str], None],
 ) -> Any:
-    """An engine with the weights and the optimizer's state of the checkpoint at `path`; where that
-    is None, with the weights that a run starts from: those of `init.checkpoint`, or new ones."""
+    """Builds an engine with the weights and the optimizer's state of the checkpoint at `path`. If
+    that is None, the run starts from the weights of `init.checkpoint`, or from new ones."""
     start: Callable[[GPT], None]
     weights = path or c.init.checkpoint
     if weights is None:
@@ -302,14 +303,14 @@ def start_engine(
 def _fit_bigrams(
     c: PretrainConfig, reader: stream.Reader, say: Callable[[str], None], model: GPT
 ) -> None:
-    """Embeddings and head as the counts of token pairs have them."""
+    """Fits embeddings and head to the counts of token pairs in the data."""
     if not c.init.bigram_steps:
         return
     started = time.perf_counter()
     assert model.config.vocab_size is not None
     counts = torch.from_numpy(reader.count_pairs(model.config.vocab_size))
     threads = torch.get_num_threads()
-    torch.set_num_threads(available_cpus())  # the other workers of this machine wait
+    torch.set_num_threads(available_cpus())  # this machine's other workers wait meanwhile
     loss = fit_bigrams(model, counts, c.init)
     torch.set_num_threads(threads)
     say(
@@ -325,7 +326,7 @@ def _keep_stacks(c: PretrainConfig, rank: int, say: Callable[[str], None], stack
 
 
 def _where_to_start(c: PretrainConfig, say: Callable[[str], None]) -> str | None:
-    """The newest whole checkpoint, as rank 0 sees it: all ranks start from the same."""
+    """The newest whole checkpoint, as rank 0 sees it, so that all ranks start from the same one."""
     path = None
     if dist.get_rank() == 0:
         path = checkpoint.latest(c.run_folder, set_aside=True, say=say)

@@ -1,10 +1,10 @@
-"""Checkpoints: what is written, how, and what is there.
+"""Checkpoints: what they contain, how they are written, and how a person looks at them.
 
 Its files, in reading order:
 
     fragments       the optimizer's state as pieces of weights, for any number of workers
     checkpoint      a checkpoint on disk: whole or absent
     host_memory     memory of the CPU for copies of tensors, locked where a GPU copies
-    saver           saving while training goes on: a copy in memory, and threads that write it
-    listing         a run's checkpoints, as a person looks at them: list, verify, compare, prune
+    saver           saving while training continues: a copy in memory, and threads that write it
+    listing         a person's view of a run's checkpoints: list, verify, compare, prune
 """

@@ -1,7 +1,7 @@
-"""Checkpoints: whole or absent.
+"""Checkpoints on disk: each one is whole or absent.
 
-A checkpoint is a folder whose manifest is written last (`layout` names its files). Nothing in it is
-a pickle: reading one runs no code, whoever wrote it.
+A checkpoint is a folder whose manifest is written last (`layout` names its files). It contains no
+pickle: reading a checkpoint runs no code, whoever wrote it.
 """
 
 import contextlib
@@ -28,37 +28,40 @@ from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments
 from manta.train.step.engine import Engine
 
-MOST_PARTS = 3  # of a run's name, in which runs are looked for to be named
+MOST_PARTS = 3  # of a run's name, as in a/b/c, when `names_of_runs` looks for runs
 
 
 @config
 class CheckpointConfig:
     every: Count | None = 100
-    """Steps between checkpoints; null: none by steps. One is also saved at the end, and at
-    SIGTERM."""
+    """Steps between checkpoints; null: do not save by steps. A checkpoint is always saved at the
+    end and at SIGTERM."""
     every_tokens: Count | None = None
-    """Tokens between checkpoints, also."""
+    """Tokens between checkpoints, in addition to `every`; null: do not save by tokens."""
     every_minutes: PositiveFloat | Literal["auto"] | None = None
-    """Minutes between checkpoints, also. auto: the root of twice the time between failures times
-    the time that a save takes, with its writing (Young 1974)."""
+    """Minutes between checkpoints, in addition to `every`; null: do not save by time. auto: the
+    square root of 2 x time between failures x time of a save with its writing (Young 1974)."""
     hours_between_failures: PositiveFloat = 3.0
     """Mean time between failures, for every_minutes=auto (Llama 3's was 3.1 hours on 16,384
     GPUs)."""
     keep: Count = 2
-    """Newest checkpoints to keep."""
+    """How many of the newest checkpoints to keep."""
     keep_every: Count | None = None
-    """Checkpoints of steps that this divides are kept for good; null: none."""
+    """Checkpoints whose step is a multiple of this are kept for good; null: none."""
     keep_best: bool = True
-    """The one with the lowest val loss is kept too, of those saved where that was measured."""
+    """Whether the checkpoint with the lowest val loss is kept too, among those saved at a step
+    where the val loss was measured."""
 
     def is_due(self, step: int, tokens_before: int, tokens_after: int) -> bool:
-        """Whether step number `step`, which went from so many tokens to so many, ends with one."""
+        """Whether a checkpoint is due after step `step`, which took the run from `tokens_before` to
+        `tokens_after` tokens."""
         by_step = self.every is not None and step % self.every == 0
         size = self.every_tokens
         return by_step or (size is not None and tokens_before // size < tokens_after // size)
 
     def seconds_between(self, cost: float) -> float | None:
-        """Between checkpoints by time, each of which takes `cost` seconds."""
+        """Seconds between checkpoints by time, if a save takes `cost` seconds; None: do not save by
+        time."""
         if self.every_minutes == "auto":
             return math.sqrt(2 * 3600 * self.hours_between_failures * cost)
         return None if self.every_minutes is None else 60 * self.every_minutes
@@ -66,15 +69,15 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class TrainState:
-    """Everything that a run needs to go on as if it had not stopped, beside weights and optimizer.
+    """What a run needs, with weights and optimizer state, to resume as if it had never stopped.
 
-    The position in the data is `step`: global batch k is made of the same tokens wherever it is
-    read. Randomness in a step is drawn from (seed, step, rank), so there is no state of it.
+    The position in the data is `step`: global batch k has the same tokens wherever it is read.
+    Randomness in a step is drawn from (seed, step, rank), so it has no state to save.
     """
 
     step: int = 0
     val_loss: float | None = None
-    """As measured at this step; null: it was not."""
+    """The val loss at this step; null: it was not measured."""
     best_val_loss: float | None = None
     evals_since_best: int = 0
     train_seconds: float = 0.0
@@ -83,16 +86,16 @@ class TrainState:
     optimizer: str = ""
     compiled: bool | None = None
     micro_batch: int = 0
-    """Sequences that a worker computes at once: what was decided at the start is kept, so that a
-    run that goes on computes as one that never stopped."""
+    """Sequences that a worker computes at once. The first start's choice is kept, so that a resumed
+    run computes just like one that never stopped."""
     spikes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the detector of loss spikes looks back on."""
+    """The state of the detector of loss spikes (`Detector.state`)."""
     world_size: int = 1
     zero_stage: int = 0
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What decides the order of the data: it must be the same to go on."""
+    """Everything that decides the order of the data: it must be the same when the run resumes."""
     datasets: list[str] = dataclasses.field(default_factory=list)
-    """Where the datasets were."""
+    """The folders of the datasets at the time of the save."""
 
 
 def load_state(path: str) -> TrainState:
@@ -116,7 +119,7 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
     """The checkpoint's model, in eval mode.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights are of another model.
+        CheckpointError: a file is missing or damaged, or the weights belong to another model.
     """
     verify(path, only=layout.WEIGHTS)
     model = GPT(load_model_config(path))
@@ -131,7 +134,8 @@ def write_model(
     tokenizer: Tokenizer,
     state: TrainState,
 ) -> list[str]:
-    """Writes all of a checkpoint but the optimizer's state and the manifest; the files' names."""
+    """Writes a checkpoint's files, except for the optimizer's state and the manifest; returns their
+    names."""
     save_file(weights, folder / layout.WEIGHTS, metadata={"format": "pt"})
     texts = {
         layout.MODEL_CONFIG: json.dumps(configs.to_dict(c), indent=1).encode(),
@@ -146,13 +150,13 @@ def write_model(
 def publish(
     path: str, folder: Path, names: list[str], beat: Callable[[], None] = lambda: None
 ) -> dict[str, dict[str, Any]]:
-    """Moves files of a checkpoint to their place, and onto the disk; what the manifest says of
-    them. It is whole when `commit` has been called.
+    """Moves files of a checkpoint to their place, and makes sure that they are on the disk. Returns
+    their entries for the manifest. The checkpoint is not whole before `commit`.
 
     Args:
-        folder: that they were written to: the checkpoint's own, or one on this machine's disk, from
-            which each is gone when it is in its place.
-        beat: is called after each.
+        folder: where the files were written: the checkpoint's own folder, or one on this machine's
+            disk, from which each file is deleted once it is in its place.
+        beat: is called after each file is read, and after each is moved.
     """
     files = {}
     is_there = storage.is_local(path) and folder == Path(storage.filesystem(path)[1])
@@ -170,15 +174,15 @@ def publish(
 
 
 def commit(path: str, files: dict[str, dict[str, Any]]) -> None:
-    """Makes the published files a checkpoint: its manifest is written last."""
+    """Turns the published files into a checkpoint by writing its manifest."""
     storage.write_json(storage.join(path, layout.MANIFEST), {"files": files})
 
 
 def load_weights(path: str, model: GPT) -> None:
-    """The checkpoint's weights into a model of its config, which is not checked to be whole.
+    """Loads the checkpoint's weights into a model of its config, without verifying the checkpoint.
 
     Raises:
-        CheckpointError: they are of another model.
+        CheckpointError: the weights belong to another model.
     """
     with local(path, [layout.WEIGHTS]) as folder:
         weights = load_file(folder / layout.WEIGHTS)
@@ -188,13 +192,14 @@ def load_weights(path: str, model: GPT) -> None:
     if unexpected or set(missing) - tied:
         names = ", ".join([*unexpected, *(set(missing) - tied)][:3])
         raise CheckpointError(
-            f"{path}: {layout.WEIGHTS} is not of the model in {layout.MODEL_CONFIG} ({names} ...)"
+            f"{path}: {layout.WEIGHTS} is not for the model in {layout.MODEL_CONFIG} ({names} ...)"
         )
 
 
 def load_optimizer(path: str, engine: Engine) -> None:
-    """The optimizer's state into an engine of the same model and optimizer, on any number of
-    workers at any ZeRO stage; each reads its own part. Rates and decays stay as the config says."""
+    """Loads the optimizer's state into an engine of the same model and optimizer, on any number of
+    workers at any ZeRO stage. Each worker reads its own part. Learning rates and weight decays stay
+    as the config says."""
     index = storage.read_json(storage.join(path, layout.OPTIMIZER_INDEX))
     names = [f"{layout.OPTIMIZER}/{file}" for file in sorted(fragments.files_for(engine, index))]
     with local(path, names) as folder:
@@ -203,7 +208,7 @@ def load_optimizer(path: str, engine: Engine) -> None:
 
 @contextlib.contextmanager
 def local(path: str, names: list[str]) -> Iterator[Path]:
-    """A folder on this machine's disk that has these files of a checkpoint."""
+    """A folder on this machine's disk with these files of a checkpoint, downloaded if needed."""
     if storage.is_local(path):
         yield Path(storage.filesystem(path)[1])
         return
@@ -219,7 +224,7 @@ def find(run: str) -> list[str]:
 
 
 def unfinished(run: str) -> list[str]:
-    """What saves have begun, and not committed (or never will), oldest first."""
+    """The folders of saves that are not committed (yet, or ever), oldest first."""
     return [path for path in _steps(run) if not storage.exists(storage.join(path, layout.MANIFEST))]
 
 
@@ -233,8 +238,9 @@ def _steps(run: str) -> list[str]:
 
 
 def latest(run: str, *, say: Callable[[str], None], set_aside: bool = False) -> str | None:
-    """The newest checkpoint whose files are all there and whole; damaged ones are named and
-    skipped; with `set_aside` renamed too, so that what is trained anew does not replace them."""
+    """The newest checkpoint whose files are all present and whole, or None. Reports damaged
+    checkpoints to `say` and skips them; with `set_aside`, also renames them, so that steps trained
+    again do not overwrite them."""
     for path in reversed(find(run)):
         try:
             verify(path)
@@ -248,7 +254,7 @@ def latest(run: str, *, say: Callable[[str], None], set_aside: bool = False) -> 
 
 
 def names_of_runs(home: str) -> list[str]:
-    """The names of the runs that have a checkpoint; those in parts, as a/b, too."""
+    """The names of the runs that have a checkpoint, including names with parts, such as a/b."""
 
     def below(name: str, depth: int) -> Iterator[str]:
         folder = layout.run_folder(home, name).rstrip("/")
@@ -265,7 +271,7 @@ def names_of_runs(home: str) -> list[str]:
 
 
 def set_aside_as(path: str, why: str) -> str:
-    """Renames a checkpoint, so that no run goes on from it; its new path."""
+    """Renames a checkpoint, so that no run resumes from it; returns its new path."""
     folder, _, name = path.rpartition("/")
     aside = storage.join(folder, f"{why}{name}-{time.time_ns()}")
     storage.move_folder(path, aside)
@@ -273,16 +279,18 @@ def set_aside_as(path: str, why: str) -> str:
 
 
 def remove_unfinished(run: str) -> None:
-    """Deletes what saves that were cut short left; for a process that alone writes to the run."""
+    """Deletes the folders that interrupted saves left behind. No other process may be writing to
+    the run."""
     for path in unfinished(run):
         storage.delete_folder(path)
 
 
 def resolve(checkpoint: str, home: str) -> str:
-    """The checkpoint that a person names: a run's name or folder (its newest), or a checkpoint's.
+    """The checkpoint that a person means by a run's name or folder (its newest checkpoint), or by a
+    checkpoint's folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no such checkpoint.
     """
     for folder in candidates(checkpoint, home):
         if storage.exists(storage.join(folder, layout.MANIFEST)):
@@ -294,12 +302,13 @@ def resolve(checkpoint: str, home: str) -> str:
 
 
 def candidates(name: str, home: str) -> tuple[str, str]:
-    """Where a person who gives a run's name, or a folder, may mean."""
+    """The folders that `name` may mean: that of the run of this name, or `name` as a path."""
     return layout.run_folder(home, name), storage.absolute(name)
 
 
 def not_found(given: str, home: str) -> CheckpointError:
-    """What is `given`, as key=value, leads to no checkpoint; which runs have one."""
+    """The error for `given` (as key=value) that leads to no checkpoint. It lists the runs that have
+    one."""
     names = names_of_runs(home)
     runs = layout.runs_folder(home)
     there = f"runs with one: {', '.join(names)}" if names else f"no run under {runs} has one yet"
@@ -307,11 +316,11 @@ def not_found(given: str, home: str) -> CheckpointError:
 
 
 def verify(path: str, only: str | None = None) -> None:
-    """Checks size and sha256 of the files (or of one) against the manifest; and that they are what
-    they should be, as somebody may have written a manifest to a file of another kind.
+    """Checks size and sha256 of all files (or of `only`) against the manifest. Also checks that
+    they are of the right kind, as somebody may have written a matching manifest for other files.
 
     Raises:
-        CheckpointError: naming the file that is missing or differs.
+        CheckpointError: a file is missing or differs; the message names it.
     """
     for name, entry in _files(path).items():
         if only is None or name == only:
@@ -322,11 +331,11 @@ def verify(path: str, only: str | None = None) -> None:
     if only is None and path.rpartition("/")[2].startswith(layout.STEP):
         step = load_state(path).step
         if step != layout.step_of(path):
-            raise CheckpointError(f"{path}: holds step {step}: it is of another step")
+            raise CheckpointError(f"{path}: holds step {step}, not the step in its name")
 
 
 def prune(run: str, c: CheckpointConfig) -> list[str]:
-    """Deletes the run's checkpoints that `c` does not say to keep; their paths."""
+    """Deletes the run's checkpoints that `c` does not keep; returns their paths."""
     paths = find(run)
     states = {path: load_state(path) for path in paths}
     kept = set(paths[-c.keep :])
@@ -342,14 +351,14 @@ def prune(run: str, c: CheckpointConfig) -> list[str]:
 
 
 def delete(path: str) -> None:
-    """Deletes a checkpoint from its manifest on: one that is half deleted does not look whole."""
+    """Deletes a checkpoint, its manifest first: a half-deleted checkpoint must not look whole."""
     if storage.exists(storage.join(path, layout.MANIFEST)):
         storage.delete_file(storage.join(path, layout.MANIFEST))
     storage.delete_folder(path)
 
 
 def _check_safetensors(path: str, size: int) -> None:
-    """Its header: eight bytes of its own length, and that much JSON."""
+    """Checks a file's header: eight bytes with the header's length, then that much JSON."""
     fs, inside = storage.filesystem(path)
     with fs.open_input_stream(inside, compression=None) as f:
         length = int.from_bytes(f.read(8), "little")
@@ -358,7 +367,7 @@ def _check_safetensors(path: str, size: int) -> None:
                 raise ValueError
             json.loads(f.read(length))
         except ValueError:
-            raise CheckpointError(f"{path}: is not safetensors, whatever it is") from None
+            raise CheckpointError(f"{path}: not safetensors data, despite its name") from None
 
 
 def _files(path: str) -> dict[str, dict[str, Any]]:

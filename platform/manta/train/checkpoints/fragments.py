@@ -1,9 +1,9 @@
 """The optimizer's state as pieces of weights, which any number of workers can put together.
 
-At each ZeRO stage a rank holds the state of some range of each (flattened) weight, in tensors of
-DeepSpeed's own layout. A fragment is such a range. A checkpoint holds fragments by the name of
-their weight, so that what one number of workers has saved at one stage, another reads at another:
-nothing has to be converted in between. It is safetensors: reading it runs no code.
+At each ZeRO stage a rank has the state of some range of each (flattened) weight, in tensors of
+DeepSpeed's own layout. A fragment is such a range. A checkpoint stores fragments by the name of
+their weight, so any number of workers at any stage can read what another number of workers saved at
+another stage, without a conversion. The files are safetensors: reading them runs no code.
 """
 
 import contextlib
@@ -22,14 +22,16 @@ from torch import Tensor
 from manta.errors import CheckpointError
 from manta.train.step.engine import Engine, Fragment, to_cpu
 
-STEP = "step"  # the one state of an optimizer that is a number: AdamW counts its steps
+STEP = "step"  # the only state that is a number and not a tensor of values: AdamW counts its steps
 
 
 @dataclasses.dataclass
 class State:
-    """A rank's share of an optimizer's state, on the CPU. `values` are those of a fragment, by its
-    weight and key; `starts`, where the fragment lies in the weight; `steps`, how often the weight
-    has been stepped, where the optimizer counts that."""
+    """A rank's share of an optimizer's state, on the CPU.
+
+    `values` has a fragment's values by weight and key, `starts` the fragment's position in each
+    weight, and `steps` the number of steps that each weight has taken, if the optimizer counts it.
+    """
 
     values: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
     starts: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -37,12 +39,12 @@ class State:
 
 
 def copy_state(engine: Engine, copy: Callable[[str, Tensor], Tensor] = to_cpu) -> State:
-    """This rank's share; all ranks together have all of it, once. `copy(name, values)` copies to
-    the CPU."""
+    """This rank's share of the state; all ranks' shares together are the whole state, once.
+    `copy(name, values)` copies values to the CPU."""
     found = State()
     states = engine.optimizer.state
     mine = engine.fragments()
-    if not engine.zero_stage:  # all ranks hold all of it: each takes some
+    if not engine.zero_stage:  # all ranks have the whole state: each takes a part
         mine = mine[engine.rank :: engine.world_size]
     for holder, parts in _by_holder(mine):
         with engine.at_hand(parts[0], write=False):
@@ -57,7 +59,7 @@ def copy_state(engine: Engine, copy: Callable[[str, Tensor], Tensor] = to_cpu) -
 
 
 def write(state: State, file: Path) -> dict[str, Any]:
-    """Writes a rank's share; its entry for `index_of`."""
+    """Writes a rank's share; returns its entry for `index_of`."""
     tensors = {f"{n}:{k}": v for n, by_key in state.values.items() for k, v in by_key.items()}
     save_file(tensors, file)
     sizes = {n: {k: v.numel() for k, v in by_key.items()} for n, by_key in state.values.items()}
@@ -65,8 +67,8 @@ def write(state: State, file: Path) -> dict[str, Any]:
 
 
 def index_of(shares: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where each weight's state lies, of all ranks' entries: {weight: {"step": S, "parts": {key:
-    [[start, size, file], ...]}}}."""
+    """The index that says in which file each weight's state is, from all ranks' entries:
+    {weight: {"step": S, "parts": {key: [[start, size, file], ...]}}}."""
     index: dict[str, Any] = {}
     for share in shares:
         for name, start in share["starts"].items():
@@ -77,7 +79,7 @@ def index_of(shares: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def files_for(engine: Engine, index: dict[str, Any]) -> set[str]:
-    """The files in which this rank's fragments lie."""
+    """The files that contain this rank's fragments."""
     return {
         file
         for fragment in engine.fragments()
@@ -87,7 +89,7 @@ def files_for(engine: Engine, index: dict[str, Any]) -> set[str]:
 
 
 def load_state(engine: Engine, index: dict[str, Any], folder: Path) -> None:
-    """Reads this rank's fragments from the files in `folder`, whoever wrote them.
+    """Reads this rank's fragments from the files in `folder`, whichever ranks wrote them.
 
     Raises:
         CheckpointError: part of a weight's state is missing.
@@ -125,7 +127,7 @@ def load_state(engine: Engine, index: dict[str, Any], folder: Path) -> None:
 
 
 def whole_state(index: dict[str, Any], folder: Path) -> dict[str, Tensor]:
-    """The whole state of each weight, flat, by "WEIGHT:KEY", whichever ranks have saved it."""
+    """The whole state of each weight, flat, by "WEIGHT:KEY", whichever ranks saved it."""
     loaded = {file: load_file(folder / file) for file in files_in(index)}
     return {
         f"{name}:{key}": torch.cat([loaded[file][f"{name}:{key}"] for _, _, file in sorted(parts)])
@@ -141,8 +143,8 @@ def files_in(index: dict[str, Any]) -> set[str]:
 def _overlaps(
     part: Fragment, saved: list[tuple[int, int, str]]
 ) -> Iterator[tuple[str, int, int, int]]:
-    """(file, where its piece starts, from, to) of each saved piece that has some of this
-    fragment."""
+    """(file, start of its piece, start and end of the overlap) of each saved piece that overlaps
+    this fragment."""
     for start, size, file in saved:
         low, high = max(start, part.start), min(start + size, part.start + part.size)
         if low < high:

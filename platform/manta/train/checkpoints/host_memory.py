@@ -1,8 +1,9 @@
-"""Memory of the CPU for copies of tensors: as much as they need, and locked where a GPU copies.
+"""CPU memory for copies of tensors: just as much as they need, and locked for copies from GPUs.
 
-A GPU copies while the CPU goes on only to memory that is locked in its place (pinned). torch's own
-comes in powers of two, a piece for each tensor, and stays with the process: half as much again for
-a GPT of 1.5 billion parameters. Here one block has room for all, and is given back at the end.
+While the CPU continues, a GPU can copy only to memory that is locked in place (pinned). torch's own
+pinned memory comes in powers of two, one piece for each tensor, and stays with the process: that is
+half as much again for a GPT of 1.5 billion parameters. Here one block has room for all copies, and
+goes back to the system at the end.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes, as torch aligns what it allocates
-PORTABLE = 1  # cudaHostRegisterPortable: locked to whichever GPU of the process copies there
+PORTABLE = 1  # cudaHostRegisterPortable: locked for every GPU of the process
 
 
 class Spec(NamedTuple):
-    """What a copy of a tensor takes."""
+    """The shape, dtype and source device of a tensor to copy."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -36,7 +37,7 @@ class Spec(NamedTuple):
 
 
 class HostMemory:
-    """Copies of tensors, by name, on the CPU; each is in the place of the last one of its name."""
+    """Copies of tensors on the CPU, by name. A new copy overwrites the last one of its name."""
 
     def __init__(self) -> None:
         self._places: dict[str, tuple[Spec, Tensor]] = {}
@@ -44,7 +45,8 @@ class HostMemory:
         self._locked: list[Tensor] = []
         self._copying: set[torch.device] = set()
         self.problem: str | None = None
-        """Why some of it could not be locked: a GPU's copies to that are slower."""
+        """The reason why some memory could not be locked (copies from a GPU to it are slower), or
+        None."""
 
     @property
     def size(self) -> int:
@@ -52,7 +54,7 @@ class HostMemory:
         return sum(block.nbytes for block in self._blocks)
 
     def reserve(self, specs: Mapping[str, Spec]) -> None:
-        """Makes room for copies of such tensors: a block for those of GPUs, one for the others."""
+        """Makes room for copies of such tensors: a block for those on GPUs, one for the others."""
         for on_gpu in (False, True):
             mine = {n: s for n, s in specs.items() if (s.device.type == "cuda") == on_gpu}
             if not mine:
@@ -67,7 +69,8 @@ class HostMemory:
                 self._places[name] = spec, view
 
     def copy(self, name: str, values: Tensor) -> Tensor:
-        """The copy of `values`, which a GPU may still be making until `wait` returns."""
+        """Copies `values` and returns the copy, which a GPU may still be making until `wait`
+        returns."""
         spec = Spec.of(values)
         if name not in self._places or self._places[name][0] != spec:
             self.reserve({name: spec})
@@ -76,14 +79,15 @@ class HostMemory:
         return self._places[name][1].copy_(values.detach(), non_blocking=True)
 
     def wait(self) -> None:
-        """Until the copies are made; to be called by the thread that has asked for them, as GPUs
-        make them in its stream."""
+        """Waits until the copies are made. The thread that asked for the copies must call this, as
+        GPUs make them in that thread's stream."""
         for device in self._copying:
             torch.cuda.current_stream(device).synchronize()
         self._copying.clear()
 
     def release(self) -> str | None:
-        """Gives the memory back, once nobody holds the copies; what CUDA had against it."""
+        """Gives the memory back; call this when nobody uses the copies any more. Returns CUDA's
+        error, or None."""
         problem = None
         for block in self._locked:
             problem = unlock(block) or problem
@@ -100,8 +104,8 @@ class HostMemory:
 
 
 def layout(sizes: Iterable[int]) -> tuple[list[int], int]:
-    """Where pieces of so many bytes begin in a block, each at a multiple of ALIGNMENT; and the
-    bytes of the block."""
+    """Lays out pieces of these sizes in a block, each at a multiple of ALIGNMENT. Returns their
+    starts, and the size of the block; all in bytes."""
     starts, end = [], 0
     for size in sizes:
         starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
@@ -110,28 +114,28 @@ def layout(sizes: Iterable[int]) -> tuple[list[int], int]:
 
 
 def allocate(size: int) -> Tensor:
-    """A block of so many bytes (at least one), in whole pages of its own: what is locked is nothing
-    else's, and it goes back to the system at once, whatever malloc keeps."""
+    """A block of `size` bytes (at least one) in whole pages of its own. Locking it locks nothing
+    else, and it goes back to the system as soon as it is freed, whatever malloc keeps."""
     pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
-    if hasattr(mmap, "MADV_DONTFORK"):  # Linux copies locked pages for each process that forks off
+    if hasattr(mmap, "MADV_DONTFORK"):  # Linux would copy locked pages for each forked process
         pages.madvise(mmap.MADV_DONTFORK)
     return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def lock(block: Tensor) -> str | None:
-    """Locks a block for the GPU of this thread; why it cannot be, or None: it is."""
+    """Locks a block for the GPU of this thread. Returns None, or the reason why that failed."""
     cudart = torch.cuda.cudart()
     error = cudart.cudaHostRegister(block.data_ptr(), block.nbytes, PORTABLE)
     if int(error) == 0:
         return None
-    # CUDA keeps the error for the next kernel to fail with; this one has it instead.
+    # CUDA keeps the error, and the next kernel fails with it: this kernel takes that failure.
     with contextlib.suppress(RuntimeError):
         torch.ones(1, device="cuda")
     return str(cudart.cudaGetErrorString(error))
 
 
 def unlock(block: Tensor) -> str | None:
-    """Unlocks a block that `lock` has locked; what CUDA had against it."""
+    """Unlocks a block that `lock` has locked. Returns None, or CUDA's error."""
     cudart = torch.cuda.cudart()
     error = cudart.cudaHostUnregister(block.data_ptr())
     return None if int(error) == 0 else str(cudart.cudaGetErrorString(error))

@@ -1,4 +1,4 @@
-"""A run's checkpoints, as a person looks at them: list, verify, compare, prune."""
+"""A person's view of a run's checkpoints: list, verify, compare, prune."""
 
 import dataclasses
 import time
@@ -21,10 +21,12 @@ class CheckpointsConfig(HomeConfig):
     run: str = "quickstart"
     """A run's name or folder."""
     action: Literal["list", "verify", "compare", "prune"] = "list"
-    """list: what there is, by size; verify: reads every file, and checks its sha256; compare: two
-    of them; prune: deletes those that `checkpoint.keep` and its like do not keep."""
+    """What to do. list: shows each checkpoint with its size; verify: reads every file and checks
+    its sha256; compare: shows how two checkpoints differ; prune: deletes those that
+    `checkpoint.keep`, `keep_every` and `keep_best` do not keep."""
     steps: tuple[int, ...] = ()
-    """Of which steps; for compare, one or two (the other is the newest). (): all."""
+    """Steps whose checkpoints are meant; for compare, one (the other is the newest) or two. (): all
+    steps."""
     other: str | None = None
     """compare: a run's name or folder whose checkpoints come second; null: the same run."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -32,7 +34,7 @@ class CheckpointsConfig(HomeConfig):
     def problems(self) -> list[str]:
         found = []
         if self.other is not None and self.action != "compare":
-            found.append(f"other={self.other} is for action=compare: omit it, or set that")
+            found.append(f"other={self.other} is for action=compare: omit it or set action=compare")
         if self.action == "compare" and len(self.steps) not in (1, 2):
             found.append(f"action=compare takes one or two steps, not {len(self.steps)}: steps=[5]")
         if self.action == "prune" and self.steps:
@@ -41,11 +43,12 @@ class CheckpointsConfig(HomeConfig):
 
 
 def report(c: CheckpointsConfig) -> list[str]:
-    """The lines of what was asked for.
+    """Does what `c` asks for, and returns the lines to print.
 
     Raises:
-        CheckpointError: the run or the step has no checkpoint; or, for verify, one is damaged
-            (after all have been read).
+        CheckpointError: the run has no checkpoint; or, for verify and compare, a checkpoint is
+            damaged (verify reads all of them first).
+        ConfigError: a step has no checkpoint.
     """
     run = _run(c, c.run)
     paths = _paths(run, c.steps if c.action in ("list", "verify") else ())
@@ -110,13 +113,14 @@ def _verify(paths: list[str]) -> list[str]:
     if damaged:
         raise CheckpointError(
             "; ".join(line for line in lines if line.startswith("damaged"))
-            + "; a run that goes on sets these aside and takes the newest that is whole"
+            + "; a run that resumes sets these aside and takes the newest whole one"
         )
     return lines
 
 
 def compare(a: str, b: str) -> list[str]:
-    """Lines on how two checkpoints differ: weights, optimizer's state, where training was."""
+    """Lines that say how two checkpoints differ: weights, optimizer's state, training state and
+    model."""
     lines = [f"a  {a}", f"b  {b}"]
     for path in (a, b):
         checkpoint.verify(path)
@@ -148,16 +152,16 @@ def _optimizer(path: str) -> dict[str, torch.Tensor]:
 def _differences(what: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     only = sorted(a.keys() ^ b.keys())
     if only:
-        return [f"{what:<9}  {len(only)} are in one of them only: {', '.join(only[:3])}"]
+        return [f"{what:<9}  {len(only)} are in only one of them: {', '.join(only[:3])}"]
     shapes = [name for name in a if a[name].shape != b[name].shape]
     if shapes:
-        return [f"{what:<9}  {len(shapes)} have other shapes: {', '.join(shapes[:3])}"]
+        return [f"{what:<9}  {len(shapes)} have different shapes: {', '.join(shapes[:3])}"]
     unequal = [name for name in a if not torch.equal(a[name], b[name])]
     if not unequal:
         return [f"{what:<9}  identical, bit for bit ({len(a)} tensors)"]
     distances = {n: ((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-30)).item() for n in unequal}
     worst = max(distances, key=lambda n: distances[n])
     return [
-        f"{what:<9}  {len(unequal)} of {len(a)} tensors differ; most {worst}, by "
+        f"{what:<9}  {len(unequal)} of {len(a)} tensors differ; {worst} most, by "
         f"{distances[worst]:.2e} of its norm"
     ]

@@ -1,11 +1,11 @@
-"""Saving while training goes on: a copy in memory, and threads that write it.
+"""Saving while training continues: a copy in memory, and threads that write it.
 
-Training waits for the copy only. Then each rank's thread writes that rank's files, in full and
-onto the disk, the ranks tell each other how that went, and rank 0 writes the manifest that makes
-them a checkpoint. One save is under way at a time: a next one waits for it.
+Training pauses only for the copy. Then a thread on each rank writes that rank's files and makes
+sure that they are on the disk, the ranks tell each other whether that worked, and rank 0 writes the
+manifest that makes the files a checkpoint. One save is under way at a time: the next one waits.
 
-The copy is all that a save holds in memory. What goes to an object store is first written to this
-machine's temporary folder, one file at a time: $TMPDIR should be on a disk.
+The copy is all the memory that a save needs. Files for an object store are first written to this
+machine's temporary folder, one at a time, so $TMPDIR should be on a disk.
 """
 
 import dataclasses
@@ -31,27 +31,27 @@ from manta.train.checkpoints.host_memory import HostMemory, Spec
 from manta.train.faults.signals import Asked
 from manta.train.step.engine import Engine
 
-# Of which no second attempt is of use.
+# Errors that a retry cannot fix.
 LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 ATTEMPTS = 6
-FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
+FIRST_PAUSE = 1.0  # seconds before the second attempt; doubles before each further one
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """What a rank writes of a checkpoint."""
+    """The part of a checkpoint that a rank writes."""
 
     path: str
     state: TrainState
     share: fragments.State
     weights: dict[str, Tensor]
-    """Whole, on rank 0 only."""
+    """All weights, whole, on rank 0; {} on the other ranks."""
     waited: float
-    """Seconds that training waited for the copy."""
+    """Seconds that training paused for the copy."""
 
 
 class Saver:
-    """Saves a run's checkpoints; made and called on all ranks alike."""
+    """Saves a run's checkpoints. All ranks must make it and call it alike."""
 
     def __init__(
         self,
@@ -62,21 +62,23 @@ class Saver:
         say: Callable[[str], None],
         beat: Callable[[], None] = lambda: None,
     ):
-        """`beat()` is called at each sign of progress: storage that hangs gives none."""
+        """Makes the saver. It calls `beat()` at each sign of progress: storage that hangs gives
+        none."""
         self._run, self._c, self._model, self._tokenizer = run, c, model, tokenizer
         self._say, self._beat = say, beat
-        self._group = dist.new_group(backend="gloo")  # of its own: its calls come from the threads
+        self._group = dist.new_group(backend="gloo")  # its own group, as the threads make the calls
         self._memory = HostMemory()
         self._has_room = self._has_told = False
         self._thread: threading.Thread | None = None
         self._last_time = time.monotonic()
-        self._cost = 1.0  # seconds of the last save; a guess until one has been
+        self._cost = 1.0  # seconds of the last save; a guess before the first one
         self.last_step: int | None = None
         self.problem: str | None = None
-        """What was wrong with the last save that has ended; on all ranks alike."""
+        """What went wrong in the last save that has ended, or None; the same on all ranks."""
 
     def save(self, engine: Engine, state: TrainState) -> float:
-        """Copies what a checkpoint is made of, and has it written; the seconds that this took."""
+        """Copies the content of a checkpoint, and starts a thread that writes it. Returns the
+        seconds that this took."""
         started = time.perf_counter()
         self.wait()
         if not self._has_room:  # on all ranks alike
@@ -93,7 +95,7 @@ class Saver:
         return waited
 
     def asked(self) -> Asked:
-        """Whether it is time, where checkpoints are saved by time."""
+        """Asks for a save (on rank 0) if checkpoints are saved by time and one is due."""
         seconds = self._c.seconds_between(self._cost)
         is_late = seconds is not None and time.monotonic() - self._last_time >= seconds
         return Asked.SAVE if is_late and dist.get_rank() == 0 else Asked.NOTHING
@@ -103,27 +105,27 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Waits until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def finish(self) -> None:
-        """Waits for the last save. Raises CheckpointError where it failed (on all ranks)."""
+        """Waits for the last save. Raises CheckpointError (on all ranks) if it failed."""
         self.wait()
         if self.problem is not None:
-            raise CheckpointError(f"{self.problem}; then run the same again: it goes on from there")
+            raise CheckpointError(f"{self.problem}; then run the same command again to resume")
 
     def close(self) -> None:
-        """Waits until nothing is being written, and gives the memory of the copies back."""
+        """Waits until nothing is being written, and gives back the memory of the copies."""
         self.wait()
         problem, self._has_room = self._memory.release(), False
         if problem is not None:
             self._say(f"the memory of the checkpoints' copies could not be unlocked: {problem}")
 
     def _make_room(self, engine: Engine) -> None:
-        """Has memory for the copies, which later saves take too; in one piece, so that its size is
-        found first."""
+        """Reserves memory for the copies, which later saves use again. It is one piece, so a dry
+        run finds the size first."""
         specs: dict[str, Spec] = {}
 
         def note(name: str, values: Tensor) -> Tensor:
@@ -138,14 +140,14 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> None:
         try:
             self._write_with_all(snapshot)
-        except Exception as e:  # a rank that is gone: Ray ends us all
+        except Exception as e:  # a rank is gone: Ray ends the other ranks, too
             self.problem = f"step {snapshot.state.step} was not saved: {_in_a_line(e)}"
 
     def _write_with_all(self, snapshot: Snapshot) -> None:
         started = time.perf_counter()
         path, rank = snapshot.path, dist.get_rank()
         staging = Path(tempfile.mkdtemp(prefix="manta-")) if not storage.is_local(path) else None
-        # What a save that was cut short may have left.
+        # An interrupted save may have left files in the folder.
         problem = _attempt(lambda: storage.delete_folder(path)) if rank == 0 else None
         problem = _first(self._everyone(problem))
         written: dict[str, Any] = {}
@@ -159,12 +161,13 @@ class Saver:
                 shares = [share for _, share, _ in everyone]
                 problem = _attempt(lambda: _commit(path, shares))
             if problem is not None:
-                _attempt(lambda: storage.delete_folder(path))  # room for the next one
+                _attempt(lambda: storage.delete_folder(path))  # makes room for the next save
         self.problem = _first(self._everyone(problem))
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
         step, seconds = snapshot.state.step, time.perf_counter() - started
-        # Training goes on meanwhile, but slower: on two cores, by about what the writing takes.
+        # Writing counts as cost: training continues meanwhile, but on two cores it loses about as
+        # much time as the writing takes.
         self._cost = snapshot.waited + seconds
         if self.problem is not None:
             self.problem = f"step {step} was not saved: {self.problem}"
@@ -173,16 +176,16 @@ class Saver:
             if left is not None:
                 self._say(f"older checkpoints could not be deleted: {left}")
             self._say(
-                f"step {step} saved to {path} in {seconds:.1f}s, of which training waited "
-                f"{snapshot.waited:.2f}s"
+                f"saved step {step} to {path} ({seconds:.1f} s; training paused "
+                f"{snapshot.waited:.2f} s)"
             )
         elif rank == 0:
             kept = checkpoint.find(self._run)
             last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-            self._say(f"{self.problem} ({last}); training goes on")
+            self._say(f"{self.problem} ({last}); training continues")
 
     def _write_share(self, snapshot: Snapshot, staging: Path | None) -> dict[str, Any]:
-        """This rank's files; what the manifest and the index say of them."""
+        """Writes this rank's files; returns their entries for the manifest and the index."""
         rank, path = dist.get_rank(), snapshot.path
         folder = staging or Path(storage.filesystem(path)[1])
         (folder / layout.OPTIMIZER).mkdir(parents=True, exist_ok=True)
@@ -198,18 +201,18 @@ class Saver:
         return {"files": files, "state": entry}
 
     def _tell_of_memory(self, problems: list[str | None]) -> None:
-        """Says, once, on which workers a GPU's copies take longer than they need to."""
+        """Reports once on which workers copies from the GPU are slower than they could be."""
         ranks = [str(rank) for rank, problem in enumerate(problems) if problem is not None]
         if ranks and not self._has_told:
             self._has_told = True
             self._say(
                 f"checkpoints: memory for the copies could not be locked on worker(s) "
-                f"{', '.join(ranks)} ({_first(problems)}): training waits longer for each; allow "
-                "more locked memory there (ulimit -l)"
+                f"{', '.join(ranks)} ({_first(problems)}): training pauses longer at each save; "
+                "allow more locked memory there (ulimit -l)"
             )
 
     def _everyone(self, value: Any) -> list[Any]:
-        """What each rank has."""
+        """The `value` of each rank, in the order of ranks (a collective call)."""
         found: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(found, value, group=self._group)
         return found
@@ -224,7 +227,8 @@ def _commit(path: str, shares: list[dict[str, Any]]) -> None:
 
 
 def _attempt(function: Callable[[], Any]) -> str | None:
-    """Calls it, again after a while if storage fails; what was wrong in the end."""
+    """Calls `function`, and calls it again after a pause if storage fails. Returns None, or the
+    last error in one line."""
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -233,7 +237,7 @@ def _attempt(function: Callable[[], Any]) -> str | None:
         except Exception as e:
             reason = getattr(e, "errno", None)
             lasts = not isinstance(e, OSError) or reason in LASTING
-            # safetensors wraps what the disk said.
+            # safetensors wraps the disk's error and drops its errno.
             if lasts or "No space left" in str(e) or attempt == ATTEMPTS:
                 return _in_a_line(e)
         time.sleep(pause)

@@ -2,7 +2,7 @@
 
 Its files, in reading order:
 
-    signals         what reaches one rank from outside and concerns all
-    spikes          losses and gradients that are out of line with the run's own past
-    watchdog        the end of a rank that makes no progress, with its stacks kept
+    signals         signals that reach one rank from outside and concern all ranks
+    spikes          losses and gradients that are far above the run's recent past
+    watchdog        ends a rank that makes no progress, and keeps its stacks
 """

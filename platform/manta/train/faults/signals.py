@@ -1,4 +1,4 @@
-"""What reaches one rank from outside and concerns all: agreed on at the end of a step."""
+"""Signals that reach one rank from outside and concern all; the ranks agree after each step."""
 
 import enum
 import faulthandler
@@ -14,34 +14,35 @@ import torch.distributed as dist
 
 from manta.errors import MantaError
 
-SECONDS_BETWEEN = 3.0  # of asking what all ranks are asked at once
+SECONDS_BETWEEN = 3.0  # two calls of `shared`, which all ranks make at once
 
 
 class Asked(enum.IntFlag):
-    """What is asked of a run."""
+    """What a run is asked to do."""
 
     NOTHING = 0
     SAVE = 1
     """It is time for a checkpoint."""
     MOVE = 2
-    """This machine or process is about to go: save, and be started again elsewhere."""
+    """This machine or process is about to go away: save, then start again elsewhere."""
     STOP = 4
-    """Save, and end."""
+    """Save, then end."""
 
 
 class Moving(MantaError):
-    """A worker's machine is about to go: the run is saved, and goes on elsewhere.
+    """A worker's machine is about to go away: the run is saved, and resumes elsewhere.
 
-    Nobody has to mend anything. It is a MantaError because those alone come out of a worker of
-    Ray's as what they are (`failures.failure_of`).
+    Nobody has to fix anything. This is a MantaError because only MantaErrors keep their type when
+    they leave a Ray worker (`failures.failure_of`).
     """
 
 
 class Signals:
-    """Asks each of `sources` at the end of a step, on each rank; made on all ranks alike.
+    """Asks each of `sources` at the end of a step, on each rank. All ranks must make it alike.
 
-    `shared`, if there is one, has to be asked on all ranks at once, and answers them alike. That
-    goes through processes of Ray's, and is too slow for each step: it is asked now and then.
+    `shared`, if given, has to be called on all ranks at once, and gives all of them the same
+    answer. The call goes through Ray's processes, which is too slow for each step: it is made every
+    few seconds.
     """
 
     def __init__(
@@ -49,12 +50,12 @@ class Signals:
     ):
         self._sources, self._shared = sources, shared
         self._shared_at = time.monotonic()
-        # On the CPU, whatever trains: the ranks meet here without waiting for a GPU.
+        # The group is on the CPU even if GPUs train: the ranks need not wait for a GPU here.
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
 
     def agree(self, asked: Asked = Asked.NOTHING) -> Asked:
-        """What is asked of any rank (a collective call); `asked` is asked of this one in any
-        case."""
+        """Everything that any rank is asked to do, including `asked` on this one. (A collective
+        call.)"""
         for source in self._sources:
             asked |= source()
         is_time = self._shared is not None and time.monotonic() > self._shared_at + SECONDS_BETWEEN
@@ -62,7 +63,7 @@ class Signals:
         if self._group is not None:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
         asked = Asked(sum(flag for flag, is_set in zip(Asked, flags, strict=False) if is_set))
-        is_leaving = bool(asked & (Asked.MOVE | Asked.STOP))  # and Ray may be, too
+        is_leaving = bool(asked & (Asked.MOVE | Asked.STOP))  # and Ray may be leaving, too
         if flags[-1] and self._shared is not None and not is_leaving:
             asked |= self._shared()
             self._shared_at = time.monotonic()
@@ -71,11 +72,11 @@ class Signals:
 
 @contextmanager
 def sigterm() -> Iterator[Callable[[], Asked]]:
-    """While it lasts, SIGTERM does not end this process: it asks to MOVE.
+    """Makes SIGTERM ask to MOVE, instead of ending this process, as long as the context lasts.
 
-    Python lets only the main thread handle signals, and Ray runs training in another one. The
-    faulthandler module may be told in any thread to write a traceback at a signal, in C: it writes
-    it into a pipe that a thread reads.
+    Python handles signals only in the main thread, and Ray runs training in another one. But any
+    thread can tell the faulthandler module to write a traceback at a signal (in C): here it writes
+    to a pipe, and a thread reads that pipe.
     """
     arrived = threading.Event()
     reader, writer = os.pipe()

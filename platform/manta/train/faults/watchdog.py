@@ -1,5 +1,5 @@
-"""A rank that makes no progress is found out: its stacks are kept, and its process ends, so that
-all start again from the last checkpoint."""
+"""Detects a rank that makes no progress, keeps its stacks and ends its process, so that all ranks
+start again from the last checkpoint."""
 
 import faulthandler
 import os
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 EXIT_CODE = 70
-# One rank hangs, and all wait for it: time for each to write down where it is.
+# When one rank hangs, all the others wait for it: this gives each one time to write its stacks.
 GRACE_SECONDS = 5.0
 
 
@@ -17,7 +17,7 @@ class Watchdog:
     """Ends this process when `beat` has not been called for `limit` seconds (None: never)."""
 
     def __init__(self, limit: float | None, dump: Callable[[str], None]):
-        """`dump(stacks)` keeps the stacks of all threads."""
+        """Starts watching. At the end, `dump(stacks)` is called with the stacks of all threads."""
         self._limit, self._dump = limit, dump
         self._last = time.monotonic()
         self._stop = threading.Event()
@@ -48,7 +48,7 @@ class Watchdog:
 
 
 def stacks() -> str:
-    """Where all threads of this process are."""
+    """The stacks of all threads of this process."""
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

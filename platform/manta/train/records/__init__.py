@@ -1,8 +1,8 @@
-"""What a run writes down: metrics, and where its time went.
+"""Records of a run: its metrics, and how its time was spent.
 
 Its files, in reading order:
 
-    ledger          where a run's time has gone across restarts: its goodput
-    logbook         metrics.jsonl, samples.jsonl, TensorBoard, the curve, and one line to read
-    gauges          a run's newest numbers as metrics of Ray's
+    ledger          how a run's time was spent, across restarts: its goodput
+    logbook         metrics.jsonl, samples.jsonl, TensorBoard, the loss curve, and log lines
+    gauges          a run's newest numbers as Ray metrics
 """

@@ -1,4 +1,4 @@
-"""A run's newest numbers as metrics of Ray's, for its dashboard and Prometheus."""
+"""A run's newest numbers as Ray metrics, for Ray's dashboard and Prometheus."""
 
 import re
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from ray.util.metrics import Gauge
 
 
 def gauges(run: str) -> Callable[[dict[str, Any]], None]:
-    """A function that shows a record's numbers as metrics of Ray's, `manta_KEY{run="..."}`: its
-    dashboard and Prometheus have them from there."""
+    """Returns a function that publishes a record's numbers as Ray metrics `manta_KEY{run="..."}`,
+    which Ray's dashboard and Prometheus read."""
     made: dict[str, Gauge] = {}
 
     def publish(record: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Where a run's time has gone, since its first start and across restarts: its goodput.
+"""How a run's time was spent, since its first start and across restarts: its goodput.
 
-Goodput is the time of steps that the run kept, without their wait for data, over all time. Wall
-clocks are read only to tell how long nothing ran: within a process time is monotonic, so that a
+Goodput is the time of the steps that the run kept, without their wait for data, divided by all
+time. Wall clocks serve only to tell how long nothing ran. Within a process time is monotonic, so a
 clock that jumps does no harm.
 """
 
@@ -15,26 +15,27 @@ from manta.errors import DataError
 
 Cause = Literal[
     "productive",  # steps
-    "data wait",  # within steps
-    "start",  # to the first step: Ray, the model, the checkpoint
-    "replay",  # steps that were lost, and trained again
-    "checkpoint",  # training waited for a copy of what is saved
+    "data wait",  # waiting for data within steps
+    "start",  # until the first step: Ray, the model, the checkpoint
+    "replay",  # steps that were lost and trained again
+    "checkpoint",  # training paused for the copy that is saved
     "evaluation",  # val loss and samples
     "down",  # nothing ran: from a death to the next start
-    "other",  # logging, and the rest
+    "other",  # logging and the rest
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 SECONDS_BETWEEN_WRITES = 1.0
 
 
 class Ledger:
-    """Kept on rank 0; the other ranks' has no `run` and counts for nothing."""
+    """Counts a run's time by cause, on rank 0. The ledgers of other ranks have `run=None`, and are
+    never written."""
 
     def __init__(self, run: str | None, lost_seconds: float):
-        """Goes on from what `begin` has counted: all since then has been the start.
+        """Continues from what `begin` counted; the time since then counts as "start".
 
         Args:
-            lost_seconds: of steps after the checkpoint that this run goes on from.
+            lost_seconds: time of the steps after the checkpoint that this run resumes from.
         """
         self._path = None if run is None else storage.join(run, layout.GOODPUT)
         self._seconds: dict[str, float] = dict.fromkeys(CAUSES, 0.0)
@@ -64,7 +65,7 @@ class Ledger:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By cause; they add up to the time since the run's first start."""
+        """Seconds by cause, which add up to the time since the run's first start."""
         total = self._base + time.monotonic() - self._begun
         known = sum(s for cause, s in self._seconds.items() if cause != "other")
         return {**self._seconds, "other": max(0.0, total - known)}
@@ -75,26 +76,25 @@ class Ledger:
         return seconds["productive"] / max(sum(seconds.values()), 1e-9)
 
     def write(self, *, last: bool = False) -> None:
-        """Keeps what there is so far; not too often, unless it is the last word."""
+        """Writes the counts to disk; at most once per SECONDS_BETWEEN_WRITES, unless `last`."""
         now = time.monotonic()
         if self._path is None or (now - self._written < SECONDS_BETWEEN_WRITES and not last):
             return
         self._written = now
         entry = {"seconds": self.seconds, "updated": time.time(), "starts": self.starts}
-        with suppress(OSError):  # a full disk: the run goes on
+        with suppress(OSError):  # a full disk must not stop the run
             storage.write_json(self._path, entry)
 
 
 def begin(run: str, started: float) -> None:
-    """Has a run's time counted from its first start on, and what has passed since anything was
-    last counted as down.
+    """Starts a run's ledger, or adds the time since its last entry as "down".
 
     Args:
-        started: when the process that a person started did, or found its workers dead
-            (time.time()).
+        started: the moment (time.time()) when the process that a person started began, or when it
+            found its workers dead.
     """
     path = storage.join(run, layout.GOODPUT)
-    with suppress(OSError):  # a full disk: the run goes on
+    with suppress(OSError):  # a full disk must not stop the run
         entry = _read(path) or {"seconds": {"down": 0.0}, "updated": started, "starts": 0}
         entry["seconds"]["down"] += max(0.0, started - entry["updated"])
         storage.write_json(path, {**entry, "updated": max(started, entry["updated"])})
@@ -111,17 +111,17 @@ def _read(path: str) -> dict[str, Any] | None:
             "starts": int(found["starts"]),
         }
     except (DataError, KeyError, TypeError, ValueError, AttributeError):
-        return None  # it is a count, not a reason to stop
+        return None  # a damaged ledger is no reason to stop the run
 
 
 def seconds_of(run: str) -> float:
-    """All time since the run's first start; 0: it is not known."""
+    """All seconds since the run's first start; 0 if not known."""
     found = _read(storage.join(run, layout.GOODPUT))
     return sum(found["seconds"].values()) if found else 0.0
 
 
 def table(run: str) -> list[str]:
-    """Lines for the summary: goodput, and what was lost to what."""
+    """Lines for the summary: goodput, and the share of time lost to each cause."""
     found = _read(storage.join(run, layout.GOODPUT))
     if found is None:
         return []

@@ -1,4 +1,4 @@
-"""A run's records: metrics.jsonl, samples.jsonl, TensorBoard, the curve, and one line to read."""
+"""A run's records: metrics.jsonl, samples.jsonl, TensorBoard, the loss curve, and log lines."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from tensorboardX import SummaryWriter
 
 from manta import layout, plot, storage
 
-MOST_PENDING = 10_000  # of TensorBoard's numbers, before logging waits for them to be written
+MOST_PENDING = 10_000  # numbers for TensorBoard, before logging waits until they are written
 
 
 class Logbook:
     """Writes a run's records, on rank 0.
 
-    In a local run folder they grow in place; for an object store, which cannot append, they grow
-    in a local folder and are sent at each `sync`.
+    In a local run folder the files grow in place. An object store cannot append, so for one they
+    grow in a local folder, and each `sync` uploads them.
     """
 
     def __init__(
@@ -32,7 +32,8 @@ class Logbook:
         resumed_step: int,
         publish: Callable[[dict[str, Any]], None] = lambda _: None,
     ):
-        """`publish(record)` is called with the newest of the records that are logged."""
+        """Opens the records, and drops those after `resumed_step`. Each `log_metrics` calls
+        `publish(record)` with its newest record."""
         self.say, self._publish = say, publish
         self._run = run
         self._is_local = storage.is_local(run)
@@ -44,10 +45,10 @@ class Logbook:
             for name in (layout.METRICS, layout.SAMPLES):
                 if storage.exists(storage.join(run, name)):
                     storage.download(storage.join(run, name), self._folder / name)
-        # What was logged after the checkpoint that we go on from will be logged again.
+        # Records after the checkpoint that the run resumes from will be logged again.
         gone = _keep_until(self._folder / layout.METRICS, resumed_step)
         self.lost_seconds = sum(float(r.get("step_seconds", 0)) for r in gone)
-        """Of the steps among it."""
+        """The time of the steps whose records were dropped."""
         _keep_until(self._folder / layout.SAMPLES, resumed_step)
         self._board = SummaryWriter(
             str(self._folder / layout.TENSORBOARD),
@@ -58,7 +59,7 @@ class Logbook:
         self._drawn: Future[None] | None = None
 
     def log_metrics(self, records: Sequence[dict[str, Any]]) -> None:
-        """One line of metrics.jsonl a record; each has its `step`."""
+        """Writes one line of metrics.jsonl for each record; each record has a `step`."""
         with (self._folder / layout.METRICS).open("a") as f:
             for record in records:
                 f.write(json.dumps(_plain(record)) + "\n")
@@ -74,17 +75,17 @@ class Logbook:
         self._board.add_text("samples", f"**{prompt}**{completion}", step)
 
     def sync(self, *, curve: str | None = None) -> None:
-        """Makes what was logged visible; with `curve`, a title, draws the loss curve too: beside
-        training, which a picture of a long run would keep waiting."""
+        """Makes the logged records visible. With `curve`, a title, also draws the loss curve: in
+        another thread, as the picture of a long run would keep training waiting."""
         self._board.flush()
         is_waiting = self._drawn is not None and not (self._drawn.running() or self._drawn.done())
-        if curve is not None and not is_waiting:  # (one that waits will draw this too)
+        if curve is not None and not is_waiting:  # (a waiting one will draw this too)
             self._drawn = self._pencil.submit(self._draw, curve)
         self._send()
 
     def _draw(self, title: str) -> None:
         records = read_metrics(str(self._folder / layout.METRICS))
-        with suppress(OSError):  # a full disk: training goes on
+        with suppress(OSError):  # a full disk must not stop training
             (self._folder / layout.LOSS_CURVE).write_bytes(plot.loss_curve(records, title))
 
     def _send(self) -> None:
@@ -101,8 +102,8 @@ class Logbook:
 
 
 def write_scalars(run: str, name: str, scalars: Mapping[str, float], at: int) -> None:
-    """Adds scalars at one place of the axis to TensorBoard's folder `name` of a run: a file of its
-    own each time."""
+    """Adds scalars at place `at` of the axis to TensorBoard's folder `name` of a run, in a new file
+    each time."""
     with tempfile.TemporaryDirectory(prefix="manta-") as folder:
         with SummaryWriter(folder) as board:
             for key, value in scalars.items():
@@ -112,7 +113,7 @@ def write_scalars(run: str, name: str, scalars: Mapping[str, float], at: int) ->
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut short is left out."""
+    """The records of a metrics.jsonl, without a last line that was cut short."""
     if storage.info(path).type == pafs.FileType.NotFound:
         return []
     records = []
@@ -125,7 +126,7 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
 
 
 def _keep_until(file: Path, step: int) -> list[dict[str, Any]]:
-    """Takes the records of later steps out; they."""
+    """Drops the records after `step` from the file; returns those dropped."""
     if not file.exists():
         return []
     records = read_metrics(str(file))
@@ -135,7 +136,7 @@ def _keep_until(file: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: a value that is not finite is written as its name."""
+    """The record with values that are not finite as strings, as JSON has no NaN."""
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
@@ -143,7 +144,7 @@ def _plain(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42s, 3m05s, 2h10m."""
+    """Seconds in a form for people: 42s, 3m05s, 2h10m."""
     if not math.isfinite(seconds):
         return "?"
     whole = round(seconds)

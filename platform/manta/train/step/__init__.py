@@ -7,8 +7,8 @@ Its files, in reading order:
     scaling           how learning rate, batch and token budget follow from a model's size
     muon              Muon for the matrices of the blocks, with AdamW for the other weights
     optimizer         the optimizer's config: AdamW or Muon
-    reducer           gradients averaged over the workers while the backward pass still computes
-    engine_settings   the keys of DeepSpeed's engine, and where they would do nothing
-    deepspeed_config  DeepSpeed itself, and its config from plain keys
-    engine            the DeepSpeed engine, and all that Manta knows of its insides
+    reducer           averages gradients over the workers during the backward pass
+    engine_settings   the keys of DeepSpeed's engine, and where they would have no effect
+    deepspeed_config  imports DeepSpeed, and makes its config from Manta's keys
+    engine            the DeepSpeed engine, and everything Manta knows about its internals
 """

@@ -1,4 +1,4 @@
-"""DeepSpeed itself, imported where it is first needed, and its config from Manta's plain keys."""
+"""Imports DeepSpeed where it is first needed, and makes its config from Manta's keys."""
 
 import functools
 import logging
@@ -21,16 +21,18 @@ from manta.train.step.optimizer import OptimizerConfig
 
 @functools.cache
 def import_deepspeed(device_type: str) -> Any:
-    """DeepSpeed for engines on such a device, imported where it is first needed: its import takes
-    seconds, and the processes that only direct the training workers can do without.
+    """Imports DeepSpeed for engines on devices of this type, and returns the module.
+
+    The import takes seconds, and the processes that only direct the training workers do not need
+    DeepSpeed, so it happens here and not at the top of the file.
 
     Raises:
-        RuntimeError: this process has imported DeepSpeed for another kind of device.
+        RuntimeError: this process has already imported DeepSpeed for another type of device.
     """
-    # It asks once for each process, at its import, and would take the GPU that it sees, or a Mac's,
-    # whatever the model is on.
+    # DeepSpeed picks its device once per process, at import. Left alone, it would pick any GPU that
+    # it sees (a Mac's too), even if the model is elsewhere.
     os.environ["DS_ACCELERATOR"] = device_type
-    # Its import and start-up talk; what matters of it reaches a person as an error.
+    # DeepSpeed prints a lot while it starts. Whatever matters reaches people as an error.
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="deepspeed")
@@ -42,9 +44,9 @@ def import_deepspeed(device_type: str) -> Any:
         raise RuntimeError(
             f"DeepSpeed was imported for {taken} in this process, and cannot train on {device_type}"
         )
-    # DeepSpeed asks this which of its own operations it may compile. Left alone, it tries each of
-    # them, which starts compilers, and prints. It needs none: the one that it would take on a CPU,
-    # deepspeed_shm_comm, is for inference, and takes 40 s.
+    # DeepSpeed looks up here which of its own operations it may compile. Left alone, it tries each
+    # of them, which starts compilers and prints. Manta needs none of them: the one that DeepSpeed
+    # would use on a CPU, deepspeed_shm_comm, is for inference and takes 40 s to compile.
     vars(deepspeed.ops)["__compatible_ops__"] = {}
     return deepspeed
 
@@ -59,33 +61,35 @@ def deepspeed_config(
     grad_accum_steps: int,
     c: EngineConfig,
 ) -> dict[str, Any]:
-    """What DeepSpeed is told, with `c.deepspeed_json` over what Manta says."""
+    """DeepSpeed's config: what Manta sets, overridden by `c.deepspeed_json`."""
     rounded = c.communication_dtype == "bf16"
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": grad_accum_steps,
-        # At stage 0 `Engine.step` clips.
+        # At stage 0, `Engine.step` clips.
         "gradient_clipping": optimizer.grad_clip if zero_stage else 0.0,
         "zero_optimization": {"stage": zero_stage, **_zero_settings(c, zero_stage, device)},
         "zero_allow_untested_optimizer": True,
-        # Its own AdamW for the CPU is compiled at the first use; torch's is fused as well.
+        # DeepSpeed's own AdamW for CPUs is compiled at first use; torch's is fused as well.
         "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {
             "enabled": device.dtype == "bf16",
             "dtype": "bfloat16",
-            # Whose gradients are reduced in bf16. (In fp32, the next key says it for all.)
+            # The gradients of these modules are reduced in bf16. (For fp32, the next key alone
+            # decides.)
             "lower_precision_safe_modules": _module_types(model) if rounded else [],
         },
         "communication_data_type": c.communication_dtype,
         "steps_per_print": 1 << 40,
-        # It waits for the device before and after each micro batch; `Meter` takes the time.
+        # This timer waits for the device before and after each micro batch; `Meter` measures
+        # throughput instead.
         "timers": {"throughput": {"enabled": False}},
     }
     return merged(settings, c.extra())
 
 
 def _module_types(model: nn.Module) -> list[str]:
-    """The types of module that have weights of their own, as DeepSpeed names them."""
+    """The module types that have weights of their own, by the names that DeepSpeed uses."""
     types = {
         type(m) for m in model.modules() if next(m.parameters(recurse=False), None) is not None
     }
@@ -110,13 +114,13 @@ def _zero_settings(c: EngineConfig, zero_stage: int, device: Device) -> dict[str
 
 
 def check_disk(c: EngineConfig) -> None:
-    """Raises ConfigError where this machine cannot offload to its disk."""
+    """Raises ConfigError if `c` offloads to disk and this machine cannot."""
     if c.offload_path is None:
         return
     folder = Path(storage.absolute(c.offload_path))
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ConfigError(
-            f"engine.offload_path={folder}: no folder that this worker can write to; make it on "
+            f"engine.offload_path={folder}: not a folder that this worker can write to; make it on "
             "every machine, or set engine.offload_optimizer=cpu"
         )
     from deepspeed.ops.op_builder import AsyncIOBuilder

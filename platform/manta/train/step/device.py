@@ -1,4 +1,4 @@
-"""What this machine computes with: device, threads, the dtype that is fast, peak and memory."""
+"""What this machine computes with: device, threads, the faster dtype, peak and memory."""
 
 import ctypes
 import dataclasses
@@ -10,27 +10,27 @@ import torch
 
 from manta.errors import ConfigError
 
-# Two settings of glibc's malloc (malloc.h), and their value: a block of fewer bytes is kept when it
-# is freed, and so many may lie idle at the end of the heap.
+# Two parameters of glibc's malloc (malloc.h), and the value for both: smaller blocks than this many
+# bytes are kept when they are freed, and up to this many bytes may lie idle at the heap's end.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BLOCK = (1 << 31) - 1
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROBE_SECONDS = 0.3
-# Sides of the matrices that are tried: small ones find a moment in which no other process is at
-# work, large ones are enough for many threads. On the least of them bf16 is tried, which takes
-# seconds for large ones where it is emulated.
+# Sides of the matrices that the probe multiplies: small ones fit into a moment in which no other
+# process works, large ones occupy many threads. bf16 is compared with fp32 on the smallest only:
+# where bf16 is emulated, large ones take seconds.
 CPU_SIZES = 256, 512, 1024
 GPU_SIZE = 8192
-# A GPU's products are queued for about so long before the host waits for them: the launch of the
-# first one and the wait for the last one then hardly count.
+# The host queues products worth about this much GPU time before it waits for them: the launch of
+# the first one and the wait for the last one then hardly count.
 GPU_ROUND_SECONDS = 0.02
-BF16_SPEEDUP = 1.5  # bf16 costs precision: it has to bring at least this much
+BF16_SPEEDUP = 1.5  # bf16 costs precision, so it must be at least this much faster
 
-# FLOP/s of dense bf16 matrix products with fp32 accumulation, without sparsity. The names are
-# CUDA's own, whole, without "NVIDIA ": what is called otherwise is another card (a "Laptop GPU", a
-# "4090 D", a "Ti", a virtual GPU, a slice of a card that MIG makes), and is not in the table. V100
-# and T4 are not either: they have no bf16.
+# FLOP/s of dense bf16 matrix products with fp32 accumulation, without sparsity. The keys are CUDA's
+# full names without "NVIDIA ". A name with any difference is another card (a "Laptop GPU", a
+# "4090 D", a "Ti", a virtual GPU, a MIG slice) and is not in the table. V100 and T4 are not in the
+# table either: they have no bf16.
 GPU_PEAKS = {
     # A10, A10G, A30 and A40 data sheets
     "A10": 125e12,
@@ -44,7 +44,7 @@ GPU_PEAKS = {
     "A100-PCIE-40GB": 312e12,
     "A100 80GB PCIe": 312e12,
     # Hopper architecture white paper (SXM, PCIe); H100 and H200 data sheets (with sparsity, which
-    # doubles it: 1,979 for the SXM cards, 1,671 for the NVL ones)
+    # doubles the figure: 1,979 for the SXM cards, 1,671 for the NVL ones)
     "H100 80GB HBM3": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835.5e12,
@@ -59,7 +59,7 @@ GPU_PEAKS = {
     # GA102 and Ada white papers, for workstations
     "RTX A6000": 154.8e12,
     "RTX 6000 Ada Generation": 364.2e12,
-    # GA102, Ada and RTX Blackwell white papers: half of what there is with fp16 accumulation
+    # GA102, Ada and RTX Blackwell white papers: half the rate with fp16 accumulation
     "GeForce RTX 3090": 71e12,
     "GeForce RTX 4090": 165.2e12,
     "GeForce RTX 5090": 209.5e12,
@@ -68,34 +68,34 @@ GPU_PEAKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Where a worker trains."""
+    """The device that a worker trains on, with its dtype and speed."""
 
     torch_device: torch.device
     dtype: Literal["fp32", "bf16"]
     measured: float
-    """FLOP/s that a large matrix product in `dtype` reached here."""
+    """FLOP/s that a large matrix product in `dtype` reached on this device."""
     description: str
     data_sheet: float | None = None
-    """FLOP/s of matrix products in `dtype` by a GPU's data sheet; None: there is no figure, as for
-    a CPU, for an unknown GPU or a part of one, and for fp32."""
+    """FLOP/s of matrix products in `dtype` according to the GPU's data sheet. None: no figure is
+    known, as for a CPU, an unknown GPU, a part of a GPU, and fp32."""
 
     @property
     def peak(self) -> float:
-        """FLOP/s that MFU is a share of: the data sheet's, or else what was measured."""
+        """FLOP/s that count as an MFU of 1: the data sheet's figure, else the measured one."""
         return self.data_sheet or self.measured
 
     def probed_again(self) -> "Device":
-        """With the better of two measurements: while a worker starts, so do others on the same
-        machine."""
+        """Measures again, and returns this device with the better figure: the first measurement
+        may be too low, as other workers start on the same machine at the same time."""
         measured = measured_flops(self.torch_device, self.dtype)
         return dataclasses.replace(self, measured=max(self.measured, measured))
 
 
 def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device that a key `device=` names; auto is the GPU where torch can use one.
+    """The device that the key `device=` names; auto is the GPU if torch can use one, else the CPU.
 
     Raises:
-        ConfigError: `cuda` where torch has no GPU to use.
+        ConfigError: `wanted` is "cuda" and torch can use no GPU.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -108,8 +108,11 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def find_device(dtype: str, use_gpu: bool, threads: int) -> Device:
-    """Sets the thread count and, for a CPU, what becomes of freed memory; finds device, dtype (for
-    "auto") and how fast products are."""
+    """Sets up this process for training, and returns its device.
+
+    Sets the thread count and, on a CPU, keeps freed memory. Chooses the dtype if it is "auto", and
+    measures the speed of matrix products.
+    """
     torch.set_num_threads(threads)
     if not use_gpu:
         keep_freed_memory()
@@ -121,12 +124,14 @@ def find_device(dtype: str, use_gpu: bool, threads: int) -> Device:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what this process frees, for what it takes next. By itself it returns blocks
-    of more than 32 MB to the system at once, such as a batch's logits, and each next one is filled
-    page by page with zeros first: a third of a step's time for GPT-2 124M on two cores.
+    """Makes glibc keep the memory that this process frees, and use it for the next allocations.
 
-    Beyond 64 MB, it holds for the main thread, and in a process that was started with
-    MALLOC_ARENA_MAX=1 for all. (Nothing is done where there is no glibc.)
+    By default, glibc returns freed blocks of more than 32 MB, such as a batch's logits, to the
+    system at once, and the system fills each new block with zeros page by page. That took a third
+    of a step's time for GPT-2 124M on two cores.
+
+    Blocks of more than 64 MB are kept in the main thread only, or in all threads if the process was
+    started with MALLOC_ARENA_MAX=1. (Without glibc, this does nothing.)
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -135,12 +140,12 @@ def keep_freed_memory() -> None:
 
 
 def make_deterministic() -> None:
-    """Has this process compute the same bits on a GPU each time. Called before its first work.
+    """Makes this process compute the same bits on a GPU each time; call it before any GPU work.
 
-    The attention of cuDNN is left out, whose backward pass adds in any order; FlashAttention's and
-    the embedding's take other, slower ways by themselves.
+    cuDNN's attention is disabled, as its backward pass adds in no fixed order. FlashAttention's and
+    the embedding's backward passes switch to slower, deterministic algorithms by themselves.
     """
-    # cuBLAS reads it when it starts, and torch refuses its products without.
+    # cuBLAS reads this variable when it starts; without it, torch refuses to use cuBLAS.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -148,8 +153,11 @@ def make_deterministic() -> None:
 
 
 def choose_dtype(device: torch.device) -> str:
-    """bf16 where it is fast: on a GPU (the current one) that computes in it, which V100 and T4 only
-    emulate; measured on a CPU, which may have the instructions and not the speed."""
+    """Returns "bf16" where bf16 is fast, else "fp32".
+
+    The current GPU must support bf16 in hardware (V100 and T4 only emulate it). On a CPU the speed
+    is measured, as a CPU may have the instructions without being fast.
+    """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     fp32, bf16 = (matmul_flops(dtype, device, CPU_SIZES[0]) for dtype in ("fp32", "bf16"))
@@ -157,25 +165,24 @@ def choose_dtype(device: torch.device) -> str:
 
 
 def gpu_peak(name: str) -> float | None:
-    """FLOP/s of a GPU's bf16 products by the name that CUDA gives it; None for one that is not in
-    the table."""
+    """FLOP/s of bf16 products of the GPU with this CUDA name; None if it is not in the table."""
     return GPU_PEAKS.get(name.removeprefix("NVIDIA "))
 
 
 def measured_flops(device: torch.device, dtype: str) -> float:
-    """FLOP/s that dense matrix products reach."""
+    """FLOP/s that dense matrix products reach on this device, measured."""
     sizes = CPU_SIZES if device.type == "cpu" else (GPU_SIZE,)
     return max(matmul_flops(dtype, device, size) for size in sizes)
 
 
 def matmul_flops(dtype: str, device: torch.device, size: int) -> float:
-    """FLOP/s of a square matrix product, the best of several."""
-    # Random numbers: a GPU draws less power for zeros, and is faster than any training is.
+    """FLOP/s of a square matrix product: the best of several measurements."""
+    # Random numbers, not zeros: a GPU draws less power for zeros and runs faster than in training.
     a = torch.randn(size, size, device=device, dtype=DTYPES[dtype])
     product = torch.empty_like(a)
 
     def seconds(products: int) -> float:
-        """The time that one product takes, where so many are queued in a row."""
+        """Seconds for one product when this many are queued in a row."""
         started = time.perf_counter()
         for _ in range(products):
             torch.mm(a, a, out=product)
@@ -184,7 +191,7 @@ def matmul_flops(dtype: str, device: torch.device, size: int) -> float:
         return (time.perf_counter() - started) / products
 
     begun = time.perf_counter()
-    best, tries, products = seconds(1), 1, 1  # the first one loads the library, too
+    best, tries, products = seconds(1), 1, 1  # the first call also loads the library
     if device.type == "cuda":
         products = max(1, round(GPU_ROUND_SECONDS / seconds(1)))
     while tries < 2 or (tries < 30 and time.perf_counter() - begun < PROBE_SECONDS):
@@ -194,9 +201,12 @@ def matmul_flops(dtype: str, device: torch.device, size: int) -> float:
 
 
 def gpu_memory(device: torch.device) -> dict[str, int]:
-    """Bytes on the GPU: `memory_allocated` is what tensors hold, `memory_reserved` what PyTorch has
-    taken for them, `memory_peak` the most that they held since the last call. Nothing on a CPU. The
-    host keeps count of these: the GPU is not waited for."""
+    """Bytes in use on the GPU; {} on a CPU.
+
+    `memory_allocated` is what tensors occupy, `memory_reserved` what PyTorch has taken for them,
+    and `memory_peak` the most that tensors occupied since the last call. The host keeps these
+    counts, so this does not wait for the GPU.
+    """
     if device.type == "cpu":
         return {}
     found = {

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine, and all that Manta knows of its insides (DeepSpeed 0.19.8)."""
+"""The DeepSpeed engine, and everything Manta knows about its internals (DeepSpeed 0.19.8)."""
 
 import dataclasses
 import math
@@ -20,14 +20,14 @@ from manta.train.step.reducer import Reducer
 
 
 def to_cpu(_name: str, values: Tensor) -> Tensor:
-    """A copy of them, in memory of its own."""
+    """A copy of `values` on the CPU, in memory of its own."""
     return values.detach().to("cpu", copy=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fragment:
-    """Values `start` to `start + size` of a flattened weight, of which this rank holds the state:
-    in the optimizer's state of `holder`, from `offset` on."""
+    """A range of a flattened weight, `start` to `start + size`, whose state is on this rank: in the
+    optimizer's state of `holder`, from `offset` on."""
 
     name: str
     start: int
@@ -35,19 +35,19 @@ class Fragment:
     holder: Tensor
     offset: int
     group: int | None = None
-    """At ZeRO stage 3, the sub-group whose state `holder` has."""
+    """The sub-group whose state `holder` has, at ZeRO stage 3; None at other stages."""
 
     def of(self, state: Tensor) -> Tensor:
-        """Its part of a tensor of the holder's size."""
+        """This fragment's part of `state`, a tensor of the holder's size."""
         return state.view(-1)[self.offset : self.offset + self.size]
 
 
 class Engine:
-    """DeepSpeed's engine over a model, in the process group that is already there. Made and used
-    on all ranks alike.
+    """DeepSpeed's engine for a model, in the process group that already exists. All ranks must make
+    it and call its methods alike.
 
-    bf16 is torch's autocast over fp32 weights: the weights, their gradients and the optimizer's
-    state are fp32 at every stage, so that all stages train alike and checkpoints are exact.
+    bf16 is torch's autocast over fp32 weights. The weights, their gradients and the optimizer's
+    state are fp32 at every stage, so all stages train alike and checkpoints are exact.
     """
 
     def __init__(
@@ -62,11 +62,14 @@ class Engine:
         c: EngineConfig | None = None,
         lr_scales: dict[str, float] | None = None,
     ):
-        """The engine for micro batches of `micro_batch_size`, of which `grad_accum_steps` make an
-        optimizer step at first.
+        """Makes the engine.
+
+        Args:
+            micro_batch_size: sequences in a micro batch.
+            grad_accum_steps: micro batches in an optimizer step, at first.
 
         Raises:
-            ConfigError: this worker cannot offload as `c` says, or DeepSpeed refuses its
+            ConfigError: this worker cannot offload as `c` says, or DeepSpeed rejects its
                 `deepspeed_json`.
         """
         self.module, self.device, self.zero_stage = model, device.torch_device, zero_stage
@@ -96,23 +99,23 @@ class Engine:
             if c.deepspeed_json is None:
                 raise
             what = " ".join(str(e).split())[:300]
-            raise ConfigError(f"engine.deepspeed_json: DeepSpeed refuses it: {what}") from e
+            raise ConfigError(f"engine.deepspeed_json: DeepSpeed rejects it: {what}") from e
         self._zero: Any = None
-        """ZeRO's optimizer, which wraps torch's own; None at stage 0."""
+        """ZeRO's optimizer, which wraps torch's; None at stage 0."""
         self._reducer: Reducer | None = None
-        """Manta's own, at stage 0 on several workers."""
+        """Manta's own reducer of gradients, at stage 0 with several workers; else None."""
         if zero_stage:
             self._zero = self._engine.optimizer
             _limit_norm(self._zero)
             return
-        self._engine.enable_backward_allreduce = False  # the reducer does it as gradients are made
+        self._engine.enable_backward_allreduce = False  # the reducer does it, gradient by gradient
         if self.world_size > 1:
             dtype = torch.bfloat16 if c.communication_dtype == "bf16" else torch.float32
             self._reducer = Reducer(list(model.parameters()), c.reduce_bucket, dtype)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """torch's own optimizer, at each stage."""
+        """torch's optimizer, at every stage."""
         return self._engine.optimizer if self._zero is None else self._zero.optimizer
 
     def __call__(
@@ -123,47 +126,50 @@ class Engine:
         documents: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
-        """The model's loss, in the engine's dtype. Every rank calls it as often: at stage 3 each
-        call gathers the weights."""
+        """The model's loss, in the engine's dtype. All ranks must call this equally often: at
+        stage 3 each call gathers the weights."""
         return self._engine(tokens, targets, documents=documents, reduction=reduction)
 
     def set_lr(self, share: float) -> float:
-        """Sets the learning rates to this share (0 to 1) of their peaks, which the config gives;
-        the one of the blocks' matrices."""
+        """Sets each learning rate to this share (0 to 1) of its peak, which the config gives.
+        Returns the rate of the blocks' matrices."""
         groups = self.optimizer.param_groups
         for group in groups:
             group["lr"] = share * group["peak_lr"]
         return groups[0]["lr"]
 
     def set_grad_accum_steps(self, steps: int) -> None:
-        """How many micro batches this worker's next optimizer step is made of."""
+        """Sets how many micro batches make up this worker's next optimizer step."""
         if self._engine.gradient_accumulation_steps() == steps:
             return
         self._engine.set_train_batch_size(steps * self._micro_batch_size * self.world_size)
-        if hasattr(self._zero, "gradient_accumulation_steps"):  # ZeRO keeps a number of its own
+        if hasattr(self._zero, "gradient_accumulation_steps"):  # ZeRO keeps its own count
             self._zero.gradient_accumulation_steps = steps
 
     @contextmanager
     def casting_once(self) -> Iterator[None]:
-        """While it lasts, autocast casts each weight to bf16 once, and not once for each micro
-        batch. It must end before the optimizer's step, which changes the weights: it spans what
-        comes between two of these.
+        """Makes autocast cast each weight to bf16 once, instead of once for each micro batch.
 
-        Not where the copies would cost more memory than the forward needs by itself: with
-        activation checkpointing, which makes them block by block, and at stage 3, where no worker
-        holds all weights. (Compiled blocks cast for themselves.)
+        The context must end before the optimizer's step, which changes the weights: it spans what
+        happens between two steps.
+
+        It does nothing where the copies would cost more memory than the forward pass itself needs:
+        with activation checkpointing, which makes them block by block, and at stage 3, where no
+        worker has all weights. (Compiled blocks cast for themselves.)
         """
         if self.module.recompute != "none" or self.zero_stage == 3:
             yield
             return
-        # The innermost autocast computes; the outermost, which this is, throws the copies away.
+        # The innermost autocast computes. The outermost one, which is this, drops the copies when
+        # it ends.
         with torch.autocast(self.device.type, enabled=False):
             yield
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Adds a micro batch's gradients; the last of a step has them averaged over the workers."""
-        # DeepSpeed would count micro batches since the run's start: their number in a step may
-        # change.
+        """Adds a micro batch's gradients; after the last micro batch of a step, also averages them
+        over the workers."""
+        # DeepSpeed would find the last one by counting micro batches since the run's start, but
+        # their number in a step may change.
         self._engine.set_gradient_accumulation_boundary(is_boundary=is_last)
         if self._reducer is not None:
             self._reducer.armed = is_last
@@ -172,8 +178,9 @@ class Engine:
             self._reducer.finish()
 
     def step(self, grad_clip: float, *, limit: float = math.inf) -> Tensor | float:
-        """The optimizer's step, after a step's last `backward`, and not within `casting_once`. It
-        is not taken (on any rank) if the gradients are not finite, or their norm is beyond `limit`.
+        """Takes the optimizer's step, unless the gradients are not finite or their norm exceeds
+        `limit`: then no rank takes it. Call this after a step's last `backward`, and not within
+        `casting_once`.
 
         Returns:
             The global 2-norm of the gradients before clipping, which may still be on the device;
@@ -183,10 +190,11 @@ class Engine:
             self._zero.norm_limit = limit
             self._engine.step()
             return self._engine.get_global_grad_norm()
-        # Reduced by now. DeepSpeed clips here too, and forgets the norm, which people watch.
+        # The gradients are reduced by now. DeepSpeed could clip them here, but it does not keep the
+        # norm, which people watch.
         parameters = list(self.module.parameters())
         norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf)
-        found = float(norm)  # the one wait for the device in a step; ZeRO has it too
+        found = float(norm)  # the only wait for the device in a step; ZeRO waits too
         if found <= limit and found < math.inf:  # False for NaN
             self._engine.step()
             return norm
@@ -195,7 +203,7 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """While it lasts, the model is in eval mode and computes no gradients."""
+        """Puts the model in eval mode, without gradients, for as long as the context lasts."""
         self._engine.eval()
         try:
             with torch.no_grad():
@@ -204,15 +212,15 @@ class Engine:
             self._engine.train()
 
     def full_weights(self, copy: Callable[[str, Tensor], Tensor] = to_cpu) -> dict[str, Tensor]:
-        """Every weight by its name, whole, on rank 0; {} on the others. A tied weight appears once.
-        `copy(name, weight)` copies it to the CPU."""
+        """All weights by name, each one whole, on rank 0; {} on the other ranks. A tied weight
+        appears once. `copy(name, weight)` copies a weight to the CPU."""
         found: dict[str, Tensor] = {}
         seen: set[int] = set()
         for name, parameter in self.module.named_parameters():
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            # One at a time, so that no rank holds the whole model beside its shards.
+            # One weight at a time, so that no rank has the whole model in addition to its shards.
             is_sharded = hasattr(parameter, "ds_id")
             with self._deepspeed.zero.GatheredParameters([parameter], enabled=is_sharded):
                 if self.rank == 0:
@@ -220,16 +228,17 @@ class Engine:
         return found
 
     def fragments(self) -> list[Fragment]:
-        """This rank's, of every weight (a tied one comes once); in the same order on all ranks."""
+        """This rank's fragments of all weights (a tied weight appears once). All ranks list the
+        weights in the same order."""
         zero: Any = self._zero
         found = []
         for name, weight in self.module.named_parameters():
-            inside: Any = weight  # DeepSpeed puts attributes of its own on a weight
+            inside: Any = weight  # DeepSpeed adds attributes to a weight
             if self.zero_stage == 0:
                 found.append(Fragment(name, 0, weight.numel(), weight, 0))
             elif self.zero_stage < 3:
                 mapping = inside._hp_mapping
-                if mapping is not None:  # some of it is in this rank's partition
+                if mapping is not None:  # part of the weight is in this rank's partition
                     here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
                     holder = zero.single_partition_of_fp32_groups[mapping.param_group_index]
                     found.append(Fragment(name, here.start, here.numel, holder, there.start))
@@ -244,7 +253,8 @@ class Engine:
 
     @contextmanager
     def at_hand(self, part: Fragment, *, write: bool) -> Iterator[None]:
-        """While a holder's state is read or written: from the disk, where it is offloaded there."""
+        """Makes a holder's state available for reading or writing, which means loading it from disk
+        if it is offloaded there. With `write`, the state goes back to disk at the end."""
         group = part.group
         if group is None or not self._zero._swappable_optimizer_subgroup(group):
             yield
@@ -258,8 +268,8 @@ class Engine:
 
 
 def _limit_norm(optimizer: Any) -> None:
-    """Has a ZeRO optimizer leave out a step whose gradient norm is beyond its `norm_limit`, as it
-    does by itself (on all ranks alike) where the norm is not finite."""
+    """Makes a ZeRO optimizer skip a step whose gradient norm exceeds its `norm_limit`. By itself it
+    already skips a step (on all ranks alike) whose norm is not finite."""
     optimizer.norm_limit = math.inf
     if hasattr(optimizer, "scaled_global_norm"):  # stages 1 and 2
 

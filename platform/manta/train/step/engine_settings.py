@@ -1,4 +1,4 @@
-"""The keys of DeepSpeed's engine: what they mean, and where they would do nothing."""
+"""The keys of DeepSpeed's engine: what they mean, and where they would have no effect."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from manta.errors import ConfigError, DataError, MantaError
 from manta.model.memory import BUCKET_MB
 from manta.train.step.optimizer import OptimizerConfig
 
-# Keys of DeepSpeed's config that Manta decides, and what decides them here.
+# Keys of DeepSpeed's config that Manta decides, and what a person can set instead.
 OWN_KEYS = {
     "train_batch_size": "set tokens_per_batch",
     "train_micro_batch_size_per_gpu": "set micro_batch_size",
@@ -40,25 +40,27 @@ OWN_KEYS = {
 @config
 class EngineConfig:
     overlap_comm: bool | None = None
-    """Reduce gradients while the backward pass still computes, at ZeRO stages 1 to 3 on GPUs (at
-    stage 0 on GPUs they always are); null: on several GPUs."""
+    """Whether gradients are reduced while the backward pass still computes, at ZeRO stages 1 to 3
+    on GPUs (at stage 0 on GPUs they always are). null: yes, if there are several GPUs."""
     reduce_bucket_mb: Count | None = None
-    """Megabytes of gradients that are reduced at once; a buffer of that size is held. null: 64."""
+    """Megabytes of gradients that are reduced at once; a buffer of that size stays allocated. null:
+    64."""
     allgather_bucket_mb: Count | None = None
-    """Megabytes of new weights that are gathered at once (ZeRO stages 1 and 2); null: 64."""
+    """Megabytes of updated weights that are gathered at once (ZeRO stages 1 and 2); null: 64."""
     communication_dtype: Literal["fp32", "bf16"] = "fp32"
-    """In which gradients travel between workers; bf16 halves the traffic and rounds them."""
+    """The dtype in which gradients travel between workers; bf16 halves the traffic and rounds the
+    gradients."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
-    """Where the optimizer's state lives instead of on the GPU: cpu (ZeRO stages 1 to 3) or nvme, a
-    local disk (stage 3)."""
+    """Place that the optimizer's state is offloaded to: cpu (ZeRO stages 1 to 3), or nvme, a local
+    disk (stage 3). none: it is not offloaded."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
-    """Where weights live until they are computed with, at ZeRO stage 3: cpu, or nvme, a local
-    disk."""
+    """Place that weights are offloaded to until they are needed, at ZeRO stage 3: cpu, or nvme, a
+    local disk. none: they are not offloaded."""
     offload_path: str | None = None
     """Folder on each worker's local disk, for nvme."""
     deepspeed_json: str | None = None
-    """For experts: path of a file of DeepSpeed's own settings (JSON), or the JSON itself; goes over
-    what Manta tells DeepSpeed. Keys that Manta decides are refused."""
+    """DeepSpeed's own settings, for experts: path of a JSON file, or the JSON itself. They override
+    what Manta tells DeepSpeed. Keys that Manta decides are rejected."""
 
     def problems(self) -> list[str]:
         found = []
@@ -71,7 +73,7 @@ class EngineConfig:
             )
         if self.offload_path is not None and not to_disk:
             found.append(
-                f"offload_path={self.offload_path}: nothing goes there; omit it, or set "
+                f"offload_path={self.offload_path}: nothing is offloaded to disk; omit it, or set "
                 "engine.offload_optimizer=nvme or engine.offload_parameters=nvme"
             )
         try:
@@ -81,7 +83,8 @@ class EngineConfig:
         return found
 
     def conflicts(self, zero_stage: int, on_gpu: bool, optimizer: OptimizerConfig) -> list[str]:
-        """What of this would do nothing, or cannot work, with the rest of a run's config."""
+        """Messages about keys that would have no effect, or cannot work, with the rest of a run's
+        config."""
         to_disk = self.offload_optimizer == "nvme"
         keys: list[tuple[str, Any, tuple[int, ...]]] = [
             ("overlap_comm", self.overlap_comm, (1, 2, 3)),
@@ -116,7 +119,7 @@ class EngineConfig:
 
     @property
     def reduce_bucket(self) -> int:
-        """Gradients that are reduced at once."""
+        """The number of gradients that are reduced at once."""
         return (self.reduce_bucket_mb or BUCKET_MB) * 10**6 // self.bytes_of_gradient
 
     @property
@@ -128,7 +131,7 @@ class EngineConfig:
         return any(_has(self.extra(), ["zero_optimization", key]) for key in moving)
 
     def extra(self) -> dict[str, Any]:
-        """What `deepspeed_json` says. Raises MantaError where it is not valid."""
+        """The content of `deepspeed_json`. Raises MantaError if it is not valid."""
         given = self.deepspeed_json
         if given is None:
             return {}
@@ -151,8 +154,8 @@ class EngineConfig:
         return tree
 
     def inlined(self) -> "EngineConfig":
-        """With the content of `deepspeed_json` in place of its path: the workers may not have the
-        file, and the run's config.yaml keeps what was run."""
+        """This config with the content of `deepspeed_json` in place of its path: the workers may
+        not have the file, and the run's config.yaml records what was run."""
         if self.deepspeed_json is None:
             return self
         return dataclasses.replace(self, deepspeed_json=json.dumps(self.extra()))

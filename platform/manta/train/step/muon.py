@@ -1,8 +1,9 @@
 """Muon for the matrices of the blocks, with AdamW for the other weights.
 
-Muon (Jordan et al. 2024): momentum, then (about) the nearest matrix whose singular values are all
-one. At ZeRO stages 1 and 2 a rank has a slice of all the matrices laid end to end; as at stage 0,
-their gradients are averaged and clipped by then, so that one rule holds at all three.
+Muon (Jordan et al. 2024) takes the momentum, and replaces it by (about) the nearest matrix whose
+singular values are all one. At ZeRO stages 1 and 2 a rank has a slice of all the matrices laid end
+to end. At all three stages (0, 1 and 2) the gradients are already averaged and clipped when Muon
+sees them, so the same rule applies.
 """
 
 import itertools
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from manta.model.gpt import Attention
 
-# Of each round's quintic: the best one for what the rounds before leave ("Polar Express", Amsel et
-# al. 2025, table of its appendix), so that three are enough where a step is small.
+# Coefficients of each round's quintic, the best one for what the earlier rounds leave ("Polar
+# Express", Amsel et al. 2025, table of its appendix). This makes three rounds enough where a step
+# is small.
 QUINTICS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -24,17 +26,17 @@ QUINTICS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845749, 0.4188073119525673),
 )
-# Rounding must not take a singular value beyond one, where the first quintics run away.
+# Rounding must not push a singular value beyond one, where the first quintics diverge.
 SAFETY = 1.01
 # An orthogonal update of r x c has the RMS 1/sqrt(max(r, c)); AdamW's is about 0.2-0.4 in practice.
-# With this scale (Liu et al. 2025) learning rate and weight decay mean the same to both.
+# With this scale (Liu et al. 2025), learning rate and weight decay mean the same for both.
 UPDATE_RMS = 0.2
-BATCH_VALUES = 1 << 24  # orthogonalised at once: bounds the memory it takes
+BATCH_VALUES = 1 << 24  # values orthogonalised at once: this bounds the memory
 
 
 def shapes_of(model: nn.Module, parameters: list[nn.Parameter]) -> list[tuple[int, int]]:
     """(rows, columns) of each matrix to orthogonalise, in the order in which they are laid end to
-    end. Query, key and value lie in one weight, one below the other, and are three of them."""
+    end. Query, key and value are stacked in one weight, and count as three matrices."""
     parts = {}
     for module in model.modules():
         if isinstance(module, Attention):
@@ -51,10 +53,10 @@ def shapes_of(model: nn.Module, parameters: list[nn.Parameter]) -> list[tuple[in
 class MuonAdamW(torch.optim.AdamW):
     """Muon for the group that has `shapes`, AdamW for the others.
 
-    Muon's group holds either whole weights, alike on all ranks (ZeRO stage 0), or one flat slice
-    of them, this rank's of as many equal ones as there are ranks (stages 1 and 2). Momentum is
-    value by value, so it is held as the weights are. Each matrix is orthogonalised on one rank,
-    or on the few ranks that hold a part of it.
+    Muon's group has either whole weights, the same on all ranks (ZeRO stage 0), or this rank's flat
+    slice of them, where each rank has a slice of the same size (stages 1 and 2). Momentum is
+    computed value by value, so it is stored in the same shape as the weights. Each matrix is
+    orthogonalised on one rank, or on the few ranks that have a part of it.
     """
 
     def __init__(
@@ -67,21 +69,26 @@ class MuonAdamW(torch.optim.AdamW):
         eps: float,
         rounds: int,
     ):
-        """Matrix products are in `dtype`; `lr`, `betas` and `eps` are AdamW's, and `rounds` are
-        those of Newton-Schulz."""
+        """Makes the optimizer.
+
+        Args:
+            dtype: of the matrix products.
+            lr, betas, eps: AdamW's.
+            rounds: of Newton-Schulz.
+        """
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
-        # Where the matrices are orthogonalised, also when their state is offloaded to the CPU.
+        # The matrices are orthogonalised here, even if their state is offloaded to the CPU.
         self.device: torch.device = groups[0]["params"][0].device
         self.dtype = dtype
         self.rounds = rounds
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's looks for AdamW's state in all
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's expects AdamW's state in all
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None
-        groups = self.param_groups  # at ZeRO stages 1 and 2, one of them at a time
+        groups = self.param_groups  # ZeRO stages 1 and 2 pass one group at a time
         try:
             self.param_groups = [group for group in groups if "shapes" not in group]
             super().step()
@@ -111,7 +118,7 @@ class MuonAdamW(torch.optim.AdamW):
             p.add_(update.view_as(p), alpha=-group["lr"])
 
     def _orthogonalise_whole(self, flat: Tensor, shapes: list[tuple[int, int]]) -> None:
-        """All matrices, in place; each on one rank, and then sent to all."""
+        """Orthogonalises all matrices in place: each one on one rank, which sends it to all."""
         rank, world_size = _rank_and_world_size()
         starts = _starts(shapes)
         shares = _shares(shapes, world_size)
@@ -134,8 +141,8 @@ class MuonAdamW(torch.optim.AdamW):
                 at += size
 
     def _orthogonalise_slice(self, flat: Tensor, shapes: list[tuple[int, int]]) -> None:
-        """This rank's slice, in place. A matrix that lies in several slices is put together first,
-        and orthogonalised on each of their ranks."""
+        """Orthogonalises this rank's slice in place. A matrix that lies in several slices is put
+        together first, and each of their ranks orthogonalises it."""
         rank, _ = _rank_and_world_size()
         starts = _starts(shapes)
         size = flat.numel()
@@ -158,8 +165,8 @@ class MuonAdamW(torch.optim.AdamW):
     def _joined(
         self, flat: Tensor, spans: list[tuple[int, int]], first: int, last: int
     ) -> dict[int, Tensor]:
-        """By where it starts, each of these matrices whole; of which this rank has what lies from
-        `first` to `last` (a collective call: all ranks, same spans)."""
+        """The whole matrices at `spans`, each by its start. This rank contributes the values from
+        `first` to `last`. (A collective call: all ranks, with the same spans.)"""
         sizes = [b - a for a, b in spans]
         joined = torch.zeros(sum(sizes), device=self.device, dtype=flat.dtype)
         parts = joined.split(sizes)
@@ -167,12 +174,12 @@ class MuonAdamW(torch.optim.AdamW):
             low, high = max(a, first), min(b, last)
             if low < high:
                 part[low - a : high - a] = flat[low - first : high - first]
-        dist.all_reduce(joined)  # exact: of a value's summands all but one are zero
+        dist.all_reduce(joined)  # exact: each value has only one nonzero summand
         return {a: part for (a, _), part in zip(spans, parts, strict=True)}
 
     def _orthogonal(self, matrices: list[Tensor]) -> list[Tensor]:
-        """Each matrix orthogonalised, in the order given; those of one shape together, which is
-        what keeps a GPU busy."""
+        """The matrices orthogonalised, in the order given. Matrices of one shape are computed
+        together, which keeps a GPU busy."""
         by_shape: dict[torch.Size, list[int]] = {}
         for i, matrix in enumerate(matrices):
             by_shape.setdefault(matrix.shape, []).append(i)
@@ -186,9 +193,11 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype, rounds: int = len(QUINTICS)) -> Tensor:
-    """(N, rows, columns) -> the same with singular values of about one, by Newton-Schulz."""
+    """Orthogonalises matrices with Newton-Schulz: (N, rows, columns) -> the same shape, with
+    singular values of about one."""
     x = matrices.mT if matrices.size(-2) > matrices.size(-1) else matrices
-    # Of a tiny gradient too, but not of none; in fp32, as bf16 would round the norm.
+    # The clamp lets tiny gradients through but avoids a division by zero. The norm is taken before
+    # the cast, as bf16 would round it.
     x = (x / (SAFETY * x.norm(dim=(-2, -1), keepdim=True)).clamp(min=1e-20)).to(dtype)
     for a, b, c in QUINTICS[:rounds]:
         a, b, c = a / SAFETY, b / SAFETY**3, c / SAFETY**5
@@ -202,12 +211,12 @@ def _scale(rows: int, columns: int) -> float:
 
 
 def _starts(shapes: list[tuple[int, int]]) -> list[int]:
-    """Where each matrix starts in all of them laid end to end; last, where they end."""
+    """The start of each matrix when all are laid end to end; the last entry is their end."""
     return [0, *itertools.accumulate(rows * columns for rows, columns in shapes)]
 
 
 def _shares(shapes: list[tuple[int, int]], world_size: int) -> list[list[int]]:
-    """Which matrices each rank orthogonalises: about as much work for each."""
+    """The indices of the matrices that each rank orthogonalises; all ranks get about equal work."""
     work = [rows * columns * min(rows, columns) for rows, columns in shapes]
     shares: list[list[int]] = [[] for _ in range(world_size)]
     loads = [0] * world_size

@@ -13,30 +13,32 @@ from manta.train.step.muon import QUINTICS, MuonAdamW, shapes_of
 @config
 class OptimizerConfig:
     kind: Literal["adamw", "muon"] = "adamw"
-    """adamw: AdamW for everything; muon: Muon for the matrices of the blocks, AdamW for the rest
-    (embeddings, head, norms, biases); at ZeRO stages 0 to 2."""
+    """The method. adamw: AdamW for everything; muon: Muon for the matrices of the blocks, AdamW for
+    the rest (embeddings, head, norms, biases), at ZeRO stages 0 to 2."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate."""
     embedding_lr: PositiveFloat | None = None
-    """Peak learning rate of the embeddings, also where they are the head too; null: lr."""
+    """Peak learning rate of the embeddings, even if they are also the head; null: lr."""
     head_lr: PositiveFloat | None = None
-    """Peak learning rate of a head of its own (model.tie_embeddings=false); null: lr."""
+    """Peak learning rate of a separate head (model.tie_embeddings=false); null: lr."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """AdamW's decay of its running mean and of its running square."""
+    """AdamW's decay rates of the running mean and of the running square."""
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay, on matrices and embeddings; never on biases and norms."""
     reference_batch: Count | None = None
-    """tokens_per_batch at which the rates were found: they are multiplied by the square root of how
-    many times as large it is now. null: they are as given."""
+    """tokens_per_batch for which the rates were tuned: they are multiplied by the square root of
+    tokens_per_batch over this. null: the rates stay as given."""
     reference_width: Count | None = None
-    """n_embd at which the rates were found (muP): for a model r times as wide, those of the
-    matrices and of a head of its own are divided by r (Muon's by its root). null: as given."""
+    """n_embd for which the rates were tuned (muP): for a model r times as wide, the rates of the
+    matrices and of a separate head are divided by r (Muon's by its square root). null: the rates
+    stay as given."""
     muon_lr: PositiveFloat | None = None
-    """Muon's peak learning rate; null: lr. A step's RMS is 0.2 of it, much like AdamW's."""
+    """Muon's peak learning rate; null: lr. The RMS of a step is 0.2 times the rate, much like
+    AdamW's."""
     muon_momentum: OpenFraction | None = None
-    """Muon's decay of its running mean (Nesterov); null: 0.95."""
+    """Muon's decay rate of the running mean (Nesterov); null: 0.95."""
     muon_rounds: Literal[1, 2, 3, 4, 5] = 5
     """Rounds of Newton-Schulz, 1 to 5: fewer cost less and orthogonalise less well."""
     muon_weight_decay: NonNegativeFloat | None = None
@@ -55,12 +57,12 @@ class OptimizerConfig:
         ]
 
     def conflicts(self, zero_stage: int, tie_embeddings: bool) -> list[str]:
-        """What of this cannot work with the rest of a run's config."""
+        """Messages about keys that cannot work with the rest of a run's config."""
         found = []
         if self.kind == "muon" and zero_stage > 2:
             found.append(
-                f"optimizer.kind=muon works at zero_stage 0, 1 and 2, not {zero_stage}: there no "
-                "rank has whole matrices; set zero_stage=2, or optimizer.kind=adamw"
+                f"optimizer.kind=muon works at zero_stage 0, 1 and 2, not {zero_stage}: at stage 3 "
+                "no rank has whole matrices; set zero_stage=2, or optimizer.kind=adamw"
             )
         if self.head_lr is not None and tie_embeddings:
             found.append(
@@ -89,14 +91,14 @@ def make_optimizer(
     dtype: Literal["fp32", "bf16"] = "fp32",
     lr_scales: dict[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a GPT. Each group has its `peak_lr`: a step's rate is a share of it.
+    """The optimizer of a GPT. Each group has a `peak_lr`; the rate of a step is a share of it.
 
     Args:
         dtype: of the matrix products in Muon.
-        lr_scales: factors of the groups' rates, by name.
+        lr_scales: factors of the groups' rates, by the groups' names.
     """
     found: dict[Group, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():  # a tied head has come as the embedding
+    for name, parameter in model.named_parameters():  # a tied head comes as the embedding
         in_block, is_head = name.startswith("blocks."), name.startswith("head.")
         group = group_of(parameter.dim(), in_block=in_block, is_head=is_head)
         found.setdefault(group, []).append(parameter)

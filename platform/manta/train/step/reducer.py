@@ -1,7 +1,8 @@
-"""Gradients averaged over the workers while the backward pass still computes (ZeRO stage 0).
+"""Averages gradients over the workers while the backward pass still computes (ZeRO stage 0).
 
-DeepSpeed itself reduces at stage 0 when the whole backward pass is over. Here the gradients go in
-buckets, in the order in which the backward pass makes them: a bucket travels as soon as it is full.
+At stage 0, DeepSpeed itself reduces only after the whole backward pass. Here the gradients are
+grouped into buckets in the order in which the backward pass makes them, and a bucket is sent as
+soon as it is full.
 """
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 class Reducer:
     """Averages the gradients of `parameters` over all workers, in each backward pass for which it
-    is armed. Made and used on all ranks alike."""
+    is armed. All ranks must make it and use it alike."""
 
     def __init__(self, parameters: list[nn.Parameter], bucket_values: int, dtype: torch.dtype):
-        """A bucket holds at most `bucket_values` gradients (or one larger parameter's), which
-        travel in `dtype`."""
+        """Sets up the buckets. A bucket has at most `bucket_values` gradients (or those of one
+        larger parameter), which are sent in `dtype`."""
         self.armed = False
         self._dtype = dtype
         self._buckets: list[list[nn.Parameter]] = []
@@ -36,19 +37,19 @@ class Reducer:
         if not self.armed:
             return
         self._missing[self._bucket_of[parameter]] -= 1  # type: ignore[index]  # a Parameter
-        # In their order, which is the same on all ranks: collective calls have to match.
+        # Buckets are sent in order, which is the same on all ranks: collective calls must match.
         while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
             self._send(self._buckets[len(self._sent)])
 
     def _send(self, bucket: list[nn.Parameter]) -> None:
         flat = torch.cat([_gradient(p).flatten() for p in bucket]).to(self._dtype)
-        # Between CPUs it is waited for: they have no time to spare while they compute.
+        # On CPUs this call waits: they have no time to spare while they compute.
         self._sent.append((flat, dist.all_reduce(flat, async_op=flat.is_cuda)))
 
     def finish(self) -> None:
-        """Waits for the averages, and puts them in place of the gradients. (On a GPU its stream
-        waits, and this process does not.)"""
-        for bucket in self._buckets[len(self._sent) :]:  # with a weight that has no gradient
+        """Waits for the averages, and writes them over the gradients. (On a GPU, the stream waits,
+        and this process does not.)"""
+        for bucket in self._buckets[len(self._sent) :]:  # some weights got no gradient
             self._send(bucket)
         world_size = dist.get_world_size()
         for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):

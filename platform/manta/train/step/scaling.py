@@ -1,8 +1,8 @@
 """How learning rate, batch and token budget follow from the size of a model: pure arithmetic.
 
-Each rule is stated with its source. They start from one reference, GPT-2 small's width (Brown et
-al. 2020, table 2.1: 6e-4 and half a million tokens a batch for 12 blocks of 768), and give round
-numbers to start from, not the best ones: a sweep finds those.
+Each rule names its source. The rules start from one reference, GPT-2 small's width (Brown et al.
+2020, table 2.1: 6e-4 and half a million tokens a batch for 12 blocks of 768). They give round
+numbers to start from; a sweep finds the best ones.
 """
 
 import math
@@ -20,17 +20,18 @@ BATCH_EXPONENT = 0.383
 
 
 def lr_for_batch(batch: int, reference: int) -> float:
-    """Factor of every rate for another batch, in tokens: the square root of their ratio (Malladi
-    et al. 2022), which keeps the size of the noise in an update."""
+    """The factor of all rates for a batch of `batch` tokens instead of `reference`: the square root
+    of the ratio (Malladi et al. 2022), which keeps the size of the noise in an update."""
     return math.sqrt(batch / reference)
 
 
 def lr_for_width(width: int, reference: int, kind: Literal["adamw", "muon"] = "adamw") -> float:
-    """Factor of the rate of the blocks' matrices and the head for another n_embd.
+    """The factor of the rates of the blocks' matrices and the head for an n_embd of `width` instead
+    of `reference`.
 
-    AdamW: 1 / width (Yang et al. 2022, muP, table 3). Muon, whose update has one RMS at every
-    width and so a spectral norm that grows with the root of it: 1 / sqrt(width). Embeddings, norms
-    and biases keep theirs.
+    AdamW's rates go with 1 / width (Yang et al. 2022, muP, table 3). Muon's go with
+    1 / sqrt(width): its update has the same RMS at every width, so its spectral norm grows with the
+    square root of the width. Embeddings, norms and biases keep their rates.
     """
     ratio = reference / width
     return math.sqrt(ratio) if kind == "muon" else ratio
@@ -43,7 +44,8 @@ def lr_scales(
     batch: int,
     reference_batch: int | None,
 ) -> dict[str, float]:
-    """The factor of each group of weights; 1 for what has no reference."""
+    """The factor of each group's rate, by the group's name. A reference that is None changes
+    nothing."""
     for_batch = 1.0 if reference_batch is None else lr_for_batch(batch, reference_batch)
     wider = reference_width or width
     return {
@@ -55,19 +57,20 @@ def lr_scales(
 
 
 def budget(depth: int) -> int:
-    """Tokens: 20 for each weight of the blocks, 12 L C^2."""
+    """The token budget of a model of `depth` blocks: 20 tokens for each of the blocks' 12 L C^2
+    weights."""
     return TOKENS_PER_PARAMETER * 12 * depth * (depth * CHANNELS_PER_BLOCK) ** 2
 
 
 def batch(depth: int) -> int:
-    """Tokens in a batch: a power of two, and at least one sequence."""
+    """Tokens in a batch for a model of `depth` blocks: a power of two, at least one sequence."""
     ratio = (budget(depth) / budget(REFERENCE_DEPTH)) ** BATCH_EXPONENT
     return max(DEPTH_CONTEXT, 2 ** round(math.log2(REFERENCE_BATCH * ratio)))
 
 
 def recipe_of_depth(depth: Any) -> dict[str, Any]:
-    """The keys of a training run of so many blocks, beside the model's own; none where depth is no
-    such number."""
+    """The keys of a training run with `depth` blocks, without the model's own keys; {} if `depth`
+    is not a positive integer."""
     if type(depth) is not int or depth < 1:
         return {}
     tokens_per_batch = batch(depth)

@@ -9,14 +9,16 @@ from manta.config import Fraction, config
 @config
 class ScheduleConfig:
     kind: Literal["cosine", "linear", "wsd"] = "cosine"
-    """cosine, linear: falls so from the end of warm-up to the last step; wsd (warm-up, stable,
-    decay): stays at the peak, then falls over the last `decay` of the run."""
+    """The shape of the schedule. cosine, linear: the rate falls along that curve from the end of
+    warm-up to the last step; wsd (warm-up, stable, decay): the rate stays at the peak, then falls
+    over the last `decay` of the run."""
     warmup: Fraction = 0.02
     """Share of the run's steps over which the rate climbs from zero to its peak."""
     decay: Fraction = 0.2
-    """Share of the run's steps over which wsd falls."""
+    """Share of the run's steps over which the rate of wsd falls."""
     decay_shape: Literal["sqrt", "linear"] = "sqrt"
-    """How wsd falls. sqrt: by 1 - sqrt(share of the decay that is over) (Hagele et al. 2024)."""
+    """The curve along which the rate of wsd falls. sqrt: 1 - sqrt(share of the decay that is over)
+    (Hagele et al. 2024)."""
     min_lr_ratio: Fraction = 0.1
     """The rate at the last step, as a share of the peak."""
 
