@@ -113,21 +113,20 @@ def test_tokens_are_those_of_a_plain_loop_over_each_prompt(
     model = small_model(name, context_length)
     seeds = [seed + index for index in range(len(prompts))]
     found: list[list[int]] = [[] for _ in prompts]
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k}
-    for new in generate_batch(model, prompts, 14, seeds=seeds, stop=stop, **options):
+    sampling = Sampling(temperature, top_k)
+    for new in generate_batch(model, prompts, 14, seeds=seeds, stop=stop, sampling=sampling):
         for row, token in new.items():
             found[row].append(token)
     for prompt, own, tokens in zip(prompts, seeds, found, strict=True):
-        expected = plain_generate(model, prompt, 14, own, **options)
+        expected = plain_generate(model, prompt, 14, own, temperature, top_k)
         assert tokens == expected[: expected.index(stop)] if stop in expected else expected
 
 
 def test_a_long_text_draws_the_numbers_of_its_seed_one_after_the_other() -> None:
     """The text needs more numbers than are drawn at once."""
     model = small_model("modern", context_length=5)
-    options: dict[str, Any] = {"temperature": 1.0, "top_k": None}
-    expected = plain_generate(model, [3], 600, 7, **options)
-    assert list(generate(model, [3], 600, seed=7, **options)) == expected
+    expected = plain_generate(model, [3], 600, 7, temperature=1.0, top_k=None)
+    assert list(generate(model, [3], 600, seed=7)) == expected
 
 
 @settings(deadline=None, max_examples=20)
@@ -232,16 +231,19 @@ def test_every_way_to_read_a_tensor_counts(read: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 5}], ids=str)
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0), Sampling(top_k=5)], ids=str
+)
 @pytest.mark.parametrize("prompts", [[[1]], [[1, 2], [3, 4]], [[1], [2, 3, 4], [5, 6]]], ids=str)
 def test_the_host_reads_once_a_token_and_sends_nothing(
-    name: str, options: dict[str, Any], prompts: list[list[int]]
+    name: str, sampling: Sampling, prompts: list[list[int]]
 ) -> None:
     model = with_an_empty_weight(small_model(name, context_length=64))
     made = []
     with counted() as counts:
         seeds = list(range(len(prompts)))
-        for step, _ in enumerate(generate_batch(model, prompts, 20, seeds=seeds, **options), 1):
+        batch = generate_batch(model, prompts, 20, seeds=seeds, sampling=sampling)
+        for step, _ in enumerate(batch, 1):
             assert counts.reads == step
             made.append(counts.made)
     assert made == made[:1] * 20  # the prompts, before the first token
