@@ -1,6 +1,6 @@
 """Configs: frozen dataclasses, filled from a YAML file and `key=value` arguments.
 
-A config class is in the same file as the code that it configures. Larger configs contain it:
+A config class is in the room of the code that it configures. Larger configs contain it:
 
     @config
     class OptimizerConfig:

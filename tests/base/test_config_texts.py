@@ -12,20 +12,12 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from helpers.configs import Inner, Outer, never, write
+from helpers.configs import OF_JOBS, Inner, Outer, never, write
 from manta.arguments import read
-from manta.bench.settings import BenchConfig
 from manta.config import config, differences, from_dict, help_text, load, to_dict, to_yaml
-from manta.data.inspect import InspectConfig
-from manta.evaluate.compare import CompareConfig
 from manta.evaluate.inference_settings import GenerateConfig
-from manta.evaluate.settings import EvaluateConfig
-from manta.evaluate.surprise import SurpriseConfig
-from manta.export.convert import ExportConfig, ImportConfig
 from manta.job import run_job
 from manta.model.presets import PRESETS
-from manta.sweep.sweep import SweepConfig
-from manta.train.checkpoints.listing import CheckpointsConfig
 from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)
@@ -110,11 +102,7 @@ def test_texts_come_back_from_the_file_that_a_config_becomes(
 
 def of_jobs() -> Iterator[tuple[type, str, str]]:
     """Every key of a job's config, with its type as --help shows it."""
-    classes = (
-        BenchConfig, CheckpointsConfig, CompareConfig, EvaluateConfig, ExportConfig, GenerateConfig,
-        ImportConfig, InspectConfig, PretrainConfig, SurpriseConfig, SweepConfig,
-    )  # fmt: skip
-    for cls in classes:
+    for cls in OF_JOBS:
         for key, kind in re.findall(r"^  ([\w.]+): (.*) = ", help_text(cls), re.MULTILINE):
             yield cls, key, kind
 

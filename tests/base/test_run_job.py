@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from helpers.configs import Outer, never, write
+from helpers.configs import OF_JOBS, Outer, never, write
 from manta.config import help_text, load
 from manta.errors import DataError
 from manta.job import run_job, with_default
-from manta.sweep.sweep import SweepConfig
 from manta.train.settings import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,10 +42,10 @@ def documented(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
         if dataclasses.is_dataclass(hints[field.name]):
             yield from documented(hints[field.name], f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, docstrings[field.name]
+            yield prefix + field.name.removesuffix("_"), docstrings[field.name]
 
 
-@pytest.mark.parametrize("cls", [PretrainConfig, SweepConfig])
+@pytest.mark.parametrize("cls", OF_JOBS)
 def test_help_has_every_key_with_its_docstring(cls: type) -> None:
     paragraphs = re.split(r"^  (?=[\w.]+: )", help_text(cls), flags=re.MULTILINE)[1:]
     shown = {p.partition(":")[0]: " ".join(p.split()) for p in paragraphs}

@@ -395,6 +395,24 @@ def test_a_task_with_a_typo_is_refused_with_the_nearest_names() -> None:
     suites.check((), ["arc_easy", "mmlu"], nothing)
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("task: mine\n", "metadata"),
+        ("metadata: {version: 1.0}\n", "task"),
+        ("group: mine\nmetadata: {version: 1.0}\n", "task"),
+        ("group: mine\ntask:\n- task: one\n  metadata: {version: 1.0}\n- task: two\n", "metadata"),
+    ],
+)
+def test_a_suite_without_what_a_task_needs_is_named(
+    text: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.setattr(catalog, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: .* has no {key}: add {key}: "):
+        suites.configs_of("mine")
+
+
 def test_every_suite_is_read() -> None:
     for name in catalog.names():
         assert all(given["task"] and given["metadata"] for given in suites.configs_of(name))

@@ -5,9 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from manta.bench.settings import BenchConfig
 from manta.config import Count, config, load
+from manta.data.inspect import InspectConfig
 from manta.errors import ConfigError
+from manta.evaluate.compare import CompareConfig
+from manta.evaluate.inference_settings import GenerateConfig
+from manta.evaluate.settings import EvaluateConfig
+from manta.evaluate.surprise import SurpriseConfig
+from manta.export.convert import ExportConfig, ImportConfig
+from manta.sweep.sweep import SweepConfig
+from manta.train.checkpoints.listing import CheckpointsConfig
 from manta.train.settings import PretrainConfig
+
+# The configs of the jobs (jobs/prepare.py takes PretrainConfig).
+OF_JOBS = (
+    BenchConfig, CheckpointsConfig, CompareConfig, EvaluateConfig, ExportConfig, GenerateConfig,
+    ImportConfig, InspectConfig, PretrainConfig, SurpriseConfig, SweepConfig,
+)  # fmt: skip
 
 
 def refusal(*arguments: str) -> str:

@@ -157,14 +157,24 @@ def _quiet() -> None:
 
 
 def configs_of(suite: str) -> list[dict[str, Any]]:
-    """The configs of a suite's tasks, each merged with the part that all tasks share."""
+    """The configs of a suite's tasks, each merged with the part that all tasks share.
+
+    Raises:
+        ConfigError: the suite's file lacks a key that each task needs.
+    """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    content = load_yaml(catalog.FOLDER / f"{suite}.yaml", resolve_func=True)
-    if "group" not in content:
-        return [content]
+    file = catalog.FOLDER / f"{suite}.yaml"
+    content = load_yaml(file, resolve_func=True)
     shared = {key: value for key, value in content.items() if key not in ("group", "task")}
-    return [{**shared, **given} for given in content["task"]]
+    own = content.get("task", []) if "group" in content else [content]
+    found = [{**shared, **given} for given in own]
+    for given in found or [shared]:
+        for key, example in (("task", "a name"), ("metadata", "{version: 1.0}")):
+            if not given.get(key):
+                name = given.get("task", "a task")
+                raise ConfigError(f"{file}: {name} has no {key}: add {key}: {example}")
+    return found
 
 
 @contextlib.contextmanager

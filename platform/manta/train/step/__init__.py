@@ -3,7 +3,7 @@
 Its files, in reading order:
 
     device            what this machine computes with: device, threads, dtype, peak and memory
-    schedule          the learning rate at a step
+    schedule          the learning rate at a step, as a share of its peak
     scaling           how learning rate, batch and token budget follow from a model's size
     muon              Muon for the matrices of the blocks, with AdamW for the other weights
     optimizer         the optimizer's config: AdamW or Muon
