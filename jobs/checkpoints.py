@@ -13,13 +13,13 @@ from pathlib import Path
 # package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.job import run_job
+from manta.job import hint, run_job
 from manta.train.checkpoints.listing import CheckpointsConfig, report
 
 
 def main(config: CheckpointsConfig) -> None:
     print("\n".join(report(config)))
-    print(f"\nnext  python jobs/evaluate.py checkpoint={config.run}")
+    hint(f"\nnext  python jobs/evaluate.py checkpoint={config.run}")
 
 
 if __name__ == "__main__":

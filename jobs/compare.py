@@ -14,13 +14,13 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.compare import CompareConfig, compare
-from manta.job import run_job
+from manta.job import hint, run_job
 
 
 def main(config: CompareConfig) -> None:
     lines, picture = compare(config)
     print("\n".join(lines))
-    print(f"\ndrawn in {picture}")
+    hint(f"\ndrawn in {picture}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.inference_settings import GenerateConfig, place_of
-from manta.job import run_job
+from manta.job import hint, run_job
 from manta.model.generate import Sampling, generate_batch
 from manta.model.inference import inference
 from manta.train.checkpoints import checkpoint
@@ -31,7 +31,9 @@ def main(config: GenerateConfig) -> None:
         prompts,
         config.max_tokens,
         seeds=seeds,
-        sampling=Sampling(temperature=config.temperature, top_k=config.top_k),
+        sampling=Sampling(
+            config.temperature, config.top_k, config.top_p, vocab_size=tokenizer.vocab_size
+        ),
         stop=tokenizer.eot,
     )
     with inference(device, dtype):
@@ -45,7 +47,7 @@ def main(config: GenerateConfig) -> None:
             for index, text in enumerate(texts):
                 print(text + tokenizer.decode([new[index] for new in steps if index in new]))
                 print("-" * 40)
-    print(f"next  python jobs/evaluate.py checkpoint={config.checkpoint}", file=sys.stderr)
+    hint(f"next  python jobs/evaluate.py checkpoint={config.checkpoint}")
 
 
 if __name__ == "__main__":

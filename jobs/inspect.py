@@ -13,14 +13,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.data.inspect import InspectConfig, inspect
-from manta.job import run_job
+from manta.job import hint, run_job
 
 
 def main(config: InspectConfig) -> None:
     for line in inspect(config):
         print(line)
     if "/" not in config.dataset:
-        print(f"next     python jobs/pretrain.py 'data.mix={{{config.dataset}: 1}}' name=my-run")
+        hint(f"next     python jobs/pretrain.py 'data.mix={{{config.dataset}: 1}}' name=my-run")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=1 << 63)]  # tor
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)]
 OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 # 256 bytes and the end-of-text token are the least that can spell every text.
 VocabSize = Annotated[int, BeforeValidator(_no_bool), Field(ge=257, le=1 << 20)]

@@ -1,5 +1,6 @@
 """`run_job`, which all jobs share: arguments, --help, --dry-run, one-line errors, exit codes."""
 
+import contextlib
 import inspect
 import os
 import sys
@@ -32,8 +33,32 @@ def run_job(
     model.
 
     Exit code: 0 done (or what `main` returns); 2 a problem that the person can fix, reported in one
-    line on stderr; 1 a bug in Manta or in a library, with its traceback; 130 interrupted.
+    line on stderr; 1 a bug in Manta or in a library, with its traceback, or an output that cannot
+    be written (a full disk), with one line; 130 interrupted; 141 nobody reads the output any more
+    (`| head`), without a line.
     """
+    try:
+        code = _run(main, config_class, default)
+        print(end="", flush=True)  # as the last output may fail too
+    except MantaError as e:
+        print(f"error: {e}", file=sys.stderr)
+        _exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to continue", file=sys.stderr)
+        _exit(130)
+    except Exception as e:
+        if isinstance(e, OSError) and _is_of_output(e):
+            if isinstance(e, BrokenPipeError):
+                _exit(141)  # as the shell counts a program that SIGPIPE ends
+            print(f"error: standard output cannot be written: {e.strerror}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        _exit(1)
+    _exit(code)
+
+
+def _run(main: Callable[[C], Any], config_class: type[C], default: Path | None) -> int:
+    """Does what the command line asks for; returns the exit code."""
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print((inspect.getdoc(sys.modules[main.__module__]) or "").strip())
@@ -41,32 +66,28 @@ def run_job(
         if default is not None:
             print(f"  (without a config file, the values in {default} override them)\n")
         print(configs.help_text(config_class))
-        sys.exit(0)
-    try:
-        given = [argument for argument in arguments if argument != "--dry-run"]
-        config = configs.load(config_class, with_default(given, default))
-        if "--dry-run" in arguments:
-            print(configs.to_yaml(config), end="")
-            for key, value in getattr(config, "derived", dict)().items():
-                print(f"# {key}: {value}")
-            sys.exit(0)
-        check_versions()
-        code = main(config) or 0
-    except MantaError as e:
-        print(f"error: {e}", file=sys.stderr)
-        _exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        _exit(130)
-    except Exception:
-        traceback.print_exc()
-        _exit(1)
-    _exit(code)
+        return 0
+    given = [argument for argument in arguments if argument != "--dry-run"]
+    config = configs.load(config_class, with_default(given, default))
+    if "--dry-run" in arguments:
+        print(configs.to_yaml(config), end="")
+        for key, value in getattr(config, "derived", dict)().items():
+            print(f"# {key}: {value}")
+        return 0
+    check_versions()
+    return main(config) or 0
 
 
 def say(line: str) -> None:
     """Prints a line for a person, without delay even if the output is a file or a pipe."""
     print(line, flush=True)
+
+
+def hint(line: str) -> None:
+    """Prints a line about what a job does, or what to do next, to standard error. Standard output
+    has only what was asked for, so that another program can read it."""
+    print(end="", flush=True)  # so that a terminal shows both in their order
+    print(line, file=sys.stderr, flush=True)
 
 
 def with_default(arguments: list[str], default: Path | None) -> list[str]:
@@ -75,11 +96,22 @@ def with_default(arguments: list[str], default: Path | None) -> list[str]:
     return arguments if default is None or names_another else [str(default), *arguments]
 
 
+def _is_of_output(error: OSError) -> bool:
+    """Whether it is standard output that fails with this error, and not another file or socket.
+    Writes an empty line to find out."""
+    try:
+        print(flush=True)
+    except OSError as e:
+        return e.errno == error.errno
+    return False
+
+
 def _exit(code: int) -> NoReturn:
     """Exits with everything printed. During the interpreter's own exit, library threads that are
     still alive (Ray's, DeepSpeed's) can print over the last line or abort."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # (None: closed from the start)
+        with contextlib.suppress(OSError):  # `code` says already that the output failed
+            stream.flush()
     if "pytest" in sys.modules:
         sys.exit(code)
     if sys.modules.get("ray"):  # (None if an import of it was blocked)

@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
+import errno
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import pytest
 from helpers.configs import OF_JOBS, Outer, never, write
 from manta.config import help_text, load
 from manta.errors import DataError
-from manta.job import run_job, with_default
+from manta.job import hint, run_job, with_default
 from manta.train.settings import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +154,70 @@ def test_other_ends_have_their_exit_codes(
     assert "Traceback" in capsys.readouterr().err
     assert run(monkeypatch, interrupted) == 130
     assert capsys.readouterr().err.startswith("interrupted")
+
+
+def test_a_hint_is_not_among_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(config: PretrainConfig) -> None:
+        print("a result")
+        hint("next  another job")
+
+    assert run(monkeypatch, main) == 0
+    assert capsys.readouterr() == ("a result\n", "next  another job\n")
+
+
+def test_another_pipe_that_breaks_is_a_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(config: PretrainConfig) -> None:
+        raise BrokenPipeError(errno.EPIPE, "a socket of a library")
+
+    assert run(monkeypatch, main) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+LINES = '''"""A job that prints lines."""
+from manta.config import config
+from manta.job import run_job
+
+@config
+class Lines:
+    count: int = 3
+    """How many lines."""
+
+def main(c):
+    for line in range(c.count):
+        print(line)
+
+run_job(main, Lines)
+'''
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("argument", ["--help", "--dry-run", "count=3", "count=100000"])
+def test_an_output_that_ends_early_or_is_full_gives_no_traceback(
+    tmp_path: Path, argument: str, unbuffered: str
+) -> None:
+    """Here `| head` has ended already, and its pipe has no reader."""
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT / "platform")}
+    job = tmp_path / "lines.py"
+    job.write_text(LINES)
+    command = [sys.executable, str(job), argument]
+
+    def ended(stdout: int) -> tuple[int, str]:
+        done = subprocess.run(
+            command, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )
+        os.close(stdout)
+        return done.returncode, done.stderr
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert ended(writer) == (141, "")
+    if Path("/dev/full").exists():
+        said = "error: standard output cannot be written: No space left on device\n"
+        assert ended(os.open("/dev/full", os.O_WRONLY)) == (1, said)
 
 
 def test_a_job_started_by_a_person_ends_with_one_line_on_stderr(tmp_path: Path) -> None:

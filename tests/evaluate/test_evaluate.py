@@ -344,17 +344,30 @@ def test_generation_ends_before_whichever_stop_string_comes_first(
     assert whole[len(found) :].startswith(tuple(stops))
 
 
-def test_generation_from_nothing_and_from_more_than_the_context(pair: Pair) -> None:
+def test_generation_from_nothing_begins_after_end_of_text(pair: Pair) -> None:
     from manta.model.generate import Sampling, generate
 
-    long = pair.tokenizer.encode(TEXT)[: CONTEXT + 5]
-    for prompt, tokens in (("", [pair.tokenizer.eot]), (pair.tokenizer.decode(long), long)):
-        expected = list(
-            generate(
-                pair.model, tokens, 16, sampling=Sampling(temperature=0), stop=pair.tokenizer.eot
-            )
-        )
-        assert greedy(pair, prompt, []) == pair.tokenizer.decode(expected)
+    eot = pair.tokenizer.eot
+    expected = generate(pair.model, [eot], 16, sampling=Sampling(temperature=0), stop=eot)
+    assert greedy(pair, "", []) == pair.tokenizer.decode(list(expected))
+
+
+@given(
+    start=st.integers(0, 500),
+    length=st.integers(1, 2 * CONTEXT),
+    new=st.integers(1, CONTEXT - 1),
+)
+@example(start=7, length=CONTEXT - 16, new=16)
+@example(start=7, length=CONTEXT - 15, new=16)
+@example(start=7, length=CONTEXT + 1, new=CONTEXT - 1)
+@few
+def test_prompts_of_any_length_are_cut_as_hflm_cuts_them(
+    pair: Pair, start: int, length: int, new: int
+) -> None:
+    prompt = pair.tokenizer.decode(pair.tokenizer.encode(TEXT)[start : start + length])
+    asked = requests("generate_until", (prompt, {"until": [], "max_gen_toks": new}))
+    expected = pair.theirs.generate_until(asked, disable_tqdm=True)
+    assert pair.ours.generate_until(asked, disable_tqdm=True) == expected
 
 
 # The suites, by hand

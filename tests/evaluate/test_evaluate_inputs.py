@@ -91,6 +91,7 @@ def test_an_empty_or_missing_hellaswag_file_is_said_so(tmp_path: Path) -> None:
         ({"suite": ["quick", "cores"]}, "suite=cores: valid are"),
         ({"tasks": ["piqa"], "evals": {"text_path": "a"}}, "is for suite=perplexity, not piqa"),
         ({"num_fewshot": 3}, "num_fewshot is for tasks=[...]"),
+        ({"seed": 3}, "seed is for tasks=[...]"),
         ({"evals": {"text_path": "a", "dataset": "b"}}, "give one of them"),
         ({"evals": {"hellaswag_path": "val.jsonl"}}, "evals.hellaswag_path is for suite=hellaswag"),
         ({"suite": "hellaswag", "evals": {"text_path": "a.txt"}}, "is for suite=perplexity"),

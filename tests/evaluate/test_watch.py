@@ -183,6 +183,7 @@ def test_a_worker_that_is_killed_changes_no_score(trained: Path, ray_session: No
         (["limit=5"], "perplexity.limit-5"),
         (["dtype=bf16", "limit=5"], "perplexity.limit-5.bf16"),
         (["tasks=[piqa]", "num_fewshot=3"], "task-piqa.3-shot"),
+        (["tasks=[piqa]", "seed=2", "limit=5"], "task-piqa.seed-2.limit-5"),
     ],
 )
 def test_scores_of_a_part_do_not_take_the_place_of_the_whole(keys: list[str], label: str) -> None:

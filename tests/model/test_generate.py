@@ -1,6 +1,7 @@
 """Generation: the tokens of a plain loop, one wait for the device per token, no cuDNN."""
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +18,13 @@ from helpers.models import SMALL, small_model
 from manta.config import load
 from manta.errors import ConfigError
 from manta.evaluate.inference_settings import GenerateConfig, place_of
-from manta.model.generate import Sampling, generate, generate_batch, pick
+from manta.model.generate import Sampling, generate, generate_batch, nucleus, pick
 from manta.model.gpt import GPT
 from manta.model.inference import inference
 
 few = settings(deadline=None, max_examples=15)
 temperatures = st.just(0.0) | st.floats(0.2, 3)
+shares_of_one = st.just(1.0) | st.floats(0, 1, exclude_min=True)
 has_gpu = torch.cuda.is_available()
 
 
@@ -30,7 +32,11 @@ has_gpu = torch.cuda.is_available()
 
 
 def plain_pick(
-    logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    random: torch.Generator,
+    top_p: float = 1.0,
 ) -> int:
     """Picks one id from (V,) logits."""
     if temperature == 0:
@@ -38,10 +44,24 @@ def plain_pick(
     if top_k is not None and top_k < len(logits):
         least = logits.topk(top_k).values[-1]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    sums = torch.softmax(logits.double() / temperature, dim=0).cumsum(0)
+    shares = torch.softmax(logits.double() / temperature, dim=0)
+    if top_p < 1:
+        shares = plain_nucleus(shares, top_p)
+    sums = shares.cumsum(0)
     drawn = torch.rand(1, generator=random, dtype=torch.float64) * sums[-1]
     below = sums[-1].nextafter(sums.new_zeros(()))
     return int(torch.searchsorted(sums, drawn.minimum(below), right=True))
+
+
+def plain_nucleus(shares: Tensor, top_p: float) -> Tensor:
+    """Takes the largest of (V,) shares, one after the other, until their sum is `top_p`."""
+    found, total = torch.zeros_like(shares), 0.0
+    for index in sorted(range(len(shares)), key=lambda i: -shares[i]):
+        found[index] = shares[index]
+        total += shares[index].item()
+        if total >= top_p:
+            break
+    return found
 
 
 @torch.no_grad()
@@ -68,6 +88,7 @@ def plain_generate(
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     temperature=temperatures,
     top_k=st.none() | st.integers(1, 12),
+    top_p=shares_of_one,
     seed=st.integers(0, 2**62),
 )
 @settings(deadline=None, max_examples=300)
@@ -76,6 +97,7 @@ def test_rows_are_drawn_at_once_as_each_is_alone(
     dtype: torch.dtype,
     temperature: float,
     top_k: int | None,
+    top_p: float,
     seed: int,
 ) -> None:
     """Rows are equal to the bit, also with equal logits and with logits that are never drawn."""
@@ -85,10 +107,10 @@ def test_rows_are_drawn_at_once_as_each_is_alone(
     for index, random in enumerate(randoms):
         random.manual_seed(seed + index)
     expected = [
-        plain_pick(row.float(), temperature, top_k, random)
+        plain_pick(row.float(), temperature, top_k, random, top_p)
         for row, random in zip(logits, randoms, strict=True)
     ]
-    assert pick(logits, Sampling(temperature, top_k), numbers).tolist() == expected
+    assert pick(logits, Sampling(temperature, top_k, top_p), numbers).tolist() == expected
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -134,24 +156,60 @@ def test_a_long_text_draws_the_numbers_of_its_seed_one_after_the_other() -> None
     logits=st.lists(st.floats(-4, 4) | st.just(float("-inf")), min_size=2, max_size=12),
     temperature=st.floats(0.3, 3),
     top_k=st.none() | st.integers(1, 12),
+    top_p=shares_of_one,
     seed=st.integers(0, 99),
 )
 def test_tokens_are_drawn_as_often_as_the_softmax_says(
-    logits: list[float], temperature: float, top_k: int | None, seed: int
+    logits: list[float], temperature: float, top_k: int | None, top_p: float, seed: int
 ) -> None:
     row = torch.tensor([1.0, *logits])
     wanted = row / temperature
     if top_k is not None and top_k < len(row):
         wanted = wanted.masked_fill(row < row.topk(top_k).values[-1], float("-inf"))
     share = wanted.double().softmax(0)
+    if top_p < 1:
+        share = plain_nucleus(share, top_p)
+        share /= share.sum()
     random, draws = torch.Generator().manual_seed(seed), 2000
     numbers = torch.rand(draws, generator=random, dtype=torch.float64)
     found = torch.bincount(
-        pick(row.expand(draws, -1), Sampling(temperature, top_k), numbers), minlength=len(row)
+        pick(row.expand(draws, -1), Sampling(temperature, top_k, top_p), numbers),
+        minlength=len(row),
     )
     assert not found[share == 0].any()
     deviation = (draws * share * (1 - share)).sqrt()
     assert ((found - draws * share).abs() <= 6 * deviation + 2).all()
+
+
+@few
+@given(seed=st.integers(0, 2**32), top_p=st.floats(0.01, 0.999), size=st.integers(2, 300))
+def test_the_nucleus_is_that_of_transformers(seed: int, top_p: float, size: int) -> None:
+    from transformers import TopPLogitsWarper
+
+    random = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(4, size, generator=random, dtype=torch.float64)
+    theirs = TopPLogitsWarper(top_p)(torch.empty(4, 0), logits).isfinite()
+    assert torch.equal(nucleus(logits.softmax(1), top_p) > 0, theirs)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@given(
+    known=st.integers(1, 50),
+    sampling=st.builds(Sampling, temperatures, st.none() | st.integers(1, 60), shares_of_one),
+    prompt=st.lists(st.integers(0, 49), min_size=1, max_size=5),
+)
+@few
+def test_ids_that_the_tokenizer_lacks_are_never_chosen(
+    name: str, known: int, sampling: Sampling, prompt: list[int]
+) -> None:
+    """The model is all but sure of such ids, as a model is that was trained on other data."""
+    model = small_model(name)
+    with torch.no_grad():
+        model.head.weight[known:50] *= 50
+    sampling = dataclasses.replace(sampling, vocab_size=known)
+    for use_cache in (True, False):
+        found = list(generate(model, prompt, 12, sampling=sampling, use_cache=use_cache))
+        assert len(found) == 12 and max(found) < known
 
 
 # Waits of the host for the device
@@ -232,7 +290,9 @@ def test_every_way_to_read_a_tensor_counts(read: Any) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(temperature=0), Sampling(top_k=5)], ids=str
+    "sampling",
+    [Sampling(), Sampling(temperature=0), Sampling(top_k=5), Sampling(top_p=0.5)],
+    ids=str,
 )
 @pytest.mark.parametrize("prompts", [[[1]], [[1, 2], [3, 4]], [[1], [2, 3, 4], [5, 6]]], ids=str)
 def test_the_host_reads_once_a_token_and_sends_nothing(

@@ -8,6 +8,7 @@ Its files, in reading order:
     rows                requests to a model, as rows of tokens in batches
     worker              a model that scores rows and completes prompts
     farm                Ray workers that evaluate checkpoints
+    completions         what a task asks of a completion: its length, ends and sampling
     adapter             lm-eval's LM interface over those workers
     files               texts and rows read from a person's files
     core                CORE: prompts of its 22 tasks, and their centred mean

@@ -7,15 +7,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from manta.errors import DataError
+from manta.evaluate.completions import prompts_of
 from manta.evaluate.rows import Pair, batches_of, rows_of
-from manta.evaluate.worker import Pool, Prompt, Scored, Worker, pool_of
+from manta.evaluate.worker import Pool, Scored, Worker, pool_of
 from manta.model.gpt import GPT
 from manta.text.tokenizer import Tokenizer
 
 TOKENS_PER_BATCH = 4096
 LOGITS_PER_BATCH = 1 << 26  # 256 MB of fp32
-DEFAULT_NEW_TOKENS = 256
-MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # lm-eval accepts all of them
 
 
 def loglikelihood_requests(pairs: list[tuple[str, str]]) -> list[Instance]:
@@ -48,12 +48,14 @@ class MantaLM(TemplateLM):
         tokenizer: Tokenizer,
         context_length: int,
         vocab_size: int,
+        seed: int = 0,
     ):
         super().__init__()
         self._pool = pool
         self.encoding = tokenizer
         self._context_length = context_length
         self._vocab_size = vocab_size
+        self._seed = seed
 
     @property
     def eot_token_id(self) -> int:
@@ -107,6 +109,12 @@ class MantaLM(TemplateLM):
         **_options: Any,
     ) -> list[tuple[float, bool]]:
         del disable_tqdm  # `begin` shows progress
+        for (context_text, _), _, continuation in requests:
+            if not continuation:  # lm-eval's own models fail an assertion
+                raise DataError(
+                    f"the task has an empty continuation, after {context_text[-60:]!r}: it has no "
+                    "tokens to score; leave the document out, or choose another task"
+                )
         # A context may be empty, as white space moves to the continuation: the end-of-text token
         # then takes its place.
         pairs = [
@@ -129,20 +137,7 @@ class MantaLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Completions; each ends before the first of its stop strings."""
         del disable_tqdm  # `begin` shows progress
-        prompts = []
-        for request in requests:
-            text, options = request.args
-            stops = options.get("until") or []
-            new = [options[key] for key in MAX_TOKENS_KEYS if key in options]
-            is_sampled = options.get("do_sample", False)
-            prompts.append(
-                Prompt(
-                    text,
-                    new[0] if new else DEFAULT_NEW_TOKENS,
-                    options.get("temperature", 1.0) if is_sampled else 0.0,
-                    (stops,) if isinstance(stops, str) else tuple(stops),
-                )
-            )
+        prompts = prompts_of(requests, self.encoding, self.max_length, self._seed)
         completions = []
         advance = self.begin(len(prompts))
         for completion in self._pool("complete", prompts):

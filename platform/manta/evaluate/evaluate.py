@@ -78,7 +78,7 @@ def score(
     tokenizer = checkpoints.load_tokenizer(path)
     model = checkpoints.load_model_config(path)
     assert model.vocab_size is not None
-    lm = MantaLM(pool.load(path), tokenizer, model.context_length, model.vocab_size)
+    lm = MantaLM(pool.load(path), tokenizer, model.context_length, model.vocab_size, c.seed)
     current, terminal = unit.removeprefix("task-"), sys.stderr
 
     def say(task: str) -> None:

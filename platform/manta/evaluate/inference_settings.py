@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from manta.config import Count, NonNegativeFloat, Seed, config
+from manta.config import Count, NonNegativeFloat, PositiveFraction, Seed, config
 from manta.storage import HomeConfig
 from manta.train.step.device import choose_dtype, pick_device
 
@@ -35,6 +35,9 @@ class GenerateConfig(InferenceConfig):
     """Sampling temperature; 0: always the likeliest token."""
     top_k: Count | None = 50
     """Sample among this many of the likeliest tokens; null: all."""
+    top_p: PositiveFraction = 1.0
+    """Sample among the fewest of the likeliest tokens whose probability, after temperature and
+    top_k, is at least this; 1: all."""
     num_samples: Count = 1
     """Completions of each text; several are printed all at once, at the end."""
     seed: Seed = 0

@@ -26,6 +26,8 @@ def label_of(c: EvaluateConfig, unit: str) -> str:
     parts = [unit]
     if unit.startswith("task-") and c.num_fewshot is not None:
         parts.append(f"{c.num_fewshot}-shot")
+    if unit.startswith("task-") and c.seed:
+        parts.append(f"seed-{c.seed}")
     if c.limit is not None:
         parts.append(f"limit-{c.limit}")
     if c.dtype != "fp32":

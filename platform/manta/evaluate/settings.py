@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, config
+from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, Seed, config
 from manta.evaluate import catalog
 from manta.storage import HomeConfig
 
@@ -47,6 +47,9 @@ class EvaluateConfig(HomeConfig):
     """Names of lm-eval tasks, groups or tags: hellaswag, arc_easy, piqa, winogrande, ..."""
     num_fewshot: Natural | None = None
     """Examples before each question of `tasks`; null: as many as the task sets."""
+    seed: Seed = 0
+    """Seed of the completions that tasks draw. Scores with another seed have a file of their
+    own."""
     limit: Count | None = None
     """Evaluate at most this many documents of each task, the first ones; null: all."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -86,6 +89,8 @@ class EvaluateConfig(HomeConfig):
                 f"gpus={self.gpus:g}: a worker has no GPU (0), one (1) or a share of one, from "
                 f"{LEAST_SHARE} (0.25: four workers to a card); for more GPUs, raise num_workers"
             )
+        if self.seed and not self.tasks:
+            found.append("seed is for tasks=[...]: omit it; the suites draw nothing")
         if self.num_fewshot is not None and not self.tasks:
             found.append("num_fewshot is for tasks=[...]: omit it; the suites have their own")
         return found

@@ -123,6 +123,8 @@ def _losses(
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
+    if token >= tokenizer.vocab_size:  # a model may have more ids than its tokenizer
+        return f"[unused {token}]"
     return tokenizer.decode([token]).replace("\n", "\u23ce")
 
 

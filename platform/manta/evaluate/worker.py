@@ -29,10 +29,13 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    text: str
+    tokens: tuple[int, ...]
+    """At least one."""
     max_tokens: int
-    temperature: float
     stops: tuple[str, ...]
+    """Strings before which the completion ends; none is empty."""
+    sampling: Sampling
+    seed: int
 
 
 class Worker:
@@ -89,10 +92,11 @@ class Worker:
         with inference(self._place, self._dtype):
             for token in generate(
                 self.model,
-                self._tokenizer.encode(prompt.text) or [self._tokenizer.eot],
+                list(prompt.tokens),
                 prompt.max_tokens,
-                sampling=Sampling(temperature=prompt.temperature),
+                sampling=prompt.sampling,
                 stop=self._tokenizer.eot,
+                seed=prompt.seed,
             ):
                 tokens.append(token)
                 text = self._tokenizer.decode(tokens)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manta.model.cache import KVCache
@@ -21,6 +22,12 @@ class Sampling:
     """Divides the logits; 0: always the likeliest token."""
     top_k: int | None = None
     """The number of likeliest tokens to choose among; None: all."""
+    top_p: float = 1.0
+    """Choose among the fewest of the likeliest tokens whose probability, after temperature and
+    top_k, is at least this (nucleus sampling, Holtzman et al. 2020); 1: all."""
+    vocab_size: int | None = None
+    """The number of ids that the tokenizer has. Ids beyond it, which a model may have, stand for no
+    text and are never chosen. None: all of the model's."""
 
 
 EVERY_TOKEN = Sampling()
@@ -152,6 +159,7 @@ def _logits(model: GPT, rows: list[list[int]], cache: KVCache | None = None) -> 
 def pick(logits: Tensor, sampling: Sampling, numbers: Tensor) -> Tensor:
     """Picks (B,) ids from (B, V) logits. A temperature of 0 takes the likeliest ids, any other the
     ids on which `numbers` fall: (B,) float64, drawn evenly from [0, 1)."""
+    logits = logits[:, : sampling.vocab_size]
     if sampling.temperature == 0:
         return logits.argmax(dim=1)
     if sampling.top_k is not None and sampling.top_k < logits.size(1):
@@ -159,8 +167,20 @@ def pick(logits: Tensor, sampling: Sampling, numbers: Tensor) -> Tensor:
         logits = logits.masked_fill(logits < least, float("-inf"))
     # Take the first id at which the sum passes the number's share of the whole. This needs a tenth
     # of the time of torch.multinomial, which draws a number for each id.
-    sums = torch.softmax(logits.double() / sampling.temperature, dim=1).cumsum(1)
+    shares = torch.softmax(logits.double() / sampling.temperature, dim=1)
+    if sampling.top_p < 1:
+        shares = nucleus(shares, sampling.top_p)
+    sums = shares.cumsum(1)
     whole = sums[:, -1:]
     below = whole.nextafter(torch.zeros_like(whole))  # for products that round up to the whole
-    shares = (numbers.unsqueeze(1) * whole).minimum(below)
-    return torch.searchsorted(sums, shares, right=True).squeeze(1)
+    places = (numbers.unsqueeze(1) * whole).minimum(below)
+    return torch.searchsorted(sums, places, right=True).squeeze(1)
+
+
+def nucleus(shares: Tensor, top_p: float) -> Tensor:
+    """Keeps of each row of (B, V) probabilities the largest ones, as few as have a sum of at least
+    `top_p`, and sets the others to 0. Of equal ones, those with lower ids are kept."""
+    ordered, ids = shares.sort(dim=1, descending=True, stable=True)
+    larger = F.pad(ordered.cumsum(1)[:, :-1], (1, 0))  # the sum of those before each
+    is_out = torch.zeros_like(shares, dtype=torch.bool).scatter(1, ids, larger >= top_p)
+    return shares.masked_fill(is_out, 0.0)

@@ -128,7 +128,7 @@ def sample(run: Run) -> None:
             [tokenizer.encode(prompt) or [tokenizer.eot] for prompt in c.prompts],
             c.tokens,
             seeds=[_mix(run.config.seed, index) for index in range(len(c.prompts))],
-            sampling=Sampling(temperature=c.temperature, top_k=c.top_k),
+            sampling=Sampling(c.temperature, c.top_k, vocab_size=tokenizer.vocab_size),
             stop=tokenizer.eot,
         )
         new = []

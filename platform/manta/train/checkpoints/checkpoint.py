@@ -22,6 +22,7 @@ from manta import config as configs
 from manta import layout, storage
 from manta.config import Count, PositiveFloat, config
 from manta.errors import CheckpointError, DataError
+from manta.job import hint
 from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
@@ -119,12 +120,32 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
     """The checkpoint's model, in eval mode.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights belong to another model.
+        CheckpointError: a file is missing or damaged, or the weights belong to another model or are
+            not finite numbers.
     """
     verify(path, only=layout.WEIGHTS)
     model = GPT(load_model_config(path))
     load_weights(path, model)
+    _check_finite(path, model)
     return model.to(device or torch.device("cpu")).eval()
+
+
+def _check_finite(path: str, model: GPT) -> None:
+    """Raises CheckpointError if a weight is NaN or infinite. What such a model says is not a
+    result: its logits are NaN."""
+    wrong = {}
+    for name, weight in model.named_parameters():
+        count = weight.numel() - int(weight.isfinite().sum())
+        if count:
+            wrong[name] = count
+    if wrong:
+        name = next(iter(wrong))
+        raise CheckpointError(
+            f"{path}/{layout.WEIGHTS}: {sum(wrong.values()):,} weights are NaN or infinite, the "
+            f"first in {name} ({len(wrong)} of {len(list(model.parameters()))} tensors have some): "
+            "its training has perhaps diverged; choose an earlier checkpoint (python "
+            "jobs/checkpoints.py run=RUN lists them)"
+        )
 
 
 def write_model(
@@ -295,7 +316,7 @@ def resolve(checkpoint: str, home: str) -> str:
     for folder in candidates(checkpoint, home):
         if storage.exists(storage.join(folder, layout.MANIFEST)):
             return folder
-        found = latest(folder, say=print)
+        found = latest(folder, say=hint)
         if found is not None:
             return found
     raise not_found(f"checkpoint={checkpoint}", home)
