@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from manta import layout, storage
-from manta.config import config
+from manta.config import RunName, config
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export.card import card
@@ -40,7 +40,7 @@ class ImportConfig(HomeConfig):
     llm.c."""
     path: str | None = None
     """The folder or file to import."""
-    name: str = "imported"
+    name: RunName = "imported"
     """Name of the run to make; it has one checkpoint, of step 0."""
     tokenizer_file: str | None = None
     """File of GPT-2's tokenizer, r50k_base.tiktoken, used if `path` has none; null: tiktoken's own
