@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manta import layout
+from manta import cluster, layout
 from manta.bench.settings import BenchConfig
 from manta.config import from_dict, name_of_dataset, name_of_run
 from manta.data.recipe import PrepareConfig
 from manta.errors import ConfigError
 from manta.export.convert import ImportConfig
 from manta.sweep.sweep import SweepConfig
+from manta.train.records.gauges import gauges
 from manta.train.settings import PretrainConfig
 
 KEYS: list[tuple[type, dict[str, Any], str]] = [
@@ -79,3 +80,12 @@ def test_a_name_made_from_the_source_is_checked_too() -> None:
 def test_the_best_trial_of_a_sweep_has_a_name_too() -> None:
     with pytest.raises(ConfigError, match=r"the best trial's name, n+-best, is longer than 200"):
         from_dict(SweepConfig, {"name": "n" * 196})
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(st.sampled_from("aé東🐟./-_"), min_size=1, max_size=800))
+def test_ray_takes_every_name(name: str) -> None:
+    """Ray cannot encode other letters than ASCII's, neither in its records nor in its metrics."""
+    plain = cluster.plain_name(name)
+    assert plain.isascii() and "/" not in plain and len(plain) <= 100
+    gauges(name)({"step": 1, "loss": 2.0})

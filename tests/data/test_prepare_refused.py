@@ -142,8 +142,8 @@ def test_a_run_that_is_gone_or_torn_is_named_with_the_remedy(
         file.write_bytes(file.read_bytes()[:size])
     said = refusal(lambda: prepare.prepare(c, str(tmp_path), silent))
     assert said.startswith(f"{file}: cannot be read (")
-    assert f"delete {folder / shuffle.WORK} and run the same command again" in said
-    shutil.rmtree(folder / shuffle.WORK)
+    assert f"delete {folder} and run the same command again" in said
+    shutil.rmtree(folder)
     prepare.prepare(c, str(tmp_path), silent)
     assert content(folder) == content(dataset.path)
 
