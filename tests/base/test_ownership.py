@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manta import ownership, storage
+from manta.bench.command import bench
+from manta.bench.settings import BenchConfig
+from manta.config import load
 from manta.errors import ConfigError, DataError
 from manta.lock import lock
 
@@ -147,3 +150,12 @@ def test_a_path_is_inside_a_folder_wherever_links_lead(tmp_path: Path) -> None:
     assert not ownership.is_inside(f"{tmp_path}/real2", f"{tmp_path}/real")
     assert ownership.is_inside("s3://bucket/a/b", "s3://bucket/a")
     assert not ownership.is_inside("s3://bucket/ab", "s3://bucket/a")
+
+
+@pytest.mark.parametrize("content", ["thesis", "[1]", '{"text": "thesis"}'])
+def test_a_bench_does_not_write_over_another_file(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "thesis.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="something else than figures of a bench is there"):
+        bench(load(BenchConfig, ["what=generate", f"json={file}"]))
+    assert text(file) == content
