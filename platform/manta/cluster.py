@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import stat
 import sys
 import threading
@@ -130,6 +131,11 @@ def is_refusal(error: BaseException) -> bool:
     """Whether an error from Ray means that our token is missing or wrong."""
     text = f"{type(error).__name__} {error}".lower()
     return any(word in text for word in ("unauthorized", "unauthenticated", "auth_token", "401"))
+
+
+def plain_name(name: str) -> str:
+    """A name as Ray takes one for its own records: short, and of ASCII's letters alone."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:100]
 
 
 def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:

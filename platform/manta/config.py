@@ -21,7 +21,14 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from manta import arguments
@@ -57,6 +64,37 @@ PositiveFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)
 OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
 # 256 bytes and the end-of-text token are the least that can spell every text.
 VocabSize = Annotated[int, BeforeValidator(_no_bool), Field(ge=257, le=1 << 20)]
+
+
+MOST_NAME_BYTES = 200  # of a file system's 255, as Manta adds to names: .NAME.lock, NAME-best
+MOST_NAMES_BYTES = 800  # of several joined by '/'
+
+
+def name_of_dataset(value: str) -> str:
+    """Returns the value. Raises ValueError unless it can be the name of a folder in the home."""
+    if not re.fullmatch(r"[\w-][\w.-]*", value):
+        raise ValueError("letters, digits, '.', '_' and '-' are valid, and no '.' at the start")
+    if len(value.encode(errors="surrogatepass")) > MOST_NAME_BYTES:
+        raise ValueError(f"longer than {MOST_NAME_BYTES} bytes: shorten it")
+    return value
+
+
+def name_of_run(value: str) -> str:
+    """Returns the value. Raises ValueError unless it is one name of a folder, or several joined by
+    '/'."""
+    try:
+        for part in value.split("/"):
+            name_of_dataset(part)
+    except ValueError as e:
+        raise ValueError(f"{e}, in each of the parts joined by '/'") from None
+    if len(value.encode()) > MOST_NAMES_BYTES:
+        raise ValueError(f"longer than {MOST_NAMES_BYTES} bytes: shorten it")
+    return value
+
+
+# Names for what a job makes. Keys that refer to something that exists take paths too.
+DatasetName = Annotated[str, AfterValidator(name_of_dataset)]
+RunName = Annotated[str, AfterValidator(name_of_run)]
 
 
 def load(cls: type[C], given: Sequence[str] = ()) -> C:

@@ -49,6 +49,7 @@ EVALS = "evals"
 SCORES = ".json"
 SCORED_DOCUMENTS = ".documents.json"
 SCORES_CURVE = "curve.png"
+_CHECKPOINTS = "checkpoints"
 
 # Names of and in a checkpoint.
 STEP = "step-"
@@ -61,6 +62,12 @@ STATE = "state.json"
 OPTIMIZER = "optimizer"
 OPTIMIZER_INDEX = "optimizer.json"
 
+# All names that Manta gives to files and folders directly in a run.
+RUN_NAMES = (
+    RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, ROLLBACKS, STACKS,
+    SURPRISE, EVALS, _CHECKPOINTS,
+)  # fmt: skip
+
 # Names in a dataset.
 LENGTHS = "lengths.png"
 
@@ -68,8 +75,6 @@ LENGTHS = "lengths.png"
 BEST_CONFIG = "best.yaml"
 RANKING = "ranking.json"
 COMPARISON = "compare.png"
-
-_CHECKPOINTS = "checkpoints"
 
 
 def runs_folder(home: str) -> str:

@@ -41,7 +41,7 @@ def lock(path: str, what: str) -> Iterator[None]:
 def _local(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
     file = Path(storage.filesystem(path)[1])
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as f:
+    with os.fdopen(_opened(file), "a+") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -60,6 +60,16 @@ def _local(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
         f.write(json.dumps(owner))
         f.flush()
         yield
+
+
+def _opened(file: Path) -> int:
+    """Opens a lock, which is truncated once it is held: never another file, through a link."""
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    except OSError as e:
+        if e.errno != errno.ELOOP:
+            raise
+        raise DataError(f"{file} is a symbolic link, which cannot be a lock: remove it") from None
 
 
 @contextlib.contextmanager

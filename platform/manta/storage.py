@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -26,6 +27,7 @@ CHUNK_BYTES = 1 << 20
 # sends it in parts of 10 MiB, eight at a time.
 UPLOAD_BYTES = 160 << 20
 UNFINISHED = ".tmp"
+UNFINISHED_ENDING = r"\.[0-9a-f]{8}\.tmp"  # what `_beside` appends to a name
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs")
 
 
@@ -50,25 +52,6 @@ def absolute(path: str) -> str:
 
 def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
-
-
-def new_file(given: str | None, default: str, overwrite: bool) -> Path:
-    """The place for the new file or folder `out`, which has to be on this machine.
-
-    Raises:
-        ConfigError: something is there, nothing can be made there, or it is not on this machine.
-    """
-    path = absolute(given or default)
-    if not is_local(path):
-        raise ConfigError(f"out={path}: output is written on this machine; give a local path")
-    out = Path(filesystem(path)[1])
-    if out.exists() and not overwrite:
-        raise ConfigError(f"out={out}: it already exists; give overwrite=true, or another out=")
-    if given is None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    if not out.parent.is_dir():
-        raise ConfigError(f"out={out}: there is no folder {out.parent}; make it first")
-    return out
 
 
 def join(path: str, *parts: str) -> str:
@@ -126,6 +109,11 @@ def list_files(path: str, recursive: bool = True) -> list[pafs.FileInfo]:
     return sorted(fs.get_file_info(selector), key=lambda item: item.path)
 
 
+def is_empty(path: str) -> bool:
+    """Whether nothing is at a path, or an empty folder."""
+    return not exists(path) or (info(path).type == pafs.FileType.Directory and not list_files(path))
+
+
 def read_bytes(path: str) -> bytes:
     """Returns a file's content. Raises DataError if the file is missing."""
     fs, inside = filesystem(path)
@@ -176,7 +164,8 @@ def remove_unfinished(path: str) -> None:
     """Deletes the unfinished files that dead writers left under a folder."""
     if is_local(path):  # elsewhere, files are written under their final name
         for file in Path(filesystem(path)[1]).rglob(f"*{UNFINISHED}"):
-            file.unlink(missing_ok=True)
+            if re.search(f"{UNFINISHED_ENDING}$", file.name) and not file.is_symlink():
+                file.unlink(missing_ok=True)
 
 
 def read_json(path: str) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.datasets import refusal
 from helpers.preparing import all_texts, config_of, content, set_sizes, silent, write_rows
-from manta import layout
+from manta import layout, storage
 from manta.data import prepare, shuffle
 from manta.data.manifest import Manifest
 from manta.text import tokenizer
@@ -142,7 +142,68 @@ def test_a_run_that_is_gone_or_torn_is_named_with_the_remedy(
         file.write_bytes(file.read_bytes()[:size])
     said = refusal(lambda: prepare.prepare(c, str(tmp_path), silent))
     assert said.startswith(f"{file}: cannot be read (")
-    assert f"delete {folder / shuffle.WORK} and run the same command again" in said
-    shutil.rmtree(folder / shuffle.WORK)
+    assert f"delete {folder} and run the same command again" in said
+    shutil.rmtree(folder)
     prepare.prepare(c, str(tmp_path), silent)
     assert content(folder) == content(dataset.path)
+
+
+def refused_there(folder: Path, words: str, home: Path, **keys: Any) -> None:
+    """A preparation into `folder`, HOME/data/mine, is refused, and nothing in the home changes but
+    for the lock."""
+
+    def there() -> dict[str, bytes]:
+        return {name: data for name, data in content(home).items() if name != "data/.mine.lock"}
+
+    before = there()
+    c = config_of(keys.pop("source"), name="mine", **keys)
+    said = refusal(lambda: prepare.prepare(c, str(home), silent))
+    assert words in said and str(folder) in said
+    assert there() == before
+
+
+def test_what_is_not_mantas_is_neither_cleared_nor_prepared_into(
+    dataset: Manifest, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data" / "mine"
+    write_rows(folder, [["a person's own text"] * 9])
+    refused_there(folder, "data.source: ", tmp_path, source=folder)
+    refused_there(folder, "data.source: ", tmp_path, source=folder / "0.jsonl")
+    refused_there(folder, "not a dataset of Manta's, and not empty", tmp_path, source=source)
+    for place in (tmp_path, tmp_path / "data", tmp_path / "*"):
+        refused_there(folder, "", tmp_path, source=place)
+    (tmp_path / "link").symlink_to(folder)
+    refused_there(folder, "data.source: ", tmp_path, source=tmp_path / "link")
+    (folder / "0.jsonl").rename(tmp_path / "rows.txt")
+    (folder / "encoding.json").write_bytes(tokenizer.train(["a b"], 260).serialized)
+    for keys in (
+        {"tokenizer": f"{folder}/encoding.json", "vocab_size": None},
+        {"decontaminate": [f"{folder}/encoding.json"]},
+    ):
+        refused_there(folder, f"data.{next(iter(keys))}: ", tmp_path, source=source, **keys)
+    (folder / "encoding.json").rename(folder / "val-00000.parquet")
+    refused_there(folder, "not a dataset of Manta's, and not empty", tmp_path, source=source)
+    (folder / "val-00000.parquet").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "work").symlink_to(tmp_path / "elsewhere")
+    refused_there(folder, "is a symbolic link", tmp_path, source=source)
+
+
+def test_a_persons_file_in_the_folder_outlives_every_preparation(
+    stopped: Path, dataset: Manifest, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data" / "rows"
+    shutil.copytree(stopped, folder)
+    mine = [folder / "notes.tmp", folder / "train-notes.parquet", folder / "work" / "notes.json"]
+    for file in mine:
+        file.write_text("mine")
+    for seed in (1, 0):  # from the start, twice
+        c = config_of(source, shuffle_seed=seed)
+        if seed == 0:
+            (folder / layout.MANIFEST).unlink()
+            storage.write_json(str(folder / "work" / "plan.json"), {"format": "manta-data-1"})
+        prepare.prepare(c, str(tmp_path), silent)
+        prepare.clean_up(c, str(tmp_path))
+    assert [file.read_text() for file in mine] == ["mine"] * 3
+    left = {str(file.relative_to(folder)) for file in mine}
+    assert {k: v for k, v in content(folder).items() if k not in left} == content(dataset.path)

@@ -22,7 +22,7 @@ from helpers.preparing import (
     silent,
     stopped_before_the_end,
 )
-from manta import lock, storage
+from manta import lock, ownership, storage
 from manta.config import from_dict
 from manta.data import mixture, prepare, shuffle
 from manta.data.manifest import Manifest
@@ -158,12 +158,12 @@ def test_stopped_while_it_clears_the_folder_for_another_corpus(
     c, folder = config_of(source), tmp_path / "data" / "rows"
     shutil.copytree(stopped, folder)
 
-    def half(path: str) -> None:
+    def half(path: str, own: object) -> None:
         next(Path(path).glob("train-*.parquet")).unlink()
         raise Killed
 
     with here.context() as patch:
-        patch.setattr(storage, "delete_folder", half)
+        patch.setattr(ownership, "clear", half)
         with pytest.raises(Killed):
             prepare.prepare(dataclasses.replace(c, shuffle_seed=1), str(tmp_path), silent)
     prepare.prepare(c, str(tmp_path), silent)
@@ -177,12 +177,12 @@ def test_stopped_just_after_its_commit_it_leaves_nothing_to_the_next_job(
     mixed = from_dict(DataConfig, dataclasses.asdict(c))
     work = Path(c.folder(home)) / shuffle.WORK
 
-    def stop(path: str) -> None:
+    def stop(path: str, own: object) -> None:
         if path == str(work):
             raise Killed
 
     with here.context() as patch, pytest.raises(Killed):
-        patch.setattr(storage, "delete_folder", stop)
+        patch.setattr(ownership, "clear", stop)
         prepare.prepare(c, home, silent)
     assert work.exists()
     with lock.lock(f"{home}/data/.rows.lock", "preparing it"):  # its owner deletes it
@@ -191,18 +191,6 @@ def test_stopped_just_after_its_commit_it_leaves_nothing_to_the_next_job(
     (found,) = mixture.open_datasets(mixed, home, silent)
     assert content(c.folder(home)) == content(dataset.path)
     assert found.sha256 == dataset.sha256
-
-
-def test_files_of_something_else_are_cleared(
-    dataset: Manifest, source: Path, tmp_path: Path, here: pytest.MonkeyPatch
-) -> None:
-    c = config_of(source)
-    folder = Path(c.folder(str(tmp_path)))
-    folder.mkdir(parents=True)
-    for name in ("train-00000.parquet", "train-99999.parquet", "val-00000.parquet.tmp"):
-        (folder / name).write_bytes(b"half a shard")
-    prepare.prepare(c, str(tmp_path), silent)
-    assert content(folder) == content(dataset.path)
 
 
 def test_after_an_error_over_ray_the_rest_is_kept_and_the_next_run_goes_on(

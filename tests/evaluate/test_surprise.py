@@ -106,6 +106,14 @@ def test_the_job_writes_a_page_and_says_what_is_wrong(
     )
     with pytest.raises(ConfigError, match="give overwrite=true"):
         surprise(load(SurpriseConfig, [*keys, "text=x"]))
+    (tmp_path / "dangling.html").symlink_to(tmp_path / "thesis")
+    with pytest.raises(ConfigError, match="it is a symbolic link"):
+        surprise(load(SurpriseConfig, [*keys, f"out={tmp_path / 'dangling.html'}", "text=x"]))
+    surprise(load(SurpriseConfig, [*keys, "text=x y", "overwrite=true"]))
+    (tmp_path / "page.html").write_text("my own words")
+    with pytest.raises(ConfigError, match="has been changed since Manta wrote it"):
+        surprise(load(SurpriseConfig, [*keys, "text=x", "overwrite=true"]))
+    (tmp_path / "page.html").unlink()
     with pytest.raises(ConfigError, match="text, text_path: give one of them"):
         load(SurpriseConfig, keys)
     (tmp_path / "bad.txt").write_bytes(b"ab\xff")

@@ -247,9 +247,13 @@ def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
     out = exported(tmp_path, f"out={tmp_path / 'model'}")
     with pytest.raises(ConfigError, match="it already exists; give overwrite=true"):
         exported(tmp_path, f"out={out}")
-    (out / "mine.txt").write_text("x")
     assert exported(tmp_path, f"out={out}", "overwrite=true") == out
-    assert not (out / "mine.txt").exists()
+    (out / "mine.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"mine\.txt is not on its manta-files"):
+        exported(tmp_path, f"out={out}", "overwrite=true")
+    with pytest.raises(ConfigError, match="it is a folder"):
+        exported(tmp_path, f"out={out}", "to=gguf", "overwrite=true")
+    (out / "mine.txt").unlink()
     with pytest.raises(ConfigError, match="there is no folder"):
         exported(tmp_path, f"out={tmp_path / 'no' / 'where'}")
     with pytest.raises(CheckpointError, match=r"checkpoint=typo: no checkpoint there.*run"):

@@ -17,7 +17,12 @@ from manta.sweep.sweep import Ranking, SweepConfig, rank
 from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)
-rates = st.lists(st.sampled_from([1e-7, 3e-4, 1e-3, 0.25, 9.0]), min_size=1, unique=True)
+rates = st.lists(
+    st.sampled_from([1e-7, 3e-4, 1e-3, 0.0010000001, 0.25, 9.0])
+    | st.floats(0.001, 0.001000001)
+    | st.floats(min_value=5e-324, allow_infinity=False),
+    min_size=1, max_size=5, unique=True,
+)  # fmt: skip
 batches = st.lists(st.integers(1, 8).map(lambda n: 256 * n), min_size=1, max_size=4, unique=True)
 val_losses = st.floats(0, 20) | st.just(math.nan)
 
@@ -87,6 +92,8 @@ def test_the_trials_are_each_rate_with_each_batch_and_otherwise_the_config(
         ({"sweep": {"tokens_per_batch": []}}, "each need a value"),
         ({"sweep": {"tokens_per_batch": [512, 300]}}, "sweep.tokens_per_batch=300 does not divide"),
         ({"sweep": {"lr": [0]}}, "sweep.lr"),
+        ({"sweep": {"lr": [1e-3, 2e-3, 0.001]}}, "0.001 is there twice: omit one"),
+        ({"sweep": {"tokens_per_batch": [512, 512]}}, "512 is there twice: omit one"),
         ({"eval": {"suites": ["quick"]}}, "evaluate the best trial instead"),
     ],
     ids=str,

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from faults.damage import DAMAGE, flip
+from helpers.preparing import content
 from helpers.ranks import device, engine_of, on_ranks, train
 from manta import layout, storage
 from manta.bench import stages
 from manta.config import load
-from manta.errors import CheckpointError, ConfigError
+from manta.errors import CheckpointError, ConfigError, DataError
 from manta.model.cost import parameters
 from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers
@@ -295,6 +296,36 @@ def test_what_a_save_left_that_was_cut_short_is_removed(whole: Path) -> None:
     checkpoint.remove_unfinished(str(whole))
     assert checkpoint.find(str(whole)) == before
     assert not (whole / "checkpoints" / "step-00000007").exists()
+
+
+def test_a_persons_files_and_links_survive_pruning(whole: Path, tmp_path: Path) -> None:
+    folder = whole / "checkpoints"
+    (folder / "step-00000006").rename(tmp_path / "elsewhere")
+    (folder / "step-00000006").symlink_to(tmp_path / "elsewhere")
+    (folder / "step-00000002" / "notes.txt").write_text("mine")
+    for name in ("step-by-step", "step-00000003"):
+        (folder / name).mkdir()
+        (folder / name / "thesis.txt").write_text("mine")
+    before = content(tmp_path / "elsewhere")
+    said = looked(whole, "action=prune", "checkpoint.keep=1", "checkpoint.keep_best=false")
+    checkpoint.remove_unfinished(str(whole))
+    assert f"left {folder}/step-00000006: a symbolic link" in said
+    assert "kept: steps 6, 7" in said
+    assert content(tmp_path / "elsewhere") == before
+    for name in ("step-00000002/notes.txt", "step-by-step/thesis.txt", "step-00000003/thesis.txt"):
+        assert (folder / name).read_text() == "mine"
+    assert [f.name for f in (folder / "step-00000002").iterdir()] == ["notes.txt"]
+    assert not (folder / "step-00000004").exists()
+
+
+def test_checkpoints_behind_a_link_are_not_deleted(whole: Path, tmp_path: Path) -> None:
+    other = tmp_path / "linked"
+    other.mkdir()
+    (other / "checkpoints").symlink_to(whole / "checkpoints")
+    before = content(whole)
+    with pytest.raises(DataError, match="linked/checkpoints is a symbolic link"):
+        looked(other, "action=prune", "checkpoint.keep=1", "checkpoint.keep_best=false")
+    assert content(whole) == before
 
 
 def test_checkpoints_are_due_by_steps_tokens_and_time() -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from manta import layout, storage
+from manta import layout, ownership, storage
 from manta.bench.model import Step, on_workers
 from manta.bench.settings import BenchConfig
 from manta.model.gpt import GPT
@@ -28,9 +28,13 @@ def checkpoints(c: BenchConfig) -> dict[str, Any]:
 
 
 def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
+    with ownership.scratch(c.home_folder, "bench-checkpoint") as folder:
+        return _measure_in(folder, c, device)
+
+
+def _measure_in(folder: str, c: BenchConfig, device: Device) -> dict[str, Any]:
     step = Step(c, device)
     _time(step)  # gives the optimizer its state
-    folder = storage.join(c.home_folder, "bench-checkpoint")
     made = tokenizer.train(["a text to train a tokenizer on"], 257)
     saver = Saver(folder, CheckpointConfig(keep=1), step.model, made, lambda _: None)
     found: dict[str, list[float]] = {}
@@ -68,7 +72,6 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
                 found.setdefault(key, []).append(seconds)
     finally:
         saver.close()
-        storage.delete_folder(folder)
     return {
         "device": device.description,
         "bytes": size,

@@ -7,6 +7,7 @@ from typing import Any
 from manta import config as configs
 from manta import storage
 from manta.bench.settings import ON_RAY, BenchConfig
+from manta.errors import ConfigError, DataError
 
 # The module of each bench and its function, which takes the config. A module is imported only when
 # its bench runs, as not all of them need Ray.
@@ -26,6 +27,8 @@ BENCHES = {
 def bench(c: BenchConfig) -> dict[str, Any]:
     """Measures, prints a table, writes JSON, returns the figures."""
     c = dataclasses.replace(c, home=c.home_folder)
+    if c.json is not None:
+        _refuse_another_file(c.json)
     if c.what in ON_RAY:
         from manta import cluster
 
@@ -40,3 +43,18 @@ def bench(c: BenchConfig) -> dict[str, Any]:
         storage.write_json(storage.absolute(c.json), result)
         print(f"written to {c.json}")
     return result
+
+
+def _refuse_another_file(path: str) -> None:
+    """Raises ConfigError if something is at `json=` that is not the figures of an earlier bench."""
+    if not storage.exists(storage.absolute(path)):
+        return
+    try:
+        found = storage.read_json(storage.absolute(path))
+    except (DataError, OSError):
+        found = None
+    if not isinstance(found, dict) or not ({"config", "parts"} & found.keys()):
+        raise ConfigError(
+            f"json={path}: something else than figures of a bench is there, and stays; give "
+            "another json="
+        )

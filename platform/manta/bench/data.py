@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from manta import storage
+from manta import ownership, storage
 from manta.bench.memory import COUNTED, SHARED_ACTORS, MemoryWatch, total_memory
 from manta.bench.settings import BenchConfig
 from manta.data import stream
@@ -32,12 +32,8 @@ LARGE_TOKENS = 10_000_000_000
 
 
 def data(c: BenchConfig) -> dict[str, Any]:
-    path = storage.join(c.home_folder, "bench-data")
-    try:
-        manifest = made_of_noise(path, c.tokens)
-        return measure(manifest, c)
-    finally:
-        storage.delete_folder(path)
+    with ownership.scratch(c.home_folder, "bench-data") as path:
+        return measure(made_of_noise(path, c.tokens), c)
 
 
 def made_of_noise(path: str, tokens: int) -> Manifest:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from manta import config as configs
-from manta import layout, storage
+from manta import layout, ownership, storage
 from manta.bench.memory import COUNTED, MemoryWatch
 from manta.bench.settings import BenchConfig
 from manta.data import mixture
@@ -37,21 +37,20 @@ def overhead(c: BenchConfig) -> dict[str, Any]:
     steps = (c.rounds + 1) * c.steps_per_round
     c = dataclasses.replace(
         c,
-        name="bench-overhead",
         total_tokens=steps * c.tokens_per_batch,
         batch_ramp={},  # the bare loop has only one batch size
         eval=EvalConfig(every=NEVER, tokens=c.sequence_length),
         sample=SampleConfig(prompts=()),
     )
     datasets = mixture.open_datasets(c.data, c.home_folder, print)
-    storage.delete_folder(c.run_folder)
     found: list[dict[str, Any]] = []
-    arguments = {"config": configs.to_dict(c), "datasets": datasets}
-    try:
-        with MemoryWatch() as memory:
-            fit(_measure, arguments, c, found.append, [])
-    finally:
-        storage.delete_folder(c.run_folder)
+    with (
+        ownership.scratch(layout.runs_folder(c.home_folder), "bench-overhead") as folder,
+        MemoryWatch() as memory,
+    ):
+        c = dataclasses.replace(c, name=folder.rpartition("/")[2])
+        arguments = {"config": configs.to_dict(c), "datasets": datasets}
+        fit(_measure, arguments, c, found.append, [])
     return {**found[-1], "peak_memory_bytes": memory.peak}
 
 

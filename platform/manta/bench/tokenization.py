@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from manta import cluster, storage
+from manta import cluster, ownership, storage
 from manta.bench.settings import BenchConfig
 from manta.data import prepare
 from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig
@@ -22,11 +22,8 @@ SAMPLE_BYTES = 8 << 20
 
 
 def tokenize(c: BenchConfig) -> dict[str, Any]:
-    folder = storage.join(c.home_folder, "bench-tokenize")
-    try:
+    with ownership.scratch(c.home_folder, "bench-tokenize") as folder:
         return measure(c, folder)
-    finally:
-        storage.delete_folder(folder)
 
 
 def measure(c: BenchConfig, folder: str) -> dict[str, Any]:

@@ -7,14 +7,16 @@ commits the dataset.
 
 import contextlib
 import dataclasses
+import fnmatch
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray.data
 
-from manta import cluster, layout, plot, storage
+from manta import cluster, layout, ownership, plot, storage
 from manta.data import decontaminate, shuffle
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, Shard
@@ -33,6 +35,15 @@ SHARDS_WANTED = 64
 TASKS_PER_CPU = 4
 TOKENIZER_SAMPLE_BYTES = 64 << 20
 PLAN = "plan"
+# Manta's own files in a dataset's folder: preparation deletes these, and no others.
+_ENDING = rf"({storage.UNFINISHED_ENDING})?"
+WORKING_FILES = re.compile(
+    rf"({PLAN}\.json|part-\d+\.json|(train|val)-\d+\.json|part-\d+-\d+-(train|val)\.arrow){_ENDING}"
+)
+OWN_FILES = re.compile(
+    rf"({layout.MANIFEST}|{layout.ENCODING}|{layout.LENGTHS}|(train|val)-\d+\.parquet){_ENDING}"
+    rf"|{WORK}/({WORKING_FILES.pattern})"
+)
 
 
 def find(c: PrepareConfig, home: str) -> Manifest | None:
@@ -71,7 +82,7 @@ def prepare(c: PrepareConfig, home: str, say: Callable[[str], None]) -> Manifest
             manifest = find(c, home)  # another process may just have prepared it
             if manifest is None:
                 manifest = _prepare(c, path, parts, say)
-            storage.delete_folder(storage.join(path, WORK))
+            _clear_work(path)
     except OSError as e:
         reason = e.strerror or e
         raise DataError(f"{path}: cannot be written ({reason}); {shuffle.RESUME}") from None
@@ -85,7 +96,13 @@ def clean_up(c: PrepareConfig, home: str) -> None:
         # Their owner may be about to delete them, and whoever only reads the dataset may not be
         # allowed to.
         with contextlib.suppress(DataError, OSError), _lock(c, home):
-            storage.delete_folder(work)
+            _clear_work(c.folder(home))
+
+
+def _clear_work(path: str) -> None:
+    work = storage.join(path, WORK)
+    if not ownership.is_link(work):
+        ownership.clear(work, WORKING_FILES)
 
 
 def _lock(c: PrepareConfig, home: str) -> contextlib.AbstractContextManager[None]:
@@ -135,7 +152,10 @@ def gather(path: str, scattered: list[dict[str, Any]], made: Tokenizer) -> list[
 def _resume_or_clear(
     c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
 ) -> None:
-    """Keeps the files of an interrupted run of the same preparation, and deletes any others."""
+    """Keeps the files of an interrupted run of the same preparation, and deletes those of another
+    one. Raises DataError if the folder is something else's, or is part of the corpus."""
+    _refuse_overlap(c, path, parts)
+    ownership.refuse_links(path, [WORK])
     sizes = [ROW_GROUP_TOKENS, SHARDS_WANTED, LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS]
     plan = {
         "format": manifests.FORMAT,
@@ -145,15 +165,50 @@ def _resume_or_clear(
     }
     file = shuffle.record_path(path, PLAN)
     if storage.exists(file):
-        if storage.read_json(file) == plan:
+        found = storage.read_json(file)
+        if found == plan:
             storage.remove_unfinished(path)
             say(f"resuming the preparation of {path}")
             return
         say(f"preparing {path} from the start: the corpus or the config has changed")
-        storage.delete_file(file)  # first: nobody may resume from half-deleted files
-    storage.delete_folder(path)
+        # First a plan that is nobody's: nobody may resume from half-deleted files.
+        storage.write_json(file, {"format": manifests.FORMAT})
+        ownership.clear(path, re.compile(rf"(?!{WORK}/{PLAN}\.json$)({OWN_FILES.pattern})"))
+    else:
+        beginning = re.compile(rf"{WORK}/{PLAN}\.json{storage.UNFINISHED_ENDING}")
+        others = [name for name in ownership.paths_in(path) if not beginning.fullmatch(name)]
+        if others:
+            raise DataError(
+                f"{path}: not a dataset of Manta's, and not empty ({min(others)}): nothing there "
+                "is touched; give another data.name, or move the folder away"
+            )
+        ownership.clear(path, beginning)
     storage.make_folder(path)
     storage.write_json(file, plan)
+
+
+def _refuse_overlap(c: PrepareConfig, path: str, parts: list[sources.Part]) -> None:
+    """Raises DataError if the dataset's folder holds something that the preparation reads, or is
+    itself in a folder that it reads."""
+    read = {piece.path: "data.source" for part in parts for piece in part.pieces}
+    read |= {storage.absolute(file): "data.decontaminate" for file in c.decontaminate}
+    if c.tokenizer.endswith(".json"):
+        read[storage.absolute(c.tokenizer)] = "data.tokenizer"
+    if c.tokenizer_file is not None:
+        read[storage.absolute(c.tokenizer_file)] = "data.tokenizer_file"
+    remedy = "give another data.name, or another home="
+    for file, key in read.items():
+        if ownership.is_inside(file, path):
+            raise DataError(f"{key}: {file} is in {path}, where the dataset would be; {remedy}")
+    for source in filter(None, (c.corpus, c.val_corpus)):
+        pattern = source.location
+        if pattern == sources.PYTHON or pattern.startswith(sources.HUGGING_FACE):
+            continue
+        is_inside = ownership.is_inside(path, pattern)
+        if is_inside or fnmatch.fnmatch(storage.join(path, "train-00000.parquet"), pattern):
+            raise DataError(
+                f"data.source={pattern}: {path}, where the dataset would be, is inside it; {remedy}"
+            )
 
 
 def _state_of(c: PrepareConfig, parts: list[sources.Part]) -> str:

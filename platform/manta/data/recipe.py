@@ -7,19 +7,20 @@ from typing import Any, Literal
 from manta import layout, storage
 from manta.config import (
     Count,
+    DatasetName,
     Natural,
     NonNegativeFloat,
     OpenFraction,
     Seed,
     VocabSize,
     config,
+    name_of_dataset,
 )
 from manta.data.order import PERIOD, Phase, thousandths
 from manta.errors import ConfigError
 from manta.text import sources, tokenizer
 
 BPE_VOCAB_SIZE = 4096
-NAME = r"[\w-][\w.-]*"
 
 
 @config
@@ -28,7 +29,7 @@ class PrepareConfig:
     """Location of the documents: `python` (source code and documentation of the running Python), a
     file, folder or glob of .txt, .md, .py, .jsonl (.gz, .zst) or .parquet files (local or s3://,
     gs://, ...), or `hf:OWNER/NAME`, a Hugging Face dataset, which is streamed."""
-    name: str | None = None
+    name: DatasetName | None = None
     """Name of the dataset, a folder under HOME/data; null: made from source and tokenizer."""
     subset: str | None = None
     """Subset (configuration) of a Hugging Face dataset, such as sample-10BT."""
@@ -77,8 +78,10 @@ class PrepareConfig:
             found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
         if self.val_source is not None and self.val_fraction != type(self).val_fraction:
             found.append("val_fraction is for a split of `source`; with val_source omit it")
-        if self.name is not None and not re.fullmatch(NAME, self.name):
-            found.append(f"name={self.name}: letters, digits, '.', '_' and '-' are valid")
+        try:
+            name_of_dataset(self.dataset_name)
+        except ValueError as e:
+            found.append(f"name={self.dataset_name} (made from source and tokenizer): {e}")
         return found
 
     @property
@@ -175,9 +178,12 @@ class DataConfig(PrepareConfig):
                 found.append(f"{key}={mix}: at least one weight has to be more than 0")
                 continue
             for name, weight in mix.items():
-                if not re.fullmatch(NAME, name):
-                    found.append(f"{key}.{name}: the name of a dataset is needed")
-                elif weight and not thousandths(list(mix.values()))[list(mix).index(name)]:
+                try:
+                    name_of_dataset(name)
+                except ValueError as e:
+                    found.append(f"{key}.{name}: the name of a dataset is needed: {e}")
+                    continue
+                if weight and not thousandths(list(mix.values()))[list(mix).index(name)]:
                     found.append(
                         f"{key}.{name}={weight} is less than a thousandth of the mix: raise it, or "
                         "set it to 0"

@@ -259,8 +259,7 @@ class Gather(_Task):
                 return found
         except (OSError, pa.ArrowInvalid) as e:
             raise DataError(
-                f"{file}: cannot be read ({e}); delete {storage.join(self.path, WORK)} and run "
-                "the same command again"
+                f"{file}: cannot be read ({e}); delete {self.path} and run the same command again"
             ) from None
 
     def _write(self, table: pa.Table, split: str, name: str) -> dict[str, Any]:

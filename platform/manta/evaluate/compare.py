@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from manta import layout, plot, storage
+from manta import layout, ownership, plot, storage
 from manta.config import Count, PositiveFloat, config
 from manta.errors import ConfigError
 from manta.evaluate import catalog, report
@@ -38,7 +38,7 @@ class CompareConfig(HomeConfig):
     out: str | None = None
     """Path of the picture; null: compare.png in the home's folder of runs."""
     overwrite: bool = False
-    """Replace what is at the given `out`."""
+    """Replace what an earlier comparison wrote at the given `out`, if it is still as written."""
 
 
 @dataclasses.dataclass
@@ -76,7 +76,7 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
         )
     overwrite = c.overwrite or c.out is None
     default = storage.join(layout.runs_folder(home), layout.COMPARISON)
-    out = storage.new_file(c.out, default, overwrite)
+    out = ownership.new_file(c.out, default, overwrite)
     runs = [entry(name, home, c) for name in names]
     references = published() if c.references else []
     lines = [*table(runs), *other_data(runs)]
@@ -86,7 +86,9 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
         known = {key for run in runs for key in run.scores}
         shown = [r for r in references if known & r.scores.keys()] or references
         lines += ["", "published", *table(shown), *sources(shown), "", *nearest(runs, shown)]
-    out.write_bytes(picture(runs, references))
+    storage.write_bytes(str(out), picture(runs, references))
+    if c.out is not None:
+        ownership.record(out)
     return [line.rstrip() for line in lines], str(out)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from manta import config as configs
-from manta import layout, plot, storage
+from manta import layout, ownership, plot, storage
 from manta.errors import MantaError
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import Results, Scores
@@ -72,6 +72,7 @@ def write(c: EvaluateConfig, path: str, unit: str, scores: Scores, seconds: floa
     }
     label = label_of(c, unit)
     file = layout.scores_file(run, name, label)
+    ownership.refuse_links(run, layout.RUN_NAMES)
     each = json.dumps(scores.each, separators=(",", ":")).encode()
     storage.write_bytes(layout.scored_documents_file(run, name, label), each)
     storage.write_json(file, content)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from manta import layout, storage
+from manta import layout, ownership, storage
 from manta.config import Count, config
 from manta.evaluate.files import read_text
 from manta.evaluate.inference_settings import InferenceConfig, place_of
@@ -32,7 +32,7 @@ class SurpriseConfig(InferenceConfig):
     out: str | None = None
     """Path of the page; null: surprise.html in the run's folder."""
     overwrite: bool = False
-    """Replace what is at `out`."""
+    """Replace what an earlier run of this job wrote at `out`, if it is still as it was written."""
 
     def problems(self) -> list[str]:
         if (self.text is None) == (self.text_path is None):
@@ -58,7 +58,7 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
     """
     path = checkpoint.resolve(c.checkpoint, c.home_folder)
     folder = layout.split_checkpoint(path)[0]
-    out = storage.new_file(c.out, storage.join(folder, layout.SURPRISE), c.overwrite)
+    out = ownership.new_file(c.out, storage.join(folder, layout.SURPRISE), c.overwrite)
     text = c.text if c.text is not None else read_text(c.text_path or "", "text_path")
     device, dtype = place_of(c)
     model, tokenizer = checkpoint.load_model(path, device), checkpoint.load_tokenizer(path)
@@ -66,7 +66,9 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
     found = pieces(model, tokenizer, tokens, dtype)
     name = folder.rpartition("/")[2]
     line = about(found, len(tokens))
-    out.write_text(page(found, f"What surprises {name}", line), encoding="utf-8")
+    storage.write_bytes(str(out), page(found, f"What surprises {name}", line).encode())
+    if c.out is not None:
+        ownership.record(out)
     return out, line
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from manta import layout, storage
-from manta.config import config
+from manta import layout, ownership, storage
+from manta.config import RunName, config
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export.card import card
@@ -30,7 +30,7 @@ class ExportConfig(HomeConfig):
     out: str | None = None
     """The folder or file to make; null: NAME-STEP in the home's exports/."""
     overwrite: bool = False
-    """Replace what is at `out`."""
+    """Replace what an earlier export wrote at `out`, if all of it is still as it was written."""
 
 
 @config
@@ -40,7 +40,7 @@ class ImportConfig(HomeConfig):
     llm.c."""
     path: str | None = None
     """The folder or file to import."""
-    name: str = "imported"
+    name: RunName = "imported"
     """Name of the run to make; it has one checkpoint, of step 0."""
     tokenizer_file: str | None = None
     """File of GPT-2's tokenizer, r50k_base.tiktoken, used if `path` has none; null: tiktoken's own
@@ -65,7 +65,7 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     name = run.rpartition("/")[2]
     ending = "" if c.to == "hf" else {"gguf": ".gguf", "llmc": ".bin"}[c.to]
     default = storage.join(layout.exports_folder(home), f"{name}-{step}{ending}")
-    out = storage.new_file(c.out, default, c.overwrite)
+    out = ownership.new_file(c.out, default, c.overwrite, is_folder=c.to == "hf")
     model, tokenizer = checkpoints.load_model(path), checkpoints.load_tokenizer(path)
     say(f"exporting {path}: {num_parameters(model.config) / 1e6:.1f}M parameters, {tokenizer.name}")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
@@ -92,9 +92,13 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
             if any(not weights[n].equal(state[n]) for n in weights.keys() & state.keys()):
                 raise CheckpointError(f"{out}: it reads back as something else; please report this")
             say(f"read back: {len(state)} weights are the same")
-        if out.exists():
-            out.rename(Path(folder) / "before")
+        if made.is_dir():
+            ownership.record(made)
+            if out.exists():
+                out.rename(Path(folder) / "before")
         made.rename(out)
+    if out.is_file() and c.out is not None:
+        ownership.record(out)
     return out
 
 
@@ -118,7 +122,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
     """
     assert c.path is not None
     run = layout.run_folder(c.home_folder, c.name)
-    if storage.list_files(run):
+    if not storage.is_empty(run):
         raise ConfigError(f"name={c.name}: {run} is there already; give another name")
     source = Path(c.path).expanduser().absolute()
     tokenizer: Tokenizer | None = None

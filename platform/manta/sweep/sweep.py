@@ -5,13 +5,14 @@ import dataclasses
 import itertools
 import math
 import os
+from collections import Counter
 from typing import Any
 
 from ray import tune
 
 from manta import cluster, failures, layout, storage
 from manta import config as configs
-from manta.config import Count, PositiveFloat, config
+from manta.config import Count, PositiveFloat, RunName, config, name_of_run
 from manta.data import mixture
 from manta.errors import ClusterError
 from manta.job import say
@@ -36,7 +37,7 @@ class SearchConfig:
 
 @config
 class SweepConfig(PretrainConfig):
-    name: str = "sweep"
+    name: RunName = "sweep"
     """Name of the sweep; its runs are in HOME/runs/NAME/."""
     total_tokens: Count = 409_600
     """Length of each trial, in tokens; rounded up to whole batches."""
@@ -46,7 +47,17 @@ class SweepConfig(PretrainConfig):
         found = super().problems()
         if not self.sweep.lr or not self.sweep.tokens_per_batch:
             found.append("sweep.lr and sweep.tokens_per_batch each need a value")
-        elif self.eval.suites:
+        for key, values in (
+            ("lr", self.sweep.lr), ("tokens_per_batch", self.sweep.tokens_per_batch)
+        ):  # fmt: skip
+            twice = [value for value, count in Counter(values).items() if count > 1]
+            if twice:
+                found.append(f"sweep.{key}={list(values)}: {twice[0]} is there twice: omit one")
+        try:
+            name_of_run(f"{self.name}-best")
+        except ValueError as e:
+            found.append(f"name={self.name}: the best trial's name, {self.name}-best, is {e}")
+        if self.eval.suites:
             found.append("eval.suites is for a single run: evaluate the best trial instead")
         return found
 
@@ -65,11 +76,17 @@ class SweepConfig(PretrainConfig):
         base["threads_per_worker"] = self.threads_per_worker or max(1, int(self.cpus_per_worker))
         made = []
         for lr, tokens in itertools.product(self.sweep.lr, self.sweep.tokens_per_batch):
-            name = f"{self.name}/lr{lr:g}-batch{tokens}"
+            name = f"{self.name}/lr{_exact(lr)}-batch{tokens}"
             tree = {**base, "name": name, "tokens_per_batch": tokens}
             tree["optimizer"] = {**base["optimizer"], "lr": lr}
             made.append(configs.from_dict(PretrainConfig, tree))
         return made
+
+
+def _exact(lr: float) -> str:
+    """A learning rate as part of a name: in short if that is exact, else with all its digits."""
+    short = f"{lr:g}"
+    return (short if float(short) == lr else repr(lr)).replace("+", "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +100,7 @@ class Ranking:
         lines = ["rank  lr        tokens/batch  val loss  val bpb      tokens  run"]
         for rank, row in enumerate(self.rows, 1):
             lines.append(
-                f"{rank:>4}  {row['lr']:<8g}  {row['tokens_per_batch']:>12}  "
+                f"{rank:>4}  {_exact(row['lr']):<8}  {row['tokens_per_batch']:>12}  "
                 f"{row['val_loss']:>8.4f}  {row['val_bpb']:>7.4f}  {row['tokens']:>10,}  "
                 + row["run"]
             )
@@ -131,7 +148,7 @@ def sweep(c: SweepConfig) -> Ranking:
             else None,
         ),
         run_config=tune.RunConfig(
-            name=f"{c.name.replace('/', '-')}-{os.getpid()}",
+            name=f"{cluster.plain_name(c.name)}-{os.getpid()}",
             storage_path=records,
             storage_filesystem=records_filesystem,
             verbose=0,

@@ -4,12 +4,11 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import re
 from typing import Any, Literal
 
 from manta import config as configs
 from manta import layout, storage
-from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, Seed, config
+from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, RunName, Seed, config
 from manta.data.order import Stage, batches_for, make_stages, sequences_before, stage_of
 from manta.data.recipe import BPE_VOCAB_SIZE, DataConfig
 from manta.errors import MantaError
@@ -27,7 +26,6 @@ from manta.train.step.scaling import lr_scales, recipe_of_depth
 from manta.train.step.schedule import ScheduleConfig
 
 MAX_DEFAULT_MICRO_BATCH = 16
-NAME = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
 
 
 @config
@@ -267,7 +265,7 @@ def memory_setup(
 
 @config
 class PretrainConfig(HomeConfig, TrainConfig):
-    name: str = "quickstart"
+    name: RunName = "quickstart"
     """Name of the run, and of its folder under HOME/runs."""
     resume: Literal["auto", "never"] = "auto"
     """auto: resume from the run's newest whole checkpoint; never: refuse a run that exists."""
@@ -301,11 +299,6 @@ class PretrainConfig(HomeConfig, TrainConfig):
             )
         if not self.engine.problems():
             found += self.engine.conflicts(self.zero_stage, on_gpu, self.optimizer)
-        if not re.fullmatch(NAME, self.name):
-            found.append(
-                f"name={self.name}: letters, digits, '.', '_' and '-' are valid, in parts joined "
-                "by '/', none of them starting with '.'"
-            )
         return found
 
     @property

@@ -197,7 +197,7 @@ def fit(
             ),
             run_config=ray.train.RunConfig(
                 # For Ray Train's own records; the run's are in its folder and do not need these.
-                name=f"{c.name.replace('/', '-')}-{os.getpid()}-{time.time_ns()}",
+                name=f"{cluster.plain_name(c.name)}-{os.getpid()}-{time.time_ns()}",
                 storage_path=records,
                 storage_filesystem=records_filesystem,
                 failure_config=ray.train.FailureConfig(

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pyarrow import fs as pafs
 from safetensors.torch import load_file, save_file
 
 from manta import config as configs
-from manta import layout, storage
+from manta import layout, ownership, storage
 from manta.config import Count, PositiveFloat, config
 from manta.errors import CheckpointError, DataError
 from manta.job import hint
@@ -29,6 +30,12 @@ from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments
 from manta.train.step.engine import Engine
 
+STEP_NAME = re.compile(re.escape(layout.STEP) + r"\d{8,}")
+OWN_FILES = re.compile(
+    rf"({layout.MANIFEST}|{layout.WEIGHTS}|{layout.MODEL_CONFIG}|{layout.STATE}|{layout.ENCODING}"
+    rf"|{layout.OPTIMIZER_INDEX}|{layout.OPTIMIZER}/rank-\d+\.safetensors)"
+    rf"({storage.UNFINISHED_ENDING})?"
+)
 MOST_PARTS = 3  # of a run's name, as in a/b/c, when `names_of_runs` looks for runs
 
 
@@ -254,7 +261,7 @@ def _steps(run: str) -> list[str]:
     return [
         storage.join(folder, item.base_name)
         for item in storage.list_files(folder, recursive=False)
-        if item.type == pafs.FileType.Directory and item.base_name.startswith(layout.STEP)
+        if item.type == pafs.FileType.Directory and STEP_NAME.fullmatch(item.base_name)
     ]
 
 
@@ -303,7 +310,8 @@ def remove_unfinished(run: str) -> None:
     """Deletes the folders that interrupted saves left behind. No other process may be writing to
     the run."""
     for path in unfinished(run):
-        storage.delete_folder(path)
+        if not ownership.is_link(path):
+            delete(path)
 
 
 def resolve(checkpoint: str, home: str) -> str:
@@ -356,7 +364,8 @@ def verify(path: str, only: str | None = None) -> None:
 
 
 def prune(run: str, c: CheckpointConfig) -> list[str]:
-    """Deletes the run's checkpoints that `c` does not keep; returns their paths."""
+    """Deletes the run's checkpoints that `c` does not keep, except links to checkpoints elsewhere;
+    returns their paths."""
     paths = find(run)
     states = {path: load_state(path) for path in paths}
     kept = set(paths[-c.keep :])
@@ -365,17 +374,26 @@ def prune(run: str, c: CheckpointConfig) -> list[str]:
     measured = [path for path in paths if states[path].val_loss is not None]
     if c.keep_best and measured:
         kept.add(min(measured, key=lambda path: states[path].val_loss or 0.0))
-    gone = [path for path in paths if path not in kept]
+    gone = [path for path in paths if path not in kept and not ownership.is_link(path)]
     for path in gone:
         delete(path)
     return gone
 
 
 def delete(path: str) -> None:
-    """Deletes a checkpoint, its manifest first: a half-deleted checkpoint must not look whole."""
+    """Deletes a checkpoint's files, its manifest first: a half-deleted checkpoint must not look
+    whole. Files of a person's in its folder stay.
+
+    Raises:
+        DataError: its folder, or the one with all checkpoints, is a symbolic link.
+    """
+    folder, _, name = path.rpartition("/")
+    run, _, checkpoints = folder.rpartition("/")
+    ownership.refuse_links(folder, [name])
+    ownership.refuse_links(run, [checkpoints])
     if storage.exists(storage.join(path, layout.MANIFEST)):
         storage.delete_file(storage.join(path, layout.MANIFEST))
-    storage.delete_folder(path)
+    ownership.clear(path, OWN_FILES)
 
 
 def _check_safetensors(path: str, size: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from manta import config as configs
-from manta import layout, storage
+from manta import layout, ownership, storage
 from manta.config import config
 from manta.errors import CheckpointError, ConfigError
 from manta.storage import HomeConfig
@@ -58,8 +58,10 @@ def report(c: CheckpointsConfig) -> list[str]:
         return _verify(paths)
     if c.action == "prune":
         gone = checkpoint.prune(run, c.checkpoint)
-        kept = [str(layout.step_of(path)) for path in checkpoint.find(run)]
-        return [f"deleted {path}" for path in gone] + [f"kept: steps {', '.join(kept)}"]
+        left = checkpoint.find(run)
+        kept = [str(layout.step_of(path)) for path in left]
+        links = [f"left {path}: a symbolic link" for path in left if ownership.is_link(path)]
+        return [*(f"deleted {path}" for path in gone), *links, f"kept: steps {', '.join(kept)}"]
     others = _paths(_run(c, c.other or c.run), c.steps[1:])
     return compare(_paths(run, c.steps[:1])[0], others[-1])
 

@@ -148,7 +148,7 @@ class Saver:
         path, rank = snapshot.path, dist.get_rank()
         staging = Path(tempfile.mkdtemp(prefix="manta-")) if not storage.is_local(path) else None
         # An interrupted save may have left files in the folder.
-        problem = _attempt(lambda: storage.delete_folder(path)) if rank == 0 else None
+        problem = _attempt(lambda: checkpoint.delete(path)) if rank == 0 else None
         problem = _first(self._everyone(problem))
         written: dict[str, Any] = {}
         if problem is None:
@@ -161,7 +161,7 @@ class Saver:
                 shares = [share for _, share, _ in everyone]
                 problem = _attempt(lambda: _commit(path, shares))
             if problem is not None:
-                _attempt(lambda: storage.delete_folder(path))  # makes room for the next save
+                _attempt(lambda: checkpoint.delete(path))  # makes room for the next save
         self.problem = _first(self._everyone(problem))
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
