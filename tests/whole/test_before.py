@@ -74,6 +74,7 @@ def test_the_run_goes_on_to_the_weights_and_losses_of_before(old_home: Path, nam
     c = load(PretrainConfig, [str(run / "config.yaml"), f"home={old_home}"])
     done = pretrain(c, said.append)
     assert any("resuming at step 2 " in line for line in said)
+    assert any("val loss is of another sample of the val split" in line for line in said)
     assert done.checkpoint == layout.checkpoint_folder(str(run), 4)
     expected = load_file(run / "expected-step-4.safetensors")
     found = load_file(Path(done.checkpoint) / "model.safetensors")
