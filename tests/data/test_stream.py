@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers.datasets import write_dataset
 from manta.data import stream
 from manta.data.manifest import Manifest, Shard
 from manta.data.mixture import make_order
@@ -216,33 +217,85 @@ def test_damage_is_skipped_if_asked_and_everything_else_is_the_same(
 # --- the val split -------------------------------------------------------------------------------
 
 
-@few
-@given(st.integers(1, 700), st.integers(1, 100), st.integers(1, 5), st.integers(1, 4))
-def test_each_val_target_is_on_one_worker_exactly_once(
-    datasets: tuple[Manifest, ...], tokens: int, seq_len: int, micro: int, world_size: int
-) -> None:
-    line = pq.read_table(f"{datasets[0].path}/val-00000.parquet")["tokens"].to_numpy()
-    line = line[: tokens + 1].astype(np.int64)
+VAL_SIZES = (301, 1, 33, 465)
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A dataset of several val shards, whose tokens are their own places in the split."""
+    folder = tmp_path_factory.mktemp("numbered")
+    train = np.arange(100, dtype=np.uint16)
+    val = np.split(np.arange(sum(VAL_SIZES), dtype=np.uint16), np.cumsum(VAL_SIZES)[:-1])
+    return write_dataset(folder / "data", [train], val, GROUP)
+
+
+def val_rows(manifest: Manifest, tokens: int, seq_len: int, micro: int, world: int) -> np.ndarray:
+    """The rows of all workers, round by round."""
     ranks = [
         stream.val_batches(
-            datasets[0],
+            manifest,
             tokens=tokens,
             seq_len=seq_len,
             micro_batch_size=micro,
             rank=rank,
-            world_size=world_size,
+            world_size=world,
         )
-        for rank in range(world_size)
+        for rank in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1
     assert {batch.shape for batches in ranks for batch in batches} == {(micro, seq_len + 1)}
-    rows = np.stack([np.stack(batches) for batches in ranks], axis=1).reshape(-1, seq_len + 1)
-    inputs, targets = rows[:, :-1].reshape(-1), rows[:, 1:].reshape(-1)
-    count = len(line) - 1
-    assert np.array_equal(targets[:count], line[1:])
-    assert np.array_equal(inputs[:count], line[:-1])
-    assert (targets[count:] == stream.IGNORED).all()
-    assert len(targets) - count < seq_len * micro * world_size  # no round of nothing
+    return np.stack([np.stack(batches) for batches in ranks], axis=1).reshape(-1, seq_len + 1)
+
+
+@few
+@given(st.integers(1, 900), st.integers(1, 100), st.integers(1, 5), st.integers(1, 4))
+@example(799, 100, 1, 1)  # all but the last, shorter sequence
+@example(800, 100, 3, 2)  # the whole split
+def test_val_is_measured_on_sequences_spread_evenly_over_the_whole_split(
+    numbered: Manifest, tokens: int, seq_len: int, micro: int, world: int
+) -> None:
+    rows = val_rows(numbered, tokens, seq_len, micro, world)
+    total = sum(VAL_SIZES)
+    there = -(-(total - 1) // seq_len)
+    wanted = min(there, -(-tokens // seq_len))
+    chosen, padding = rows[:wanted], rows[wanted:]
+    assert (padding == stream.IGNORED).all()
+    assert len(padding) < micro * world  # no round of nothing
+    # Whole sequences of the split, but for the split's end; their tokens are their places.
+    starts = chosen[:, 0]
+    places = starts[:, None] + np.arange(seq_len + 1)
+    assert np.array_equal(chosen, np.where(places < total, places, stream.IGNORED))
+    assert (starts % seq_len == 0).all()
+    # At equal distances, to within a sequence; the first and the last are half of one from an end.
+    numbers, distance = starts // seq_len, there / wanted
+    assert (np.abs(np.diff(numbers) - distance) < 1).all()
+    assert abs(numbers[0] - (distance / 2 - 0.5)) <= 0.5
+    assert abs(there - 1 - numbers[-1] - (distance / 2 - 0.5)) <= 0.5
+    count = (chosen[:, 1:] != stream.IGNORED).sum()
+    assert count == stream.val_targets(total, tokens, seq_len)
+    assert min(tokens, total - 1) - seq_len < count < tokens + seq_len
+
+
+@few
+@given(st.integers(1, 900), st.integers(1, 100), st.integers(1, 5), st.integers(1, 4))
+def test_any_workers_and_micro_batches_measure_the_same_val_sequences(
+    numbered: Manifest, tokens: int, seq_len: int, micro: int, world: int
+) -> None:
+    found, alone = (
+        val_rows(numbered, tokens, seq_len, *shape) for shape in ((micro, world), (1, 1))
+    )
+    assert np.array_equal(found[: len(alone)], alone)
+
+
+@few
+@given(st.integers(1, 100), st.integers(1, 5), st.integers(1, 4))
+def test_a_sample_as_large_as_the_val_split_is_the_whole_split_once(
+    numbered: Manifest, seq_len: int, micro: int, world: int
+) -> None:
+    total = sum(VAL_SIZES)
+    rows = val_rows(numbered, 65_536, seq_len, micro, world)
+    targets = rows[:, 1:][rows[:, 1:] != stream.IGNORED]
+    assert np.array_equal(targets, np.arange(1, total))
 
 
 # --- drawing ahead -------------------------------------------------------------------------------

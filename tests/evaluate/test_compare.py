@@ -83,3 +83,14 @@ def test_published_figures_have_their_sources() -> None:
     value, error = rows["GPT-2 124M"].scores["hellaswag acc_norm"]
     assert value == 0.3114 and error == pytest.approx(0.0046, abs=1e-4)
     assert rows["GPT-2 1558M"].scores["core"][0] == 0.2565
+
+
+def test_val_losses_of_other_samples_are_not_to_be_compared() -> None:
+    runs = [
+        Entry(name, {"val loss": 2.0}, data=("/d/words",), sample=sample)
+        for name, sample in (("a", {"x": 1280}), ("b", {"x": 1280}), ("c", {"x": 640}), ("d", {}))
+    ]
+    assert list(compare.other_data(runs[:2])) == []
+    (line,) = compare.other_data(runs[1:])
+    assert line.endswith("(b: 1,280 tokens; c: 640 tokens; d: the split's beginning)")
+    assert "different samples of the val split (eval.tokens): do not compare" in line

@@ -6,7 +6,7 @@ import math
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from manta.train.step.schedule import ScheduleConfig, lr_at
+from manta.train.step.schedule import Extension, ScheduleConfig, lr_at, warmup_steps
 
 few = settings(deadline=None, max_examples=25)
 
@@ -144,3 +144,78 @@ def test_shares_of_wsd_beyond_the_whole_run_are_a_problem() -> None:
     (problem,) = ScheduleConfig(kind="wsd", warmup=0.7, decay=0.5).problems()
     assert problem.startswith("warmup + decay = 1.2")
     assert ScheduleConfig(kind="cosine", warmup=0.7, decay=0.5).problems() == []
+
+
+# --- runs that got another length ----------------------------------------------------------------
+
+LENGTHS = (st.integers(2, 200), st.integers(2, 400), st.floats(0, 1))
+
+
+def extended(
+    length: int, longer: int, place: float, c: ScheduleConfig
+) -> tuple[Extension, list[float]]:
+    """An extension at this share of a run of `length` steps, and the rates of the whole run that
+    then ends at `longer`."""
+    step = max(1, min(round(place * length), longer - 1))
+    before = rates(length, 1.0, c)[:step]
+    extension = Extension(step, before[-1], warmup_steps(length, c))
+    return extension, before + [lr_at(at, longer, 1.0, c, extension) for at in range(step, longer)]
+
+
+@few
+@given(KINDS, *LENGTHS, st.floats(0, 0.5), st.floats(0.01, 0.5), FRACTIONS)
+@example("cosine", 10, 20, 1.0, 0.1, 0.2, 0.1)  # a run that is finished
+@example("wsd", 10, 400, 0.5, 0.1, 0.2, 0.1)  # in the stable phase
+def test_an_extended_run_goes_on_from_its_rate_and_ends_at_the_lowest(
+    kind: str, length: int, longer: int, place: float, warmup: float, decay: float, low: float
+) -> None:
+    assume(place * length < longer - 1)
+    c = ScheduleConfig(kind=kind, warmup=warmup, decay=decay, min_lr_ratio=low)
+    extension, found = extended(length, longer, place, c)
+    step, climb = extension.step, extension.warmup_steps
+    assert close(lr_at(step - 1, longer, 1.0, c, extension), extension.share)
+    if climb < longer:
+        assert close(found[-1], low)
+    # It climbs as planned before, if it was still climbing, and never rises again.
+    assert all(close(rate, (at + 1) / climb) for at, rate in enumerate(found[:climb]))
+    for earlier, later in itertools.pairwise(found[max(climb, 1) - 1 :]):
+        assert later <= earlier * (1 + 1e-9)
+
+
+@few
+@given(*LENGTHS, st.floats(0, 0.5), st.floats(0.01, 0.5), FRACTIONS)
+def test_wsd_stays_where_it_was_until_its_decay_before_the_new_end(
+    length: int, longer: int, place: float, warmup: float, decay: float, low: float
+) -> None:
+    c = ScheduleConfig(kind="wsd", warmup=warmup, decay=decay, min_lr_ratio=low)
+    extension, found = extended(length, longer, place, c)
+    assume(extension.step >= extension.warmup_steps)
+    for rate in found[extension.step : longer - math.ceil(decay * longer)]:
+        assert close(rate, extension.share)
+
+
+@few
+@given(st.sampled_from(["cosine", "linear"]), *RUNS, st.floats(0, 0.9), FRACTIONS)
+def test_a_run_extended_at_its_peak_is_one_that_had_this_length_from_the_start(
+    kind: str, total: int, peak: float, warmup: float, low: float
+) -> None:
+    c = ScheduleConfig(kind=kind, warmup=warmup, min_lr_ratio=low)
+    climb = warmup_steps(total, c)
+    assume(0 < climb < total)
+    found = [lr_at(at, total, peak, c, Extension(climb, 1.0, climb)) for at in range(total)]
+    assert found == rates(total, peak, c)
+
+
+@few
+@given(st.floats(0.2, 0.9), st.floats(0.2, 0.9), st.floats(0, 0.5))
+def test_a_cosine_extended_twice_falls_on_from_each_place(
+    first: float, second: float, low: float
+) -> None:
+    c = ScheduleConfig(warmup=0.1, min_lr_ratio=low)
+    once, found = extended(100, 200, first, c)
+    step = once.step + round(second * (199 - once.step))
+    again = Extension(step, found[step - 1], warmup_steps(200, c, once))
+    assert again.warmup_steps == 10
+    after = [lr_at(at, 300, 1.0, c, again) for at in range(step - 1, 300)]
+    assert close(after[0], found[step - 1]) and close(after[-1], low)
+    assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(after))

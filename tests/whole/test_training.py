@@ -334,8 +334,20 @@ def test_a_finished_run_says_so_and_can_be_extended(
     text = summary(c, again)
     assert "is finished" in text
     assert "total_tokens=2048" in text and "name=another-name" in text
-    longer = pretrain(tiny(prepared, corpus, "name=extended", "total_tokens=1536"), silent)
+    said: list[str] = []
+    longer = pretrain(tiny(prepared, corpus, "name=extended", "total_tokens=1536"), said.append)
     assert longer.state.step == 6
+    (line,) = [line for line in said if "learning rate goes" in line]
+    rate = [record["lr"] for record in steps(c)]
+    assert "the run ends at step 6 instead of 4" in line and "schedule.extend=rewarm" in line
+    assert f"from {rate[3]:.2e} (step 4) to {rate[4]:.2e}" in line and rate[4] > 2 * rate[3]
+    keys = ["total_tokens=2048", "schedule.extend=continue", "eval.tokens=64"]
+    longest = pretrain(tiny(prepared, corpus, "name=extended", *keys), said.append)
+    assert longest.state.extension is not None and longest.state.extension.step == 6
+    rate = [record["lr"] for record in steps(c)]
+    assert rate[5:] == pytest.approx([rate[5]] * 3)  # it was at its lowest
+    assert any("val loss is of another sample" in line for line in said)
+    assert list(longest.state.val_sample.values()) == [64]
     with pytest.raises(ConfigError, match="resume=never"):
         pretrain(tiny(prepared, corpus, "name=extended", "resume=never"), silent)
 

@@ -1,7 +1,7 @@
 """Opens and checks the dataset or mix that a run trains on, and makes the order of its tokens."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,9 +99,9 @@ def make_order(
     return order
 
 
-def identity(manifest: Manifest) -> str:
-    """A digest of the tokens of a dataset's train split, the same wherever it is stored."""
-    digests = "".join(shard.sha256 for shard in manifest.split("train"))
+def identity(manifest: Manifest, split: Literal["train", "val"] = "train") -> str:
+    """A digest of the tokens of a dataset's split, the same wherever it is stored."""
+    digests = "".join(shard.sha256 for shard in manifest.split(split))
     return storage.sha256_of(digests.encode())
 
 

@@ -228,6 +228,30 @@ def split_tokens(manifest: Manifest, split: str, limit: int | None = None) -> np
     return np.concatenate(pieces)
 
 
+def tokens_at(manifest: Manifest, split: str, places: np.ndarray) -> np.ndarray:
+    """The tokens at these places, (N,), of a split in the order of its shards. Reads only the row
+    groups that have them, each one once.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    size = manifest.row_group_tokens
+    groups = [
+        (shard, start, min(start + size, shard.tokens))
+        for shard in manifest.split(split)
+        for start in range(0, shard.tokens, size)
+    ]
+    ends = np.cumsum([stop - start for _, start, stop in groups])
+    group_of = np.searchsorted(ends, places, side="right")
+    found = np.empty(places.shape, dtype=manifest.dtype)
+    for index in np.unique(group_of).tolist():
+        shard, start, stop = groups[index]
+        reader = open_shard(manifest.path, shard, manifest.dtype, manifest.row_group_tokens)
+        is_here = group_of == index
+        found[is_here] = reader.read(start, stop)[places[is_here] - (ends[index] - (stop - start))]
+    return found
+
+
 def documents(manifest: Manifest, shard: Shard) -> Iterator[np.ndarray]:
     """Yields the tokens of each document of a shard, without its end-of-text token.
 

@@ -288,6 +288,24 @@ def _draw(items: Iterator[Any], waiting: queue.Queue[Any], is_closed: threading.
             close()
 
 
+def val_sequences(total: int, tokens: int, seq_len: int) -> np.ndarray:
+    """Which of a val split's sequences are measured: as many as hold `tokens` targets, spread over
+    the whole split at equal distances; all if it has fewer.
+
+    The split, `total` tokens, is cut into sequences of `seq_len` targets. Only the last one may be
+    shorter. The choice depends on nothing else, so all workers and micro batches have the same.
+    """
+    there = -(-(total - 1) // seq_len)
+    count = min(there, -(-tokens // seq_len))
+    return (2 * np.arange(count) + 1) * there // (2 * count)  # the middle of each of `count` parts
+
+
+def val_targets(total: int, tokens: int, seq_len: int) -> int:
+    """The number of targets that `val_sequences` chooses for these arguments."""
+    ends = (val_sequences(total, tokens, seq_len) + 1) * seq_len
+    return len(ends) * seq_len - max(0, int(ends[-1]) - (total - 1))
+
+
 def val_batches(
     manifest: Manifest,
     *,
@@ -297,16 +315,19 @@ def val_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> list[np.ndarray]:
-    """This worker's share of the first `tokens` tokens of the val split, in memory.
+    """This worker's share of the sample of the val split (`val_sequences`), in memory.
 
     Every worker gets the same number of whole (B, T + 1) arrays, padded at the end with IGNORED.
-    Over all workers, each target is in them exactly once.
+    Over all workers, each target of the sample is in them exactly once.
     """
-    line = shards.split_tokens(manifest, "val", tokens + 1).astype(np.int64)
-    count = -(-(len(line) - 1) // seq_len)
+    total = sum(shard.tokens for shard in manifest.split("val"))
+    chosen = val_sequences(total, tokens, seq_len)
     per_round = micro_batch_size * world_size
-    padded = np.full(-(-count // per_round) * per_round * seq_len + 1, IGNORED, dtype=np.int64)
-    padded[: len(line)] = line
-    rows = np.lib.stride_tricks.sliding_window_view(padded, seq_len + 1)[::seq_len]
-    rounds = rows.reshape(-1, world_size, micro_batch_size, seq_len + 1)
-    return [np.ascontiguousarray(batch) for batch in rounds[:, rank]]
+    # A row that starts behind the split is padding.
+    starts = np.full(-(-len(chosen) // per_round) * per_round, total, dtype=np.int64)
+    starts[: len(chosen)] = chosen * seq_len
+    places = starts.reshape(-1, world_size, micro_batch_size, 1)[:, rank] + np.arange(seq_len + 1)
+    rows = np.full(places.shape, IGNORED, dtype=np.int64)
+    is_there = places < total
+    rows[is_there] = shards.tokens_at(manifest, "val", places[is_there])
+    return list(rows)

@@ -56,6 +56,8 @@ class Entry:
     """(tokens, value) points of each figure, for the picture."""
     data: tuple[str, ...] = ()
     """The datasets on whose val splits the run was measured."""
+    sample: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Which sample of these splits it was (`TrainState.val_sample`)."""
     sources: tuple[str, ...] = ()
     """Publications that the figures come from."""
 
@@ -98,7 +100,7 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
     run = layout.split_checkpoint(path)[0]
     model = checkpoints.load_model_config(path)
     state = checkpoints.load_state(path)
-    found = Entry(name, data=tuple(state.datasets))
+    found = Entry(name, data=tuple(state.datasets), sample=state.val_sample)
     found.facts["parameters"] = num_parameters(model)
     settings = load_run_config(run)
     if settings and (tokens := settings.tokens_before(state.step)):
@@ -186,12 +188,23 @@ def table(entries: Sequence[Entry]) -> list[str]:
 
 def other_data(runs: Sequence[Entry]) -> Iterator[str]:
     """A line that says if the val losses were measured on different texts."""
-    data = {run.data for run in runs if "val loss" in run.facts}
+    measured = [run for run in runs if "val loss" in run.facts]
+    data = {run.data for run in measured}
     if len(data) > 1:
         each = "; ".join(
             f"{run.name}: {', '.join(d.rpartition('/')[2] for d in run.data)}" for run in runs
         )
         yield f"val loss and val bits per byte are on different texts: do not compare them ({each})"
+    elif any(run.sample != measured[0].sample for run in measured):
+        each = "; ".join(
+            f"{run.name}: "
+            + (f"{sum(run.sample.values()):,} tokens" if run.sample else "the split's beginning")
+            for run in measured
+        )
+        yield (
+            "val loss and val bits per byte are on different samples of the val split "
+            f"(eval.tokens): do not compare them ({each})"
+        )
 
 
 def _fact(key: str, value: float | None) -> str:

@@ -43,8 +43,8 @@ def _train(run: Run, until: int | None) -> TrainState:
     meter = Meter(run)
     while state.step < end and not state.stopped_early:
         step = state.step
-        share = lr_at(step, c.total_steps, 1.0, c.schedule)
-        lr = run.engine.set_lr(share)
+        share = lr_at(step, c.total_steps, 1.0, c.schedule, state.extension)
+        lr = state.lr = run.engine.set_lr(share)
         if run.model.dropout:
             torch.manual_seed(_mix(c.seed, step, dist.get_rank()))
         losses: list[torch.Tensor] = []

@@ -1,18 +1,23 @@
 """Checks whether a run can start, can resume, or has nothing left to do."""
 
+import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 from manta import config as configs
 from manta import layout, storage
-from manta.data import mixture
+from manta.data import mixture, stream
 from manta.data import order as orders
 from manta.data.manifest import Manifest
 from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
+from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.plan import order_of
 from manta.train.settings import PretrainConfig
+from manta.train.step.schedule import Extension, lr_at, warmup_steps
 
 
 def is_finished(c: PretrainConfig, path: str) -> bool:
@@ -54,6 +59,59 @@ def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str
     }
 
 
+def val_sample(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, int]:
+    """The number of val targets that are measured, by identity of the val split."""
+    wanted, length = c.val_tokens(len(datasets)), c.sequence_length
+    return {
+        mixture.identity(manifest, "val"): stream.val_targets(
+            sum(shard.tokens for shard in manifest.split("val")), wanted, length
+        )
+        for manifest in datasets
+    }
+
+
+def with_sample(
+    state: TrainState, sample: dict[str, int], say: Callable[[str], None]
+) -> TrainState:
+    """The state of a run that measures val loss on this sample from now on. If its val losses so
+    far are of another sample, a line says so, and none of them counts as the best any more."""
+    if state.val_sample != sample and state.best_val_loss is not None:
+        say(
+            f"val loss is of another sample of the val split than before step {state.step}: now of "
+            f"{sum(sample.values()):,} tokens spread evenly over it (eval.tokens). The two are not "
+            "comparable, so the search for the best val loss begins again"
+        )
+        state = dataclasses.replace(state, val_loss=None, best_val_loss=None, evals_since_best=0)
+    return dataclasses.replace(state, val_sample=sample)
+
+
+def with_length(
+    c: PretrainConfig, state: TrainState, peak: float, say: Callable[[str], None]
+) -> TrainState:
+    """The state of a run that has this config's length from now on. A line says if the learning
+    rate, with its peak at `peak`, is no longer what it would have been."""
+    step, was, length = state.step, state.total_steps, c.total_steps
+    extension = state.extension
+    if was and was != length:
+        extension = None
+        if c.schedule.extend == "continue" and state.lr is not None:
+            warmup = warmup_steps(was, c.schedule, state.extension)
+            extension = Extension(step, state.lr / peak, warmup)
+    if state.lr is not None and 0 < step < length:
+        before, after = (lr_at(at, length, peak, c.schedule, extension) for at in (step - 1, step))
+        how = f"the learning rate goes from {state.lr:.2e} (step {step}) to {after:.2e}"
+        jumps = not math.isclose(before, state.lr, rel_tol=1e-6)
+        if was != length:
+            other = "; schedule.extend=continue goes on from where it is" if jumps else ""
+            say(
+                f"the run ends at step {length} instead of {was}: {how} "
+                f"(schedule.extend={c.schedule.extend}{other})"
+            )
+        elif jumps:
+            say(f"the config has another schedule or peak than before: {how}")
+    return dataclasses.replace(state, total_steps=length, extension=extension)
+
+
 def check_resumable(
     c: PretrainConfig, path: str, model: ModelConfig, datasets: tuple[Manifest, ...]
 ) -> None:
@@ -86,4 +144,9 @@ def check_resumable(
         raise CheckpointError(
             f"{path} holds the state of {state.optimizer or 'an earlier version'}, the config says "
             f"optimizer.kind={c.optimizer.kind}; {remedy}"
+        )
+    if c.schedule.extend == "continue" and state.step and not state.total_steps:
+        raise CheckpointError(
+            f"schedule.extend=continue: {path} was saved by an earlier version, which did not keep "
+            "how long the run was to be; use schedule.extend=rewarm"
         )

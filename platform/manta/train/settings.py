@@ -33,7 +33,9 @@ class EvalConfig:
     every: Count = 50
     """Steps between measurements of val loss and bits per byte; also at step 0 and at the end."""
     tokens: Count = 65536
-    """Tokens of the val split to measure on, the same each time."""
+    """Tokens of the val split to measure on, rounded up to whole sequences, which are spread evenly
+    over the split and are the same each time; the whole split if it has fewer. Datasets of a mix
+    share them equally."""
     patience: Count | None = None
     """Stop early when val loss has not improved for this many evaluations; null: never."""
     suites: tuple[str, ...] = ()
@@ -209,6 +211,10 @@ class TrainConfig:
     def tokens_before(self, step: int) -> int:
         """Tokens in all steps before `step`."""
         return sequences_before(self.stages, step) * self.sequence_length
+
+    def val_tokens(self, datasets: int) -> int:
+        """Val tokens to measure on of each of this many datasets."""
+        return max(1, self.eval.tokens // datasets)
 
     @property
     def total_steps(self) -> int:

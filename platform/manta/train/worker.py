@@ -33,7 +33,7 @@ from manta.train.plan import order_of, with_vocabulary
 from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
-from manta.train.resume import data_identity
+from manta.train.resume import data_identity, val_sample, with_length, with_sample
 from manta.train.run import Interrupted, Rollback, Run
 from manta.train.settings import PretrainConfig
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
@@ -163,8 +163,11 @@ def setup(
         data=data_identity(c, datasets),
         datasets=[manifest.path for manifest in datasets],
     )
+    speak = say if rank.is_first else lambda _: None
+    state = with_sample(state, val_sample(c, datasets), speak)
     data = open_data(c, datasets, state.step, rank, say)
     engine = start_engine(c, model, device, state, path, data.reader, say)
+    state = with_length(c, state, engine.set_lr(1.0), speak)
     logbook = None
     if rank.is_first:
         logbook = Logbook(c.run_folder, say, state.step, gauges(c.name))
@@ -257,7 +260,7 @@ def open_data(
     val = {
         manifest.name: stream.val_batches(
             manifest,
-            tokens=max(1, c.eval.tokens // len(datasets)),
+            tokens=c.val_tokens(len(datasets)),
             seq_len=c.sequence_length,
             micro_batch_size=c.micro_batch,
             rank=rank.rank,

@@ -29,6 +29,7 @@ from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments
 from manta.train.step.engine import Engine
+from manta.train.step.schedule import Extension
 
 STEP_NAME = re.compile(re.escape(layout.STEP) + r"\d{8,}")
 OWN_FILES = re.compile(
@@ -58,7 +59,7 @@ class CheckpointConfig:
     """Checkpoints whose step is a multiple of this are kept for good; null: none."""
     keep_best: bool = True
     """Whether the checkpoint with the lowest val loss is kept too, among those saved at a step
-    where the val loss was measured."""
+    where the val loss was measured; one for each sample of the val split that was measured."""
 
     def is_due(self, step: int, tokens_before: int, tokens_after: int) -> bool:
         """Whether a checkpoint is due after step `step`, which took the run from `tokens_before` to
@@ -86,8 +87,17 @@ class TrainState:
     step: int = 0
     val_loss: float | None = None
     """The val loss at this step; null: it was not measured."""
+    val_sample: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The number of val targets that are measured, by identity of the val split; empty: an earlier
+    version measured the split's beginning. Val losses of different samples are not compared."""
     best_val_loss: float | None = None
     evals_since_best: int = 0
+    total_steps: int = 0
+    """The length that the run was planned to have; 0: an earlier version did not keep it."""
+    lr: float | None = None
+    """The learning rate of the last step (of the blocks' matrices, as in the log)."""
+    extension: Extension | None = None
+    """Where the run got its length, if its rate went on there (schedule.extend=continue)."""
     train_seconds: float = 0.0
     stopped_early: bool = False
     dtype: str = ""
@@ -109,6 +119,8 @@ class TrainState:
 def load_state(path: str) -> TrainState:
     content = storage.read_json(storage.join(path, layout.STATE))
     try:
+        if content.get("extension"):
+            content["extension"] = Extension(**content["extension"])
         return TrainState(**content)
     except TypeError as e:
         raise CheckpointError(f"{path}: saved by another version of Manta ({e})") from None
@@ -372,8 +384,11 @@ def prune(run: str, c: CheckpointConfig) -> list[str]:
     if c.keep_every is not None:
         kept |= {path for path in paths if states[path].step % c.keep_every == 0}
     measured = [path for path in paths if states[path].val_loss is not None]
-    if c.keep_best and measured:
-        kept.add(min(measured, key=lambda path: states[path].val_loss or 0.0))
+    samples = [states[path].val_sample for path in measured]
+    if c.keep_best:
+        for sample in (s for i, s in enumerate(samples) if s not in samples[:i]):
+            alike = [path for path in measured if states[path].val_sample == sample]
+            kept.add(min(alike, key=lambda path: states[path].val_loss or 0.0))
     gone = [path for path in paths if path not in kept and not ownership.is_link(path)]
     for path in gone:
         delete(path)

@@ -1,5 +1,6 @@
 """The learning rate at a step: pure arithmetic."""
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -21,6 +22,11 @@ class ScheduleConfig:
     (Hagele et al. 2024)."""
     min_lr_ratio: Fraction = 0.1
     """The rate at the last step, as a share of the peak."""
+    extend: Literal["rewarm", "continue"] = "rewarm"
+    """What the rate does when a run resumes with another length (total_tokens). rewarm: it jumps to
+    where a run that had this length from the start would be; continue: it goes on from where it is.
+    Then warm-up ends as planned before, cosine and linear fall from there to the new end, and wsd
+    stays there until its decay before the new end."""
 
     def problems(self) -> list[str]:
         if self.kind != "wsd" and self.decay_shape != "sqrt":
@@ -30,16 +36,44 @@ class ScheduleConfig:
         return []
 
 
-def lr_at(step: int, total_steps: int, peak: float, c: ScheduleConfig) -> float:
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """Where a run got another length while its rate went on from where it was."""
+
+    step: int
+    """The steps that the run had taken."""
+    share: float
+    """The rate of the last of them, as a share of the peak."""
+    warmup_steps: int
+    """The steps of warm-up that were planned before."""
+
+
+def warmup_steps(total_steps: int, c: ScheduleConfig, extension: Extension | None = None) -> int:
+    """The steps over which the rate climbs."""
+    if extension is not None:
+        return extension.warmup_steps
+    return math.ceil(c.warmup * total_steps)
+
+
+def lr_at(
+    step: int,
+    total_steps: int,
+    peak: float,
+    c: ScheduleConfig,
+    extension: Extension | None = None,
+) -> float:
     """The learning rate of step `step` (0 is the first) of `total_steps`.
 
-    Warm-up is linear and never zero; the last step's rate is `min_lr_ratio * peak`.
+    Warm-up is linear and never zero; the last step's rate is `min_lr_ratio * peak`. After an
+    extension, the rate falls from the one that the run had there.
     """
-    warmup_steps = math.ceil(c.warmup * total_steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
     low = c.min_lr_ratio * peak
-    decay_steps = total_steps - warmup_steps
+    begin = warmup_steps(total_steps, c, extension)  # of the fall, where the rate is `peak`
+    if step < begin:
+        return peak * (step + 1) / begin
+    if extension is not None and extension.step > begin:
+        begin, peak = extension.step - 1, extension.share * peak
+    decay_steps = total_steps - begin
     if c.kind == "wsd":
         decay_steps = min(decay_steps, math.ceil(c.decay * total_steps))
     left = total_steps - 1 - step
