@@ -12,6 +12,7 @@ from manta import config as configs
 from manta.arguments import is_file
 from manta.errors import MantaError
 from manta.security import check_versions
+from manta.terminal import keep_private, visible, visible_line, visible_output
 
 C = TypeVar("C")
 
@@ -33,7 +34,15 @@ def run_job(
 
     Exit code: 0 done (or what `main` returns); 2 a problem that the person can fix, reported in one
     line on stderr; 1 a bug in Manta or in a library, with its traceback; 130 interrupted.
+
+    What the job prints is visible text (terminal.py), and what it writes is its owner's alone.
     """
+    keep_private()
+    with visible_output():
+        _run(main, config_class, default)
+
+
+def _run(main: Callable[[C], Any], config_class: type[C], default: Path | None) -> NoReturn:
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print((inspect.getdoc(sys.modules[main.__module__]) or "").strip())
@@ -53,13 +62,13 @@ def run_job(
         check_versions()
         code = main(config) or 0
     except MantaError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {visible_line(str(e))}", file=sys.stderr)
         _exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
         _exit(130)
     except Exception:
-        traceback.print_exc()
+        print(visible(traceback.format_exc()), end="", file=sys.stderr)
         _exit(1)
     _exit(code)
 

@@ -1,12 +1,22 @@
 """A model card, made from the run: what the model is, its data, and how well it does."""
 
+import html
+import re
+from pathlib import Path
+
 from manta import layout, storage
 from manta.evaluate import report
 from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
+from manta.terminal import visible
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.records.logbook import read_metrics
 
+# A value or a name in a line of YAML that is an absolute path.
+ABSOLUTE = re.compile(
+    r"""^(\s*(?:- )*(?:[\w.]+: )?["']?)(?:file://)?(?:/|~/)(?=[\w.])([^\n"']*?)(["']?(?:: .*)?)$""",
+    re.MULTILINE,
+)
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,7 +33,7 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     size = f"{num_parameters(c):,} parameters"
     lines = [
         "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
-        f"# {name}", "",
+        f"# {_shown(name)}", "",
         f"A GPT of the {c.family} family, {size}, trained with Manta.", "",
         "| | |", "|---|---|",
         f"| blocks, channels, heads | {c.n_layer}, {c.n_embd}, {c.n_head} |",
@@ -33,7 +43,8 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     records = read_metrics(storage.join(run, layout.METRICS))
     records = [r for r in records if r["step"] <= state.step]
     if state.datasets:
-        lines.append(f"| data | {', '.join(d.rpartition('/')[2] for d in state.datasets)} |")
+        names = [_shown(d.rpartition("/")[2]) for d in state.datasets]
+        lines.append(f"| data | {', '.join(names)} |")
     if records:
         lines.append(f"| trained on | {max(r['tokens'] for r in records):,} tokens |")
         lines.append(f"| steps | {state.step:,} |")
@@ -47,10 +58,28 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     lines += ["", "## Use", "", USE, ""]
     if storage.exists(config := storage.join(run, layout.RUN_CONFIG)):
         text = storage.read_bytes(config).decode().rstrip()
-        # A card may be published, and where the model was made is private.
-        kept = [line for line in text.splitlines() if not line.startswith(("home:", "name:"))]
-        lines += ["## Config", "", "```yaml", *kept, "```", ""]
+        lines += ["", "## Config", "", *_config(text, run.rpartition("/runs/")[0]), ""]
     return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """A name that others chose, as text in Markdown: on one line, without HTML or markup."""
+    line = html.escape(" ".join(visible(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", line)
+
+
+def _config(text: str, home: str) -> list[str]:
+    """The config in a fence that nothing in it closes. A card may be published, and where the model
+    was made is private: a path is relative to the home, or the last name of it alone."""
+    kept = [line for line in text.splitlines() if not line.startswith(("home:", "name:"))]
+    content = visible("\n".join(kept))
+    for folder, shown in ((home, ""), (str(Path.home()), "~/")):
+        if len(folder) > 1:
+            content = content.replace(f"{folder}/", shown)
+    content = ABSOLUTE.sub(lambda found: found[1] + Path(found[2]).name + found[3], content)
+    longest = max((len(run) for run in re.findall("`+", content)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}yaml", content, fence]
 
 
 def _scores(run: str, step: str) -> list[str]:
@@ -60,7 +89,7 @@ def _scores(run: str, step: str) -> list[str]:
         for task, metric, value, error in report.figures(scores["results"]):
             shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
             samples = scores["results"][task]["samples"]
-            rows.append(f"| {task} | {metric} | {shown} | {samples} |")
+            rows.append(f"| {_shown(task)} | {metric} | {shown} | {samples} |")
     if not rows:
         return ["Not evaluated yet."]
     return ["| task | metric | value | documents |", "|---|---|---|---|", *sorted(rows)]
