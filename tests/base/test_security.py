@@ -77,7 +77,7 @@ def test_what_an_address_asks_for_is_harmless_or_refused(s: str, name: str, befo
     assert not security.has_secret(f"{s}://bucket/x?{before}".rstrip("&?"))
 
 
-@pytest.mark.parametrize("name", ["oc.env:PATH", "oc.decode:1", "file:/etc/passwd", "a:${seed}"])
+@pytest.mark.parametrize("name", ["oc.env:PATH", "oc.decode:1", "file:/etc/passwd", "a:1"])
 def test_a_config_cannot_read_what_is_outside_of_it(name: str, tmp_path: Path) -> None:
     for text in (f"name: ${{{name}}}", f"sample: {{prompts: ['a ${{{name}}}']}}"):
         assert "is not computed in a config" in refusal(write(tmp_path, text))

@@ -54,8 +54,7 @@ def test_a_card_names_no_absolute_path(tmp_path: Path) -> None:
         "decontaminate": ["/secret/tests.jsonl", "~/secret.jsonl", f"file://{tmp_path}/secret/x"],
     }
     text = made(home, {"data": data, "sample": {"prompts": ["and/or", "// comment"]}})
-    assert (
-        str(tmp_path) not in text and "/secret" not in text and str(Path.home()) + "/" not in text
-    )
+    for private in (str(tmp_path), "/secret", f"{Path.home()}/"):
+        assert private not in text
     for kept in ("data/a b.txt", "val.txt", "tests.jsonl", "and/or", "// comment"):
         assert kept in text

@@ -2,21 +2,19 @@
 
 import html
 import re
+import tempfile
 from pathlib import Path
+from typing import Any
 
-from manta import layout, storage
+from manta import arguments, layout, storage
 from manta.evaluate import report
 from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
 from manta.terminal import visible
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.records.logbook import read_metrics
+from manta.train.settings import PretrainConfig
 
-# A value or a name in a line of YAML that is an absolute path.
-ABSOLUTE = re.compile(
-    r"""^(\s*(?:- )*(?:[\w.]+: )?["']?)(?:file://)?(?:/|~/)(?=[\w.])([^\n"']*?)(["']?(?:: .*)?)$""",
-    re.MULTILINE,
-)
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,8 +55,8 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         lines += ["", "## Loss", "", f"![Loss against tokens]({layout.LOSS_CURVE})"]
     lines += ["", "## Use", "", USE, ""]
     if storage.exists(config := storage.join(run, layout.RUN_CONFIG)):
-        text = storage.read_bytes(config).decode().rstrip()
-        lines += ["", "## Config", "", *_config(text, run.rpartition("/runs/")[0]), ""]
+        home = run.rpartition("/runs/")[0]
+        lines += ["", "## Config", "", *_config(storage.read_bytes(config), home), ""]
     return "\n".join(lines)
 
 
@@ -68,18 +66,29 @@ def _shown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", line)
 
 
-def _config(text: str, home: str) -> list[str]:
+def _config(text: bytes, home: str) -> list[str]:
     """The config in a fence that nothing in it closes. A card may be published, and where the model
     was made is private: a path is relative to the home, or the last name of it alone."""
-    kept = [line for line in text.splitlines() if not line.startswith(("home:", "name:"))]
-    content = visible("\n".join(kept))
-    for folder, shown in ((home, ""), (str(Path.home()), "~/")):
-        if len(folder) > 1:
-            content = content.replace(f"{folder}/", shown)
-    content = ABSOLUTE.sub(lambda found: found[1] + Path(found[2]).name + found[3], content)
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        Path(file.name).write_bytes(text)
+        tree = arguments.read(PretrainConfig, [file.name])
+    kept = {key: value for key, value in tree.items() if key not in ("home", "name")}
+    content = visible(arguments.to_yaml(_without_places(kept, home))).rstrip()
     longest = max((len(run) for run in re.findall("`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}yaml", content, fence]
+
+
+def _without_places(tree: Any, home: str) -> Any:
+    if isinstance(tree, dict):
+        return {_without_places(k, home): _without_places(v, home) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [_without_places(value, home) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    text = tree.replace(f"{home}/", "").replace(f"{Path.home()}/", "~/")
+    is_path = re.match(r"(file://)?(/|~/)[\w.]", text) and "\n" not in text
+    return Path(text).name if is_path else text
 
 
 def _scores(run: str, step: str) -> list[str]:
