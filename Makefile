@@ -12,6 +12,8 @@ DEVELOPING := $(VENV)/.developing
 export PATH := $(BIN):$(PATH)
 # Ray's token auth: `ray start` turns it on, and clients have to be told so.
 export RAY_AUTH_MODE ?= token
+# The job server of the head node that listens on this machine only.
+export RAY_API_SERVER_ADDRESS ?= http://127.0.0.1:8265
 export RAY_USAGE_STATS_ENABLED ?= 0
 # Print lines without delay, even if the output is piped.
 export PYTHONUNBUFFERED := 1

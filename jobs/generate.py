@@ -15,6 +15,7 @@ from manta.evaluate.inference_settings import GenerateConfig, place_of
 from manta.job import hint, run_job
 from manta.model.generate import Sampling, generate_batch
 from manta.model.inference import inference
+from manta.terminal import exact_pipe
 from manta.train.checkpoints import checkpoint
 
 
@@ -36,7 +37,7 @@ def main(config: GenerateConfig) -> None:
         ),
         stop=tokenizer.eot,
     )
-    with inference(device, dtype):
+    with exact_pipe(), inference(device, dtype):
         if len(texts) == 1:  # print each token at once
             print(texts[0], end="", flush=True)
             for text in tokenizer.stream(new[0] for new in batch):

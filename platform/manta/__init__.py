@@ -3,7 +3,8 @@
 The rooms, in the order that data flows; imports point up this list, never down:
 
     errors      problems that a person can fix
-    security    versions with known security holes
+    terminal    text that cannot steer a terminal; private files
+    security    versions with known security holes; secrets in addresses
     arguments   YAML files and key=value as one tree                    [omegaconf]
     config      frozen, checked configs                                 [pydantic]
     storage     files, local or in an object store                      [pyarrow.fs]
@@ -12,8 +13,8 @@ The rooms, in the order that data flows; imports point up this list, never down:
     lock        a lock on a path, for one process at a time
     progress    a bar in a terminal, a line now and then in a log       [tqdm]
     plot        the loss curve and document lengths, as PNG             [matplotlib]
-    cluster     the connection to Ray                                   [ray]
-    head        Ray's head node on this machine                         [ray]
+    cluster     the connection to Ray                                   [ray, psutil]
+    head        Ray's head node on this machine                         [ray, psutil]
     failures    why Ray's workers failed                                [ray]
     messages    messages between a driver and its workers               [ray]
     job         what all jobs share: arguments, errors, exit codes

@@ -12,9 +12,18 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationType
 
 from manta.errors import ConfigError
+
+# A file may refer to its other keys, `${a.b}`, and to nothing else: OmegaConf's own functions also
+# read the environment, so that someone else's file could copy a secret into logs and records.
+FUNCTIONS = (
+    "oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values", "oc.env",
+    "oc.select",
+)  # fmt: skip
+for _name in FUNCTIONS:
+    OmegaConf.clear_resolver(_name)
 
 
 def read(cls: type, arguments: Sequence[str]) -> dict[str, Any]:
@@ -42,6 +51,12 @@ def read(cls: type, arguments: Sequence[str]) -> dict[str, Any]:
             ) from None
     try:
         plain = OmegaConf.to_container(_container(tree), resolve=True)
+    except UnsupportedInterpolationType as e:
+        name = str(e).partition("\n")[0].removeprefix("Unsupported interpolation type ")
+        raise ConfigError(
+            f"{e.full_key}: ${{{name}:...}} is not computed in a config: write the value itself, "
+            "refer to another key (${a.b}), or write \\${ for the two characters"
+        ) from None
     except OmegaConfBaseException as e:
         raise ConfigError(f"the config cannot be resolved: {_first_line(e)}") from None
     if not isinstance(plain, dict):

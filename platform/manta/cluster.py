@@ -1,6 +1,7 @@
 """The connection to Ray: starts or joins a cluster, sends it this code, asks what it has."""
 
 import contextlib
+import ipaddress
 import logging
 import os
 import re
@@ -11,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import manta
 from manta.errors import ClusterError
@@ -24,8 +27,9 @@ LOCAL_OBJECT_STORE_BYTES = 512 << 20
 
 
 def connect(own: bool = False, **local: Any) -> None:
-    """Joins the cluster that RAY_ADDRESS names or that runs on this machine; if there is none,
-    starts a local one (RAY_ADDRESS=local always does).
+    """Joins the cluster that RAY_ADDRESS names, or this user's own on this machine; if there is
+    none, starts a local one (RAY_ADDRESS=local always does). Joining sends the user's token, so
+    another user's Ray is joined only if RAY_ADDRESS names it.
 
     The code that runs here is sent to the cluster, so that workers never run another version of it.
     With `own`, a local cluster is always started. `local` is passed to `ray.init` when one starts.
@@ -53,8 +57,10 @@ def connect(own: bool = False, **local: Any) -> None:
         "logging_level": logging.WARNING,
         "configure_logging": True,
     }
-    own = own or os.environ.get("RAY_ADDRESS") == "local"
-    if not own and _join(common):
+    named = os.environ.get("RAY_ADDRESS")
+    found = own_address() if named in (None, "", "auto") else named
+    if not own and found not in (None, "local"):
+        _join(found, common)
         print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
         return
     # Prestarted workers are useless here, since none of them has this code's environment, and each
@@ -62,10 +68,12 @@ def connect(own: bool = False, **local: Any) -> None:
     for setting in ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver"):
         os.environ.setdefault(setting, "0")
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
+    stay_on_loopback()
     with _apart_from_this_group():
         ray.init(address="local", **common, **(store | local))
     protect_token()  # Ray may have just made it
-    print("started a local Ray for this job", flush=True)
+    why = "; the Ray of another user was not joined" if not own and others_run_ray() else ""
+    print(f"started a local Ray for this job{why}", flush=True)
 
 
 _APART = threading.Event()
@@ -87,30 +95,84 @@ def _apart_from_this_group() -> Iterator[None]:
         _APART.clear()
 
 
-def _join(common: dict[str, Any]) -> bool:
-    """Joins the running cluster; returns False if none runs.
+def _join(address: str, common: dict[str, Any]) -> None:
+    """Joins the cluster at this address.
 
     Raises:
-        ClusterError: a cluster runs, but refuses the connection or does not answer.
+        ClusterError: it refuses the connection or does not answer.
     """
     import ray
 
+    if _is_loopback(address) and address in _addresses_of_own_raylets():
+        stay_on_loopback()
     try:
-        ray.init(address="auto", **common)
-        return True
+        ray.init(address=address, **common)
     except ConnectionError as e:
-        if "RAY_ADDRESS" not in os.environ and "Could not find any running Ray" in str(e):
-            return False
         reason = " ".join(str(e).split())[:160]
         raise ClusterError(
-            f"the Ray cluster refuses the connection or does not answer ({reason}). If it asks for "
-            "a token, run `export RAY_AUTH_MODE=token`; if it is gone, run `ray stop` and unset "
-            "RAY_ADDRESS, or start one with `ray start --head`"
+            f"the Ray at {address} refuses the connection or does not answer ({reason}). If "
+            "it asks for a token, run `export RAY_AUTH_MODE=token`; if it is gone, run `ray stop` "
+            "and unset RAY_ADDRESS, or start one with `python -m manta.head up`"
         ) from None
     except Exception as e:
         if is_refusal(e):
             raise ClusterError(AUTH_HINT) from None
         raise
+
+
+def stay_on_loopback() -> None:
+    """Makes Ray use 127.0.0.1 as this machine's address, here and in the processes that it starts,
+    so that nothing of it listens on the network. (Elsewhere than on Linux, this is Ray's default.)
+    """
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False  # what Ray made of the variable when it was imported
+
+
+def own_address() -> str | None:
+    """The address of the Ray that this user has started on this machine; None if there is none.
+
+    Ray's own search takes the address from any process whose command line looks like Ray's, and
+    from a file that anyone may have written. Here both have to be this user's.
+    """
+    from ray._common.utils import get_ray_address_file
+
+    file = Path(get_ray_address_file(None))
+    try:
+        with file.open() as f:
+            is_ours = os.fstat(f.fileno()).st_uid == os.getuid()
+            found = f.read(256).strip()
+    except (OSError, ValueError):
+        return None
+    return found if is_ours and found in _addresses_of_own_raylets() else None
+
+
+def others_run_ray() -> bool:
+    """Whether another user's Ray runs on this machine."""
+    return any(user != os.getuid() for user, _ in _raylets())
+
+
+def _addresses_of_own_raylets() -> set[str]:
+    flag = "--gcs-address="
+    own = [words for user, words in _raylets() if user == os.getuid()]
+    return {word.removeprefix(flag) for words in own for word in words if word.startswith(flag)}
+
+
+def _raylets() -> Iterator[tuple[int, list[str]]]:
+    """The user and the command line of each raylet on this machine: every node of Ray has one."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if words and Path(words[0]).name == "raylet":
+                yield process.uids().real, words
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def address() -> str:

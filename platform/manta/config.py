@@ -34,6 +34,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from manta import arguments
 from manta.arguments import groups_of
 from manta.errors import ConfigError
+from manta.security import SECRET_IN_ADDRESS, has_secret
 
 C = TypeVar("C")
 
@@ -116,12 +117,8 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: there are problems; the message has each on its own line.
     """
-    problems = [
-        f"{key}: a password in an address would get into logs, configs and manifests; leave it to "
-        "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)"
-        for key in _with_password(tree)
-    ]
-    if problems:  # stop here: another message might quote the password
+    problems = [f"{key}: {SECRET_IN_ADDRESS}" for key in _with_secret(tree)]
+    if problems:  # stop here: another message might quote the secret
         raise ConfigError("\n  ".join(problems))
     expanded = _expand(cls, dict(tree), "", problems)
     try:
@@ -143,15 +140,18 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
     return made
 
 
-def _with_password(tree: Any, key: str = "") -> Iterator[str]:
-    """The keys of a tree whose values contain a password, as in s3://name:password@bucket."""
-    if isinstance(tree, str) and re.search(r"\w://[^/@\s]+:[^/@\s]+@", tree):
+def _with_secret(tree: Any, key: str = "") -> Iterator[str]:
+    """The keys of a tree whose values, or the names in them, have a secret in an address."""
+    if isinstance(tree, str) and has_secret(tree):
         yield key
     parts: Any = tree.items() if isinstance(tree, Mapping) else ()
     if isinstance(tree, list | tuple):
         parts = enumerate(tree)
     for name, value in parts:
-        yield from _with_password(value, f"{key}.{name}".lstrip("."))
+        if has_secret(str(name)):
+            yield key or "a key"
+        else:
+            yield from _with_secret(value, f"{key}.{name}".lstrip("."))
 
 
 def find_problems(made: Any, prefix: str = "") -> list[str]:

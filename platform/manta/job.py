@@ -13,6 +13,7 @@ from manta import config as configs
 from manta.arguments import is_file
 from manta.errors import MantaError
 from manta.security import check_versions
+from manta.terminal import keep_private, visible, visible_line, visible_output
 
 C = TypeVar("C")
 
@@ -36,12 +37,16 @@ def run_job(
     line on stderr; 1 a bug in Manta or in a library, with its traceback, or an output that cannot
     be written (a full disk), with one line; 130 interrupted; 141 nobody reads the output any more
     (`| head`), without a line.
+
+    What the job prints is visible text (terminal.py), and what it writes is its owner's alone.
     """
+    keep_private()
     try:
-        code = _run(main, config_class, default)
-        print(end="", flush=True)  # as the last output may fail too
+        with visible_output():
+            code = _run(main, config_class, default)
+            print(end="", flush=True)  # as the last output may fail too
     except MantaError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {visible_line(str(e))}", file=sys.stderr)
         _exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
@@ -52,7 +57,7 @@ def run_job(
                 _exit(141)  # as the shell counts a program that SIGPIPE ends
             print(f"error: standard output cannot be written: {e.strerror}", file=sys.stderr)
         else:
-            traceback.print_exc()
+            print(visible(traceback.format_exc()), end="", file=sys.stderr)
         _exit(1)
     _exit(code)
 

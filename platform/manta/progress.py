@@ -7,6 +7,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from manta.terminal import visible
+
 LINE_SECONDS = 5.0
 
 
@@ -15,18 +17,19 @@ class Progress:
     (None: stderr) if that is a terminal."""
 
     def __init__(self, title: str, total: int, unit: str, terminal: TextIO | None = None):
-        self._title, self._total, self._unit = title, total, unit
+        self._title, self._total, self._unit = visible(title), total, unit
         self._done = 0
         self._started = self._printed = time.monotonic()
         terminal = terminal or sys.stderr
         self._bar = (
-            tqdm(total=total, desc=title, unit=f" {unit}", ncols=88, file=terminal)
+            tqdm(total=total, desc=self._title, unit=f" {unit}", ncols=88, file=terminal)
             if terminal.isatty()
             else None
         )
 
     def advance(self, count: int, note: str = "") -> None:
         self._done += count
+        note = visible(note)
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)

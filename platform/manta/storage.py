@@ -21,6 +21,7 @@ from pyarrow import fs as pafs
 
 from manta.config import config
 from manta.errors import ConfigError, DataError
+from manta.security import SECRET_IN_ADDRESS, has_secret
 
 CHUNK_BYTES = 1 << 20
 # How much of an upload may wait in memory to be sent: pyarrow accepts all that it is given, and
@@ -41,6 +42,8 @@ class HomeConfig:
     @property
     def home_folder(self) -> str:
         """The folder for everything that Manta makes."""
+        if has_secret(os.environ.get("MANTA_HOME", "")):
+            raise ConfigError(f"MANTA_HOME: {SECRET_IN_ADDRESS}")
         return absolute(self.home or os.environ.get("MANTA_HOME") or "~/manta")
 
 

@@ -27,7 +27,7 @@ ROOMS = {
     "pydantic": ["config"],
     "yaml": ["arguments"],
     "tqdm": ["progress"],
-    "psutil": ["bench", "train/build"],
+    "psutil": ["bench", "cluster", "head", "train/build"],
     "datasets": ["text/sources", "evaluate/suites"],
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],

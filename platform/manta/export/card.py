@@ -1,11 +1,19 @@
 """A model card, made from the run: what the model is, its data, and how well it does."""
 
-from manta import layout, storage
+import html
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from manta import arguments, layout, storage
 from manta.evaluate import report
 from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
+from manta.terminal import visible
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.records.logbook import read_metrics
+from manta.train.settings import PretrainConfig
 
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,7 +31,7 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     size = f"{num_parameters(c):,} parameters"
     lines = [
         "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
-        f"# {name}", "",
+        f"# {_shown(name)}", "",
         f"A GPT of the {c.family} family, {size}, trained with Manta.", "",
         "| | |", "|---|---|",
         f"| blocks, channels, heads | {c.n_layer}, {c.n_embd}, {c.n_head} |",
@@ -33,7 +41,8 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     records = read_metrics(storage.join(run, layout.METRICS))
     records = [r for r in records if r["step"] <= state.step]
     if state.datasets:
-        lines.append(f"| data | {', '.join(d.rpartition('/')[2] for d in state.datasets)} |")
+        names = [_shown(d.rpartition("/")[2]) for d in state.datasets]
+        lines.append(f"| data | {', '.join(names)} |")
     if records:
         lines.append(f"| trained on | {max(r['tokens'] for r in records):,} tokens |")
         lines.append(f"| steps | {state.step:,} |")
@@ -46,11 +55,40 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         lines += ["", "## Loss", "", f"![Loss against tokens]({layout.LOSS_CURVE})"]
     lines += ["", "## Use", "", USE, ""]
     if storage.exists(config := storage.join(run, layout.RUN_CONFIG)):
-        text = storage.read_bytes(config).decode().rstrip()
-        # A card may be published, and where the model was made is private.
-        kept = [line for line in text.splitlines() if not line.startswith(("home:", "name:"))]
-        lines += ["## Config", "", "```yaml", *kept, "```", ""]
+        home = run.rpartition("/runs/")[0]
+        lines += ["", "## Config", "", *_config(storage.read_bytes(config), home), ""]
     return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """A name that others chose, as text in Markdown: on one line, without HTML or markup."""
+    line = html.escape(" ".join(visible(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", line)
+
+
+def _config(text: bytes, home: str) -> list[str]:
+    """The config in a fence that nothing in it closes. A card may be published, and where the model
+    was made is private: a path is relative to the home, or the last name of it alone."""
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        Path(file.name).write_bytes(text)
+        tree = arguments.read(PretrainConfig, [file.name])
+    kept = {key: value for key, value in tree.items() if key not in ("home", "name")}
+    content = visible(arguments.to_yaml(_without_places(kept, home))).rstrip()
+    longest = max((len(run) for run in re.findall("`+", content)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}yaml", content, fence]
+
+
+def _without_places(tree: Any, home: str) -> Any:
+    if isinstance(tree, dict):
+        return {_without_places(k, home): _without_places(v, home) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [_without_places(value, home) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    text = tree.replace(f"{home}/", "").replace(f"{Path.home()}/", "~/")
+    is_path = re.match(r"(file://)?(/|~/)[\w.]", text) and "\n" not in text
+    return Path(text).name if is_path else text
 
 
 def _scores(run: str, step: str) -> list[str]:
@@ -60,7 +98,7 @@ def _scores(run: str, step: str) -> list[str]:
         for task, metric, value, error in report.figures(scores["results"]):
             shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
             samples = scores["results"][task]["samples"]
-            rows.append(f"| {task} | {metric} | {shown} | {samples} |")
+            rows.append(f"| {_shown(task)} | {metric} | {shown} | {samples} |")
     if not rows:
         return ["Not evaluated yet."]
     return ["| task | metric | value | documents |", "|---|---|---|---|", *sorted(rows)]
