@@ -84,17 +84,20 @@ def save(path: str, recipe: dict[str, Any], before: States) -> None:
     Raises:
         DataError: something has changed since.
     """
-    for found in before.values():
-        local = [file for file in found if "size" in found[file] and storage.is_local(file)]
-        for file, digest in zip(local, _digests(local), strict=True):
-            found[file] = {**found[file], "sha256": digest}
+    file = storage.join(path, layout.SOURCES)
+    is_new = not storage.exists(file)  # else this preparation was stopped just before its commit
+    for found in before.values() if is_new else ():
+        local = [name for name in found if "size" in found[name] and storage.is_local(name)]
+        for name, digest in zip(local, _digests(local), strict=True):
+            found[name] = {**found[name], "sha256": digest}
     for key, now in states(recipe).items():
         if differing := list(_differences(before[key], now)):
             raise DataError(
                 f"{key} changed while it was being prepared: {_listed(differing)}; run the same "
                 "command again, which starts over"
             )
-    storage.write_json(storage.join(path, layout.SOURCES), before)
+    if is_new:
+        storage.write_json(file, before)
 
 
 def _digests(files: list[str]) -> list[str]:

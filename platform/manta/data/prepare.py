@@ -66,6 +66,7 @@ def prepare(
             disk is full; another process is preparing a dataset of that name.
     """
     path = c.folder(home)
+    before = origin.states(c.recipe())  # first: what comes later is noticed at the end
     parts = []
     for source in filter(None, (c.corpus, c.val_corpus)):
         listed = sources.list_files(source)
@@ -79,7 +80,7 @@ def prepare(
                 _set_aside(path, say)
                 manifest = None
             if manifest is None:
-                manifest = _prepare(c, path, parts, say)
+                manifest = _prepare(c, path, parts, before, say)
             storage.delete_folder(storage.join(path, WORK))
     except OSError as e:
         reason = e.strerror or e
@@ -110,9 +111,12 @@ def _lock(c: PrepareConfig, home: str) -> contextlib.AbstractContextManager[None
 
 
 def _prepare(
-    c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
+    c: PrepareConfig,
+    path: str,
+    parts: list[sources.Part],
+    before: origin.States,
+    say: Callable[[str], None],
 ) -> Manifest:
-    before = origin.states(c.recipe())
     _resume_or_clear(c, path, parts, before, say)
     made = _tokenizer_of(c, path, parts)
     scattered = scatter(c, path, parts, made)
