@@ -24,10 +24,10 @@ from manta.train.settings import PretrainConfig
 
 def main(config: PretrainConfig) -> None:
     cluster.connect()
-    is_new = not config.data.mix and prepare.find(config.data, config.home_folder) is None
+    before = None if config.data.mix else prepare.find(config.data, config.home_folder)
     for manifest in mixture.open_datasets(config.data, config.home_folder, print):
         print(prepare.summary(manifest))
-        if not is_new:
+        if config.data.mix or manifest == before:
             print(f"it existed already; to prepare it again, delete {manifest.path}")
     arguments = shlex.join(sys.argv[1:])
     print(f"look   python jobs/inspect.py dataset={manifest.name}")

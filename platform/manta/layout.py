@@ -23,6 +23,7 @@ HOME/data/NAME/train-00000.parquet   token ids; an end-of-text token ends each d
                val-00000.parquet
                encoding.json         the tokenizer
                lengths.png           the lengths of its documents
+               sources.json          sizes, times and digests of what it was prepared from
                MANIFEST.json         written LAST: without it there is no dataset
 HOME/exports/                        models in the formats of other software
 HOME/ray/                            Ray's own records
@@ -70,6 +71,7 @@ RUN_NAMES = (
 
 # Names in a dataset.
 LENGTHS = "lengths.png"
+SOURCES = "sources.json"
 
 # Names in a sweep and in a comparison of runs.
 BEST_CONFIG = "best.yaml"

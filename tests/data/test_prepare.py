@@ -98,7 +98,7 @@ def test_the_manifest_says_what_is_in_the_shards(dataset: Manifest, rows: list[s
 
 def test_nothing_else_is_in_the_folder(dataset: Manifest) -> None:
     named = {shard.file for shard in dataset.shards}
-    others = {layout.MANIFEST, layout.ENCODING, layout.LENGTHS}
+    others = {layout.MANIFEST, layout.ENCODING, layout.LENGTHS, layout.SOURCES}
     assert set(content(dataset.path)) == named | others
     assert not (Path(dataset.path) / shuffle.WORK).exists()
 

@@ -94,7 +94,7 @@ def test_a_home_in_an_object_store_gets_the_same_bytes(
     with monkeypatch.context() as patch:  # nothing is left to do for the first pass
         patch.setattr(Scatter, "run", lambda *arguments: 1 / 0)
         made = prepare.prepare(c, home, lines.append)
-    assert lines == [f"resuming the preparation of {home}/data/rows"]
+    assert lines[1:] == [f"resuming the preparation of {home}/data/rows"]
     assert made.path == f"{home}/data/rows"
     assert manifests.load(made.path) == made
     assert content(folder) == content(dataset.path)

@@ -30,8 +30,8 @@ def test_each_row_of_a_file_is_a_document(ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", files.TEXT)
 def test_a_plain_text_file_is_a_document_to_the_byte(ending: str, tmp_path: Path) -> None:
     file = tmp_path / f"plain{ending}"
-    file.write_bytes("\ufeff \r\n\n\rx\u2028é\n\n".encode())
-    assert read(file) == ["\ufeff \r\n\n\rx\u2028é\n\n"]
+    file.write_bytes(" \r\n\n\r\ufeffx\u2028é\n\n".encode())
+    assert read(file) == [" \r\n\n\r\ufeffx\u2028é\n\n"]
 
 
 def test_a_folder_is_read_whole_in_order_of_path(folder: Path) -> None:

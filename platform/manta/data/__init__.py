@@ -7,6 +7,7 @@ Its files, in reading order:
     fingerprint     one number that stands for the tokens of a global batch
     recipe          the configs of a dataset and of a run's data, and a dataset's recipe
     manifest        a dataset's table of contents, with the checksums of its shards
+    origin          what a dataset was made from, and whether that has changed since
     shards          Parquet files of token ids
     decontaminate   drops documents that share a run of words with evaluation examples
     shuffle         shuffles documents and drops duplicates, in two passes over disk

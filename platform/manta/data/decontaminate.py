@@ -19,6 +19,7 @@ from pyarrow import fs as pafs
 
 from manta import storage
 from manta.errors import DataError
+from manta.text import files, listing, unicode
 
 WORD = re.compile(r"[^\W_]+")
 NOT_SPACE = re.compile(r"\S")
@@ -68,7 +69,7 @@ def build(paths: Sequence[str], ngram: int) -> Decontaminator:
 
 
 def _ngrams_of(path: str, ngram: int) -> np.ndarray:
-    kind = next((ending for ending in READERS if path.endswith(ending)), None)
+    kind = next((ending for ending in READERS if path.lower().endswith(ending)), None)
     if kind is None:
         raise DataError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}")
     absolute = storage.absolute(path)
@@ -76,11 +77,15 @@ def _ngrams_of(path: str, ngram: int) -> np.ndarray:
         item = storage.info(absolute)
         if item.type == pafs.FileType.NotFound:
             raise DataError(f"{path}: no such file")
+        if item.type == pafs.FileType.Unknown:
+            raise DataError(f"{path}: {listing.what_is(absolute)}; give a file, or leave it out")
         if item.type != pafs.FileType.File:
             raise DataError(f"{path}: a folder; name its files")
         found = [_hashes(text, ngram) for text in READERS[kind](absolute)]
     except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 at byte {e.start}; convert the file") from None
+        raise DataError(
+            f"{path}: not {e.encoding.upper()} at byte {e.start}; convert the file"
+        ) from None
     except (pa.ArrowException, ValueError, OSError, EOFError, RecursionError) as e:
         raise DataError(f"{path}: cannot be read ({e}); restore the file or leave it out") from None
     if not any(map(len, found)):
@@ -93,8 +98,10 @@ def _ngrams_of(path: str, ngram: int) -> np.ndarray:
 
 def _read(path: str) -> str:
     fs, inside = storage.filesystem(path)
-    with fs.open_input_stream(inside, compression="detect") as stream:
-        return stream.read().decode()
+    with fs.open_input_stream(inside, compression=files.compression(path)) as stream:
+        data = stream.read()
+    encoding = unicode.encoding_of(data[: unicode.HEAD_BYTES], path)
+    return data.decode(encoding).removeprefix("\ufeff")
 
 
 def _plain_text(path: str) -> Iterable[str]:
@@ -114,6 +121,7 @@ def _json(path: str) -> Iterator[str]:
 def _parquet(path: str) -> Iterator[str]:
     fs, inside = storage.filesystem(path)
     with pq.ParquetFile(fs.open_input_file(inside)) as file:
+        files.refuse_namesakes(file.schema_arrow.names, path)
         for batch in file.iter_batches(batch_size=1024):
             yield from _strings(batch.to_pylist())
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from manta import layout, storage
 from manta.data import manifest as manifests
-from manta.data import prepare, shards
+from manta.data import origin, prepare, shards
 from manta.data.manifest import Manifest
 from manta.data.order import Line, Order, Phase, Stage
 from manta.data.recipe import DataConfig
@@ -20,8 +20,8 @@ def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple
     A single dataset that is missing is prepared; the datasets of a mix must be there already.
 
     Raises:
-        DataError: a dataset is missing or damaged, or the datasets of a mix have different
-            tokenizers.
+        DataError: a dataset is missing or damaged, its sources have changed, or the datasets of a
+            mix have different tokenizers.
     """
     if c.mix:
         found = tuple(_of_mix(name, home) for name in c.datasets)
@@ -37,10 +37,13 @@ def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple
         if manifest is None:
             say(f"preparing the dataset {c.dataset_name} from {c.source}")
             manifest = prepare.prepare(c, home, say)
+        elif c.on_changed == "prepare" and origin.changes(manifest):
+            manifest = prepare.prepare(c, home, say, if_changed=True)
         else:
             prepare.clean_up(c, home)
         found = (manifest,)
     for manifest in found:
+        _compare(manifest, c, say)
         manifests.check(manifest)
         shards.verify(manifest, full=c.verify)
         say(
@@ -48,6 +51,23 @@ def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple
             f"{manifest.tokens('val'):,} val tokens ({manifest.tokenizer})"
         )
     return found
+
+
+def _compare(manifest: Manifest, c: DataConfig, say: Callable[[str], None]) -> None:
+    """Raises DataError if the dataset's sources have changed, unless it may be used as it is."""
+    changed = origin.changes(manifest, say)
+    if not changed:
+        return
+    told = f"{manifest.path} was prepared before its sources changed ({changed})"
+    if c.on_changed == "use":
+        say(f"{told}; it is used as it is")
+        return
+    again = "data.on_changed=prepare to set it aside and prepare it again"
+    if c.mix:
+        again = (
+            f"prepare it again: python jobs/prepare.py data.name={manifest.name} ... with {again}"
+        )
+    raise DataError(f"{told}; give data.on_changed=use to use it as it is, or {again}")
 
 
 def _of_mix(name: str, home: str) -> Manifest:

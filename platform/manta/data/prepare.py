@@ -8,16 +8,16 @@ commits the dataset.
 import contextlib
 import dataclasses
 import fnmatch
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray.data
 
 from manta import cluster, layout, ownership, plot, storage
-from manta.data import decontaminate, shuffle
+from manta.data import decontaminate, origin, shuffle
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, Shard
 from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig, first_difference
@@ -66,27 +66,45 @@ def find(c: PrepareConfig, home: str) -> Manifest | None:
     return manifest
 
 
-def prepare(c: PrepareConfig, home: str, say: Callable[[str], None]) -> Manifest:
-    """Prepares the dataset, or resumes its preparation, and commits it.
+def prepare(
+    c: PrepareConfig, home: str, say: Callable[[str], None], if_changed: bool = False
+) -> Manifest:
+    """Prepares the dataset, or resumes its preparation, and commits it. With `if_changed`, a
+    dataset whose sources have changed since is set aside first.
 
     Raises:
         DataError: the corpus is missing, empty, unreadable, or too small to have a val split; the
             disk is full; another process is preparing a dataset of that name.
     """
     path = c.folder(home)
-    parts = sources.parts(c.corpus)
-    if c.val_corpus is not None:
-        parts += sources.parts(c.val_corpus)
+    before = origin.states(c.recipe())  # first: what comes later is noticed at the end
+    parts = []
+    for source in filter(None, (c.corpus, c.val_corpus)):
+        listed = sources.list_files(source)
+        if listed is not None:
+            say(listed.line())
+        parts += sources.parts(source, listed)
     try:
         with _lock(c, home):
             manifest = find(c, home)  # another process may just have prepared it
+            if manifest is not None and if_changed and origin.changes(manifest):
+                _set_aside(path, say)
+                manifest = None
             if manifest is None:
-                manifest = _prepare(c, path, parts, say)
+                manifest = _prepare(c, path, parts, before, say)
             _clear_work(path)
     except OSError as e:
         reason = e.strerror or e
         raise DataError(f"{path}: cannot be written ({reason}); {shuffle.RESUME}") from None
     return manifest
+
+
+def _set_aside(path: str, say: Callable[[str], None]) -> None:
+    """Gives a dataset another name: runs may depend on it, and its corpus is no longer there."""
+    names = (f"{path}-before-{number}" for number in itertools.count(1))
+    aside = next(name for name in names if not storage.exists(name))
+    storage.move_folder(path, aside)
+    say(f"set aside: {path} is {aside} now")
 
 
 def clean_up(c: PrepareConfig, home: str) -> None:
@@ -110,9 +128,13 @@ def _lock(c: PrepareConfig, home: str) -> contextlib.AbstractContextManager[None
 
 
 def _prepare(
-    c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
+    c: PrepareConfig,
+    path: str,
+    parts: list[sources.Part],
+    before: origin.States,
+    say: Callable[[str], None],
 ) -> Manifest:
-    _resume_or_clear(c, path, parts, say)
+    _resume_or_clear(c, path, parts, before, say)
     made = _tokenizer_of(c, path, parts)
     scattered = scatter(c, path, parts, made)
     gathered = gather(path, scattered, made)
@@ -121,6 +143,7 @@ def _prepare(
     documents, tokens = manifest.lengths["documents"], manifest.lengths["tokens"]
     picture = plot.histogram(documents, f"{manifest.name}: length of documents", tokens)
     storage.write_bytes(storage.join(path, layout.LENGTHS), picture)
+    origin.save(path, manifest.recipe, before)
     manifest.save()
     return manifest
 
@@ -150,7 +173,11 @@ def gather(path: str, scattered: list[dict[str, Any]], made: Tokenizer) -> list[
 
 
 def _resume_or_clear(
-    c: PrepareConfig, path: str, parts: list[sources.Part], say: Callable[[str], None]
+    c: PrepareConfig,
+    path: str,
+    parts: list[sources.Part],
+    before: origin.States,
+    say: Callable[[str], None],
 ) -> None:
     """Keeps the files of an interrupted run of the same preparation, and deletes those of another
     one. Raises DataError if the folder is something else's, or is part of the corpus."""
@@ -161,7 +188,7 @@ def _resume_or_clear(
         "format": manifests.FORMAT,
         "sizes": sizes,
         "recipe": c.recipe(),
-        "corpus": _state_of(c, parts),
+        "corpus": _digest(parts, before),
     }
     file = shuffle.record_path(path, PLAN)
     if storage.exists(file):
@@ -211,18 +238,9 @@ def _refuse_overlap(c: PrepareConfig, path: str, parts: list[sources.Part]) -> N
             )
 
 
-def _state_of(c: PrepareConfig, parts: list[sources.Part]) -> str:
-    """A digest of the names, sizes and times of the files that decide the tokens."""
-
-    def state(file: str) -> list[Any]:
-        found = storage.info(file)
-        return [file, found.size, found.mtime_ns]
-
-    named = [*c.decontaminate, *([c.tokenizer] if c.tokenizer.endswith(".json") else [])]
-    with ThreadPoolExecutor(16) as pool:
-        found = {piece.path for part in parts for piece in part.pieces}
-        files = sorted(found | {storage.absolute(file) for file in named})
-        content = [[dataclasses.asdict(part) for part in parts], list(pool.map(state, files))]
+def _digest(parts: list[sources.Part], states: origin.States) -> str:
+    """A digest of the parts of the corpus, and of the files that decide the tokens."""
+    content = [[dataclasses.asdict(part) for part in parts], states]
     return storage.sha256_of(json.dumps(content).encode())
 
 

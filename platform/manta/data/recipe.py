@@ -166,6 +166,10 @@ class DataConfig(PrepareConfig):
     on_corrupt: Literal["fail", "skip"] = "fail"
     """What to do about a row group that cannot be read or does not match the manifest: stop, or
     continue without its tokens."""
+    on_changed: Literal["refuse", "use", "prepare"] = "refuse"
+    """What to do about a dataset whose source, val_source, decontamination files or tokenizer file
+    have changed since it was prepared: stop and name what changed, use the dataset as it is, or
+    set it aside under another name and prepare it again."""
     log_fingerprint: bool = False
     """Write a fingerprint of each global batch's tokens to metrics.jsonl. It is the same on any
     number of workers, and after any resume."""
@@ -190,6 +194,11 @@ class DataConfig(PrepareConfig):
                     )
         if self.mix_switches and not self.mix:
             found.append("mix_switches is for a mix: set mix too")
+        if self.mix and self.on_changed == "prepare":
+            found.append(
+                "on_changed=prepare is for one dataset; those of a mix are prepared again by "
+                "jobs/prepare.py, each with its own keys: set on_changed to refuse or use"
+            )
         if self.mix:
             default = PrepareConfig()
             for field in dataclasses.fields(PrepareConfig):

@@ -2,7 +2,9 @@
 
 Its files, in reading order:
 
+    unicode         which encoding of Unicode a file is in
     files           documents in JSONL, Parquet and plain text, whole files and pieces of large ones
+    listing         which files of a folder are read, and which are passed over
     sources         documents from files, the Hugging Face hub, or Python's own source code
     tokenizer       tiktoken's named encodings, and byte-pair encodings trained on the corpus
     tokenizer_json  tokenizers to and from Hugging Face's tokenizer.json

@@ -4,10 +4,12 @@ A piece is read by itself, from its own place in the file. Its documents depend 
 the piece, so it does not matter which pieces are read together.
 """
 
+import codecs
 import contextlib
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -16,12 +18,14 @@ import pyarrow.parquet as pq
 
 from manta import storage
 from manta.errors import DataError
+from manta.text import unicode
 
 TEXT = (".txt", ".text", ".md", ".rst", ".py")
 PLAIN_JSONL = (".jsonl", ".ndjson")
 JSONL = (*PLAIN_JSONL, ".jsonl.gz", ".jsonl.zst", ".json.gz")
 PARQUET = (".parquet",)
 READABLE = TEXT + JSONL + PARQUET
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 END = sys.maxsize
 
 
@@ -42,18 +46,30 @@ class Reading(NamedTuple):
     cut_bytes: int
 
 
+def kind(path: str) -> str | None:
+    """The ending of a readable file's name, in lower case; None if files of its kind are not
+    read."""
+    return next((ending for ending in READABLE if path.lower().endswith(ending)), None)
+
+
+def compression(path: str) -> str | None:
+    """How a file is compressed, by its name."""
+    return COMPRESSIONS.get("." + path.lower().rpartition(".")[2])
+
+
 def pieces(path: str, size: int, cut_bytes: int, range_bytes: int) -> list[tuple[Piece, int]]:
     """The pieces of a file, each with its number of bytes. A file is one piece unless it is large
     and can be read from anywhere.
 
     Raises:
-        DataError: a large Parquet file is damaged.
+        DataError: a large file is damaged, or in an unknown encoding.
     """
     if size <= range_bytes:
         return [(Piece(path), size)]
-    if path.endswith(PARQUET):
+    if kind(path) in PARQUET:
         return _row_groups(path, range_bytes)
-    if path.endswith(PLAIN_JSONL) or (cut_bytes and path.endswith(TEXT)):
+    is_cut = kind(path) in PLAIN_JSONL or (cut_bytes and kind(path) in TEXT)
+    if is_cut and _encoding(path) == unicode.UTF8:
         starts = range(0, size, range_bytes)
         found = [(Piece(path, i, i + range_bytes), range_bytes) for i in starts[:-1]]
         return [*found, (Piece(path, starts[-1]), size - starts[-1])]
@@ -87,7 +103,7 @@ def join(found: Iterable[Piece]) -> tuple[Piece, ...]:
     joined: list[Piece] = []
     for piece in found:
         last = joined[-1] if joined else None
-        if last and (last.path, last.stop) == piece[:2] and not piece.path.endswith(TEXT):
+        if last and (last.path, last.stop) == piece[:2] and kind(piece.path) not in TEXT:
             joined[-1] = Piece(piece.path, last.start, piece.stop)
         else:
             joined.append(piece)
@@ -101,9 +117,9 @@ def read(piece: Piece, reading: Reading) -> Iterator[str]:
         DataError: the file is missing, damaged, or not UTF-8, or a row has no text.
     """
     with _named_errors(piece.path):
-        if piece.path.endswith(PARQUET):
+        if kind(piece.path) in PARQUET:
             yield from _parquet(piece, reading)
-        elif piece.path.endswith(JSONL):
+        elif kind(piece.path) in JSONL:
             yield from _jsonl(piece, reading)
         else:
             yield from _plain_text(piece, reading)
@@ -116,6 +132,11 @@ def _named_errors(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file on this node; every node must see the corpus at the same path"
+        ) from None
+    except UnicodeDecodeError as e:  # UTF-8 has a message of its own, with the place in the file
+        raise DataError(
+            f"{path}: not {e.encoding.upper()}, which its byte-order mark names ({e.reason}); "
+            "convert the file or set data.errors=replace"
         ) from None
     except (pa.ArrowInvalid, OSError, EOFError) as e:
         raise DataError(f"{path}: cannot be read ({e}); restore the file or leave it out") from None
@@ -162,6 +183,7 @@ def _parquet(piece: Piece, reading: Reading) -> Iterator[str]:
                 f"{piece.path}: no column '{reading.text_key}'; it has {', '.join(columns)}: "
                 "set data.text_key"
             )
+        refuse_namesakes([c for c in columns if c == reading.text_key], piece.path)
         groups = range(piece.start, min(piece.stop, file.num_row_groups))
         batches = file.iter_batches(
             columns=[reading.text_key], batch_size=256, row_groups=list(groups)
@@ -169,6 +191,13 @@ def _parquet(piece: Piece, reading: Reading) -> Iterator[str]:
         rows = (row for batch in batches for row in batch.to_pylist())
         before = sum(file.metadata.row_group(i).num_rows for i in range(piece.start))
         yield from texts_of_rows(rows, reading, piece.path, before)
+
+
+def refuse_namesakes(columns: list[str], path: str) -> None:
+    """Raises DataError if two columns have one name: one of them would be ignored."""
+    for name, count in Counter(columns).items():
+        if count > 1:
+            raise DataError(f"{path}: {count} columns are named '{name}'; rename all but one")
 
 
 @contextlib.contextmanager
@@ -179,25 +208,29 @@ def _parquet_file(path: str) -> Iterator[pq.ParquetFile]:
 
 
 def _jsonl(piece: Piece, reading: Reading) -> Iterator[str]:
-    with _opened(piece) as file:
+    with _opened(piece, reading.errors) as file:
         start = _first_line(file, piece)
         for offset, line in _lines(file, piece.path, start, piece.stop, reading.errors):
             if line.isspace():
                 continue
             try:
-                yield _text_of(_object(line), reading)
+                yield _text_of(_object(line, reading.text_key), reading)
             except _BadRow as e:
                 number = _line_number(piece.path, offset)
                 raise DataError(f"{piece.path}, line {number}: {e}") from None
 
 
-def _object(line: str) -> dict[str, object]:
+def _object(line: str, text_key: str) -> dict[str, object]:
     try:
         row = json.loads(line)
     except ValueError as e:
         raise _BadRow(f"not valid JSON ({e})") from None
     if not isinstance(row, dict):
         raise _BadRow("a JSON object is needed on each line")
+    if line.count(json.dumps(text_key)) > 1:  # only then is the slower look worth its time
+        pairs = json.loads(line, object_pairs_hook=list)
+        if [key for key, _ in pairs].count(text_key) > 1:
+            raise _BadRow(f"'{text_key}' is there twice; leave out one of them")
     return row
 
 
@@ -212,7 +245,7 @@ def _first_line(file: io.BufferedReader, piece: Piece) -> int:
 def _line_number(path: str, offset: int) -> int:
     """The number, from 1, of the line that begins at `offset`; counted only for a message."""
     number = 1
-    with _opened(Piece(path)) as file:
+    with _opened(Piece(path), "replace") as file:
         while chunk := file.read(min(offset, storage.CHUNK_BYTES)):
             number += chunk.count(b"\n")
             offset -= len(chunk)
@@ -225,7 +258,7 @@ def _line_number(path: str, offset: int) -> int:
 def _plain_text(piece: Piece, reading: Reading) -> Iterator[str]:
     """Yields the piece as one document, or cut where paragraphs begin. The file is read as a
     stream, so that a piece may be of any length."""
-    with _opened(piece) as file:
+    with _opened(piece, reading.errors) as file:
         start = _first_paragraph(file, piece)
         if start is None:
             return
@@ -263,7 +296,7 @@ def _first_paragraph(file: io.BufferedReader, piece: Piece) -> int | None:
                 line += file.readline()
             if not _is_blank(line):
                 return at
-        after_blank = _is_blank(line)
+        after_blank = _is_blank(line if at else line.removeprefix(codecs.BOM_UTF8))
         at += len(line)
     return None
 
@@ -291,23 +324,38 @@ def _is_blank(line: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(piece: Piece) -> Iterator[io.BufferedReader]:
-    """Opens the file, and decompresses it if its name's ending says so. It is seekable if the piece
-    begins inside the file (pieces of compressed files never do)."""
+def _opened(piece: Piece, errors: str) -> Iterator[io.BufferedReader]:
+    """Opens the file, decompresses it if its name's ending says so, and makes UTF-8 of UTF-16. It
+    is seekable if the piece begins inside the file (pieces of such files never do)."""
     fs, inside = storage.filesystem(piece.path)
     if piece.start:
         opened = fs.open_input_file(inside)
     else:
-        opened = fs.open_input_stream(inside, compression="detect")
+        opened = fs.open_input_stream(inside, compression=compression(piece.path))
     with opened, io.BufferedReader(opened, storage.CHUNK_BYTES) as file:
+        if not piece.start:
+            encoding = unicode.encoding_of(file.peek(unicode.HEAD_BYTES), piece.path)
+            if encoding != unicode.UTF8:
+                recoded = unicode.AsUtf8(file, encoding, errors)
+                with io.BufferedReader(recoded, storage.CHUNK_BYTES) as as_utf8:
+                    yield as_utf8  # type: ignore[misc]
+                return
         yield file
+
+
+def _encoding(path: str) -> str:
+    """The encoding of a file that is not compressed."""
+    fs, inside = storage.filesystem(path)
+    with _named_errors(path), fs.open_input_stream(inside, compression=None) as file:
+        return unicode.encoding_of(file.read(unicode.HEAD_BYTES), path)
 
 
 def _lines(
     file: io.BufferedReader, path: str, start: int, stop: int, errors: str
 ) -> Iterator[tuple[int, str]]:
     """Yields (offset, text) of the lines that begin from `start`, where one begins, up to `stop`.
-    Line ends are kept. Only a line feed ends a line, so that no character is cut."""
+    Line ends are kept; the byte-order mark of the file is dropped. Only a line feed ends a line, so
+    that no character is cut."""
     if start >= stop:  # `start` may be within a very long line
         return
     if start:
@@ -323,5 +371,8 @@ def _lines(
                 f"{path}: not UTF-8 at byte {offset + e.start} (0x{raw[e.start]:02x}); "
                 "convert the file or set data.errors=replace"
             ) from None
-        yield offset, line
+        if not offset:
+            line = line.removeprefix("\ufeff")
+        if line:
+            yield offset, line
         offset += len(raw)

@@ -7,7 +7,6 @@ the train/val split is the document.
 """
 
 import dataclasses
-import fnmatch
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -15,12 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs as pafs
-
 from manta import storage
 from manta.errors import DataError
-from manta.text import files
-from manta.text.files import READABLE, Piece
+from manta.text import files, listing
+from manta.text.files import Piece
+from manta.text.listing import Listing
 
 PYTHON = "python"
 HUGGING_FACE = "hf:"
@@ -32,6 +30,7 @@ PART_BYTES = 2 << 20
 MANY_PARTS = 512
 MOST_PART_BYTES = 64 << 20
 FOOTERS_AT_ONCE = 16  # reading one mostly waits for the storage
+HUB_SECONDS = 10  # how long the hub may take to name a revision
 NOT_CORPUS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -66,8 +65,20 @@ class Part:
     num_shards: int = 1
 
 
-def parts(source: Source) -> list[Part]:
-    """Cuts the source into parts, in an order that depends on the source alone.
+def list_files(source: Source) -> Listing | None:
+    """The files of the source at this time; None if it is not made of files that a person gave.
+
+    Raises:
+        DataError: the location is empty or missing, or its file is of a kind that cannot be read.
+    """
+    if source.location == PYTHON or source.location.startswith(HUGGING_FACE):
+        return None
+    return listing.find(source.location)
+
+
+def parts(source: Source, listed: Listing | None = None) -> list[Part]:
+    """Cuts the source into parts, in an order that depends on the source alone. `listed` is what
+    `list_files` found, if it has been called already.
 
     Raises:
         DataError: the location is empty or missing, or its file is of a kind that cannot be read.
@@ -78,7 +89,8 @@ def parts(source: Source) -> list[Part]:
     if source.location == PYTHON:
         found = [(str(path), path.stat().st_size) for path in _python_files()]
     else:
-        found = _find(source.location)
+        listed = listed or listing.find(source.location)
+        found = [(file.path, file.size) for file in listed.files]
     pieces = list(_pieces(found, source))
     total = sum(size for _, size in pieces)
     most = max(PART_BYTES, min(total // MANY_PARTS, MOST_PART_BYTES))
@@ -148,39 +160,21 @@ def _python_files() -> list[Path]:
     return sorted(found)
 
 
-def _find(location: str) -> list[tuple[str, int]]:
-    """(path, bytes) of the readable files at a file, folder or glob, sorted by path."""
-    is_glob = any(c in location for c in "*?[") and not storage.exists(storage.absolute(location))
-    where = location
-    while is_glob and any(c in where for c in "*?["):
-        where = where.rpartition("/")[0]
-    if is_glob and not where:
-        where = "/" if location.startswith("/") else "."
-    base = storage.absolute(where)
-    top = storage.info(base)
-    if top.type == pafs.FileType.NotFound:
-        raise DataError(f"data.source={location}: no such file or folder")
-    if top.type == pafs.FileType.File:
-        if not base.endswith(READABLE):
-            raise DataError(
-                f"data.source={location}: unknown kind of file; readable are {', '.join(READABLE)}"
-            )
-        return [(base, top.size)]
-    scheme, separator, _ = base.partition("://")
-    prefix = scheme + separator if separator and not storage.is_local(base) else ""
-    pattern = prefix + storage.filesystem(storage.absolute(location))[1] if is_glob else "*"
-    found = [
-        (prefix + item.path, item.size)
-        for item in storage.list_files(base)
-        if item.type == pafs.FileType.File
-        and item.path.endswith(READABLE)
-        and fnmatch.fnmatch(prefix + item.path, pattern)
-    ]
-    if not found:
-        raise DataError(
-            f"data.source={location}: no readable file there; readable are {', '.join(READABLE)}"
-        )
-    return found
+def local_folder(source: Source) -> str | None:
+    """The folder of a Hugging Face dataset that is on this machine; None if it is on the hub."""
+    name = source.location.removeprefix(HUGGING_FACE)
+    return storage.absolute(name) if Path(name).expanduser().is_dir() else None
+
+
+def revision(source: Source) -> str | None:
+    """The revision that a dataset on the Hugging Face hub has now; None if the hub does not say."""
+    import huggingface_hub
+
+    name = source.location.removeprefix(HUGGING_FACE)
+    try:
+        return huggingface_hub.HfApi().dataset_info(name, timeout=HUB_SECONDS).sha
+    except Exception:  # as in _hugging_face; without a network, data that is prepared can be used
+        return None
 
 
 def _hugging_face(source: Source):  # type: ignore[no-untyped-def]
