@@ -281,9 +281,9 @@ def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
     )
     refused(CheckpointError, "hidden_act='gelu'", hidden_act="gelu")
     refused(CheckpointError, r"no config\.json there", files={"config.json": None})
-    refused(CheckpointError, "not a JSON object", files={"config.json": b"{"})
+    refused(CheckpointError, "not valid JSON", files={"config.json": b"{"})
     refused(CheckpointError, "safetensors only", files={"model.safetensors": None})
-    refused(CheckpointError, "not whole safetensors", files={"model.safetensors": b"x" * 50})
+    refused(CheckpointError, "not safetensors data", files={"model.safetensors": b"x" * 50})
     refused(DataError, r"no tokenizer\.json.*50,257", files={"tokenizer.json": None})
     tensors = load_file(out / "model.safetensors")
     lacking = {k: v for k, v in tensors.items() if "layers.1" not in k}
