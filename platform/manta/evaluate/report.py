@@ -111,7 +111,16 @@ class _File:
 
 
 def _read(file: str) -> _File:
-    return foreign.read_json(file, _File, DataError)
+    """Raises DataError if the file is damaged, or has a metric without a value."""
+    found = foreign.read_json(file, _File, DataError)
+    for task, metrics in found.results.items():
+        for metric, value in metrics.items():
+            if value is None and not metric.endswith("_stderr"):
+                raise DataError(
+                    f"{file}: results.{foreign.line(task)}.{foreign.line(metric)}=null: should be "
+                    "a number; delete the file to evaluate again"
+                )
+    return found
 
 
 def all_of(run: str, step: str = "") -> list[dict[str, Any]]:
