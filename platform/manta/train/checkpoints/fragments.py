@@ -108,21 +108,29 @@ def check_index(path: str) -> None:
     """Checks that the files of the checkpoint's ranks have each part that its index names.
 
     Raises:
-        CheckpointError: a file or a part is missing, or has another size.
+        CheckpointError: a file or a part is missing, twice there, or has another size.
     """
     index = read_index(path)
     folder = storage.join(path, layout.OPTIMIZER)
     headers = {file: tensors.header(storage.join(folder, file)) for file in files_in(index)}
     for name, entry in index.items():
         for key, parts in entry["parts"].items():
-            for _, size, file in parts:
+            what = f"{foreign.line(name)}'s {foreign.line(key)}"
+            end = 0
+            for start, size, file in sorted(parts):
                 found = headers[file].get(f"{name}:{key}")
-                if found is None or found.shape != (size,):
+                if start != end or found is None or found.shape != (size,):
                     raise CheckpointError(
-                        f"{storage.join(folder, file)}: does not have the {size} values of "
-                        f"{foreign.line(name)}'s {foreign.line(key)} that "
-                        f"{layout.OPTIMIZER_INDEX} says: the checkpoint is damaged"
+                        f"{storage.join(folder, file)}: does not have the values {start} to "
+                        f"{start + size} of {what}, of which the files before it have {end}: the "
+                        "checkpoint is damaged"
                     )
+                end += size
+            if not parts:
+                raise CheckpointError(
+                    f"{path}: {layout.OPTIMIZER_INDEX} has no part of {what}: the checkpoint is "
+                    "damaged"
+                )
 
 
 def files_for(engine: Engine, index: dict[str, Any]) -> set[str]:
