@@ -278,6 +278,7 @@ def test_a_missing_or_damaged_tokenizer_is_named(trained: Tokenizer, tmp_path: P
         ({"eot": 1 << 40}, "eot=1099511627776: beyond the ids"),
         ({"eot": "x"}, "eot='x': should be a valid integer"),
         ({"pattern": "zzz"}, "pattern='zzz': it loses parts of a text"),
+        ({"pattern": r"\S+|\s+(?=\s)| "}, "it loses parts of a text"),  # a line end before a word
         ({"pattern": "("}, "tiktoken refuses it"),
         ({"tokens": ["*"]}, "not base64"),
         ({"tokens": ["IQ==", "IQ=="]}, "the same as token 0"),

@@ -43,11 +43,12 @@ _LONG_WORD = re.compile(rf"(?<!\S)\S{{{TRAINED_WORD + 1},}}|(?<!\s)\s{{{TRAINED_
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 
-# Letters, digits, marks, spaces and line ends of several scripts: a pattern that loses one of them
-# loses text, and one that takes too long takes too long here.
-PROBE = (
-    "Don't say 12 times: naïve Ωmega — 日本語!\r\n\n\t  x " + "a" * 60 + " " * 60 + "!" * 60 + "."
-)
+# Letters, digits, marks, spaces and line ends of several scripts, and each ASCII character next to
+# letters, digits, spaces and itself. A pattern that loses one of them loses text; one that takes
+# very long does so here.
+PROBE = "Don't say 12 times: naïve Ωmega a\u0304 — 日本語!\r\n\n\t  x "
+PROBE += "a" * 60 + " " * 60 + "!" * 60
+PROBE += "".join(f"a{chr(i)}b {chr(i)} 1{chr(i)}2{chr(i)}{chr(i)}\n" for i in range(128))
 
 
 class Tokenizer:

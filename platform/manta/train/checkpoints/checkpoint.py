@@ -81,6 +81,18 @@ def load_model_config(path: str) -> ModelConfig:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
+    """The checkpoint's tokenizer. Raises CheckpointError if its file is missing or damaged, or has
+    more ids than the model."""
+    made, c = _tokenizer(path), load_model_config(path)
+    if made.vocab_size > (c.vocab_size or 0):
+        raise CheckpointError(
+            f"{path}: {layout.ENCODING} has {made.vocab_size} ids, the model in "
+            f"{layout.MODEL_CONFIG} only {c.vocab_size}; restore the files"
+        )
+    return made
+
+
+def _tokenizer(path: str) -> Tokenizer:
     return tokenizers.load(storage.join(path, layout.ENCODING), CheckpointError)
 
 
@@ -304,13 +316,8 @@ def _check_contents(path: str) -> None:
     step = load_state(path).step
     if layout.is_step(path.rpartition("/")[2]) and step != layout.step_of(path):
         raise CheckpointError(f"{path}: holds step {step}, not the step in its name")
-    c, tokenizer = load_model_config(path), load_tokenizer(path)
-    _check_fit(path, c)
-    if tokenizer.vocab_size > (c.vocab_size or 0):
-        raise CheckpointError(
-            f"{path}: {layout.ENCODING} has {tokenizer.vocab_size} ids, the model in "
-            f"{layout.MODEL_CONFIG} only {c.vocab_size}"
-        )
+    _tokenizer(path)
+    _check_fit(path, load_model_config(path))
     if layout.OPTIMIZER_INDEX in files_of(path):
         fragments.check_index(path)
 
