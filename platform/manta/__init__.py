@@ -9,6 +9,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     config      frozen, checked configs                                 [pydantic]
     storage     files, local or in an object store                      [pyarrow.fs]
     ownership   what Manta may write over or delete
+    foreign     files that others may have written, checked at one door [pydantic]
     layout      the folders and file names in the home
     lock        a lock on a path, for one process at a time
     progress    a bar in a terminal, a line now and then in a log       [tqdm]

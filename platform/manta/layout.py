@@ -29,6 +29,8 @@ HOME/exports/                        models in the formats of other software
 HOME/ray/                            Ray's own records
 """
 
+import re
+
 from manta import storage
 
 # Names in both checkpoints and datasets.
@@ -119,6 +121,11 @@ def checkpoint_folder(run: str, step: int) -> str:
 def step_of(checkpoint: str) -> int:
     """The step of a checkpoint, from the folder name that `checkpoint_folder` gives it."""
     return int(checkpoint.rpartition("-")[2])
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder's name is one that `checkpoint_folder` gives, and not step-abc."""
+    return re.fullmatch(f"{STEP}[0-9]{{1,18}}", name) is not None
 
 
 def split_checkpoint(path: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ ORDER = listed(PACKAGE)
 # Which files, by prefix, may import a library.
 ROOMS = {
     "omegaconf": ["arguments"],
-    "pydantic": ["config"],
+    "pydantic": ["config", "foreign"],
     "yaml": ["arguments"],
     "tqdm": ["progress"],
     "psutil": ["bench", "cluster", "head", "train/build"],

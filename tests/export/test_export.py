@@ -1,6 +1,7 @@
 """Export and import, against transformers, gguf's reader, and files laid out by hand."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,28 @@ def test_a_tokenizer_that_manta_cannot_have_is_refused(tokenizer: Tokenizer) -> 
         tokenizer_json.from_json(b"[]", "x")
 
 
+def test_a_tokenizer_that_would_give_other_tokens_is_refused(tokenizer: Tokenizer) -> None:
+    content = json.loads(tokenizer_json.to_json(tokenizer))
+    merges = content["model"]["merges"]
+    regex, bytes_ = content["pre_tokenizer"]["pretokenizers"]
+
+    def refused(words: str, change: dict[str, Any], **keys: Any) -> None:
+        data = json.dumps({**content, "model": {**content["model"], **change}, **keys}).encode()
+        with pytest.raises(DataError, match=words):
+            tokenizer_json.from_json(data, "x/tokenizer.json")
+
+    refused("in the order of their ids", {"merges": [*merges[1:], merges[0]]})
+    refused("in the order of their ids", {"merges": merges[:-1]})
+    refused("model.dropout=0.5", {"dropout": 0.5})
+    refused("model.byte_fallback=True", {"byte_fallback": True})
+    for parts in ([regex, {"type": "Digits"}, bytes_], [regex, regex, bytes_], [bytes_]):
+        splitter = {"type": "Sequence", "pretokenizers": parts}
+        refused("splits text in a way", {}, pre_tokenizer=splitter)
+    nothing = {**regex, "pattern": {"Regex": "zzz"}}
+    splitter = {"type": "Sequence", "pretokenizers": [nothing, bytes_]}
+    refused("it loses parts of a text", {}, pre_tokenizer=splitter)
+
+
 def by_hand(model: GPT, version: int) -> bytes:
     """A file as llm.c's train_gpt2.py writes it: weights in its order, linear layers as (out,
     in)."""
@@ -174,6 +197,13 @@ def by_hand(model: GPT, version: int) -> bytes:
         bits = weight.bfloat16().view(torch.int16) if version == 5 else weight
         data += bits.numpy().tobytes()
     return data
+
+
+def with_number(data: bytes, at: int, value: int) -> bytes:
+    """The file with another int32 at place `at`; from place 256 on there are weights."""
+    numbers = np.frombuffer(data, np.int32).copy()
+    numbers[at] = value
+    return numbers.tobytes()
 
 
 @pytest.mark.parametrize("version", [3, 5])
@@ -197,6 +227,9 @@ def test_llm_cs_files_are_read_and_written(
         (file.read_bytes()[:-1], "cut short"),
         (file.read_bytes() + b"x", "continues after"),
         (b"x" * 2000, "not an llm.c model"),
+        (with_number(file.read_bytes(), 7, 10), "vocabulary of 330 tokens has 10 rows"),
+        (with_number(file.read_bytes(), 4, 10**9), "cut short"),
+        (with_number(file.read_bytes(), 300, 0x7FC00000), "NaN or infinite"),
     ):
         file.write_bytes(data)
         with pytest.raises(CheckpointError, match=words):
@@ -284,10 +317,38 @@ def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
         rope_parameters={"rope_type": "yarn", "rope_theta": 1e4},
     )
     refused(CheckpointError, "hidden_act='gelu'", hidden_act="gelu")
+    for key, value in (
+        ("quantization_config", {"quant_method": "gptq"}),
+        ("sliding_window", 8),
+        ("layer_types", ["sliding_attention", "full_attention"]),
+        ("partial_rotary_factor", 0.5),
+        ("logits_scaling", 8.0),
+        ("attention_bias", True),
+        ("rope_parameters", {"full_attention": {"rope_theta": 1e4, "rope_type": "default"}}),
+        ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+    ):
+        refused(CheckpointError, f"Manta has no such model: {key}=", **{key: value})
+    refused(CheckpointError, r"n_layer=1000000 \(there are", num_hidden_layers=10**6)
+    refused(CheckpointError, "n_embd=1099511627776", hidden_size=1 << 40, head_dim=None)
+    refused(CheckpointError, "context_length=.*at most", max_position_embeddings=10**9)
+    for dtype in (torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn):
+        tensors = load_file(out / "model.safetensors")
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
+        save_file(tensors, tmp_path / "other.safetensors")
+        data = (tmp_path / "other.safetensors").read_bytes()
+        words = r"model\.norm\.weight is .*, and Manta reads F16"
+        refused(CheckpointError, words, files={"model.safetensors": data})
+    for value in (math.nan, math.inf):
+        tensors = load_file(out / "model.safetensors")
+        tensors["model.norm.weight"][3] = value
+        save_file(tensors, tmp_path / "other.safetensors")
+        data = (tmp_path / "other.safetensors").read_bytes()
+        words = r"model\.norm\.weight has values that are NaN or infinite"
+        refused(CheckpointError, words, files={"model.safetensors": data})
     refused(CheckpointError, r"no config\.json there", files={"config.json": None})
-    refused(CheckpointError, "not a JSON object", files={"config.json": b"{"})
+    refused(CheckpointError, "not valid JSON", files={"config.json": b"{"})
     refused(CheckpointError, "safetensors only", files={"model.safetensors": None})
-    refused(CheckpointError, "not whole safetensors", files={"model.safetensors": b"x" * 50})
+    refused(CheckpointError, "not safetensors data", files={"model.safetensors": b"x" * 50})
     refused(DataError, r"no tokenizer\.json.*50,257", files={"tokenizer.json": None})
     tensors = load_file(out / "model.safetensors")
     lacking = {k: v for k, v in tensors.items() if "layers.1" not in k}

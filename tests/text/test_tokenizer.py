@@ -11,6 +11,7 @@ import string
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,6 +269,30 @@ def test_a_missing_or_damaged_tokenizer_is_named(trained: Tokenizer, tmp_path: P
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"encoding\.json: not a tokenizer of Manta's"):
             tokenizer.load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"eot": 5}, "eot=5: also the id of a token; it should be 339"),
+        ({"eot": 1 << 40}, "eot=1099511627776: beyond the ids"),
+        ({"eot": "x"}, "eot='x': should be a valid integer"),
+        ({"pattern": "zzz"}, "pattern='zzz': it loses parts of a text"),
+        ({"pattern": r"\S+|\s+(?=\s)| "}, "it loses parts of a text"),  # a line end before a word
+        ({"pattern": "("}, "tiktoken refuses it"),
+        ({"tokens": ["*"]}, "not base64"),
+        ({"tokens": ["IQ==", "IQ=="]}, "the same as token 0"),
+        ({"tokens": ["IQ=="]}, "no token for byte 0"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_is_refused(
+    change: dict[str, Any], words: str, trained: Tokenizer, tmp_path: Path
+) -> None:
+    file = tmp_path / "encoding.json"
+    file.write_text(json.dumps({**json.loads(trained.serialized), **change}))
+    with pytest.raises(DataError, match=r"encoding\.json: not a tokenizer of Manta's") as caught:
+        tokenizer.load(str(file))
+    assert words in str(caught.value)
 
 
 def test_a_tokenizer_of_another_format_is_refused(trained: Tokenizer, tmp_path: Path) -> None:

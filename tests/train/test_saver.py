@@ -3,6 +3,8 @@ ranks."""
 
 import errno
 import gc
+import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from faults.damage import DAMAGE, flip
+from faults.damage import DAMAGE, flip, rewrite_manifest
 from helpers.preparing import content
 from helpers.ranks import device, engine_of, on_ranks, train
 from manta import layout, storage
@@ -261,8 +263,6 @@ def test_newest_best_and_every_nth_are_kept(found: dict[str, Any]) -> None:
 @pytest.fixture
 def whole(found: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the run's checkpoints."""
-    import shutil
-
     source = next(tmp_path_factory.getbasetemp().glob("saver*/run"))
     shutil.copytree(source, tmp_path / "run")
     return tmp_path / "run"
@@ -288,6 +288,43 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_not_read(
     assert len(aside) == 1 and str(aside[0]) in lines[-1]
     assert newest(whole).name == "step-00000006"
     assert not trap.exists()
+
+
+def test_a_folder_of_another_name_is_no_checkpoint_and_stays(whole: Path) -> None:
+    before = checkpoint.find(str(whole))
+    for name in ("step-abc", "step-", "step--5"):
+        (whole / "checkpoints" / name).mkdir()
+    shutil.copytree(newest(whole), whole / "checkpoints" / "step-abc", dirs_exist_ok=True)
+    assert checkpoint.find(str(whole)) == before
+    assert checkpoint.latest(str(whole), say=print) == before[-1]
+    checkpoint.remove_unfinished(str(whole))
+    assert (whole / "checkpoints" / "step-").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"n_layer": 10**6}),
+        ("config.json", []),
+        ("state.json", {"step": None}),
+        ("encoding.json", {"eot": 1 << 40}),
+        ("optimizer.json", {"norm.weight": {"step": 1, "parts": {"exp_avg": [[0, 64, "../x"]]}}}),
+        ("optimizer.json", {"norm.weight": None}),
+        ("MANIFEST.json", {"files": {}}),
+    ],
+)
+def test_a_run_falls_back_when_a_file_is_wrong_whatever_the_manifest_says(
+    whole: Path, file: str, content: Any
+) -> None:
+    path = newest(whole)
+    before = json.loads((path / file).read_text())
+    made = {**before, **content} if isinstance(content, dict) and content else content
+    (path / file).write_text(json.dumps(made))
+    if file != "MANIFEST.json":
+        rewrite_manifest(path)
+    lines: list[str] = []
+    assert checkpoint.latest(str(whole), say=lines.append) == str(path.with_name("step-00000006"))
+    assert len(lines) == 1 and path.name in lines[0]
 
 
 def test_what_a_save_left_that_was_cut_short_is_removed(whole: Path) -> None:

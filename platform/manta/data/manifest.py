@@ -5,13 +5,15 @@ import json
 from collections import Counter
 from typing import Any, Literal
 
-from manta import layout, storage
+from manta import foreign, layout, storage
+from manta.config import Count, Natural
 from manta.errors import DataError
 from manta.text import tokenizer as tokenizers
 
 FORMAT = "manta-data-2"
 
 
+@foreign.exact
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
     """One Parquet file of `tokens` rows.
@@ -22,15 +24,16 @@ class Shard:
 
     file: str
     split: Literal["train", "val"]
-    documents: int
-    tokens: int
-    text_bytes: int
-    max_token: int
-    size: int
+    documents: Natural
+    tokens: Natural
+    text_bytes: Natural
+    max_token: Natural
+    size: Natural
     sha256: str
     footer_sha256: str
 
 
+@foreign.exact
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """The contents of the dataset in folder `path`, which was prepared from `recipe`."""
@@ -39,13 +42,13 @@ class Manifest:
     recipe: dict[str, Any]
     tokenizer: str
     tokenizer_sha256: str
-    vocab_size: int
-    eot: int
+    vocab_size: Count
+    eot: Natural
     dtype: Literal["uint16", "uint32"]
-    row_group_tokens: int
-    dropped: dict[str, int]
+    row_group_tokens: Count
+    dropped: dict[str, Natural]
     """Numbers of documents left out, by reason: empty, duplicate, contaminated."""
-    lengths: dict[str, list[int]]
+    lengths: dict[str, list[Natural]]
     """Numbers of documents of 2^i to 2^(i+1) - 1 tokens for each i, and the tokens in them."""
     shards: tuple[Shard, ...]
 
@@ -129,7 +132,7 @@ def load(path: str) -> Manifest:
     """
     file = storage.join(path, layout.MANIFEST)
     remedy = f"restore it, or delete {path} to prepare the data again"
-    content = storage.read_json(file)
+    content: Any = foreign.read_json(file, Any, DataError)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise DataError(
@@ -140,10 +143,15 @@ def load(path: str) -> Manifest:
         raise DataError(f"{file}: edited or damaged (its sha256 differs); {remedy}")
     try:
         del content["format"]
-        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        return Manifest(path=path, shards=shards, **content)
-    except (TypeError, KeyError) as e:
+        made = foreign.check({**content, "path": path}, Manifest)
+    except ValueError as e:
         raise DataError(f"{file}: damaged ({e}); {remedy}") from None
+    for shard in made.shards:
+        if "/" in shard.file or not foreign.is_plain_name(shard.file):
+            raise DataError(
+                f"{file}: damaged ({foreign.line(shard.file)!r} is no file in its folder); {remedy}"
+            )
+    return made
 
 
 def check(manifest: Manifest) -> None:

@@ -41,7 +41,8 @@ WORKING_FILES = re.compile(
     rf"({PLAN}\.json|part-\d+\.json|(train|val)-\d+\.json|part-\d+-\d+-(train|val)\.arrow){_ENDING}"
 )
 OWN_FILES = re.compile(
-    rf"({layout.MANIFEST}|{layout.ENCODING}|{layout.LENGTHS}|(train|val)-\d+\.parquet){_ENDING}"
+    rf"({layout.MANIFEST}|{layout.SOURCES}|{layout.ENCODING}|{layout.LENGTHS}"
+    rf"|(train|val)-\d+\.parquet){_ENDING}"
     rf"|{WORK}/({WORKING_FILES.pattern})"
 )
 

@@ -2,14 +2,16 @@
 TensorBoard."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from manta import config as configs
-from manta import layout, ownership, plot, storage
-from manta.errors import MantaError
+from manta import foreign, layout, ownership, plot, storage
+from manta.config import Natural
+from manta.errors import DataError, MantaError
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import Results, Scores
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -93,7 +95,34 @@ def is_there(c: EvaluateConfig, path: str, unit: str) -> bool:
     file = layout.scores_file(*layout.split_checkpoint(path), label_of(c, unit))
     if not storage.exists(file):
         return False
-    found: bool = storage.read_json(file).get("asked") == asked(c)
+    return _read(file).asked == asked(c)
+
+
+@dataclasses.dataclass
+class _File:
+    """A file of scores, as `write` writes it."""
+
+    suite: str
+    checkpoint: str
+    results: dict[str, dict[str, int | float | None]]
+    step: Natural = 0
+    tokens: Natural | None = None
+    limit: Natural | None = None
+    dtype: str = "fp32"
+    asked: Any = None
+    seconds: float | None = None
+
+
+def _read(file: str) -> _File:
+    """Raises DataError if the file is damaged, or has a metric without a value."""
+    found = foreign.read_json(file, _File, DataError)
+    for task, metrics in found.results.items():
+        for metric, value in metrics.items():
+            if value is None and not metric.endswith("_stderr"):
+                raise DataError(
+                    f"{file}: results.{foreign.line(task)}.{foreign.line(metric)}=null: should be "
+                    "a number; delete the file to evaluate again"
+                )
     return found
 
 
@@ -107,10 +136,9 @@ def all_of(run: str, step: str = "") -> list[dict[str, Any]]:
             continue
         label = name.removesuffix(layout.SCORES)
         with contextlib.suppress(MantaError):  # one unreadable file does not stop a report
-            scores = storage.read_json(layout.scores_file(run, folder, label))
-            if isinstance(scores, dict) and isinstance(scores.get("results"), dict):
-                found.append({**scores, "label": label})
-    return sorted(found, key=lambda scores: (scores.get("step") or 0, scores["label"]))
+            scores = _read(layout.scores_file(run, folder, label))
+            found.append({**dataclasses.asdict(scores), "label": label})
+    return sorted(found, key=lambda scores: (scores["step"], scores["label"]))
 
 
 def draw(run: str) -> str | None:

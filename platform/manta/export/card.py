@@ -97,7 +97,7 @@ def _scores(run: str, step: str) -> list[str]:
     for scores in report.all_of(run, step):
         for task, metric, value, error in report.figures(scores["results"]):
             shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
-            samples = scores["results"][task]["samples"]
+            samples = scores["results"][task].get("samples", "-")
             rows.append(f"| {_shown(task)} | {metric} | {shown} | {samples} |")
     if not rows:
         return ["Not evaluated yet."]

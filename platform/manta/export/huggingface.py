@@ -3,20 +3,22 @@
 transformers is an extra: `pip install 'manta[export]'`.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from manta.errors import CheckpointError, ConfigError
+from manta import foreign
+from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import weights
 from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
 from manta.text import tokenizer_json
 from manta.text.tokenizer import END_OF_TEXT, Tokenizer
+from manta.train.checkpoints import tensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -111,47 +113,62 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Tokenizer 
     tokenizer.json. Only safetensors and JSON are read; no code from the folder runs.
 
     Raises:
-        CheckpointError: files are missing, or Manta does not have such a model.
+        CheckpointError: files are missing or damaged, or Manta does not have such a model.
+        DataError: Manta cannot use its tokenizer.json.
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"path={folder}: no config.json there; give the folder of a transformers model "
             "(with config.json, model.safetensors, tokenizer.json)"
         )
-    c = weights.from_config(_read_json(folder / "config.json"), f"{folder}/config.json")
-    state = weights.to_ours(c, _tensors(folder), str(folder))
+    where = f"{folder}/config.json"
+    c = weights.from_config(foreign.read_json(where, dict[str, Any], CheckpointError), where)
+    state = weights.to_ours(c, _tensors(folder, c), str(folder))
     file = folder / "tokenizer.json"
-    found = tokenizer_json.from_json(file.read_bytes(), str(file)) if file.is_file() else None
-    return c, state, found
+    if not file.is_file():
+        return c, state, None
+    return c, state, tokenizer_json.from_json(foreign.read_bytes(str(file), DataError), str(file))
 
 
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    files = [folder / WEIGHTS]
+@dataclasses.dataclass
+class _Index:
+    """The file that says in which file each weight is."""
+
+    weight_map: dict[str, str]
+
+
+def _tensors(folder: Path, c: ModelConfig) -> dict[str, torch.Tensor]:
+    """The weights in the folder, by transformers' names, of a type and size that `c` can have."""
+    names = [WEIGHTS]
     if (folder / INDEX).is_file():
-        names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
-        files = [folder / Path(name).name for name in sorted(names)]
-    tensors = {}
-    for file in files:
-        if not file.is_file():
+        index = foreign.read_json(f"{folder}/{INDEX}", _Index, CheckpointError)
+        names = sorted(set(index.weight_map.values()))
+    entries: dict[str, tensors.Entry] = {}
+    for name in names:
+        if "/" in name or not foreign.is_plain_name(name):
             raise CheckpointError(
-                f"{file}: no such file; Manta reads weights as safetensors only (a pickle, "
-                "pytorch_model.bin, can run code; convert it with transformers)"
+                f"{folder}/{INDEX}: {foreign.line(name)!r} is no file in this folder; get it again"
             )
-        try:
-            tensors.update(load_file(file))
-        except SafetensorError as e:
-            raise CheckpointError(f"{file}: not whole safetensors ({e}); get it again") from None
-    return tensors
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-        return found
-    except ValueError as e:
-        raise CheckpointError(f"{file}: not a JSON object ({e}); get it again") from None
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder / name}: no such file; Manta reads weights as safetensors only (a "
+                "pickle, pytorch_model.bin, can run code; convert it with transformers)"
+            )
+        found = weights.without_buffers(tensors.header(f"{folder}/{name}"))
+        tensors.check_are_weights(found, f"{folder}/{name}")
+        if twice := sorted(entries.keys() & found.keys()):
+            raise CheckpointError(
+                f"{folder / name}: {foreign.line(twice[0])} is in another file too; get the model "
+                "again"
+            )
+        entries |= found
+    tensors.check_sizes(c, {name: entry.shape for name, entry in entries.items()}, str(folder))
+    state: dict[str, torch.Tensor] = {}
+    for name in names:
+        found_weights = weights.without_buffers(tensors.load(folder / name))
+        tensors.check_finite(found_weights, f"{folder}/{name}")
+        state |= found_weights
+    return state
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from manta.config import from_dict
-from manta.errors import CheckpointError
+from manta.errors import CheckpointError, ConfigError
+from manta.model import cost
 from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
+from manta.train.checkpoints import tensors
 
 MAGIC = 20240326
 HEADER = 256  # int32 each
@@ -75,7 +77,8 @@ def read(file: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The model of a file, and its weights by our names, fp32.
 
     Raises:
-        CheckpointError: the file is missing, cut short, or not a checkpoint of llm.c.
+        CheckpointError: the file is missing, cut short, or not a checkpoint of llm.c, or it has
+            values that are NaN or infinite.
     """
     if not file.is_file():
         raise CheckpointError(f"path={file}: no such file; give a .bin that llm.c wrote")
@@ -87,17 +90,24 @@ def read(file: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
                 f"{file}: not an llm.c model (magic {magic}, version {version}; expected "
                 f"{MAGIC}, and 3 or 5)"
             )
-        c = from_dict(
-            ModelConfig,
-            {
-                "family": "gpt2",
-                "vocab_size": vocab,
-                "context_length": length,
-                "n_layer": layers,
-                "n_head": heads,
-                "n_embd": channels,
-            },
-        )
+        sizes = {
+            "vocab_size": vocab,
+            "context_length": length,
+            "n_layer": layers,
+            "n_head": heads,
+            "n_embd": channels,
+        }
+        try:
+            c = from_dict(ModelConfig, {"family": "gpt2", **sizes})
+        except ConfigError as e:
+            why = " ".join(str(e).split())
+            raise CheckpointError(f"{file}: {why}; get the file again") from None
+        if padded < vocab:
+            raise CheckpointError(
+                f"{file}: its vocabulary of {vocab} tokens has {padded} rows with padding; get the "
+                "file again"
+            )
+        _check_size(file, c, padded, DTYPES[version].itemsize)
         with torch.device("meta"):
             shapes = {name: weight.shape for name, weight in GPT(c).state_dict().items()}
         state = {}
@@ -108,11 +118,25 @@ def read(file: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             raw = bytearray(_take(data, count * dtype.itemsize, file))
             state[name] = torch.frombuffer(raw, dtype=dtype).float().view(shape)
         state["embedding.weight"] = state["embedding.weight"][:vocab].clone()
-        if data.read(1):
-            raise CheckpointError(
-                f"{file}: data continues after the last weight; get the file again"
-            )
+    tensors.check_finite(state, str(file))
     return c, state
+
+
+def _check_size(file: Path, c: ModelConfig, padded: int, itemsize: int) -> None:
+    """Checks that the file has as many bytes as the model in its header, before it is built.
+
+    Raises:
+        CheckpointError: it is cut short, or data continues after the last weight.
+    """
+    rows = padded - c.padded_vocab_size  # llm.c's own padding may differ from ours
+    elements = sum(weight.total for weight in cost.weights(c)) + rows * c.n_embd
+    expected, found = 4 * HEADER + itemsize * elements, file.stat().st_size
+    if found != expected:
+        what = "cut short" if found < expected else "data continues after the last weight"
+        raise CheckpointError(
+            f"{file}: {what} ({found:,} bytes; the model in its header has {expected:,}); get the "
+            "file again"
+        )
 
 
 def _take(data: BinaryIO, count: int, file: Path) -> bytes:

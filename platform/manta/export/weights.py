@@ -7,12 +7,13 @@ Qwen3ForCausalLM with QK-norm. This file does not import transformers.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from manta.config import from_dict
+from manta import foreign
+from manta.config import Count, from_dict
 from manta.errors import CheckpointError, ConfigError
 from manta.model.shape import ModelConfig
 
@@ -23,6 +24,27 @@ ARCHITECTURES = {
 }
 # Constants that some files keep next to the weights.
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
+# Keys that other models have, and values with which they change nothing.
+INERT: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None,),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "attention_chunk_size": (None,),
+    "partial_rotary_factor": (1, None),
+    "logits_scaling": (1, None),
+    "logit_scale": (1, None),
+    "embedding_multiplier": (1, None),
+    "residual_multiplier": (1, None),
+    "attention_multiplier": (None,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "clip_qkv": (None,),
+    "num_experts": (0, None),
+    "num_local_experts": (0, None),
+}
+MOST_NAMED = 40  # weights that a message names
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,30 +137,42 @@ def to_ours(c: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[s
     """The reverse of `to_theirs`: a state for `GPT.load_state_dict`, fp32.
 
     Raises:
-        CheckpointError: tensors are missing, surplus or of another shape; the message names all.
+        CheckpointError: tensors are missing, surplus or of another shape; the message names them.
     """
-    given = {_full(name): t for name, t in tensors.items() if not BUFFERS.search(name)}
+    given = {_full(name): t for name, t in without_buffers(tensors).items()}
     if c.tie_embeddings:
         given.pop("lm_head.weight", None)
     wanted = rows(c)
     names = {name for row in wanted for name in row.theirs}
     problems = [f"{name} is missing" for name in sorted(names - given.keys())]
-    problems += [f"{name} is surplus" for name in sorted(given.keys() - names)]
+    problems += [f"{foreign.line(n)} is surplus" for n in sorted(given.keys() - names)]
     found = {}
     shapes = _shapes(c)
     for row in wanted:
         if any(name not in given for name in row.theirs):
             continue
         parts = [given[name].float() for name in row.theirs]
-        weight = torch.cat([part.T if row.is_transposed else part for part in parts])
-        if weight.shape != shapes[row.ours]:
-            problems.append(
-                f"{' + '.join(row.theirs)} is {tuple(weight.shape)}, not {tuple(shapes[row.ours])}"
-            )
+        is_matrix = len(shapes[row.ours]) == 2
+        weight = None
+        if all(part.ndim == 2 for part in parts) == is_matrix:
+            parts = [part.T if row.is_transposed and is_matrix else part for part in parts]
+            if len({part.shape[1:] for part in parts}) == 1:
+                weight = torch.cat(parts)
+        if weight is None or weight.shape != shapes[row.ours]:
+            are = " + ".join(str(tuple(part.shape)) for part in parts)
+            problems.append(f"{' + '.join(row.theirs)} is {are}, not {tuple(shapes[row.ours])}")
+            continue
         found[row.ours] = weight.contiguous()
     if problems:
-        raise CheckpointError(f"{where}: not the weights of its config: {'; '.join(problems)}")
+        more = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
+        named = "; ".join([*problems[:MOST_NAMED], *more])
+        raise CheckpointError(f"{where}: not the weights of its config: {named}")
     return found
+
+
+def without_buffers(tensors: Mapping[str, T]) -> dict[str, T]:
+    """The tensors that are weights, without constants that are next to them."""
+    return {name: tensor for name, tensor in tensors.items() if not BUFFERS.search(name)}
 
 
 def _full(name: str) -> str:
@@ -195,24 +229,50 @@ def to_config(c: ModelConfig, eot: int) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass
+class _Theirs:
+    """The keys of their config.json with which `from_config` computes."""
+
+    model_type: str
+    hidden_size: Count = 4096
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    max_position_embeddings: Count = 2048
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+
+
 def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
     """The model that a config.json of transformers describes.
 
     Raises:
         CheckpointError: Manta has no such model; the message names the fields that differ.
     """
-    kind = theirs.get("model_type")
+    try:
+        made = foreign.check(dict(theirs), _Theirs)
+    except ValueError as e:
+        raise CheckpointError(f"{where}: {e}; restore the file") from None
+    kind = made.model_type
     if kind not in ARCHITECTURES:
         raise CheckpointError(
-            f"{where}: model_type={kind} is not one that Manta has: {', '.join(ARCHITECTURES)}"
+            f"{where}: model_type={foreign.line(kind)} is not one that Manta has: "
+            f"{', '.join(ARCHITECTURES)}"
         )
     get = theirs.get
     problems = []
 
     def must(key: str, *values: Any) -> None:
         if key in theirs and theirs[key] not in values:
-            problems.append(f"{key}={theirs[key]!r} (Manta has {values[0]!r})")
+            shown = foreign.line(repr(theirs[key]))
+            problems.append(f"{key}={shown} (Manta has {values[0]!r})")
 
+    for key, values in INERT.items():
+        must(key, *values)
+    if set(made.layer_types or ()) - {"full_attention"}:
+        must("layer_types", ["full_attention"] * len(made.layer_types or ()))
     tree: dict[str, Any] = {"vocab_size": get("vocab_size", 50257 if kind == "gpt2" else None)}
     if kind == "gpt2":
         must("activation_function", "gelu_new", "gelu_pytorch_tanh")
@@ -230,23 +290,22 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
             "tie_embeddings": get("tie_word_embeddings", True),
         }
     else:
-        rope = get("rope_parameters") or {}
-        scaling = get("rope_scaling") or rope
-        if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-            problems.append(f"rope_scaling={scaling!r} (Manta has none)")
+        problems += _rope_problems(made)
         must("hidden_act", "silu")
-        must("attention_bias", False)
-        must("mlp_bias", False)
-        must("use_sliding_window", False)
-        heads = get("num_attention_heads", 32)
-        must("head_dim", get("hidden_size", 4096) // heads, None)
+        heads = made.num_attention_heads
+        must("head_dim", made.hidden_size // heads, None)
+        window = made.sliding_window
+        cuts = window is not None and window < made.max_position_embeddings
+        if cuts and get("use_sliding_window") is not False:
+            must("sliding_window", None)
+        rope = made.rope_parameters or {}
         tree |= {
             "family": "modern",
-            "context_length": get("max_position_embeddings", 2048),
+            "context_length": made.max_position_embeddings,
             "n_layer": get("num_hidden_layers", 32),
             "n_head": heads,
-            "n_embd": get("hidden_size", 4096),
-            "n_kv_head": get("num_key_value_heads") or heads,
+            "n_embd": made.hidden_size,
+            "n_kv_head": made.num_key_value_heads or heads,
             "mlp_hidden": get("intermediate_size"),
             "norm_eps": get("rms_norm_eps", 1e-6),
             "rope_theta": rope.get("rope_theta", get("rope_theta", 10000.0)),
@@ -258,4 +317,18 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
     try:
         return from_dict(ModelConfig, tree)
     except ConfigError as e:
-        raise CheckpointError(f"{where}: {' '.join(str(e).split())}") from None
+        why = foreign.line(" ".join(str(e).split()))
+        raise CheckpointError(f"{where}: {why}") from None
+
+
+def _rope_problems(made: _Theirs) -> list[str]:
+    """What Manta does not have of their RoPE: it has one, unscaled, for all layers and channels."""
+    found = []
+    for key in ("rope_parameters", "rope_scaling"):
+        given = getattr(made, key) or {}
+        kind = given.get("rope_type", given.get("type", "default"))
+        per_layer = any(isinstance(value, dict) for value in given.values())
+        if kind != "default" or per_layer or given.get("partial_rotary_factor", 1) not in (1, None):
+            shown = foreign.line(repr(given))
+            found.append(f"{key}={shown} (Manta has rope_type='default' for all layers)")
+    return found

@@ -6,6 +6,7 @@ format, saved with every dataset and every checkpoint.
 
 import base64
 import codecs
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,8 +19,9 @@ import tiktoken
 from tiktoken.load import read_file_cached
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from manta import storage
-from manta.errors import DataError
+from manta import foreign
+from manta.config import Natural
+from manta.errors import DataError, MantaError
 
 FORMAT = "manta-bpe-1"
 END_OF_TEXT = "<|endoftext|>"
@@ -39,6 +41,14 @@ TRAINED_WORD = 1000
 TRAINED_TEXT = 1 << 17
 _LONG_WORD = re.compile(rf"(?<!\S)\S{{{TRAINED_WORD + 1},}}|(?<!\s)\s{{{TRAINED_WORD + 1},}}")
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
+
+
+# Letters, digits, marks, spaces and line ends of several scripts, and each ASCII character next to
+# letters, digits, spaces and itself. A pattern that loses one of them loses text; one that takes
+# very long does so here.
+PROBE = "Don't say 12 times: naïve Ωmega a\u0304 — 日本語!\r\n\n\t  x "
+PROBE += "a" * 60 + " " * 60 + "!" * 60
+PROBE += "".join(f"a{chr(i)}b {chr(i)} 1{chr(i)}2{chr(i)}{chr(i)}\n" for i in range(128))
 
 
 class Tokenizer:
@@ -164,23 +174,70 @@ class Tokenizer:
         return hashlib.sha256(self.serialized).hexdigest()
 
 
-def load(path: str) -> Tokenizer:
-    """The tokenizer saved at `path`. Raises DataError when it is missing or damaged."""
-    data = storage.read_bytes(path)
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The content of an encoding.json: `Tokenizer.serialized`."""
+
+    format: str
+    name: str
+    pattern: str
+    eot: Natural
+    tokens: list[str]
+
+
+def load(path: str, error: type[MantaError] = DataError) -> Tokenizer:
+    """The tokenizer saved at `path`. Raises `error` when it is missing or damaged."""
+    data = foreign.read_bytes(path, error)
     try:
         return from_bytes(data)
-    except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f"{path}: not a tokenizer of Manta's ({e!r}); restore the file") from None
+    except ValueError as e:
+        raise error(f"{path}: not a tokenizer of Manta's ({e}); restore the file") from None
 
 
 @functools.lru_cache(maxsize=4)  # each task of a worker asks again
 def from_bytes(data: bytes) -> Tokenizer:
-    """Makes a tokenizer from `Tokenizer.serialized`."""
-    content = json.loads(data)
-    if content["format"] != FORMAT:
-        raise ValueError(content["format"])
-    ranks = {base64.b64decode(token): rank for rank, token in enumerate(content["tokens"])}
-    return Tokenizer(content["name"], content["pattern"], ranks, content["eot"])
+    """Makes a tokenizer from `Tokenizer.serialized`. Raises ValueError if it is none."""
+    content = foreign.parse(data, _File)
+    if content.format != FORMAT:
+        raise ValueError(f"format={foreign.line(content.format)}: should be {FORMAT}")
+    ranks: dict[bytes, int] = {}
+    for rank, text in enumerate(content.tokens):
+        try:
+            token = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise ValueError(f"tokens.{rank}={foreign.line(text)}: not base64") from None
+        if token in ranks:
+            raise ValueError(f"tokens.{rank}={text}: the same as token {ranks[token]}")
+        ranks[token] = rank
+    return checked(content.name, content.pattern, ranks, content.eot)
+
+
+def checked(name: str, pattern: str, ranks: dict[bytes, int], eot: int) -> Tokenizer:
+    """A tokenizer from values that somebody else may have written.
+
+    Raises:
+        ValueError: there is no such tokenizer, or it cannot encode every text and decode it again.
+    """
+    if b"" in ranks:
+        raise ValueError(f"token {ranks[b'']} is empty")
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ValueError(f"no token for byte {missing[0]} (and {len(missing) - 1} other bytes)")
+    if eot != len(ranks):
+        what = "also the id of a token" if eot < len(ranks) else "beyond the ids of the tokens"
+        raise ValueError(f"eot={eot}: {what}; it should be {len(ranks)}, the next id")
+    said = f"pattern={foreign.line(repr(pattern))}"
+    try:
+        made = Tokenizer(name, pattern, ranks, eot)
+        back = made.decode(made.encode(PROBE))
+    except BaseException as e:
+        # tiktoken is written in Rust, whose panics are not of the class Exception.
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{said}: tiktoken refuses it ({foreign.line(str(e))})") from None
+    if back != PROBE:
+        raise ValueError(f"{said}: it loses parts of a text")
+    return made
 
 
 def named(name: str, file: str | None = None) -> Tokenizer:

@@ -23,7 +23,7 @@ from manta.train.step.schedule import Extension, lr_at, warmup_steps
 def is_finished(c: PretrainConfig, path: str) -> bool:
     """Whether the run whose newest checkpoint is at `path` has nothing left to do."""
     state = checkpoint.load_state(path)
-    if state.data["tokens_per_batch"] != c.tokens_per_batch:
+    if state.data.get("tokens_per_batch") != c.tokens_per_batch:
         return False  # the steps had another size: `check_resumable` refuses that
     return state.step >= c.total_steps or (state.stopped_early and c.eval.patience is not None)
 

@@ -2,6 +2,8 @@
 
 Its files, in reading order:
 
+    contents        what a checkpoint says about itself: its state and its manifest
+    tensors         files of tensors, and whether they are the weights of a model
     fragments       the optimizer's state as pieces of weights, for any number of workers
     checkpoint      a checkpoint on disk: whole or absent
     host_memory     memory of the CPU for copies of tensors, locked where a GPU copies

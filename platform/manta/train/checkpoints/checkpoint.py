@@ -17,21 +17,22 @@ from typing import Any, Literal
 
 import torch
 from pyarrow import fs as pafs
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from manta import config as configs
-from manta import layout, ownership, storage
+from manta import foreign, layout, ownership, storage
 from manta.config import Count, PositiveFloat, config
-from manta.errors import CheckpointError, DataError
+from manta.errors import CheckpointError, ConfigError
 from manta.job import hint
 from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
-from manta.train.checkpoints import fragments
+from manta.train.checkpoints import fragments, tensors
+from manta.train.checkpoints.contents import TrainState, files_of, load_state
 from manta.train.step.engine import Engine
-from manta.train.step.schedule import Extension
 
-STEP_NAME = re.compile(re.escape(layout.STEP) + r"\d{8,}")
+__all__ = ["CheckpointConfig", "TrainState", "load_state"]
+
 OWN_FILES = re.compile(
     rf"({layout.MANIFEST}|{layout.WEIGHTS}|{layout.MODEL_CONFIG}|{layout.STATE}|{layout.ENCODING}"
     rf"|{layout.OPTIMIZER_INDEX}|{layout.OPTIMIZER}/rank-\d+\.safetensors)"
@@ -76,63 +77,30 @@ class CheckpointConfig:
         return None if self.every_minutes is None else 60 * self.every_minutes
 
 
-@dataclasses.dataclass
-class TrainState:
-    """What a run needs, with weights and optimizer state, to resume as if it had never stopped.
-
-    The position in the data is `step`: global batch k has the same tokens wherever it is read.
-    Randomness in a step is drawn from (seed, step, rank), so it has no state to save.
-    """
-
-    step: int = 0
-    val_loss: float | None = None
-    """The val loss at this step; null: it was not measured."""
-    val_sample: dict[str, int] = dataclasses.field(default_factory=dict)
-    """The number of val targets that are measured, by identity of the val split; empty: an earlier
-    version measured the split's beginning. Val losses of different samples are not compared."""
-    best_val_loss: float | None = None
-    evals_since_best: int = 0
-    total_steps: int = 0
-    """The length that the run was planned to have; 0: an earlier version did not keep it."""
-    lr: float | None = None
-    """The learning rate of the last step (of the blocks' matrices, as in the log)."""
-    extension: Extension | None = None
-    """Where the run got its length, if its rate went on there (schedule.extend=continue)."""
-    train_seconds: float = 0.0
-    stopped_early: bool = False
-    dtype: str = ""
-    optimizer: str = ""
-    compiled: bool | None = None
-    micro_batch: int = 0
-    """Sequences that a worker computes at once. The first start's choice is kept, so that a resumed
-    run computes just like one that never stopped."""
-    spikes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """The state of the detector of loss spikes (`Detector.state`)."""
-    world_size: int = 1
-    zero_stage: int = 0
-    data: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Everything that decides the order of the data: it must be the same when the run resumes."""
-    datasets: list[str] = dataclasses.field(default_factory=list)
-    """The folders of the datasets at the time of the save."""
-
-
-def load_state(path: str) -> TrainState:
-    content = storage.read_json(storage.join(path, layout.STATE))
-    try:
-        if content.get("extension"):
-            content["extension"] = Extension(**content["extension"])
-        return TrainState(**content)
-    except TypeError as e:
-        raise CheckpointError(f"{path}: saved by another version of Manta ({e})") from None
-
-
 def load_model_config(path: str) -> ModelConfig:
-    content = storage.read_json(storage.join(path, layout.MODEL_CONFIG))
-    return configs.from_dict(ModelConfig, content)
+    file = storage.join(path, layout.MODEL_CONFIG)
+    content = foreign.read_json(file, dict[str, Any], CheckpointError)
+    try:
+        return configs.from_dict(ModelConfig, content)
+    except ConfigError as e:
+        why = foreign.line(" ".join(str(e).split()))
+        raise CheckpointError(f"{file}: {why}; restore the file") from None
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    return tokenizers.load(storage.join(path, layout.ENCODING))
+    """The checkpoint's tokenizer. Raises CheckpointError if its file is missing or damaged, or has
+    more ids than the model."""
+    made, c = _tokenizer(path), load_model_config(path)
+    if made.vocab_size > (c.vocab_size or 0):
+        raise CheckpointError(
+            f"{path}: {layout.ENCODING} has {made.vocab_size} ids, the model in "
+            f"{layout.MODEL_CONFIG} only {c.vocab_size}; restore the files"
+        )
+    return made
+
+
+def _tokenizer(path: str) -> Tokenizer:
+    return tokenizers.load(storage.join(path, layout.ENCODING), CheckpointError)
 
 
 def load_model(path: str, device: torch.device | None = None) -> GPT:
@@ -143,7 +111,9 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
             not finite numbers.
     """
     verify(path, only=layout.WEIGHTS)
-    model = GPT(load_model_config(path))
+    c = load_model_config(path)
+    _check_fit(path, c)
+    model = GPT(c)
     load_weights(path, model)
     _check_finite(path, model)
     return model.to(device or torch.device("cpu")).eval()
@@ -224,23 +194,18 @@ def load_weights(path: str, model: GPT) -> None:
     Raises:
         CheckpointError: the weights belong to another model.
     """
+    _check_fit(path, model.config)
     with local(path, [layout.WEIGHTS]) as folder:
-        weights = load_file(folder / layout.WEIGHTS)
-    # A tied head is saved once, as the embedding.
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = {"head.weight"} if model.config.tie_embeddings else set()
-    if unexpected or set(missing) - tied:
-        names = ", ".join([*unexpected, *(set(missing) - tied)][:3])
-        raise CheckpointError(
-            f"{path}: {layout.WEIGHTS} is not for the model in {layout.MODEL_CONFIG} ({names} ...)"
-        )
+        weights = tensors.load(folder / layout.WEIGHTS)
+    tensors.check_finite(weights, storage.join(path, layout.WEIGHTS))
+    model.load_state_dict(weights, strict=False)  # a tied head is saved once, as the embedding
 
 
 def load_optimizer(path: str, engine: Engine) -> None:
     """Loads the optimizer's state into an engine of the same model and optimizer, on any number of
     workers at any ZeRO stage. Each worker reads its own part. Learning rates and weight decays stay
     as the config says."""
-    index = storage.read_json(storage.join(path, layout.OPTIMIZER_INDEX))
+    index = fragments.read_index(path)
     names = [f"{layout.OPTIMIZER}/{file}" for file in sorted(fragments.files_for(engine, index))]
     with local(path, names) as folder:
         fragments.load_state(engine, index, folder / layout.OPTIMIZER)
@@ -270,11 +235,12 @@ def unfinished(run: str) -> list[str]:
 
 def _steps(run: str) -> list[str]:
     folder = layout.checkpoints_folder(run)
-    return [
+    found = [
         storage.join(folder, item.base_name)
         for item in storage.list_files(folder, recursive=False)
-        if item.type == pafs.FileType.Directory and STEP_NAME.fullmatch(item.base_name)
+        if item.type == pafs.FileType.Directory and layout.is_step(item.base_name)
     ]
+    return sorted(found, key=layout.step_of)
 
 
 def latest(run: str, *, say: Callable[[str], None], set_aside: bool = False) -> str | None:
@@ -363,16 +329,33 @@ def verify(path: str, only: str | None = None) -> None:
     Raises:
         CheckpointError: a file is missing or differs; the message names it.
     """
-    for name, entry in _files(path).items():
+    for name, entry in files_of(path).items():
         if only is None or name == only:
             file = storage.join(path, name)
-            storage.check_file(file, entry["size"], entry["sha256"], CheckpointError)
+            storage.check_file(file, entry.size, entry.sha256, CheckpointError)
             if name.endswith(".safetensors"):
-                _check_safetensors(file, entry["size"])
-    if only is None and path.rpartition("/")[2].startswith(layout.STEP):
-        step = load_state(path).step
-        if step != layout.step_of(path):
-            raise CheckpointError(f"{path}: holds step {step}, not the step in its name")
+                tensors.header(file)
+    if only is None:
+        _check_contents(path)
+
+
+def _check_contents(path: str) -> None:
+    """Checks that the files describe one checkpoint, whatever their checksums say."""
+    step = load_state(path).step
+    if layout.is_step(path.rpartition("/")[2]) and step != layout.step_of(path):
+        raise CheckpointError(f"{path}: holds step {step}, not the step in its name")
+    _tokenizer(path)
+    _check_fit(path, load_model_config(path))
+    if layout.OPTIMIZER_INDEX in files_of(path):
+        fragments.check_index(path)
+
+
+def _check_fit(path: str, c: ModelConfig) -> None:
+    """Raises CheckpointError unless the weights are those of the model of config `c`."""
+    file = storage.join(path, layout.WEIGHTS)
+    found = tensors.header(file)
+    tensors.check_are_weights(found, file)
+    tensors.check_fit(c, {name: entry.shape for name, entry in found.items()}, file)
 
 
 def prune(run: str, c: CheckpointConfig) -> list[str]:
@@ -409,23 +392,3 @@ def delete(path: str) -> None:
     if storage.exists(storage.join(path, layout.MANIFEST)):
         storage.delete_file(storage.join(path, layout.MANIFEST))
     ownership.clear(path, OWN_FILES)
-
-
-def _check_safetensors(path: str, size: int) -> None:
-    """Checks a file's header: eight bytes with the header's length, then that much JSON."""
-    fs, inside = storage.filesystem(path)
-    with fs.open_input_stream(inside, compression=None) as f:
-        length = int.from_bytes(f.read(8), "little")
-        try:
-            if not 2 <= length <= size - 8:
-                raise ValueError
-            json.loads(f.read(length))
-        except ValueError:
-            raise CheckpointError(f"{path}: not safetensors data, despite its name") from None
-
-
-def _files(path: str) -> dict[str, dict[str, Any]]:
-    try:
-        return storage.read_json(storage.join(path, layout.MANIFEST))["files"]
-    except (DataError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{path}: not a whole checkpoint ({e})") from None

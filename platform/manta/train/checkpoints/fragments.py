@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from manta import foreign, layout, storage
+from manta.config import Natural
 from manta.errors import CheckpointError
+from manta.train.checkpoints import tensors
 from manta.train.step.engine import Engine, Fragment, to_cpu
 
 STEP = "step"  # the only state that is a number and not a tensor of values: AdamW counts its steps
@@ -78,6 +81,58 @@ def index_of(shares: list[dict[str, Any]]) -> dict[str, Any]:
     return index
 
 
+@dataclasses.dataclass
+class _Entry:
+    """What the index says of one weight; see `index_of`."""
+
+    step: float | None
+    parts: dict[str, list[tuple[Natural, Natural, str]]]
+
+
+def read_index(path: str) -> dict[str, Any]:
+    """The index of the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or names a file that is not a rank's.
+    """
+    file = storage.join(path, layout.OPTIMIZER_INDEX)
+    found = foreign.read_json(file, dict[str, _Entry], CheckpointError)
+    index = {name: {"step": entry.step, "parts": entry.parts} for name, entry in found.items()}
+    for name in files_in(index):
+        if "/" in name or not foreign.is_plain_name(name):
+            raise CheckpointError(f"{file}: {foreign.line(name)!r} is no file of a rank")
+    return index
+
+
+def check_index(path: str) -> None:
+    """Checks that the files of the checkpoint's ranks have each part that its index names.
+
+    Raises:
+        CheckpointError: a file or a part is missing, twice there, or has another size.
+    """
+    index = read_index(path)
+    folder = storage.join(path, layout.OPTIMIZER)
+    headers = {file: tensors.header(storage.join(folder, file)) for file in files_in(index)}
+    for name, entry in index.items():
+        for key, parts in entry["parts"].items():
+            what = f"{foreign.line(name)}'s {foreign.line(key)}"
+            end = 0
+            for start, size, file in sorted(parts):
+                found = headers[file].get(f"{name}:{key}")
+                if start != end or found is None or found.shape != (size,):
+                    raise CheckpointError(
+                        f"{storage.join(folder, file)}: does not have the values {start} to "
+                        f"{start + size} of {what}, of which the files before it have {end}: the "
+                        "checkpoint is damaged"
+                    )
+                end += size
+            if not parts:
+                raise CheckpointError(
+                    f"{path}: {layout.OPTIMIZER_INDEX} has no part of {what}: the checkpoint is "
+                    "damaged"
+                )
+
+
 def files_for(engine: Engine, index: dict[str, Any]) -> set[str]:
     """The files that contain this rank's fragments."""
     return {
@@ -128,7 +183,7 @@ def load_state(engine: Engine, index: dict[str, Any], folder: Path) -> None:
 
 def whole_state(index: dict[str, Any], folder: Path) -> dict[str, Tensor]:
     """The whole state of each weight, flat, by "WEIGHT:KEY", whichever ranks saved it."""
-    loaded = {file: load_file(folder / file) for file in files_in(index)}
+    loaded = {file: tensors.load(folder / file) for file in files_in(index)}
     return {
         f"{name}:{key}": torch.cat([loaded[file][f"{name}:{key}"] for _, _, file in sorted(parts)])
         for name, entry in index.items()

@@ -5,14 +5,13 @@ import time
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 
 from manta import config as configs
 from manta import layout, ownership, storage
 from manta.config import config
 from manta.errors import CheckpointError, ConfigError
 from manta.storage import HomeConfig
-from manta.train.checkpoints import checkpoint, fragments
+from manta.train.checkpoints import checkpoint, fragments, tensors
 from manta.train.checkpoints.checkpoint import CheckpointConfig
 
 
@@ -141,11 +140,11 @@ def compare(a: str, b: str) -> list[str]:
 
 def _weights(path: str) -> dict[str, torch.Tensor]:
     with checkpoint.local(path, [layout.WEIGHTS]) as folder:
-        return load_file(folder / layout.WEIGHTS)
+        return tensors.load(folder / layout.WEIGHTS)
 
 
 def _optimizer(path: str) -> dict[str, torch.Tensor]:
-    index = storage.read_json(storage.join(path, layout.OPTIMIZER_INDEX))
+    index = fragments.read_index(path)
     names = [f"{layout.OPTIMIZER}/{file}" for file in fragments.files_in(index)]
     with checkpoint.local(path, names) as folder:
         return fragments.whole_state(index, folder / layout.OPTIMIZER)
