@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import manta
 from manta.errors import ClusterError
 
@@ -161,6 +159,8 @@ def _addresses_of_own_raylets() -> set[str]:
 
 def _raylets() -> Iterator[tuple[int, list[str]]]:
     """The user and the command line of each raylet on this machine: every node of Ray has one."""
+    import psutil  # here, as only a process that looks for a Ray needs it
+
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = process.cmdline()

@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
-
 from manta import cluster
 from manta.cluster import AUTH_HINT, LOCAL_OBJECT_STORE_BYTES, is_refusal, protect_token
 from manta.errors import ClusterError, MantaError
@@ -116,6 +114,8 @@ def _is_taken(port: int) -> bool:
 
 def _is_ours(port: int) -> bool:
     """Whether a process of this user's that belongs to Ray listens on this port."""
+    import psutil  # here, as in cluster.py
+
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.uids().real != os.getuid() or "ray" not in " ".join(process.cmdline()):

@@ -75,7 +75,7 @@ def test_the_job_shows_totals_lengths_and_samples(
     manifest = manifests.load(str(prepared / "data" / NAME))
     arguments = [f"home={prepared}", f"dataset={NAME}", "verify=true"]
     load_job("inspect").main(load(InspectConfig, arguments))
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert f"dataset  {manifest.path}\n" in out
     assert f"source   {manifest.recipe['source']['location']}\n" in out
     assert f"tokens   uint16, {manifest.tokenizer}, {manifest.vocab_size} ids, end-of-text" in out
@@ -88,7 +88,7 @@ def test_the_job_shows_totals_lengths_and_samples(
     assert "files    2 shards, " in out
     assert out.count("\nsample ") == 3
     assert "whole    every shard's size, footer, row count, dtype and sha256 match the man" in out
-    assert f"data.mix={{{NAME}: 1}}" in out
+    assert f"data.mix={{{NAME}: 1}}" in err
 
 
 def test_the_histogram_counts_the_documents(prepared: Path) -> None:

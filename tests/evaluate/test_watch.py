@@ -89,7 +89,7 @@ def test_runs_are_compared_with_what_is_noise(
 ) -> None:
     keys = [f"home={prepared}", "runs=[beside,watched]", "price_per_hour=2"]
     load_job("compare").main(load(CompareConfig, keys))
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     header = out.splitlines()[0].split()
     assert header == ["beside", "watched"]
     rows = {line[:30].strip().split("  ")[0] for line in out.splitlines()}
@@ -99,7 +99,7 @@ def test_runs_are_compared_with_what_is_noise(
     assert "within noise" in out and "more than noise" not in out
     assert "GPT-2 1558M" in out and "nanochat" in out
     picture = prepared / "runs" / "compare.png"
-    assert f"drawn in {picture}" in out and picture.read_bytes().startswith(b"\x89PNG")
+    assert f"drawn in {picture}" in err and picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="it already exists"):
         load_job("compare").main(load(CompareConfig, [*keys, f"out={picture}"]))
     with pytest.raises(CheckpointError, match=r"no checkpoint there; .*watched"):

@@ -115,26 +115,7 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
     _check_fit(path, c)
     model = GPT(c)
     load_weights(path, model)
-    _check_finite(path, model)
     return model.to(device or torch.device("cpu")).eval()
-
-
-def _check_finite(path: str, model: GPT) -> None:
-    """Raises CheckpointError if a weight is NaN or infinite. What such a model says is not a
-    result: its logits are NaN."""
-    wrong = {}
-    for name, weight in model.named_parameters():
-        count = weight.numel() - int(weight.isfinite().sum())
-        if count:
-            wrong[name] = count
-    if wrong:
-        name = next(iter(wrong))
-        raise CheckpointError(
-            f"{path}/{layout.WEIGHTS}: {sum(wrong.values()):,} weights are NaN or infinite, the "
-            f"first in {name} ({len(wrong)} of {len(list(model.parameters()))} tensors have some): "
-            "its training has perhaps diverged; choose an earlier checkpoint (python "
-            "jobs/checkpoints.py run=RUN lists them)"
-        )
 
 
 def write_model(

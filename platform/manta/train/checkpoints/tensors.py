@@ -107,7 +107,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{where}: {foreign.line(name)} has values that are NaN or infinite: no model "
-                "computes with them; get the weights again, or an earlier checkpoint"
+                "computes with them; get the weights again, or an earlier checkpoint (python "
+                "jobs/checkpoints.py run=RUN lists them)"
             )
 
 
