@@ -40,7 +40,7 @@ quickstart: $(INSTALLED)  ## Train and evaluate a small GPT on this machine, in 
 	ray job submit -- python jobs/evaluate.py checkpoint=quickstart
 	@echo
 	@echo "Your model is trained and evaluated. Next:"
-	@echo "  source $(VENV)/bin/activate; export RAY_AUTH_MODE=token"
+	@echo "  source $(VENV)/bin/activate; export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265"
 	@echo "  python jobs/generate.py prompt='def main('     complete a prompt with it"
 	@echo "  python jobs/pretrain.py name=mine data.source=FILE_OR_FOLDER     your own text"
 	@echo "  python jobs/sweep.py                           find a better learning rate"
