@@ -95,7 +95,7 @@ def spoilt(model: GPT, index: int, value: float) -> str:
     index=st.integers(0, 10**6),
     value=st.sampled_from([float("nan"), float("inf"), -float("inf")]),
 )
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=6)
 def test_one_weight_that_is_not_finite_is_named(
     tokenizer: Tokenizer,
     tmp_path_factory: pytest.TempPathFactory,
