@@ -42,7 +42,7 @@ def ran(home: Path, job: str, *keys: str) -> tuple[int, str, str]:
 def test_generate_prints_the_texts_and_nothing_else(
     tokenizer: Tokenizer, tmp_path: Path, more: int
 ) -> None:
-    """Also with a model that has more ids than its tokenizer, and likes these best."""
+    """A model may have more ids than its tokenizer, and like these best."""
     model = model_of(MODELS["llama, grouped"], tokenizer.vocab_size + more)
     with torch.no_grad():
         model.head.weight[tokenizer.vocab_size : tokenizer.vocab_size + more] *= 20

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, which are passed over, and that a line says so."""
+"""The files of a folder that are read, those passed over, and the line that says so."""
 
 import os
 import socket

@@ -289,7 +289,7 @@ def _draw(items: Iterator[Any], waiting: queue.Queue[Any], is_closed: threading.
 
 
 def val_sequences(total: int, tokens: int, seq_len: int) -> np.ndarray:
-    """Which of a val split's sequences are measured: as many as hold `tokens` targets, spread over
+    """The sequences of a val split that are measured: as many as hold `tokens` targets, spread over
     the whole split at equal distances; all if it has fewer.
 
     The split, `total` tokens, is cut into sequences of `seq_len` targets. Only the last one may be

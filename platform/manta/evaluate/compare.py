@@ -57,7 +57,7 @@ class Entry:
     data: tuple[str, ...] = ()
     """The datasets on whose val splits the run was measured."""
     sample: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Which sample of these splits it was (`TrainState.val_sample`)."""
+    """The sample of these splits that was measured (`TrainState.val_sample`)."""
     sources: tuple[str, ...] = ()
     """Publications that the figures come from."""
 

@@ -30,7 +30,7 @@ class Scored:
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     tokens: tuple[int, ...]
-    """At least one."""
+    """The ids of the prompt, at least one."""
     max_tokens: int
     stops: tuple[str, ...]
     """Strings before which the completion ends; none is empty."""

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, and which are passed over."""
+"""The files of a folder that are read, and those that are passed over."""
 
 import fnmatch
 import os

@@ -1,4 +1,4 @@
-"""Which encoding of Unicode a file is in: UTF-8, or one that its byte-order mark names."""
+"""The encoding of Unicode that a file is in: UTF-8, or one that its byte-order mark names."""
 
 import codecs
 import io

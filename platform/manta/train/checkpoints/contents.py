@@ -34,7 +34,7 @@ class TrainState:
     lr: float | None = None
     """The learning rate of the last step (of the blocks' matrices, as in the log)."""
     extension: Extension | None = None
-    """Where the run got its length, if its rate went on there (schedule.extend=continue)."""
+    """The point at which the run got its length, if schedule.extend=continue applied there."""
     train_seconds: float = 0.0
     stopped_early: bool = False
     dtype: str = ""

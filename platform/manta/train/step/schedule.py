@@ -38,7 +38,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """Where a run got another length while its rate went on from where it was."""
+    """The point at which a run got another length while its rate went on from where it was."""
 
     step: int
     """The steps that the run had taken."""
