@@ -1,4 +1,4 @@
-"""What a dataset was made from, kept beside its shards, and whether that has changed since.
+"""What a dataset was made from, kept next to its shards, and whether that has changed since.
 
 The record is a file of its own, not a part of the manifest: a corpus can have a million files, and
 every worker reads the manifest.

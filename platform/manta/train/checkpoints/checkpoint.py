@@ -114,7 +114,7 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
     c = load_model_config(path)
     _check_fit(path, c)
     model = GPT(c)
-    load_weights(path, model)
+    _read_weights(path, model)
     return model.to(device or torch.device("cpu")).eval()
 
 
@@ -173,9 +173,14 @@ def load_weights(path: str, model: GPT) -> None:
     """Loads the checkpoint's weights into a model of its config, without verifying the checkpoint.
 
     Raises:
-        CheckpointError: the weights belong to another model.
+        CheckpointError: the weights belong to another model, or are not finite numbers.
     """
     _check_fit(path, model.config)
+    _read_weights(path, model)
+
+
+def _read_weights(path: str, model: GPT) -> None:
+    """Reads weights that are known to fit the model."""
     with local(path, [layout.WEIGHTS]) as folder:
         weights = tensors.load(folder / layout.WEIGHTS)
     tensors.check_finite(weights, storage.join(path, layout.WEIGHTS))
