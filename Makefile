@@ -35,7 +35,7 @@ $(DEVELOPING): $(INSTALLED)
 	touch $@
 
 quickstart: $(INSTALLED)  ## Train and evaluate a small GPT on this machine, in minutes
-	@$(BIN)/python -m manta.head up
+	@$(BIN)/python -m manta.cluster up
 	ray job submit -- python jobs/pretrain.py
 	ray job submit -- python jobs/evaluate.py checkpoint=quickstart
 	@echo

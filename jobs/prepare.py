@@ -16,14 +16,14 @@ from pathlib import Path
 # package `evaluate`, which lm-eval imports.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta import cluster
+from manta.cluster import connection
 from manta.data import mixture, prepare
 from manta.job import run_job
 from manta.train.settings import PretrainConfig
 
 
 def main(config: PretrainConfig) -> None:
-    cluster.connect()
+    connection.connect()
     before = None if config.data.mix else prepare.find(config.data, config.home_folder)
     for manifest in mixture.open_datasets(config.data, config.home_folder, print):
         print(prepare.summary(manifest))

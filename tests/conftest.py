@@ -42,10 +42,10 @@ def ray_session() -> Iterator[None]:
     the machine may have: they are only counted, and runs of two workers must fit on any machine."""
     import ray
 
-    from manta import cluster
+    from manta.cluster import connection
 
     os.environ["HF_TOKEN"] = SECRET  # the workers inherit it
-    cluster.connect(own=True, num_cpus=4)
+    connection.connect(own=True, num_cpus=4)
     yield
     ray.shutdown()
 

@@ -120,7 +120,7 @@ def _exit(code: int) -> NoReturn:
     if "pytest" in sys.modules:
         sys.exit(code)
     if sys.modules.get("ray"):  # (None if an import of it was blocked)
-        from manta import cluster
+        from manta.cluster import connection
 
-        cluster.disconnect()
+        connection.disconnect()
     os._exit(code)

@@ -27,7 +27,7 @@ ROOMS = {
     "pydantic": ["config", "foreign"],
     "yaml": ["arguments"],
     "tqdm": ["progress"],
-    "psutil": ["bench", "cluster", "head", "train/build"],
+    "psutil": ["bench", "cluster", "train/build"],
     "datasets": ["text/sources", "evaluate/suites"],
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],
@@ -42,7 +42,7 @@ ROOMS = {
     "ray.train": ["train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
     "ray": [
-        "cluster", "head", "failures", "messages", "data", "train/patience", "train/records/gauges",
+        "cluster", "failures", "messages", "data", "train/patience", "train/records/gauges",
         "train/supervise", "train/worker", "sweep", "evaluate/farm",
     ],
 }  # fmt: skip

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manta import cluster, layout
+from manta import layout
 from manta.bench.settings import BenchConfig
+from manta.cluster import connection
 from manta.config import from_dict, name_of_dataset, name_of_run
 from manta.data.recipe import PrepareConfig
 from manta.errors import ConfigError
@@ -86,6 +87,6 @@ def test_the_best_trial_of_a_sweep_has_a_name_too() -> None:
 @given(st.text(st.sampled_from("aé東🐟./-_"), min_size=1, max_size=800))
 def test_ray_takes_every_name(name: str) -> None:
     """Ray cannot encode other letters than ASCII's, neither in its records nor in its metrics."""
-    plain = cluster.plain_name(name)
+    plain = connection.plain_name(name)
     assert plain.isascii() and "/" not in plain and len(plain) <= 100
     gauges(name)({"step": 1, "loss": 2.0})

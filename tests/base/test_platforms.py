@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from helpers.common import ROOT
-from manta import cluster, lock, storage
+from manta import lock, storage
 from manta.bench import memory, stages
+from manta.cluster import capacity
 from manta.errors import ClusterError, DataError
 from manta.train.step import device
 
@@ -78,8 +79,8 @@ import os, sys
 calls = []
 os.register_at_fork = lambda **hooks: calls.extend(hook.__module__ for hook in hooks.values())
 sys.platform = "{}"
-import manta.cluster
-print(calls.count("manta.cluster"))
+import manta.cluster.connection
+print(calls.count("manta.cluster.connection"))
 """
     assert (run(code.format("darwin")), run(code.format("linux"))) == ("0", "1")
 
@@ -89,7 +90,7 @@ def test_a_macs_gpu_which_ray_counts_is_refused_with_a_remedy(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(ClusterError, match=r"CUDA, which a Mac's lacks.*gpus_per_worker=0"):
-        cluster.require(1, cpus=1.0, gpus=1, wait_seconds=0.0)
+        capacity.require(1, cpus=1.0, gpus=1, wait_seconds=0.0)
 
 
 def test_without_affinities_all_cpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,14 +132,14 @@ def test_workers_that_share_a_gpu_each_see_one_card() -> None:
 
 SHARED = """
 import json, os, ray
-from manta import cluster
+from manta.cluster import capacity, connection
 from manta.errors import ClusterError, MantaError
 from manta.evaluate import farm
 
-cluster.connect(own=True, num_cpus=6, num_gpus=2)
-fit = {f"{gpus:g}": cluster.capacity(1.0, gpus) for gpus in (0, 0.25, 0.4, 0.7, 1)}
+connection.connect(own=True, num_cpus=6, num_gpus=2)
+fit = {f"{gpus:g}": capacity.workers_that_fit(1.0, gpus) for gpus in (0, 0.25, 0.4, 0.7, 1)}
 try:
-    cluster.require(5, 1.0, 0.4, 0)
+    capacity.require(5, 1.0, 0.4, 0)
 except ClusterError as e:
     refused = str(e)
 farm.Evaluator.seen = lambda self: os.environ["CUDA_VISIBLE_DEVICES"]

@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> int:
     import ray
     from ray.cluster_utils import Cluster
 
-    from manta import cluster, config
+    from manta import config
+    from manta.cluster import connection
     from manta.train.pretrain import pretrain
     from manta.train.settings import PretrainConfig
 
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [made.add_node(num_cpus=1) for _ in range(1 if event == "come" else 2)]
     os.environ["RAY_ADDRESS"] = made.address
-    cluster.connect()
+    connection.connect()
 
     begun = threading.Event()
 

@@ -1,5 +1,5 @@
-"""`python -m manta.head up` and what joins it, in a network and a list of processes of their own,
-with a second address that stands for the network of an office.
+"""`python -m manta.cluster up` and what joins it, in a network and a list of processes of their
+own, with a second address that stands for the network of an office.
 """
 
 import json
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from helpers.common import ROOT
-from manta import cluster
+from manta.cluster import connection
 
 ALONE = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
 NETWORK = """
@@ -43,11 +43,11 @@ print(json.dumps(sorted(set(found))))
 JOIN = """
 import os
 import ray
-from manta import cluster
-cluster.connect()
+from manta.cluster import connection
+connection.connect()
 def mask():
     return os.umask(0)
-print(cluster.address(), oct(ray.get(ray.remote(mask).remote())))
+print(connection.address(), oct(ray.get(ray.remote(mask).remote())))
 """
 
 
@@ -81,7 +81,7 @@ def run(folder: Path, script: str) -> list[str]:
 
 @alone
 def test_nothing_of_the_head_listens_on_the_network_and_jobs_run_on_it(short: Path) -> None:
-    up = f"{sys.executable} -m manta.head up"
+    up = f"{sys.executable} -m manta.cluster up"
     lines = run(
         short,
         f"{up}\n{up}\npython join.py\n"
@@ -114,7 +114,7 @@ def test_a_port_that_is_not_ours_gets_no_token(short: Path) -> None:
     lines = run(
         short,
         "python taken.py & sleep 3\n"
-        f"{sys.executable} -m manta.head up 2>&1 || echo code $?\n"
+        f"{sys.executable} -m manta.cluster up 2>&1 || echo code $?\n"
         "cat asked 2>/dev/null || echo nothing",
     )
     assert "port 8265" in lines[0] and "RAY_ADDRESS=local" in lines[0]
@@ -137,15 +137,15 @@ def test_only_a_ray_whose_file_and_process_are_ours_is_found(
     tmp_path: Path, raylet: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert cluster.own_address() is None  # a process without the file: the Ray of one job alone
+    assert connection.own_address() is None  # a process without the file: the Ray of one job alone
     file = tmp_path / "ray" / "ray_current_cluster"
     file.parent.mkdir()
     file.write_text("127.0.0.9:6379\n")
-    assert cluster.own_address() == "127.0.0.9:6379"
+    assert connection.own_address() == "127.0.0.9:6379"
     file.write_text("127.0.0.9:6380\n")
-    assert cluster.own_address() is None  # a file without the process: it has ended
+    assert connection.own_address() is None  # a file without the process: it has ended
     file.write_text("127.0.0.9:6379\n")
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
-    assert cluster.own_address() is None  # neither is this user's
-    assert cluster.others_run_ray()
+    assert connection.own_address() is None  # neither is this user's
+    assert connection.others_run_ray()

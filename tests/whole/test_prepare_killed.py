@@ -33,10 +33,10 @@ CORPUS_BYTES, FILES = 20 << 20, 40
 # driver reads these sizes.
 JOB = """
 import runpy, sys
-from manta import cluster
+from manta.cluster import connection
 from manta.data import prepare
 from manta.text import sources
-cluster.connect(own=True, num_cpus=2)
+connection.connect(own=True, num_cpus=2)
 sources.PART_BYTES, prepare.LEAST_SHARD_TOKENS = 1 << 20, 1 << 18
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

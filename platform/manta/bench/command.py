@@ -30,11 +30,11 @@ def bench(c: BenchConfig) -> dict[str, Any]:
     if c.json is not None:
         _refuse_another_file(c.json)
     if c.what in ON_RAY:
-        from manta import cluster
+        from manta.cluster import capacity, connection
 
-        cluster.connect()
+        connection.connect()
         workers = c.most_workers if c.what == "overhead" else 1
-        cluster.require(workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+        capacity.require(workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     name, function = BENCHES[c.what]
     module = importlib.import_module(f"manta.bench.{name}")
     result = {"what": c.what, **getattr(module, function)(c), "config": configs.to_dict(c)}

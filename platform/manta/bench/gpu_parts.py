@@ -239,8 +239,8 @@ def generation(c: BenchConfig, _before: Found) -> Found:
 
 def platform(c: BenchConfig, _before: Found) -> Found:
     """The platform (Ray Train, Ray Data, DeepSpeed) against a bare loop in the same process."""
-    from manta import cluster
     from manta.bench.overhead import overhead
+    from manta.cluster import connection
 
     tiny = [*TINY, "dtype=fp32", "compile=none"]
     shape = tiny if c.size == "tiny" else ["model.preset=gpt2-124m", "compile=blocks"]
@@ -252,7 +252,7 @@ def platform(c: BenchConfig, _before: Found) -> Found:
             f"gpus_per_worker={c.gpus_per_worker}", "rounds=4", "steps_per_round=5",
         ],
     )  # fmt: skip
-    cluster.connect(own=True)
+    connection.connect(own=True)
     found = overhead(mine)
     found["shown"] = f"{found['ratio']:.1%} of a bare loop's {found['bare_tokens_per_second']:,.0f}"
     if found["ratio"] < 0.98 and c.size == "full":
@@ -273,7 +273,7 @@ def _corpus(c: BenchConfig) -> list[str]:
 
 def pretraining(c: BenchConfig, _before: Found) -> Found:
     """A whole run through Ray; on a GPU, it runs out of memory once and then continues."""
-    from manta import cluster
+    from manta.cluster import connection
     from manta.train.pretrain import pretrain
     from manta.train.settings import PretrainConfig
 
@@ -297,7 +297,7 @@ def pretraining(c: BenchConfig, _before: Found) -> Found:
         print(line, flush=True)
         lines.append(line)
 
-    cluster.connect(own=True)
+    connection.connect(own=True)
     done = pretrain(mine, say)
     halved = [line for line in lines if line.startswith("out of memory")]
     found: Found = {"lines": lines, "steps": done.state.step, "micro_batch": done.state.micro_batch}

@@ -9,8 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from manta import cluster, ownership, storage
+from manta import ownership, storage
 from manta.bench.settings import BenchConfig
+from manta.cluster import capacity
 from manta.data import prepare
 from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig
 from manta.data.shuffle import WORK
@@ -29,7 +30,7 @@ def tokenize(c: BenchConfig) -> dict[str, Any]:
 def measure(c: BenchConfig, folder: str) -> dict[str, Any]:
     texts, size = write_corpus(c, storage.join(folder, "corpus"))
     made = _tokenizer(c, texts)
-    cores = cluster.capacity(1.0, 0.0)
+    cores = capacity.workers_that_fit(1.0, 0.0)
     data = dataclasses.replace(
         PrepareConfig(), source=storage.join(folder, "corpus"), document_bytes=0
     )

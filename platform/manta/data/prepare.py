@@ -16,7 +16,8 @@ from typing import Any
 
 import ray.data
 
-from manta import cluster, layout, ownership, plot, storage
+from manta import layout, ownership, plot, storage
+from manta.cluster import capacity
 from manta.data import decontaminate, origin, shuffle
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, Shard
@@ -308,7 +309,7 @@ def _over_ray(task: Scatter | Gather, indexes: list[int]) -> Iterable[dict[str, 
     items = [{"index": index} for index in indexes]
     # Ray Data leaves a CPU idle for a tenth of a second between two tasks, so there are few tasks,
     # of several indexes each.
-    tasks = min(len(items), TASKS_PER_CPU * cluster.capacity(1.0, 0.0))
+    tasks = min(len(items), TASKS_PER_CPU * capacity.workers_that_fit(1.0, 0.0))
     dataset = ray.data.from_items(items, override_num_blocks=tasks)
     return dataset.map_batches(task, batch_size=1, num_cpus=1).iter_rows()
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from manta import cluster
 from manta import config as configs
+from manta.cluster import connection
 from manta.evaluate.settings import EvaluateConfig
 from manta.train.settings import PretrainConfig
 
@@ -24,7 +24,7 @@ def beside(training: PretrainConfig) -> Iterator[Callable[[], None]]:
         return
     arguments = _arguments(training)
     command = [sys.executable, str(JOB), *arguments]
-    process = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address()})
+    process = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": connection.address()})
 
     def wait() -> None:
         if process.poll() is None:

@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from manta import cluster, layout
+from manta import layout
+from manta.cluster import capacity, connection
 from manta.evaluate import farm, report, suites
 from manta.evaluate.adapter import MantaLM
 from manta.evaluate.documents import Documents
@@ -56,8 +57,8 @@ def units(c: EvaluateConfig) -> Iterator[str]:
 
 def workers(c: EvaluateConfig) -> AbstractContextManager[Farm]:
     """Workers on the cluster that this joins or starts. Raises ClusterError if they do not fit."""
-    cluster.connect()
-    cluster.require(c.num_workers, c.cpus, c.gpus, 0)
+    connection.connect()
+    capacity.require(c.num_workers, c.cpus, c.gpus, 0)
     return farm.workers(c.num_workers, c.cpus, c.gpus, c.threads, c.dtype)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from ray import tune
 
-from manta import cluster, failures, layout, storage
 from manta import config as configs
+from manta import failures, layout, storage
+from manta.cluster import capacity, connection
 from manta.config import Count, PositiveFloat, RunName, config, name_of_run
 from manta.data import mixture
 from manta.errors import ClusterError
@@ -116,14 +117,14 @@ def sweep(c: SweepConfig) -> Ranking:
         MantaError: before any trial starts, if the first one could not start.
     """
     c = dataclasses.replace(c, home=c.home_folder)
-    cluster.connect()
-    cluster.require(c.most_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    connection.connect()
+    capacity.require(c.most_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     datasets = mixture.open_datasets(c.data, c.home_folder, say)
     trials = c.trials()
     for trial in trials:
         check_enough_data(trial, datasets)
     at_once = c.sweep.max_concurrent or max(
-        1, cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
+        1, capacity.workers_that_fit(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
     )
     print(
         f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True
@@ -148,7 +149,7 @@ def sweep(c: SweepConfig) -> Ranking:
             else None,
         ),
         run_config=tune.RunConfig(
-            name=f"{cluster.plain_name(c.name)}-{os.getpid()}",
+            name=f"{connection.plain_name(c.name)}-{os.getpid()}",
             storage_path=records,
             storage_filesystem=records_filesystem,
             verbose=0,

@@ -9,7 +9,8 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from manta import cluster, failures, layout
+from manta import failures, layout
+from manta.cluster import capacity
 from manta.errors import MantaError
 from manta.train.checkpoints import checkpoint
 from manta.train.faults.signals import Moving
@@ -81,7 +82,9 @@ class Restarts(UserCallback):
         c = self._patience.c
         ledger.begin(c.run_folder, time.time())
         error = failures.failure_of(worker_exceptions)
-        has_room = cluster.capacity(c.cpus_per_worker, c.gpus_per_worker) >= c.fewest_workers
+        has_room = (
+            capacity.workers_that_fit(c.cpus_per_worker, c.gpus_per_worker) >= c.fewest_workers
+        )
         if isinstance(error, Moving) and has_room:
             newest = checkpoint.find(c.run_folder)[-1]
             if not is_finished(c, newest):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from manta import cluster, layout, ownership, storage
+from manta import layout, ownership, storage
+from manta.cluster import capacity, connection
 from manta.data import mixture
 from manta.errors import ConfigError
 from manta.lock import lock
@@ -70,8 +71,8 @@ def pretrain(
     started = time.time()
     # The workers' environment and files may differ from ours.
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
-    cluster.connect()
-    cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    connection.connect()
+    capacity.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
     ownership.refuse_links(c.run_folder, layout.RUN_NAMES)
     path = checkpoint.latest(c.run_folder, say=print)  # once only: this checks every file's sha256
     if path is not None and c.resume == "never":

@@ -13,8 +13,9 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
-from manta import cluster, failures, layout, messages, storage
 from manta import config as configs
+from manta import failures, layout, messages, storage
+from manta.cluster import capacity, connection
 from manta.data.manifest import Manifest
 from manta.errors import TrainingError
 from manta.model.memory import costs
@@ -100,7 +101,7 @@ class Supervisor:
     def _wait_for_room(self) -> None:
         """Waits up to `wait_seconds` for a new node, as one may have left. Raises ClusterError."""
         c = self.c
-        cluster.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+        capacity.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
 
     def _take_less_memory(self, size: int, why: str) -> None:
         """Makes micro batches smaller. This does not count as a failure (`max_failures`), as there
@@ -197,7 +198,7 @@ def fit(
             ),
             run_config=ray.train.RunConfig(
                 # For Ray Train's own records; the run's are in its folder and do not need these.
-                name=f"{cluster.plain_name(c.name)}-{os.getpid()}-{time.time_ns()}",
+                name=f"{connection.plain_name(c.name)}-{os.getpid()}-{time.time_ns()}",
                 storage_path=records,
                 storage_filesystem=records_filesystem,
                 failure_config=ray.train.FailureConfig(

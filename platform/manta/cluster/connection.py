@@ -1,26 +1,20 @@
-"""The connection to Ray: starts or joins a cluster, sends it this code, asks what it has."""
+"""The connection to Ray: starts or joins a cluster, and sends it this code."""
 
 import contextlib
 import ipaddress
 import logging
 import os
 import re
-import stat
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import manta
+from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
 from manta.errors import ClusterError
 
-AUTH_HINT = (
-    "Ray's cluster asks for a token: run `export RAY_AUTH_MODE=token` in this shell (and copy the "
-    "cluster's ~/.ray/auth_token here when it runs on another machine), then try again"
-)
-TOKEN_FILE = Path("~/.ray/auth_token")
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
 
 
@@ -110,7 +104,7 @@ def _join(address: str, common: dict[str, Any]) -> None:
         raise ClusterError(
             f"the Ray at {address} refuses the connection or does not answer ({reason}). If "
             "it asks for a token, run `export RAY_AUTH_MODE=token`; if it is gone, run `ray stop` "
-            "and unset RAY_ADDRESS, or start one with `python -m manta.head up`"
+            "and unset RAY_ADDRESS, or start one with `python -m manta.cluster up`"
         ) from None
     except Exception as e:
         if is_refusal(e):
@@ -189,84 +183,6 @@ def disconnect() -> None:
         sys.modules["ray"].shutdown()
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether an error from Ray means that our token is missing or wrong."""
-    text = f"{type(error).__name__} {error}".lower()
-    return any(word in text for word in ("unauthorized", "unauthenticated", "auth_token", "401"))
-
-
 def plain_name(name: str) -> str:
     """A name as Ray takes one for its own records: short, and of ASCII's letters alone."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", name)[:100]
-
-
-def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:
-    """Checks that the cluster has room for these workers, each with `cpus` CPUs and `gpus` GPUs.
-
-    The check is immediate. With `wait_seconds`, it asks an autoscaling cluster for the workers and
-    waits up to that long for it to grow.
-
-    Raises:
-        ClusterError: the cluster does not have the room.
-    """
-    if gpus and sys.platform == "darwin":  # Ray counts a Mac's GPU as a GPU
-        raise ClusterError(
-            "Manta computes on GPUs through CUDA, which a Mac's lacks: set gpus_per_worker=0 "
-            "(jobs/evaluate.py: gpus=0)"
-        )
-    import ray
-    from ray.autoscaler.sdk import request_resources
-
-    bundle = _bundle(cpus, gpus)
-    deadline = time.monotonic() + wait_seconds
-    if wait_seconds and capacity(cpus, gpus) < num_workers:
-        request_resources(bundles=[bundle] * num_workers)
-    while (fits := capacity(cpus, gpus)) < num_workers:
-        if time.monotonic() >= deadline:
-            has = ray.cluster_resources()
-            each = " and ".join(f"{n:g} {name}" for name, n in bundle.items())
-            raise ClusterError(
-                f"num_workers={num_workers} workers of {each} each do not fit: the cluster has "
-                f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, room for {fits}. "
-                f"Set num_workers={max(fits, 1)}, or add nodes"
-                + ("" if wait_seconds else " (an autoscaling cluster: set wait_seconds=600)")
-            )
-        time.sleep(1.0)
-
-
-def capacity(cpus: float, gpus: float) -> int:
-    """How many workers of `cpus` CPUs and `gpus` GPUs fit on the nodes. A worker is on one node; a
-    worker's share of a GPU is on one GPU."""
-    import ray
-
-    bundle = _bundle(cpus, gpus)
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(min(_times(name, n, node) for name, n in bundle.items()) for node in alive)
-
-
-def protect_token() -> None:
-    """Makes the file of Ray's token readable by its owner alone: Ray can write it with mode 0644.
-
-    Raises:
-        ClusterError: others can read the file, and its mode cannot be changed.
-    """
-    file = TOKEN_FILE.expanduser()
-    if not file.is_file() or not stat.S_IMODE(file.stat().st_mode) & 0o077:
-        return
-    try:
-        file.chmod(0o600)
-    except OSError:
-        raise ClusterError(
-            f"others can read {file}, the token that lets them run code as you; run "
-            f"`chmod 600 {file}`"
-        ) from None
-
-
-def _times(name: str, each: float, node: dict[str, float]) -> int:
-    """How many times `each` of a resource fits on a node; a share of a GPU cannot span two GPUs."""
-    has = node.get(name, 0)
-    return int(has) * int(1 / each) if name == "GPU" and each < 1 else int(has / each)
-
-
-def _bundle(cpus: float, gpus: float) -> dict[str, float]:
-    return {name: float(n) for name, n in (("CPU", cpus), ("GPU", gpus)) if n}

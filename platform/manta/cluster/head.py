@@ -1,6 +1,6 @@
 """Ray's head node on this machine, for those who have no cluster yet.
 
-`python -m manta.head up` starts it if none runs (token auth, loopback only) and checks that its
+`python -m manta.cluster up` starts it if none runs (token auth, loopback only) and checks that its
 job server accepts our token.
 """
 
@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from manta import cluster
-from manta.cluster import AUTH_HINT, LOCAL_OBJECT_STORE_BYTES, is_refusal, protect_token
-from manta.errors import ClusterError, MantaError
-from manta.terminal import keep_private, visible_line
+from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
+from manta.cluster.connection import LOCAL_OBJECT_STORE_BYTES, others_run_ray, stay_on_loopback
+from manta.errors import ClusterError
+from manta.terminal import keep_private
 
 DASHBOARD = "http://127.0.0.1:8265"
 PORT = 6379
@@ -33,7 +33,7 @@ def up() -> None:
         ClusterError: Ray does not start, or refuses our token, or the job server's port is taken.
     """
     keep_private()  # also for the workers, which write datasets and runs
-    cluster.stay_on_loopback()
+    stay_on_loopback()
     server = os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD)
     port = urlsplit(server).port or 8265
     is_named = "RAY_API_SERVER_ADDRESS" in os.environ
@@ -87,9 +87,7 @@ def up() -> None:
             ". The Ray of another user runs on this machine, and both may not share a folder: run "
             "`export RAY_TMPDIR=~/.ray-tmp` and the command again, or `export RAY_ADDRESS=local`"
         )
-        raise ClusterError(
-            f"`ray start --head` failed: {said}{hint if cluster.others_run_ray() else ''}"
-        )
+        raise ClusterError(f"`ray start --head` failed: {said}{hint if others_run_ray() else ''}")
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -114,7 +112,7 @@ def _is_taken(port: int) -> bool:
 
 def _is_ours(port: int) -> bool:
     """Whether a process of this user's that belongs to Ray listens on this port."""
-    import psutil  # here, as in cluster.py
+    import psutil  # here, as in connection.py
 
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -145,13 +143,3 @@ def _check_job_server(server: str) -> None:
         if isinstance(e, ConnectionError):
             raise
         raise ConnectionError(str(e)) from e
-
-
-if __name__ == "__main__":
-    try:
-        if sys.argv[1:] != ["up"]:
-            raise ClusterError("usage: python -m manta.head up")
-        up()
-    except MantaError as e:
-        print(f"error: {visible_line(str(e))}", file=sys.stderr)
-        sys.exit(2)
