@@ -63,14 +63,16 @@ def find(location: str) -> Listing:
     Raises:
         DataError: nothing readable is there, or what is there is no file.
     """
-    is_glob = any(c in location for c in "*?[") and not storage.exists(storage.absolute(location))
+    is_glob = any(c in location for c in "*?[")
+    if is_glob:
+        is_glob = _info(storage.absolute(location), location).type == pafs.FileType.NotFound
     where = location
     while is_glob and any(c in where for c in "*?["):
         where = where.rpartition("/")[0]
     if is_glob and not where:
         where = "/" if location.startswith("/") else "."
     base = storage.absolute(where)
-    top = storage.info(base)
+    top = _info(base, location)
     if top.type == pafs.FileType.NotFound:
         raise DataError(f"data.source={location}: no such file or folder")
     if top.type == pafs.FileType.File:
@@ -110,6 +112,14 @@ def find(location: str) -> Listing:
             f"{', '.join(READABLE)}"
         )
     return Listing(location, tuple(sorted(files)), passed)
+
+
+def _info(path: str, location: str) -> pafs.FileInfo:
+    try:
+        return storage.info(path)
+    except OSError as e:  # such as a name of more than 255 bytes, or a folder that is closed to us
+        reason = os.strerror(e.errno) if e.errno else foreign.line(str(e))
+        raise DataError(f"data.source={location}: cannot be opened ({reason})") from None
 
 
 def _remote(base: str, prefix: str) -> Iterator[tuple[File, None]]:
