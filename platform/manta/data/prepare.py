@@ -6,7 +6,6 @@ commits the dataset.
 """
 
 import contextlib
-import dataclasses
 import fnmatch
 import itertools
 import json
@@ -59,7 +58,7 @@ def find(c: PrepareConfig, home: str) -> Manifest | None:
         return None
     manifest = manifests.load(path)
     wanted = c.recipe()
-    if manifest.recipe != wanted:
+    if manifest.recipe not in (wanted, c.strict_recipe()):
         was, now = first_difference(manifest.recipe, wanted)
         raise DataError(
             f"{path} was prepared with {was}, but the config says {now}; give another data.name, "
@@ -198,9 +197,7 @@ def _resume_or_clear(
     file = shuffle.record_path(path, PLAN)
     if storage.exists(file):
         found = storage.read_json(file)
-        # Where bad rows would have ended the preparation, nothing that is done had any.
-        stricter = dataclasses.replace(c, on_bad_rows="fail").recipe()
-        if found in (plan, {**plan, "recipe": stricter}):
+        if found in (plan, {**plan, "recipe": c.strict_recipe()}):
             if found != plan:
                 storage.write_json(file, plan)
             storage.remove_unfinished(path)

@@ -7,7 +7,7 @@ text.
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from manta import foreign
@@ -62,7 +62,7 @@ class BadRows:
             self.counts.setdefault(path, Counter())[row.kind] += count
 
 
-def total(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+def total(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
     """The sums of numbers of skipped rows by file and kind, for the files with most of them; those
     of all other files are under one name."""
     sums: dict[str, Counter[str]] = {}
