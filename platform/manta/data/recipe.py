@@ -47,7 +47,7 @@ class PrepareConfig:
     row is a line of JSONL, a row of Parquet, or a document of plain text."""
     max_document_bytes: DocumentBytes = sources.MOST_BYTES
     """Bytes in the largest document, and in the longest line of JSONL; a larger one is a bad row.
-    Preparation takes some ten times as much memory for it, in each task."""
+    Preparation takes 6 to 13 times as much memory for it, in each task."""
     document_bytes: Natural | None = None
     """Cut longer plain-text files at blank lines into documents of about this many bytes; 0: each
     file is one document; null: 16384, but 0 for source=python."""

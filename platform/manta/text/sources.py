@@ -33,7 +33,8 @@ MANY_PARTS = 512
 MOST_PART_BYTES = 64 << 20
 FOOTERS_AT_ONCE = 16  # reading one mostly waits for the storage
 HUB_SECONDS = 10  # how long the hub may take to name a revision
-# Preparation takes some ten times as much memory as its largest document has bytes.
+# Preparation takes 6 to 13 times as much memory as its largest document has bytes (measured on
+# JSONL of ASCII, without and with one emoji): this is up to 3.3 GiB for each task.
 MOST_BYTES = 256 << 20
 NOT_CORPUS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
