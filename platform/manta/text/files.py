@@ -65,13 +65,13 @@ def named_errors(path: str) -> Iterator[None]:
         raise DataError(
             f"{path}: no such file on this node; every node must see the corpus at the same path"
         ) from None
-    except UnicodeDecodeError as e:  # UTF-8 has a message of its own, with the place in the file
-        raise DataError(
-            f"{path}: not {e.encoding.upper()}, which its byte-order mark names ({e.reason}); "
-            "convert the file or set data.errors=replace"
-        ) from None
-    except (pa.ArrowException, OSError, EOFError) as e:
-        reason = foreign.line(str(e))
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as e:
+        if isinstance(e, UnicodeDecodeError) and e.encoding != unicode.UTF8:
+            raise DataError(
+                f"{path}: not {e.encoding.upper()}, which its byte-order mark names ({e.reason}); "
+                "convert the file or set data.errors=replace"
+            ) from None
+        reason = foreign.line(str(e))  # UTF-8 that is damaged is in the footer: rows have messages
         raise DataError(
             f"{path}: cannot be read ({reason}); restore the file or leave it out"
         ) from None

@@ -45,7 +45,7 @@ def batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of some columns and row groups (None: of all), in batches that take no more memory
     than one row does."""
-    kinds = [file.schema_arrow.field(i).type for i in range(len(file.schema_arrow))]
+    kinds = [field.type for field in file.schema_arrow if not columns or field.name in columns]
     return file.iter_batches(
         columns=columns,
         batch_size=DICTIONARY_ROWS if any(map(pa.types.is_dictionary, kinds)) else 1,
