@@ -119,9 +119,6 @@ COLUMNS = {
     "binary": BYTES,
     "large_binary": BYTES.cast(pa.large_binary()),
     "binary_view": BYTES.cast(pa.binary_view()),
-    "dictionary": pa.DictionaryArray.from_arrays(
-        pa.array([0, 1, None, 2]), INVALID.take([0, 1, 3])
-    ),
 }
 
 
@@ -141,13 +138,25 @@ def test_texts_are_read_from_columns_of_any_type_of_text(
     assert skipping(found) == (["ok", "b\ufffdd", "é"], {place: {"null": 1}})
 
 
-@pytest.mark.parametrize("kind", ["string_view", "json"])
-def test_texts_are_read_from_views_and_extensions(kind: str, tmp_path: Path) -> None:
-    made = {"string_view": pa.string_view(), "json": pa.json_()}[kind]
-    table = pa.table({"text": pa.array(['"a"', None, '"é"'], made)})
+@pytest.mark.parametrize(
+    "kind", [pa.string_view(), pa.json_(), pa.dictionary(pa.int8(), pa.utf8())]
+)
+def test_texts_are_read_from_views_extensions_and_dictionaries(
+    kind: pa.DataType, tmp_path: Path
+) -> None:
+    table = pa.table({"text": pa.array(['"a"', None, '"é"'], kind)})
     pq.write_table(table, tmp_path / "a.parquet")
     assert "a.parquet, row 2: 'text' is null" in refusal(tmp_path)
     assert read(tmp_path, on_bad_rows="skip") == ['"a"', '"é"']
+
+
+def test_a_dictionary_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    """The library refuses it as a whole, so no row of it can be replaced or skipped."""
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1]), INVALID.take(pa.array([0, 1])))
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    for options in ({}, {"errors": "replace", "on_bad_rows": "skip"}):
+        message = refusal(tmp_path, **options)
+        assert message.startswith(f"{tmp_path}/a.parquet: cannot be read (Invalid UTF8 payload);")
 
 
 @pytest.mark.parametrize("column", [[1, 2], [["a"], ["b"]], [{"a": "b"}, {"a": "c"}], [None, None]])
