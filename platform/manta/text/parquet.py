@@ -1,13 +1,13 @@
 """Documents in Parquet files, one row at a time.
 
 A value can be stored once and repeated in many rows, so a file of a few kB can hold many GB: only
-one row's text is in memory, with the page of the file that it is in.
+one row's text is in memory, with the page of the file that it is in (of at most 2 GiB, as Parquet
+says).
 """
 
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,6 @@ from manta.text.rows import BadRow, BadRows, Reading
 
 # In a column that is read as indices into a dictionary, many rows take the memory of one.
 DICTIONARY_ROWS = 256
-PAGE_HEADER_BYTES = 1 << 16  # a generous guess, as statistics may be in it
 
 
 @contextlib.contextmanager
@@ -54,18 +53,18 @@ def batches(
     )
 
 
-def row_groups(path: str, range_bytes: int) -> list[tuple[Piece, int]]:
-    """The pieces of a file, of about `range_bytes` each, with their numbers of bytes.
+def row_groups(path: str, size: int, range_bytes: int) -> list[tuple[Piece, int]]:
+    """The pieces of a file of `size` bytes, of about `range_bytes` each, with their numbers of
+    bytes. A row group counts by its share of the unpacked bytes.
 
     Raises:
         DataError: the file is damaged.
     """
     with files.named_errors(path), opened(path) as file:
+        # The library ends the process if it is asked for the sizes of columns in a damaged footer.
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        sizes = [
-            sum(group.column(i).total_compressed_size for i in range(group.num_columns))
-            for group in groups
-        ]
+        unpacked = [max(group.total_byte_size, 1) for group in groups]
+    sizes = [max(size * own // sum(unpacked), 1) for own in unpacked]
     starts = [0]
     held = 0
     for i, group_size in enumerate(sizes):
@@ -96,16 +95,12 @@ def texts(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
         columns = file.schema_arrow.names
         refuse_namesakes([c for c in columns if c == key], path)
         groups = range(piece.start, min(piece.stop, file.num_row_groups))
-        counts = [file.metadata.row_group(i).num_rows for i in groups]
+        counts = [max(file.metadata.row_group(i).num_rows, 0) for i in groups]
         problem = _problem_of_column(file.schema_arrow, reading)
         if problem is not None:
             if sum(counts) or not bad.skips:
                 bad.add(problem, path, lambda: path, sum(counts))
             return
-        for group in groups:
-            _refuse_large(
-                file.metadata.row_group(group), reading, f"{path}, row group {group}", bad
-            )
         row = sum(file.metadata.row_group(i).num_rows for i in range(piece.start))
         for batch in batches(file, [key], list(groups)):
             for value in batch.column(batch.schema.get_field_index(key)):
@@ -153,17 +148,3 @@ def text_of_scalar(value: pa.Scalar, reading: Reading) -> str:
     if data.size > reading.most_bytes:
         raise rows.too_large(f"a text of {data.size:,} bytes", reading)
     return rows.text_of_bytes(data.to_pybytes(), reading)
-
-
-def _refuse_large(group: Any, reading: Reading, where: str, bad: BadRows) -> None:
-    """Refuses a row group whose sizes show that one of its texts is too large, before that is read.
-
-    (Sizes that show nothing do not harm much: Parquet's pages have at most 2 GiB.)
-    """
-    columns = map(group.column, range(group.num_columns))
-    size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == reading.text_key)
-    mean = size // max(group.num_rows, 1) - PAGE_HEADER_BYTES
-    if mean > reading.most_bytes and not bad.skips:
-        bad.add(
-            rows.too_large(f"texts of {mean:,} bytes on average", reading), where, lambda: where
-        )

@@ -23,7 +23,7 @@ def cut(path: str, size: int, cut_bytes: int, range_bytes: int) -> list[tuple[Pi
     if size <= range_bytes:
         return [(Piece(path), size)]
     if kind(path) in PARQUET:
-        return parquet.row_groups(path, range_bytes)
+        return parquet.row_groups(path, size, range_bytes)
     is_cut = kind(path) in PLAIN_JSONL or (cut_bytes and kind(path) in TEXT)
     if is_cut and files.encoding(path) == unicode.UTF8:
         starts = range(0, size, range_bytes)
