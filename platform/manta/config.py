@@ -63,6 +63,8 @@ NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, allow
 Fraction = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)]
 OpenFraction = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)]
+# With errors=replace, each byte can become three, and shards count the bytes of a text in 32 bits.
+DocumentBytes = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=1 << 30)]
 # 256 bytes and the end-of-text token are the least that can spell every text.
 VocabSize = Annotated[int, BeforeValidator(_no_bool), Field(ge=257, le=1 << 20)]
 

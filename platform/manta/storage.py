@@ -65,8 +65,12 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a path, and the path inside it.
 
     Raises:
-        ConfigError: the storage cannot be opened, or pyarrow and fsspec do not know its scheme.
+        ConfigError: the storage cannot be opened, or pyarrow and fsspec do not know its scheme; the
+            path is not UTF-8, which pyarrow cannot open, or has a NUL character.
     """
+    name = path.encode(errors="backslashreplace").decode().replace("\0", r"\x00")
+    if name != path:
+        raise ConfigError(f"{name}: this path is not UTF-8, or has a NUL character; rename it")
     if "://" not in path:
         return _local(), absolute(path)
     scheme, _, rest = path.partition("://")

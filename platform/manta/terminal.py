@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 # Control characters except newline and tab, other line separators, and what changes the direction
-# in which a line is read.
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# in which a line is read; and halves of surrogate pairs (as in file names that are not UTF-8), at
+# which printing fails.
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def visible(text: str) -> str:

@@ -123,21 +123,22 @@ def test_bytes_that_are_not_utf8_are_named_with_file_and_offset(name: str, tmp_p
     file = tmp_path / name
     file.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     message = refusal(tmp_path)
-    assert f"{file}: not UTF-8 at byte {data.index(255)} (0xff)" in message
+    place = f"{file}" if name.endswith("txt") else f"{file}, line 2"
+    assert f"{place}: not UTF-8 at byte {data.index(255)} (0xff)" in message
     assert "data.errors=replace" in message
     assert "b\ufffdd" in "".join(read(tmp_path, errors="replace"))
 
 
 def test_a_character_cut_off_by_the_end_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("line\n\naé".encode()[:-1])
-    assert "a.txt: not UTF-8 at byte 7 (0xc3)" in refusal(tmp_path, cut_bytes=2)
+    assert "a.txt, from line 3: not UTF-8 at byte 7 (0xc3)" in refusal(tmp_path, cut_bytes=2)
     assert read(tmp_path, errors="replace") == ["line\n\na\ufffd"]
 
 
 def test_half_of_a_surrogate_pair_is_refused_or_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "ab\\ud83d"}\n')
     message = refusal(tmp_path)
-    assert "a.jsonl, line 2: not valid Unicode at character 2" in message
+    assert "a.jsonl, line 2: 'text' is not valid Unicode at character 2" in message
     assert "data.errors=replace" in message
     fine, mended = read(tmp_path, errors="replace")
     assert fine == "fine"
@@ -147,11 +148,15 @@ def test_half_of_a_surrogate_pair_is_refused_or_replaced(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"body": 1, "n": 2}', "no text under 'text' (it has: body, n); set data.text_key"),
-        ('{"text": 3}', "no text under 'text'"),
-        ('{"text": null}', "no text under 'text'"),
+        ('{"body": 1, "n": 2}', "no 'text' (it has: body, n); set data.text_key, or"),
+        ('{"text": 3}', "'text' is the number 3, not a text; fix the row or set data.text_key, or"),
+        ('{"text": null}', "'text' is null, not a text; fix the row"),
+        ('{"text": true}', "'text' is true, not a text"),
+        ('{"text": NaN}', "'text' is the number nan, not a text"),
+        ('{"text": ["a\\u001b"]}', r"'text' is a list ['a\x1b'], not a text"),
+        ('{"text": {"a": "b"}}', "'text' is an object {'a': 'b'}, not a text"),
         ('{"text": "a', "not valid JSON"),
-        ("[1]", "a JSON object is needed"),
+        ("[1]", "a list [1], but a line of JSONL is a JSON object; fix it"),
     ],
 )
 def test_a_wrong_line_is_named_with_file_and_number(line: str, words: str, tmp_path: Path) -> None:
@@ -160,17 +165,18 @@ def test_a_wrong_line_is_named_with_file_and_number(line: str, words: str, tmp_p
     message = refusal(tmp_path)
     assert message.startswith(f"{file}, line 3: ")
     assert words in message
+    assert message.endswith("or leave such rows out with data.on_bad_rows=skip")
 
 
 def test_a_parquet_row_without_text_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["fine"] * 299 + [None]}), tmp_path / "a.parquet")
-    assert "a.parquet, row 300: no text under 'text'" in refusal(tmp_path)
+    assert "a.parquet, row 300: 'text' is null" in refusal(tmp_path)
 
 
 def test_a_parquet_file_without_the_column_is_named_with_those_it_has(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet")
     message = refusal(tmp_path, text_key="body")
-    assert "a.parquet: no column 'body'; it has n, text" in message
+    assert "a.parquet: no 'body' (it has: n, text); set data.text_key" in message
     assert read(tmp_path, text_key="text") == TEXTS
 
 

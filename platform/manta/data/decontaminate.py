@@ -6,7 +6,6 @@ around them; Manta drops the whole document.
 
 import functools
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from manta import storage
+from manta import foreign, storage
 from manta.errors import DataError
-from manta.text import files, listing, unicode
+from manta.text import files, parquet, rows, sources
 
 WORD = re.compile(r"[^\W_]+")
 NOT_SPACE = re.compile(r"\S")
+JSON = rows.decoder()
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying loses no bits
 
 
@@ -54,21 +53,23 @@ class Decontaminator:
         return bool((self.ngrams[places] == found).any())
 
 
-def build(paths: Sequence[str], ngram: int) -> Decontaminator:
+def build(paths: Sequence[str], ngram: int, most_bytes: int = sources.MOST_BYTES) -> Decontaminator:
     """Collects the n-grams of all texts in files of evaluation examples, local or at any URI.
 
     In .jsonl, .json (.gz) and .parquet files, each string in a row, at any depth, is a text; in
-    .txt and .md files, each piece between blank lines.
+    .txt and .md files, each piece between blank lines. A row, and a file of another kind than
+    .jsonl and .parquet, has at most `most_bytes`.
 
     Raises:
-        DataError: a file is missing, damaged or of another kind, or none of its texts has n words.
+        DataError: a file is missing, damaged, too large or of another kind, or none of its texts
+            has n words.
     """
-    found = [_ngrams_of(path, ngram) for path in paths]
+    found = [_ngrams_of(path, ngram, most_bytes) for path in paths]
     everything = np.concatenate(found) if found else np.zeros(0, np.uint64)
     return Decontaminator(np.unique(everything), ngram)
 
 
-def _ngrams_of(path: str, ngram: int) -> np.ndarray:
+def _ngrams_of(path: str, ngram: int, most: int) -> np.ndarray:
     kind = next((ending for ending in READERS if path.lower().endswith(ending)), None)
     if kind is None:
         raise DataError(f"{path}: unknown kind of file; readable are {', '.join(READERS)}")
@@ -78,16 +79,19 @@ def _ngrams_of(path: str, ngram: int) -> np.ndarray:
         if item.type == pafs.FileType.NotFound:
             raise DataError(f"{path}: no such file")
         if item.type == pafs.FileType.Unknown:
-            raise DataError(f"{path}: {listing.what_is(absolute)}; give a file, or leave it out")
+            raise DataError(f"{path}: {files.what_is(absolute)}; give a file, or leave it out")
         if item.type != pafs.FileType.File:
             raise DataError(f"{path}: a folder; name its files")
-        found = [_hashes(text, ngram) for text in READERS[kind](absolute)]
+        found = [_hashes(text, ngram) for text in READERS[kind](absolute, most)]
     except UnicodeDecodeError as e:
         raise DataError(
             f"{path}: not {e.encoding.upper()} at byte {e.start}; convert the file"
         ) from None
     except (pa.ArrowException, ValueError, OSError, EOFError, RecursionError) as e:
-        raise DataError(f"{path}: cannot be read ({e}); restore the file or leave it out") from None
+        reason = foreign.line(str(e))
+        raise DataError(
+            f"{path}: cannot be read ({reason}); restore the file or leave it out"
+        ) from None
     if not any(map(len, found)):
         raise DataError(
             f"{path}: none of its {len(found)} texts has {ngram} words, so it would protect "
@@ -96,39 +100,65 @@ def _ngrams_of(path: str, ngram: int) -> np.ndarray:
     return np.unique(np.concatenate(found))
 
 
-def _read(path: str) -> str:
-    fs, inside = storage.filesystem(path)
-    with fs.open_input_stream(inside, compression=files.compression(path)) as stream:
-        data = stream.read()
-    encoding = unicode.encoding_of(data[: unicode.HEAD_BYTES], path)
-    return data.decode(encoding).removeprefix("\ufeff")
+def _read(path: str, most: int) -> str:
+    with files.opened(files.Piece(path), "strict") as file:
+        data = file.read(most + 1)
+    _refuse_large(len(data), most, path)
+    return data.decode().removeprefix("\ufeff")
 
 
-def _plain_text(path: str) -> Iterable[str]:
-    return (text for text in re.split(r"\n\s*\n", _read(path)) if text.strip())
+def _refuse_large(size: int, most: int, where: str) -> None:
+    if size > most:
+        raise DataError(
+            f"{where}: more than {most:,} bytes, which is data.max_document_bytes; raise it or "
+            "leave the file out"
+        )
 
 
-def _json(path: str) -> Iterator[str]:
+def _plain_text(path: str, most: int) -> Iterable[str]:
+    return (text for text in re.split(r"\n\s*\n", _read(path, most)) if text.strip())
+
+
+def _json(path: str, most: int) -> Iterator[str]:
     """The strings of a file with one JSON value, or one per line: .json names both kinds."""
-    text = _read(path)
-    decoder = json.JSONDecoder()
+    text = _read(path, most)
     place = 0
     while start := NOT_SPACE.search(text, place):
-        value, place = decoder.raw_decode(text, start.start())
+        value, place = JSON.raw_decode(text, start.start())
         yield from _strings(value)
 
 
-def _parquet(path: str) -> Iterator[str]:
-    fs, inside = storage.filesystem(path)
-    with pq.ParquetFile(fs.open_input_file(inside)) as file:
-        files.refuse_namesakes(file.schema_arrow.names, path)
-        for batch in file.iter_batches(batch_size=1024):
+def _jsonl(path: str, most: int) -> Iterator[str]:
+    with files.opened(files.Piece(path), "strict") as file:
+        for number, (offset, line) in enumerate(files.lines(file, 0, files.END, most), 1):
+            _refuse_large(len(line), most, f"{path}: line {number}")
+            if files.is_blank(offset, line, most):
+                continue
+            try:
+                value = JSON.decode(line.decode().removeprefix("" if offset else "\ufeff"))
+            except UnicodeDecodeError as e:
+                at = offset + e.start
+                raise DataError(f"{path}: not UTF-8 at byte {at}; convert the file") from None
+            except (ValueError, RecursionError) as e:
+                reason = foreign.line(str(e))
+                raise DataError(
+                    f"{path}: line {number} cannot be read ({reason}); restore the file or leave "
+                    "it out"
+                ) from None
+            yield from _strings(value)
+
+
+def _parquet(path: str, most: int) -> Iterator[str]:
+    with parquet.opened(path) as file:
+        parquet.refuse_namesakes(file.schema_arrow.names, path)
+        for batch in parquet.batches(file):
+            _refuse_large(batch.nbytes // max(batch.num_rows, 1), most, path)
             yield from _strings(batch.to_pylist())
 
 
-READERS: dict[str, Callable[[str], Iterable[str]]] = {
-    ".jsonl": _json,
-    ".jsonl.gz": _json,
+READERS: dict[str, Callable[[str, int], Iterable[str]]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
     ".json": _json,
     ".json.gz": _json,
     ".txt": _plain_text,

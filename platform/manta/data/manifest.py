@@ -51,6 +51,8 @@ class Manifest:
     lengths: dict[str, list[Natural]]
     """Numbers of documents of 2^i to 2^(i+1) - 1 tokens for each i, and the tokens in them."""
     shards: tuple[Shard, ...]
+    skipped: dict[str, dict[str, Natural]] = dataclasses.field(default_factory=dict)
+    """Numbers of rows without a usable text that were left out, by file and by reason."""
 
     def split(self, name: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == name]
@@ -75,6 +77,8 @@ class Manifest:
     def _content(self) -> dict[str, Any]:
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         del content["path"]
+        if not self.skipped:  # so that such a dataset has the digest that it always had
+            del content["skipped"]
         return {**content, "sha256": _digest(content)}
 
     @property

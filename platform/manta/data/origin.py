@@ -39,7 +39,7 @@ def _looks(recipe: dict[str, Any]) -> Iterator[tuple[str, Callable[[], State]]]:
     for key in ("source", "val_source"):
         if key in recipe:
             names = [field.name for field in dataclasses.fields(Source)]
-            source = Source(**{name: recipe[key][name] for name in names})
+            source = Source(**{n: recipe[key][n] for n in names if n in recipe[key]})
             yield f"data.{key}", lambda source=source: _state_of_source(source)  # type: ignore[misc]
     if recipe["decontaminate"]:
         yield "data.decontaminate", lambda: _state_of_files(recipe["decontaminate"])

@@ -6,7 +6,6 @@ commits the dataset.
 """
 
 import contextlib
-import dataclasses
 import fnmatch
 import itertools
 import json
@@ -26,7 +25,8 @@ from manta.data.shuffle import SPLITS, WORK, Gather, Scatter
 from manta.errors import DataError
 from manta.lock import lock
 from manta.progress import Progress
-from manta.text import sources, tokenizer
+from manta.text import rows, sources, tokenizer
+from manta.text.rows import BadRows
 from manta.text.tokenizer import Tokenizer
 
 ROW_GROUP_TOKENS = 1 << 14
@@ -59,7 +59,7 @@ def find(c: PrepareConfig, home: str) -> Manifest | None:
         return None
     manifest = manifests.load(path)
     wanted = c.recipe()
-    if manifest.recipe != wanted:
+    if manifest.recipe not in (wanted, c.strict_recipe()):
         was, now = first_difference(manifest.recipe, wanted)
         raise DataError(
             f"{path} was prepared with {was}, but the config says {now}; give another data.name, "
@@ -139,8 +139,11 @@ def _prepare(
     _resume_or_clear(c, path, parts, before, say)
     made = _tokenizer_of(c, path, parts)
     scattered = scatter(c, path, parts, made)
+    skipped = rows.total(record["skipped"] for record in scattered)
+    if skipped:
+        say(f"left out {rows.line(skipped)}")
     gathered = gather(path, scattered, made)
-    manifest = _manifest(c, path, made, scattered, gathered)
+    manifest = _manifest(c, path, made, scattered, gathered, skipped)
     _refuse_empty(manifest, c)
     documents, tokens = manifest.lengths["documents"], manifest.lengths["tokens"]
     picture = plot.histogram(documents, f"{manifest.name}: length of documents", tokens)
@@ -157,7 +160,7 @@ def scatter(
     evals = None
     if c.decontaminate:
         files = [storage.absolute(file) for file in c.decontaminate]
-        evals = decontaminate.build(files, c.decontaminate_ngram)
+        evals = decontaminate.build(files, c.decontaminate_ngram, c.max_document_bytes)
     val = c.val_fraction if c.val_corpus is None else c.val_corpus
     task = Scatter(path, parts, made.serialized, c.shuffle_seed, val, evals)
     names = [shuffle.part_name(index) for index in range(len(parts))]
@@ -195,7 +198,9 @@ def _resume_or_clear(
     file = shuffle.record_path(path, PLAN)
     if storage.exists(file):
         found = storage.read_json(file)
-        if found == plan:
+        if found in (plan, {**plan, "recipe": c.strict_recipe()}):
+            if found != plan:
+                storage.write_json(file, plan)
             storage.remove_unfinished(path)
             say(f"resuming the preparation of {path}")
             return
@@ -242,15 +247,13 @@ def _refuse_overlap(c: PrepareConfig, path: str, parts: list[sources.Part]) -> N
 
 def _digest(parts: list[sources.Part], states: origin.States) -> str:
     """A digest of the parts of the corpus, and of the files that decide the tokens."""
-    content = [[dataclasses.asdict(part) for part in parts], states]
-    return storage.sha256_of(json.dumps(content).encode())
+    cut = [[part.source.location, part.pieces, part.shard, part.num_shards] for part in parts]
+    return storage.sha256_of(json.dumps([cut, states]).encode())
 
 
 def _tokenizer_of(c: PrepareConfig, path: str, parts: list[sources.Part]) -> Tokenizer:
-    """The tokenizer that the config names, saved with the dataset.
-
-    If the config says `bpe`, the tokenizer is trained on (the start of) the corpus.
-    """
+    """The tokenizer that the config names, saved with the dataset; `bpe` is trained on (the start
+    of) the corpus."""
     file = storage.join(path, layout.ENCODING)
     if storage.exists(file):
         return tokenizer.load(file)
@@ -266,14 +269,19 @@ def _tokenizer_of(c: PrepareConfig, path: str, parts: list[sources.Part]) -> Tok
 
 def _sample(parts: list[sources.Part]) -> Iterator[str]:
     size = 0
+    bad = BadRows(parts[0].source.on_bad_rows)
     for part in parts:
-        for text in sources.documents(part):
+        for text in sources.documents(part, bad):
             yield text
             size += len(text)
             if size >= TOKENIZER_SAMPLE_BYTES:
                 return
     if not size:
-        raise DataError(f"data.source={parts[0].source.location}: the corpus holds no text")
+        skipped = rows.total([bad.counts])
+        raise DataError(
+            f"data.source={parts[0].source.location}: the corpus holds no text"
+            + (f"; left out {rows.line(skipped)}" if skipped else "")
+        )
 
 
 def _shards_for(tokens: int) -> int:
@@ -320,6 +328,7 @@ def _manifest(
     made: Tokenizer,
     scattered: list[dict[str, Any]],
     gathered: list[dict[str, Any]],
+    skipped: dict[str, dict[str, int]],
 ) -> Manifest:
     dropped = {
         kind: sum(record["dropped"][kind] for record in scattered)
@@ -343,6 +352,7 @@ def _manifest(
         dropped=dropped,
         lengths=lengths,
         shards=tuple(Shard(**record["shard"]) for record in whole),
+        skipped=skipped,
     )
 
 
@@ -374,5 +384,7 @@ def summary(manifest: Manifest) -> str:
         )
     dropped = ", ".join(f"{count:,} {kind}" for kind, count in manifest.dropped.items())
     lines.append(f"dropped  {dropped} documents")
+    if manifest.skipped:
+        lines.append(f"left out {rows.line(manifest.skipped)}")
     lines.append(f"lengths  {storage.join(manifest.path, layout.LENGTHS)}")
     return "\n".join(lines)

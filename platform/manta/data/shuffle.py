@@ -29,6 +29,7 @@ from manta.data.order import fold, mix_bits
 from manta.data.shards import ShardWriter
 from manta.errors import DataError, MantaError
 from manta.text import sources, tokenizer
+from manta.text.rows import BadRows
 from manta.text.tokenizer import Tokenizer
 
 WORK = "work"
@@ -125,7 +126,8 @@ class Scatter(_Task):
         runs: list[dict[str, Any]] = []
         dropped = {"empty": 0, "contaminated": 0}
         held = _Held(made)
-        for text in sources.all_documents(self.parts[index]):
+        bad = BadRows(self.parts[index].source.on_bad_rows)
+        for text in sources.all_documents(self.parts[index], bad):
             if not text.strip():
                 dropped["empty"] += 1
             elif self.decontaminator is not None and self.decontaminator.contaminated(text):
@@ -137,7 +139,7 @@ class Scatter(_Task):
                 held = _Held(made)
         if held.documents:
             runs += self._write(held, index, f"{name}-{len(runs):03d}")
-        record = {"runs": runs, "dropped": dropped}
+        record = {"runs": runs, "dropped": dropped, "skipped": bad.counts}
         storage.write_json(record_path(self.path, name), record)
         return record
 

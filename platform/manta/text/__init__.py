@@ -3,7 +3,10 @@
 Its files, in reading order:
 
     unicode         which encoding of Unicode a file is in
-    files           documents in JSONL, Parquet and plain text, whole files and pieces of large ones
+    files           kinds of files, and their lines
+    rows            the texts in rows, and what happens to rows without one
+    parquet         documents in Parquet files
+    pieces          documents in files of every kind, and pieces of large files
     listing         which files of a folder are read, and which are passed over
     sources         documents from files, the Hugging Face hub, or Python's own source code
     tokenizer       tiktoken's named encodings, and byte-pair encodings trained on the corpus

@@ -10,19 +10,13 @@ from typing import NamedTuple
 
 from pyarrow import fs as pafs
 
-from manta import storage
+from manta import foreign, storage
 from manta.errors import DataError
-from manta.text.files import READABLE, kind
+from manta.text.files import READABLE, SPECIAL, kind, what_is
 
 LINK = "link to a folder that is read already"
 BROKEN = "broken link"
 BAD_NAME = "its name is not UTF-8"
-SPECIAL = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFBLK: "a device",
-    stat.S_IFCHR: "a device",
-}
 # What keeps a file with the name of a readable one from being read, and the remedy.
 REFUSED = {BAD_NAME: "rename it", **dict.fromkeys(SPECIAL.values(), "give a file")}
 
@@ -69,14 +63,16 @@ def find(location: str) -> Listing:
     Raises:
         DataError: nothing readable is there, or what is there is no file.
     """
-    is_glob = any(c in location for c in "*?[") and not storage.exists(storage.absolute(location))
+    is_glob = any(c in location for c in "*?[")
+    if is_glob:
+        is_glob = _info(storage.absolute(location), location).type == pafs.FileType.NotFound
     where = location
     while is_glob and any(c in where for c in "*?["):
         where = where.rpartition("/")[0]
     if is_glob and not where:
         where = "/" if location.startswith("/") else "."
     base = storage.absolute(where)
-    top = storage.info(base)
+    top = _info(base, location)
     if top.type == pafs.FileType.NotFound:
         raise DataError(f"data.source={location}: no such file or folder")
     if top.type == pafs.FileType.File:
@@ -101,10 +97,11 @@ def find(location: str) -> Listing:
         if not shows_hidden and "/." in file.path[len(inside) :]:
             passed["hidden"] += 1
         elif kind(file.path) and problem in REFUSED:
-            named = file.path.encode(errors="replace").decode()
-            raise DataError(f"{named}: {problem}; {REFUSED[problem]}, or leave it out")
+            raise DataError(
+                f"{visible_name(file.path)}: {problem}; {REFUSED[problem]}, or leave it out"
+            )
         elif problem or kind(file.path) is None:
-            ending = Path(file.path).suffix.lower()
+            ending = foreign.line(visible_name(Path(file.path).suffix.lower()))
             passed[(problem or ending or "without an ending").removeprefix("a ")] += 1
         else:
             files.append(file)
@@ -117,10 +114,12 @@ def find(location: str) -> Listing:
     return Listing(location, tuple(sorted(files)), passed)
 
 
-def what_is(path: str) -> str:
-    """The kind of a local thing that is neither a file nor a folder."""
-    mode = Path(storage.filesystem(path)[1]).stat().st_mode
-    return SPECIAL.get(stat.S_IFMT(mode), "no file")
+def _info(path: str, location: str) -> pafs.FileInfo:
+    try:
+        return storage.info(path)
+    except OSError as e:  # such as a name of more than 255 bytes, or a folder that is closed to us
+        reason = os.strerror(e.errno) if e.errno else foreign.line(str(e))
+        raise DataError(f"data.source={location}: cannot be opened ({reason})") from None
 
 
 def _remote(base: str, prefix: str) -> Iterator[tuple[File, None]]:
@@ -138,17 +137,18 @@ def _local(base: str, shows_hidden: bool) -> Iterator[tuple[File, str | None]]:
     folders, links = [base], list[str]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
-        state = Path(folder).stat()
-        if (state.st_dev, state.st_ino) in visited:
-            yield File(folder, 0, None), LINK
-            continue
-        visited.add((state.st_dev, state.st_ino))
         try:
+            state = Path(folder).stat()
+            if (state.st_dev, state.st_ino) in visited:
+                yield File(folder, 0, None), LINK
+                continue
+            visited.add((state.st_dev, state.st_ino))
             with os.scandir(folder) as opened:
                 entries = sorted(opened, key=lambda entry: entry.name)
         except OSError as e:
             raise DataError(
-                f"{folder}: cannot be listed ({e.strerror}); allow it, or leave the folder out"
+                f"{visible_name(folder)}: cannot be listed ({e.strerror}); allow it, or leave the "
+                "folder out"
             ) from None
         for entry in entries:
             path = storage.join(folder, entry.name)
@@ -163,6 +163,11 @@ def _local(base: str, shows_hidden: bool) -> Iterator[tuple[File, str | None]]:
                 yield File(path, 0, None), None
             else:
                 (links if entry.is_symlink() else folders).append(path)
+
+
+def visible_name(path: str) -> str:
+    r"""A path in which each byte that is not UTF-8 is written as \xff."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _problem(path: str, mode: int) -> str | None:

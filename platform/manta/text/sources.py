@@ -7,6 +7,7 @@ the train/val split is the document.
 """
 
 import dataclasses
+import functools
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from typing import Any
 
 from manta import storage
 from manta.errors import DataError
-from manta.text import files, listing
+from manta.text import listing, parquet, pieces, rows
 from manta.text.files import Piece
 from manta.text.listing import Listing
+from manta.text.rows import BadRow, BadRows, Reading
 
 PYTHON = "python"
 HUGGING_FACE = "hf:"
@@ -31,6 +33,9 @@ MANY_PARTS = 512
 MOST_PART_BYTES = 64 << 20
 FOOTERS_AT_ONCE = 16  # reading one mostly waits for the storage
 HUB_SECONDS = 10  # how long the hub may take to name a revision
+# Preparation takes 6 to 13 times as much memory as its largest document has bytes (measured on
+# JSONL of ASCII, without and with one emoji): this is up to 3.3 GiB for each task.
+MOST_BYTES = 256 << 20
 NOT_CORPUS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -42,9 +47,12 @@ class Source:
         (local or any URI), or "hf:OWNER/NAME" for a Hugging Face dataset.
     subset, split: the subset and the split of the Hugging Face dataset.
     text_key: the JSONL key or Parquet column that contains the text.
-    errors: "strict" stops at bytes that are not UTF-8; "replace" puts U+FFFD in their place.
+    errors: bytes that are not UTF-8 make a bad row ("strict"), or U+FFFD is put in their place
+        ("replace").
     cut_bytes: plain-text files longer than this are cut at blank lines into documents of about
         this size; 0: a file is one document.
+    most_bytes: the size of the largest document, and of the longest line of JSONL.
+    on_bad_rows: what happens to rows without a usable text (`rows.BadRows`): "fail" or "skip".
     """
 
     location: str
@@ -53,6 +61,8 @@ class Source:
     text_key: str = "text"
     errors: str = "strict"
     cut_bytes: int = 0
+    most_bytes: int = MOST_BYTES
+    on_bad_rows: str = "fail"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +101,18 @@ def parts(source: Source, listed: Listing | None = None) -> list[Part]:
     else:
         listed = listed or listing.find(source.location)
         found = [(file.path, file.size) for file in listed.files]
-    pieces = list(_pieces(found, source))
-    total = sum(size for _, size in pieces)
+    cut = list(_pieces(found, source))
+    total = sum(size for _, size in cut)
     most = max(PART_BYTES, min(total // MANY_PARTS, MOST_PART_BYTES))
     groups: list[list[Piece]] = []
     held = 0
-    for piece, size in pieces:
+    for piece, size in cut:
         if not groups or held + size > most:
             groups.append([])
             held = 0
         groups[-1].append(piece)
         held += size
-    return [Part(source, files.join(group)) for group in groups]
+    return [Part(source, pieces.join(group)) for group in groups]
 
 
 def _pieces(found: list[tuple[str, int]], source: Source) -> Iterator[tuple[Piece, int]]:
@@ -110,34 +120,55 @@ def _pieces(found: list[tuple[str, int]], source: Source) -> Iterator[tuple[Piec
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         large = (file for file in found if file[1] > RANGE_BYTES)
         cut = pool.map(
-            lambda file: files.pieces(file[0], file[1], source.cut_bytes, RANGE_BYTES), large
+            lambda file: pieces.cut(file[0], file[1], source.cut_bytes, RANGE_BYTES), large
         )
         for path, size in found:
             yield from next(cut) if size > RANGE_BYTES else [(Piece(path), size)]
 
 
-def documents(part: Part) -> Iterator[str]:
+def documents(part: Part, bad: BadRows | None = None) -> Iterator[str]:
     """The part's documents, in order, without those that are empty or only white space.
 
+    Args:
+        bad: counts the bad rows, if the source skips them.
+
     Raises:
-        DataError: a file is missing, damaged, or not UTF-8 (the message has its name and offset).
+        DataError: a file is missing or damaged, or a row is bad and not skipped (the message has
+            the file's name and the place in it).
     """
-    return (text for text in all_documents(part) if text and not text.isspace())
+    return (text for text in all_documents(part, bad) if text and not text.isspace())
 
 
-def all_documents(part: Part) -> Iterator[str]:
-    """The part's documents, in order, including empty rows and empty plain-text files."""
+def all_documents(part: Part, bad: BadRows | None = None) -> Iterator[str]:
+    """The part's documents, in order, including empty rows and empty plain-text files; arguments
+    and errors are those of `documents`."""
     source = part.source
-    reading = files.Reading(source.text_key, source.errors, source.cut_bytes)
+    bad = bad or BadRows(source.on_bad_rows)
+    reading = Reading(source.text_key, source.errors, source.cut_bytes, source.most_bytes)
     if source.location.startswith(HUGGING_FACE):
         dataset = _hugging_face(source).shard(num_shards=part.num_shards, index=part.shard)
-        return files.texts_of_rows(_rows(dataset, source), reading, source.location)
-    return (text for piece in part.pieces for text in files.read(piece, reading))
+        shard = f" (shard {part.shard + 1} of {part.num_shards})" if part.num_shards > 1 else ""
+        return _texts_of_rows(_rows(dataset, source), source.location, shard, reading, bad)
+    return (text for piece in part.pieces for text in pieces.read(piece, reading, bad))
 
 
-def _rows(dataset: Any, source: Source) -> Iterator[dict[str, object]]:
+def _texts_of_rows(
+    tables: Iterator[Any], location: str, shard: str, reading: Reading, bad: BadRows
+) -> Iterator[str]:
+    for number, table in enumerate(tables, 1):
+        try:
+            if reading.text_key not in table.schema.names:
+                raise rows.missing(table.schema.names, reading)
+            yield parquet.text_of_scalar(table[reading.text_key][0], reading)
+        except BadRow as e:
+            where = functools.partial("{}, row {}{}".format, location, number, shard)
+            bad.add(e, location, where)
+
+
+def _rows(dataset: Any, source: Source) -> Iterator[Any]:
+    """Yields each row as a table of pyarrow, in which nothing is decoded yet."""
     try:
-        yield from dataset
+        yield from dataset.with_format("arrow")
     except Exception as e:  # as in _hugging_face
         reason = " ".join(str(e).split())[:200]
         raise DataError(
@@ -147,8 +178,11 @@ def _rows(dataset: Any, source: Source) -> Iterator[dict[str, object]]:
 
 
 def identity(source: Source) -> dict[str, object]:
-    """The values that tell corpora apart; a dataset's manifest records them for comparison."""
+    """The values that tell corpora apart; a dataset's manifest records them for comparison. If no
+    row is skipped, it does not matter which ones would be."""
     recorded: dict[str, object] = dataclasses.asdict(source)
+    if source.on_bad_rows == "fail":
+        del recorded["on_bad_rows"], recorded["most_bytes"]
     if source.location == PYTHON:
         recorded["python"] = ".".join(map(str, sys.version_info[:3]))
     return recorded
