@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from manta import cluster
 from manta.cluster import AUTH_HINT, LOCAL_OBJECT_STORE_BYTES, is_refusal, protect_token
 from manta.errors import ClusterError, MantaError
-from manta.terminal import keep_private, visible_line
+from manta.terminal import keep_private, message
 
 DASHBOARD = "http://127.0.0.1:8265"
 PORT = 6379
@@ -153,5 +153,5 @@ if __name__ == "__main__":
             raise ClusterError("usage: python -m manta.head up")
         up()
     except MantaError as e:
-        print(f"error: {visible_line(str(e))}", file=sys.stderr)
+        print(f"error: {message(e)}", file=sys.stderr)
         sys.exit(2)

@@ -15,6 +15,7 @@ from pyarrow import fs as pafs
 from manta import layout, storage
 from manta.data.manifest import Manifest
 from manta.errors import DataError, MantaError
+from manta.terminal import named
 from manta.text import sources
 from manta.text.sources import Source
 
@@ -93,8 +94,8 @@ def save(path: str, recipe: dict[str, Any], before: States) -> None:
     for key, now in states(recipe).items():
         if differing := list(_differences(before[key], now)):
             raise DataError(
-                f"{key} changed while it was being prepared: {_listed(differing)}; run the same "
-                "command again, which starts over"
+                f"{key} changed while it was being prepared: {named(differing, SHOWN)}; run the "
+                "same command again, which starts over"
             )
     if is_new:
         storage.write_json(file, before)
@@ -139,7 +140,7 @@ def changes(manifest: Manifest, say: Callable[[str], None] = _silent) -> str:
             say(f"{manifest.path} is used without a look at what it was prepared from: {e}")
             continue
         if differing:
-            found.append(f"{key}: {_listed(differing)}")
+            found.append(f"{key}: {named(differing, SHOWN)}")
     return "; ".join(found)
 
 
@@ -175,8 +176,3 @@ def _time(mtime_ns: int | None) -> str:
     if mtime_ns is None:
         return "at an unknown time"
     return datetime.fromtimestamp(mtime_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _listed(differing: list[str]) -> str:
-    more = len(differing) - SHOWN
-    return ", ".join(differing[:SHOWN]) + (f", and {more:,} more" if more > 0 else "")

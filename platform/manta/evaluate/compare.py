@@ -16,7 +16,7 @@ from manta.model.gpt import num_parameters
 from manta.storage import HomeConfig
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records import ledger
-from manta.train.records.logbook import read_metrics
+from manta.train.records.logbook import evaluations, read_metrics
 from manta.train.settings import load_run_config
 
 REFERENCES = catalog.FOLDER / "references.json"
@@ -111,7 +111,7 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
         found.facts["hours"] = hours
         if c.price_per_hour is not None:
             found.facts["cost"] = hours * c.price_per_hour
-    records = [r for r in read_metrics(storage.join(run, layout.METRICS)) if "val_loss" in r]
+    records = evaluations(read_metrics(storage.join(run, layout.METRICS)))
     if records:
         found.facts["val loss"] = float(records[-1]["val_loss"])
         found.facts["val bits per byte"] = float(records[-1]["val_bpb"])

@@ -16,6 +16,7 @@ from manta import foreign
 from manta.config import Count, from_dict
 from manta.errors import CheckpointError, ConfigError
 from manta.model.shape import ModelConfig
+from manta.terminal import named
 
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
@@ -43,7 +44,6 @@ INERT: dict[str, tuple[Any, ...]] = {
     "num_experts": (0, None),
     "num_local_experts": (0, None),
 }
-MOST_NAMED = 40  # weights that a message names
 T = TypeVar("T")
 
 
@@ -164,9 +164,8 @@ def to_ours(c: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[s
             continue
         found[row.ours] = weight.contiguous()
     if problems:
-        more = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
-        named = "; ".join([*problems[:MOST_NAMED], *more])
-        raise CheckpointError(f"{where}: not the weights of its config: {named}")
+        what = named(problems, between="; ")
+        raise CheckpointError(f"{where}: not the weights of its config: {what}")
     return found
 
 
@@ -313,7 +312,7 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
             "qk_norm": kind == "qwen3",
         }
     if problems:
-        raise CheckpointError(f"{where}: Manta has no such model: {', '.join(problems)}")
+        raise CheckpointError(f"{where}: Manta has no such model: {named(problems)}")
     try:
         return from_dict(ModelConfig, tree)
     except ConfigError as e:
