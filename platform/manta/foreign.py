@@ -58,18 +58,18 @@ def read_json(
         raise error(f"{path}: {e}; {remedy}") from None
 
 
-def read_bytes(path: str, error: type[MantaError]) -> bytes:
-    """The content of a file of at most MOST_BYTES. Raises `error` if there is no such file."""
+def read_bytes(path: str, error: type[MantaError], most: int = MOST_BYTES) -> bytes:
+    """The content of a file of at most `most` bytes. Raises `error` if there is no such file."""
     try:
         found = storage.info(path)
         if found.type == pafs.FileType.NotFound:
             raise error(f"{path}: no such file")
         if found.type != pafs.FileType.File:
             raise error(f"{path}: not a file; restore or recreate the file")
-        if found.size is not None and found.size > MOST_BYTES:
+        if found.size is not None and found.size > most:
             raise error(
-                f"{path}: {found.size:,} bytes are too many: Manta reads at most {MOST_BYTES:,} of "
-                "such a file; restore or recreate the file"
+                f"{path}: {found.size:,} bytes are too many: Manta reads at most {most:,} of such "
+                "a file; restore or recreate the file"
             )
         return storage.read_bytes(path)
     except OSError as e:

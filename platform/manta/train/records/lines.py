@@ -25,6 +25,10 @@ class Metrics:
     val_bpb: float | None = None
     step_seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.tokens is None and (self.loss, self.val_loss) != (None, None):
+            raise ValueError("tokens is missing")
+
 
 @dataclasses.dataclass
 class Sample:
