@@ -18,7 +18,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform
 
 from pydantic import (
@@ -101,14 +101,14 @@ DatasetName = Annotated[str, AfterValidator(name_of_dataset)]
 RunName = Annotated[str, AfterValidator(name_of_run)]
 
 
-def load(cls: type[C], given: Sequence[str] = ()) -> C:
+def load(cls: type[C], given: Sequence[str] = (), say: Callable[[str], None] = lambda _: None) -> C:
     """Makes a `cls` from `[config.yaml ...] [key=value ...]`; later ones override earlier ones.
-    `arguments.read` describes how each one is read.
+    `arguments.read` describes how each one is read, and which keys `say` gets a line about.
 
     Raises:
         ConfigError: there are problems; the message has each on its own line.
     """
-    return from_dict(cls, arguments.read(cls, given))
+    return from_dict(cls, arguments.read(cls, given, say))
 
 
 def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:

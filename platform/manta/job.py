@@ -91,7 +91,7 @@ def _run(main: Callable[[C], Any], config_class: type[C], default: Path | None) 
         print(configs.help_text(config_class))
         return 0
     given = [argument for argument in arguments if argument != "--dry-run"]
-    config = configs.load(config_class, with_default(given, default))
+    config = configs.load(config_class, with_default(given, default), hint)
     if "--dry-run" in arguments:
         print(configs.to_yaml(config), end="")
         for key, value in getattr(config, "derived", dict)().items():

@@ -17,6 +17,7 @@ from manta.config import Count, from_dict
 from manta.errors import CheckpointError, ConfigError
 from manta.model.shape import ModelConfig
 from manta.terminal import named
+from manta.train.checkpoints.tensors import shapes as shapes_of
 
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
@@ -147,7 +148,7 @@ def to_ours(c: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[s
     problems = [f"{name} is missing" for name in sorted(names - given.keys())]
     problems += [f"{foreign.line(n)} is surplus" for n in sorted(given.keys() - names)]
     found = {}
-    shapes = _shapes(c)
+    shapes = shapes_of(c)
     for row in wanted:
         if any(name not in given for name in row.theirs):
             continue
@@ -178,14 +179,6 @@ def _full(name: str) -> str:
     """The full name of a weight; some files of GPT-2 leave out its first part."""
     is_full = name.startswith(("transformer.", "lm_head.", "model."))
     return name if is_full else f"transformer.{name}"
-
-
-def _shapes(c: ModelConfig) -> dict[str, torch.Size]:
-    from manta.model.gpt import GPT, unpadded
-
-    with torch.device("meta"):
-        model = GPT(c)
-    return {name: unpadded(name, w, c).shape for name, w in model.state_dict().items()}
 
 
 def to_config(c: ModelConfig, eot: int) -> dict[str, Any]:

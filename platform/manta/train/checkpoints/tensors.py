@@ -2,6 +2,7 @@
 against a model's config before the model is built."""
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -155,6 +156,14 @@ def check_sizes(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: s
         )
 
 
+@functools.lru_cache(maxsize=16)
+def shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of `GPT(c)` in a file, by their names."""
+    with torch.device("meta"):
+        state = GPT(c).state_dict()
+    return {name: tuple(unpadded(name, weight, c).shape) for name, weight in state.items()}
+
+
 def check_fit(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Checks that these are the weights of `GPT(c)`, by name and shape, without building it.
 
@@ -164,9 +173,7 @@ def check_fit(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str
     check_sizes(c, tensors, where)
     # A tied head is saved once, as the embedding.
     tied = {"head.weight"} if c.tie_embeddings else set()
-    with torch.device("meta"):
-        state = GPT(c).state_dict()
-    wanted = {name: tuple(unpadded(name, weight, c).shape) for name, weight in state.items()}
+    wanted = shapes(c)
     given = {name: _without_padding(name, shape, c) for name, shape in tensors.items()}
     found = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys() - tied)]
     found += [f"{foreign.line(n)} is surplus" for n in sorted(given.keys() - wanted.keys())]
