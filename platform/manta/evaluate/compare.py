@@ -88,9 +88,10 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
         known = {key for run in runs for key in run.scores}
         shown = [r for r in references if known & r.scores.keys()] or references
         lines += ["", "published", *table(shown), *sources(shown), "", *nearest(runs, shown)]
-    storage.write_bytes(str(out), picture(runs, references))
-    if c.out is not None:
-        ownership.record(out)
+    with storage.writing(str(out), "free some space there, or give another out="):
+        storage.write_bytes(str(out), picture(runs, references))
+        if c.out is not None:
+            ownership.record(out)
     return [line.rstrip() for line in lines], str(out)
 
 
