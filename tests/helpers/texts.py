@@ -8,8 +8,8 @@ TEXTS = [
     "---", "...", "a: [", "}",
     # numbers, times, words with a meaning
     "12:30:45", "007", "0x10", "0o17", "1e3", "-1_0.5E+3", ".5", "1_000", "-0", "2024-01-31",
-    "2024-01-31T10:00:00Z", ".inf", ".nan", "true", "yes", "no", "on", "off", "y", "null", "null ", "Null",
-    "~", "",
+    "2024-01-31T10:00:00Z", ".inf", ".nan", "true", "yes", "no", "on", "off", "y", "null", "null ",
+    "Null", "~", "",
     # quotes, escapes, interpolation
     "'", '"', "'quoted'", '"quoted"', "it's", "\\n", "\\", "\\\\${a}\\", "${home}", "${x", "${",
     "\\${a}", "$HOME", "$(ls)", "???", "\\???", "a=b", "key=value", "--x=1", "-v",
