@@ -48,7 +48,7 @@ class PassedOver:
 
     ranges: tuple[range, ...] = ()
 
-    def __contains__(self, step: int) -> bool:
+    def __contains__(self, step: object) -> bool:
         return any(step in steps for steps in self.ranges)
 
 

@@ -64,7 +64,7 @@ def _lines(path: str) -> Iterator[bytes]:
     fs, inside = storage.filesystem(path)
     with (
         fs.open_input_stream(inside, compression=None) as stream,
-        io.BufferedReader(stream) as reader,  # type: ignore[type-var]
+        io.BufferedReader(stream) as reader,
     ):
         while line := reader.readline(LONGEST_LINE + 1):
             yield line
