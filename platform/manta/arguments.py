@@ -4,9 +4,10 @@ The type of a key decides how `key=value` is read: text is taken literally, anyt
 """
 
 import dataclasses
+import json
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ for _name in FUNCTIONS:
     OmegaConf.clear_resolver(_name)
 
 
-def read(cls: type, arguments: Sequence[str]) -> dict[str, Any]:
+Condition = tuple[str, str, tuple[Any, ...]]
+"""(key, choice, values): the key counts only where the key `choice` has one of these values."""
+
+
+def read(
+    cls: type, arguments: Sequence[str], say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """Reads `[config.yaml ...] [key=value ...]` for the config class `cls` into one unchecked tree.
     Later arguments override earlier ones.
 
@@ -36,13 +43,24 @@ def read(cls: type, arguments: Sequence[str]) -> dict[str, Any]:
     Groups are merged. A value that is a dict is replaced as a whole, unless the argument names one
     of its entries: `mix={a: 1}` sets the whole mix, `mix.a=1` only its entry `a`.
 
+    A class may list conditions, `only_for`. If an argument makes a choice with which a key of a
+    file before it does not count, that key is dropped, and `say` gets a line about it.
+
     Raises:
         ConfigError: an argument cannot be read, or does not fit those before it.
     """
     tree: Any = {}
+    files: dict[str, str] = {}
     for argument in arguments:
         over, depth = _read(cls, argument)
         _drop_replaced(cls, tree, over, depth)
+        for key, choice, values in _conditions(cls):
+            value, chosen = _at(over, key), _at(over, choice)
+            if value is not _NOTHING:
+                files[key] = argument if depth == 0 else ""
+            elif chosen is not _NOTHING and chosen not in values and (file := files.pop(key, "")):
+                why = f"of {file} is not used: it is for {choice}={_shown(values[0])}"
+                _drop(cls, tree, key, why, say)
         try:
             tree = OmegaConf.to_container(OmegaConf.merge(_container(tree), _container(over)))
         except (OmegaConfBaseException, TypeError) as e:
@@ -63,6 +81,44 @@ def read(cls: type, arguments: Sequence[str]) -> dict[str, Any]:
         raise ConfigError("a config is a mapping of keys to values, not a list")
     found: dict[str, Any] = _each(plain, lambda v: str(v) if isinstance(v, _Text) else v)
     return {str(key): value for key, value in found.items()}
+
+
+def _conditions(cls: type, prefix: str = "") -> Iterator[Condition]:
+    """The conditions of a config class and of the configs in it; keys have their full path."""
+    for base in cls.__mro__:
+        for key, choice, values in vars(base).get("only_for", ()):
+            yield f"{prefix}{key}", f"{prefix}{choice}", values
+    for name, group in groups_of(cls).items():
+        yield from _conditions(group, f"{prefix}{name}.")
+
+
+_NOTHING = object()
+
+
+def _at(tree: Any, key: str) -> Any:
+    """The value of a key in a tree; _NOTHING if it is not there."""
+    for name in key.split("."):
+        tree = tree.get(name, _NOTHING) if isinstance(tree, dict) else _NOTHING
+    return str(tree) if isinstance(tree, _Text) else tree
+
+
+def _drop(cls: type, tree: Any, key: str, why: str, say: Callable[[str], None]) -> None:
+    """Deletes a key from a tree; says so if its value is not the default."""
+    *groups, name = key.split(".")
+    value = _at(tree, key)
+    if value is _NOTHING:
+        return
+    for group in groups:
+        cls, tree = groups_of(cls)[group], tree[group]
+    del tree[name]
+    (default,) = (f.default for f in dataclasses.fields(cls) if f.name == name)
+    if value != default:
+        say(f"{key}={_shown(value)} {why}")
+
+
+def _shown(value: Any) -> str:
+    """A value as an argument has it: true, null, [1, 2], or a text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def is_file(argument: str) -> bool:

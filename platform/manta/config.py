@@ -18,7 +18,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform
 
 from pydantic import (
@@ -35,8 +35,11 @@ from manta import arguments
 from manta.arguments import groups_of
 from manta.errors import ConfigError
 from manta.security import SECRET_IN_ADDRESS, has_secret
+from manta.terminal import line, named
 
 C = TypeVar("C")
+
+NO_TEXT = "not a text in UTF-8; write it in UTF-8"
 
 
 @dataclass_transform(frozen_default=True)
@@ -100,14 +103,14 @@ DatasetName = Annotated[str, AfterValidator(name_of_dataset)]
 RunName = Annotated[str, AfterValidator(name_of_run)]
 
 
-def load(cls: type[C], given: Sequence[str] = ()) -> C:
+def load(cls: type[C], given: Sequence[str] = (), say: Callable[[str], None] = lambda _: None) -> C:
     """Makes a `cls` from `[config.yaml ...] [key=value ...]`; later ones override earlier ones.
-    `arguments.read` describes how each one is read.
+    `arguments.read` describes how each one is read, and which keys `say` gets a line about.
 
     Raises:
         ConfigError: there are problems; the message has each on its own line.
     """
-    return from_dict(cls, arguments.read(cls, given))
+    return from_dict(cls, arguments.read(cls, given, say))
 
 
 def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
@@ -119,9 +122,12 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: there are problems; the message has each on its own line.
     """
-    problems = [f"{key}: {SECRET_IN_ADDRESS}" for key in _with_secret(tree)]
+    problems = [f"{key}: {SECRET_IN_ADDRESS}" for key, text in _texts(tree) if has_secret(text)]
+    problems = problems or [
+        f"{key}={line(text)}: {NO_TEXT}" for key, text in _texts(tree) if not _is_text(text)
+    ]
     if problems:  # stop here: another message might quote the secret
-        raise ConfigError("\n  ".join(problems))
+        raise ConfigError(named(problems, between="\n  "))
     expanded = _expand(cls, dict(tree), "", problems)
     try:
         made = TypeAdapter(cls).validate_python(expanded)
@@ -136,24 +142,33 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
     if made is not None and not problems:
         problems += find_problems(made)
     if problems:
-        head = "" if len(problems) == 1 else f"{len(problems)} problems in the config:\n  "
-        raise ConfigError(head + "\n  ".join(problems))
+        head = "" if len(problems) == 1 else f"{len(problems):,} problems in the config:\n  "
+        raise ConfigError(head + named(problems, between="\n  "))
     assert made is not None
     return made
 
 
-def _with_secret(tree: Any, key: str = "") -> Iterator[str]:
-    """The keys of a tree whose values, or the names in them, have a secret in an address."""
-    if isinstance(tree, str) and has_secret(tree):
-        yield key
+def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The texts in a tree, each with its key. A name in a dict is a text of the dict's own key."""
+    if isinstance(tree, str):
+        yield key, tree
     parts: Any = tree.items() if isinstance(tree, Mapping) else ()
     if isinstance(tree, list | tuple):
         parts = enumerate(tree)
     for name, value in parts:
-        if has_secret(str(name)):
-            yield key or "a key"
+        if isinstance(name, str) and (has_secret(name) or not _is_text(name)):
+            yield key or "a key", name
         else:
-            yield from _with_secret(value, f"{key}.{name}".lstrip("."))
+            yield from _texts(value, f"{key}.{name}".lstrip("."))
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: no byte of an argument was anything else."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_problems(made: Any, prefix: str = "") -> list[str]:

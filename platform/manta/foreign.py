@@ -7,13 +7,19 @@ for a file, `parse` for bytes, `check` for a value that has been read already.
 import functools
 import json
 from collections.abc import Hashable
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from pyarrow import fs as pafs
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from manta import storage
 from manta.errors import MantaError
+from manta.terminal import line
+
+__all__ = [
+    "Finite", "Whole", "check", "exact", "is_plain_name", "line", "parse", "read_bytes",
+    "read_json",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -21,7 +27,10 @@ T = TypeVar("T")
 MOST_BYTES = 24 << 20
 DEEPEST = 32  # lists and objects in each other
 MOST_ERRORS = 1000
-LONGEST = 300  # characters that a message quotes
+
+# Numbers of steps, tokens and documents, and figures: any program can compute with them.
+Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def exact(cls: type[T]) -> type[T]:
@@ -30,32 +39,37 @@ def exact(cls: type[T]) -> type[T]:
     return cls
 
 
-def read_json(path: str, kind: type[T], error: type[MantaError]) -> T:
+def read_json(
+    path: str,
+    kind: type[T],
+    error: type[MantaError],
+    remedy: str = "restore or recreate the file",
+) -> T:
     """The content of the JSON file at `path`, as a `kind`.
 
     Raises:
-        MantaError: an `error` with one line: the file is missing, too large or damaged, or is not a
-            `kind`.
+        MantaError: an `error` with one line, the `remedy` at its end: the file is missing, too
+            large or damaged, or is not a `kind`.
     """
     data = read_bytes(path, error)
     try:
         return parse(data, kind)
     except ValueError as e:
-        raise error(f"{path}: {e}; restore or recreate the file") from None
+        raise error(f"{path}: {e}; {remedy}") from None
 
 
-def read_bytes(path: str, error: type[MantaError]) -> bytes:
-    """The content of a file of at most MOST_BYTES. Raises `error` if there is no such file."""
+def read_bytes(path: str, error: type[MantaError], most: int = MOST_BYTES) -> bytes:
+    """The content of a file of at most `most` bytes. Raises `error` if there is no such file."""
     try:
         found = storage.info(path)
         if found.type == pafs.FileType.NotFound:
             raise error(f"{path}: no such file")
         if found.type != pafs.FileType.File:
             raise error(f"{path}: not a file; restore or recreate the file")
-        if found.size is not None and found.size > MOST_BYTES:
+        if found.size is not None and found.size > most:
             raise error(
-                f"{path}: {found.size:,} bytes are too many: Manta reads at most {MOST_BYTES:,} of "
-                "such a file; restore or recreate the file"
+                f"{path}: {found.size:,} bytes are too many: Manta reads at most {most:,} of such "
+                "a file; restore or recreate the file"
             )
         return storage.read_bytes(path)
     except OSError as e:
@@ -86,6 +100,8 @@ def check(content: Any, kind: type[T]) -> T:
             if isinstance(part, dict | list)
             for item in (part.values() if isinstance(part, dict) else part)
         ]
+        if not level:
+            break
     if level:
         raise ValueError(f"not valid JSON for Manta (more than {DEEPEST} levels deep)")
     try:
@@ -96,12 +112,6 @@ def check(content: Any, kind: type[T]) -> T:
         first, *more = e.errors(include_url=False)
         others = f" (and {len(more)} more)" if more else ""
         raise ValueError(f"{_describe(dict(first))}{others}") from None
-
-
-def line(text: str) -> str:
-    """A text from a file as a short part of one line: a terminal obeys no character in it."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: LONGEST + 1])
-    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
 
 
 def is_plain_name(name: str) -> bool:

@@ -1,7 +1,10 @@
 """`run_job`, which all jobs share: arguments, --help, --dry-run, one-line errors, exit codes."""
 
 import contextlib
+import errno
+import functools
 import inspect
+import io
 import os
 import sys
 import traceback
@@ -13,7 +16,7 @@ from manta import config as configs
 from manta.arguments import is_file
 from manta.errors import MantaError
 from manta.security import check_versions
-from manta.terminal import keep_private, visible, visible_line, visible_output
+from manta.terminal import keep_private, line, message, visible, visible_output
 
 C = TypeVar("C")
 
@@ -24,6 +27,16 @@ null means no value). Values of other types are YAML.
 # Arguments that select another model, so that the default config does not apply.
 OTHER_MODEL = ("model.preset=", "model.family=", "model.depth=", "init.checkpoint=")
 
+# The system's errors about a file or folder of a person's, with what to do about each.
+_FULL = "free some space there, then run the same command again"
+_CLOSED = "allow this account to read and write there, or choose another place"
+OF_A_PLACE = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
+    errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED,
+    errno.ENAMETOOLONG: "shorten the name", errno.ELOOP: "mend the symbolic link",
+    errno.EIO: "check the disk", errno.ESTALE: "mount the file system again",
+}  # fmt: skip
+
 
 def run_job(
     main: Callable[[C], Any], config_class: type[C], default: Path | None = None
@@ -33,20 +46,22 @@ def run_job(
     `default` is the config file to use if the arguments name neither a config file nor another
     model.
 
-    Exit code: 0 done (or what `main` returns); 2 a problem that the person can fix, reported in one
-    line on stderr; 1 a bug in Manta or in a library, with its traceback, or an output that cannot
-    be written (a full disk), with one line; 130 interrupted; 141 nobody reads the output any more
-    (`| head`), without a line.
+    Exit code: 0 done (or what `main` returns); 2 a problem that the person can fix (a full disk
+    too), reported in one line on stderr; 1 a bug in Manta or in a library, with its traceback, or a
+    standard output that cannot be written, with one line; 130 interrupted; 141 nobody reads the
+    output any more (`| head`), without a line.
 
     What the job prints is visible text (terminal.py), and what it writes is its owner's alone.
     """
     keep_private()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a terminal that has not every character
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with visible_output():
             code = _run(main, config_class, default)
             print(end="", flush=True)  # as the last output may fail too
     except MantaError as e:
-        print(f"error: {visible_line(str(e))}", file=sys.stderr)
+        print(f"error: {message(e)}", file=sys.stderr)
         _exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
@@ -56,8 +71,11 @@ def run_job(
             if isinstance(e, BrokenPipeError):
                 _exit(141)  # as the shell counts a program that SIGPIPE ends
             print(f"error: standard output cannot be written: {e.strerror}", file=sys.stderr)
-        else:
-            print(visible(traceback.format_exc()), end="", file=sys.stderr)
+            _exit(1)
+        if isinstance(e, OSError) and e.errno in OF_A_PLACE:
+            print(f"error: {line(str(e))}; {OF_A_PLACE[e.errno]}", file=sys.stderr)
+            _exit(2)
+        print(visible(traceback.format_exc()), end="", file=sys.stderr)
         _exit(1)
     _exit(code)
 
@@ -73,7 +91,7 @@ def _run(main: Callable[[C], Any], config_class: type[C], default: Path | None) 
         print(configs.help_text(config_class))
         return 0
     given = [argument for argument in arguments if argument != "--dry-run"]
-    config = configs.load(config_class, with_default(given, default))
+    config = configs.load(config_class, with_default(given, default), hint)
     if "--dry-run" in arguments:
         print(configs.to_yaml(config), end="")
         for key, value in getattr(config, "derived", dict)().items():
@@ -83,16 +101,22 @@ def _run(main: Callable[[C], Any], config_class: type[C], default: Path | None) 
     return main(config) or 0
 
 
-def say(line: str) -> None:
+def say(text: str) -> None:
     """Prints a line for a person, without delay even if the output is a file or a pipe."""
-    print(line, flush=True)
+    print(text, flush=True)
 
 
-def hint(line: str) -> None:
+def hint(text: str) -> None:
     """Prints a line about what a job does, or what to do next, to standard error. Standard output
     has only what was asked for, so that another program can read it."""
     print(end="", flush=True)  # so that a terminal shows both in their order
-    print(line, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
+
+
+@functools.cache
+def hint_once(text: str) -> None:
+    """Prints a line as `hint` does, unless this process has done so."""
+    hint(text)
 
 
 def with_default(arguments: list[str], default: Path | None) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from manta import storage
 from manta.errors import DataError
+from manta.terminal import line
 
 # The errors of a filesystem that has no locks.
 WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -108,14 +109,14 @@ def _renew(path: str, owner: dict[str, object]) -> None:
 def _renewed(text: str) -> float:
     try:
         return float(json.loads(text)["time"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
         return 0.0
 
 
 def _held(what: str, text: str) -> DataError:
     try:
         owner = json.loads(text)
-        who = f"process {owner['pid']} on {owner['host']}"
-    except (ValueError, KeyError, TypeError):
+        who = line(f"process {owner['pid']} on {owner['host']}")
+    except (ValueError, KeyError, TypeError, RecursionError):
         who = "another process"
     return DataError(f"{what}: {who} is using it; wait until it has ended, or give another name")

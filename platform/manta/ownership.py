@@ -141,13 +141,16 @@ def _why_it_stays(out: Path, is_folder: bool, is_ours: bool) -> str | None:
     return None
 
 
-def record(out: Path) -> None:
-    """Writes the list of what was just made at `out`, so that it may be replaced later."""
+def record(out: Path) -> Path:
+    """Writes the list of what was just made at `out`, so that it may be replaced later; returns its
+    path."""
     is_folder = out.is_dir()
     names = sorted(paths_in(str(out))) if is_folder else [out.name]
     folder = out if is_folder else out.parent
     content = {name: storage.sha256(str(folder / name)) for name in names}
-    storage.write_json(str(_list_of(out, is_folder)), content)
+    file = _list_of(out, is_folder)
+    storage.write_json(str(file), content)
+    return file
 
 
 def _list_of(out: Path, is_folder: bool) -> Path:

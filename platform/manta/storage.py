@@ -4,6 +4,7 @@ Every path is an absolute string: "/home/me/manta/runs/a" or "s3://bucket/manta/
 A folder of results is *committed* by its manifest, which is written last and atomically.
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -12,7 +13,9 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from pyarrow import fs as pafs
 from manta.config import config
 from manta.errors import ConfigError, DataError
 from manta.security import SECRET_IN_ADDRESS, has_secret
+from manta.terminal import line
 
 CHUNK_BYTES = 1 << 20
 # How much of an upload may wait in memory to be sent: pyarrow accepts all that it is given, and
@@ -29,6 +33,7 @@ CHUNK_BYTES = 1 << 20
 UPLOAD_BYTES = 160 << 20
 UNFINISHED = ".tmp"
 UNFINISHED_ENDING = r"\.[0-9a-f]{8}\.tmp"  # what `_beside` appends to a name
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on Linux
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs")
 
 
@@ -48,9 +53,28 @@ class HomeConfig:
 
 
 def absolute(path: str) -> str:
+    """The whole of a path, or an address as it is, without a slash at its end.
+
+    Raises:
+        ConfigError: no file can have this path.
+    """
     if "://" in path:
         return path.rstrip("/")
-    return str(Path(path).expanduser().absolute())
+    try:
+        found = str(Path(path).expanduser().absolute())
+        longest, size = max(map(len, found.encode().split(b"/"))), len(found.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"{line(path)}: a path that is not UTF-8; rename the file") from None
+    except RuntimeError:  # ~name, where nobody has this name
+        raise ConfigError(f"{line(path)}: nobody has this name here; give the folder") from None
+    if longest > LONGEST_NAME or size > LONGEST_PATH or "\0" in found:
+        why = f"has a name of {longest} bytes" if longest > LONGEST_NAME else f"has {size} bytes"
+        why = "has a character that no file name has" if "\0" in found else why
+        raise ConfigError(
+            f"{line(path)}: this path {why}, and file systems take names of up to {LONGEST_NAME} "
+            f"and paths of up to {LONGEST_PATH}: check it"
+        )
+    return found
 
 
 def is_local(path: str) -> bool:
@@ -145,6 +169,17 @@ def write_bytes(path: str, data: bytes) -> None:
             f.write(data)
 
 
+@contextlib.contextmanager
+def writing(path: str, remedy: str) -> Iterator[None]:
+    """A context in which what is to be at `path` is written. Raises DataError, one line with the
+    system's reason and the `remedy`, if the disk is full or takes no files."""
+    try:
+        yield
+    except OSError as e:
+        why = line(e.strerror or str(e))
+        raise DataError(f"{path}: cannot be written ({why}); {remedy}") from None
+
+
 def _beside(inside: str) -> str:
     return f"{inside}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
 
@@ -226,6 +261,16 @@ def move_folder(path: str, to: str) -> None:
             _make_parent(join(to, item.path[len(inside) + 1 :]))
             fs.copy_file(item.path, target)
     fs.delete_dir(inside)
+
+
+def set_aside(path: str, why: str) -> str:
+    """Renames a file, so that nothing reads it again: `why` and the time are added to its name.
+    Returns its new path."""
+    folder, _, name = path.rpartition("/")
+    aside = join(folder, f"{why}{name}-{time.time_ns()}")
+    fs, inside = filesystem(path)
+    fs.move(inside, filesystem(aside)[1])
+    return aside
 
 
 def upload(local: str | Path, path: str) -> None:

@@ -1,15 +1,19 @@
 """Text for a terminal: what files and models say is shown, and cannot steer the terminal."""
 
 import contextlib
+import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-# Control characters except newline and tab, other line separators, and what changes the direction
-# in which a line is read; and halves of surrogate pairs (as in file names that are not UTF-8), at
-# which printing fails.
+LONGEST = 300  # characters of a foreign text that a message quotes
+LONGEST_LINE = 4000  # characters of one line of a message
+MOST_NAMED = 20  # items of a list that a message names
+
+# Control characters except newline and tab, other line separators, what changes the direction in
+# which a line is read, and bytes of a name that are not UTF-8, which no stream can write.
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -20,10 +24,23 @@ def visible(text: str) -> str:
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def visible_line(text: str) -> str:
-    """A visible text whose newlines are escapes too, except before an indented line: a message may
-    have several lines, but no name or value in it can start one that looks like ours."""
-    return re.sub(r"\n(?! )", r"\\n", visible(text))
+def line(text: str, longest: int = LONGEST) -> str:
+    """The text as a part of one line, visible, and cut where it is longer than `longest`."""
+    shown = visible(text[: longest + 1]).replace("\n", r"\n").replace("\t", r"\t")
+    return shown if len(shown) <= longest else f"{shown[:longest]}..."
+
+
+def named(items: Collection[str], most: int = MOST_NAMED, between: str = ", ") -> str:
+    """The items as a part of a message: at most `most` of them, and how many more there are."""
+    shown = [line(item, LONGEST_LINE) for item in itertools.islice(items, most)]
+    more = len(items) - len(shown)
+    return between.join([*shown, f"and {more:,} more"] if more else shown)
+
+
+def message(error: Exception) -> str:
+    """What an error says. The problems of a config have a line each, and no name or value in them
+    can start one that looks like ours."""
+    return "\n  ".join(line(part, LONGEST_LINE) for part in str(error).split("\n  "))
 
 
 class _Visible:
@@ -59,6 +76,21 @@ def exact_pipe() -> Iterator[None]:
         sys.stdout if sys.stdout.isatty() else getattr(sys.stdout, "exact", sys.stdout)
     ):
         yield
+
+
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """Drops what is written to standard error while the block runs, also by libraries that are not
+    written in Python."""
+    shown = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        os.close(nowhere)
 
 
 def keep_private() -> None:

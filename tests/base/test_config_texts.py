@@ -13,11 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers.configs import OF_JOBS, Inner, Outer, never, write
+from helpers.texts import TEXTS
 from manta.arguments import read
 from manta.config import config, differences, from_dict, help_text, load, to_dict, to_yaml
+from manta.errors import ConfigError
 from manta.evaluate.inference_settings import GenerateConfig
 from manta.job import run_job
 from manta.model.presets import PRESETS
+from manta.terminal import message, visible
 from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)
@@ -26,13 +29,6 @@ few = settings(deadline=None, max_examples=25)
 # --- texts ---------------------------------------------------------------------------------------
 
 
-TEXTS = [
-    "x = 1  # set x", "12:30:45", "007", "1e3", "", "Q: What is 2+2? A:", "# Title", " both ends ",
-    "'quoted'", '"quoted"', "a\nb\n", "\\n", "~", "true", "null ", "Null", "[a, b]", "{a: 1}",
-    "- a", "&a", "*a", "!!int 3", "${home}", "${", "\\${a}", "\\\\${a}\\", "???", "\\???", "a=b",
-    "-1_0.5E+3", "%", "\x85", "\u2028", "naïve 🐟",
-    '{"zero_optimization": {"sub_group_size": 5000}}',
-]  # fmt: skip
 texts = st.text() | st.text(alphabet="\\${}?:#'\"[] =\na") | st.sampled_from(TEXTS)
 
 
@@ -108,14 +104,14 @@ def of_jobs() -> Iterator[tuple[type, str, str]]:
 
 
 def test_every_job_takes_texts_as_they_are() -> None:
-    keys = [(cls, key) for cls, key, kind in of_jobs() if kind in ("str", "str | null")]
-    assert len(keys) > 50 and (GenerateConfig, "prompt") in keys
-    for cls, key in keys:
-        for text in TEXTS:
+    keys = [item for item in of_jobs() if item[2] in ("str", "str | null")]
+    assert len(keys) > 50 and (GenerateConfig, "prompt", "str") in keys and len(TEXTS) >= 65
+    for index, (cls, key, kind) in enumerate(keys):
+        for text in TEXTS[index % 9 :: 9]:
             found: Any = read(cls, [f"{key}={text}"])  # not checked yet: many are no name or file
             for name in key.split("."):
                 found = found[name]
-            assert found == text, key
+            assert found == (None if (text, kind) == ("null", "str | null") else text), key
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -129,6 +125,80 @@ def test_a_dry_run_prints_a_text_so_that_it_reads_back_the_same(
     again = load(GenerateConfig, [write(tmp_path, capsys.readouterr().out)])
     assert again == load(GenerateConfig, arguments)
     assert again.prompt == text
+
+
+# --- keys that another key overrides --------------------------------------------------------------
+
+
+FILE = """
+tokens_per_batch: 2048
+model: {tie_embeddings: false, qk_norm: true, rope_theta: 100000.0}
+init: {kind: identity, previous_tokens: 1, induction_heads: [1], bigram_steps: 3}
+optimizer: {kind: muon, lr: 0.005, head_lr: 0.001, muon_rounds: 3, muon_lr: 0.02}
+schedule: {kind: wsd, decay_shape: linear}
+micro_batch_size: auto
+memory_per_worker: 2.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dropped"),
+    [
+        (["optimizer.kind=adamw"], ["optimizer.muon_lr=0.02", "optimizer.muon_rounds=3"]),
+        (["optimizer={kind: adamw}"], ["optimizer.muon_lr=0.02", "optimizer.muon_rounds=3"]),
+        (["schedule.kind=cosine"], ["schedule.decay_shape=linear"]),
+        (["model.tie_embeddings=true"], ["optimizer.head_lr=0.001", "init.bigram_steps=3"]),
+        (["model.qk_norm=false"], ["init.previous_tokens=1", "init.induction_heads=[1]"]),
+        (["init.kind=gpt2"], ["init.induction_heads=[1]"]),
+        (["micro_batch_size=4"], ["memory_per_worker=2.5"]),
+        (["seed=3", "optimizer.kind=muon"], []),
+    ],
+    ids=str,
+)
+def test_a_key_of_a_file_that_an_argument_overrides_is_dropped_with_a_line(
+    arguments: list[str], dropped: list[str], tmp_path: Path
+) -> None:
+    file, said = write(tmp_path, FILE), list[str]()
+    c = load(PretrainConfig, [file, *arguments], said.append)
+    assert [text.partition(f" of {file} is not used: it is for ")[0] for text in said] == dropped
+    assert load(PretrainConfig, [write(tmp_path, to_yaml(c))]) == c
+    # A run's own config.yaml has every key, and those that are not set need no line.
+    whole = to_yaml(load(PretrainConfig, [write(tmp_path, FILE)]))
+    assert load(PretrainConfig, [write(tmp_path, whole), *arguments], said.append) == c
+    assert len(said) == 2 * len(dropped)
+
+
+def test_a_key_that_a_person_gives_is_not_dropped(tmp_path: Path) -> None:
+    file = write(tmp_path, FILE)
+    for arguments in (
+        [file, "optimizer.muon_rounds=2", "optimizer.muon_lr=null", "optimizer.kind=adamw"],
+        [write(tmp_path, FILE.replace("kind: muon", "kind: adamw"))],
+    ):
+        with pytest.raises(ConfigError, match=r"muon_rounds=. is for kind=muon: omit it"):
+            load(PretrainConfig, arguments)
+
+
+def test_what_is_not_utf8_is_said_with_its_key(tmp_path: Path) -> None:
+    for text in ("prompt=\udcff", "checkpoint=a\udcffb", "home=\ud800"):
+        key, _, value = text.partition("=")
+        with pytest.raises(ConfigError) as caught:
+            load(GenerateConfig, [text])
+        assert message(caught.value).startswith(f"{key}={visible(value)}: not a text in UTF-8")
+    with pytest.raises(ConfigError, match=r"cannot be read: .*invalid Unicode"):
+        load(GenerateConfig, [write(tmp_path, 'prompt: "\\ud800"')])
+    with pytest.raises(ConfigError, match=r"by_name=.*not a text"):
+        from_dict(Texts, {"by_name": {"\udcff": "a"}})
+    with pytest.raises(ConfigError) as caught:
+        load(GenerateConfig, ["\udcff.yaml"])
+    assert message(caught.value).startswith(r"'\udcff.yaml': no such config file")
+
+
+def test_many_problems_of_a_config_have_a_limit() -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Texts, {f"key{i}": 1 for i in range(20_000)})
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "20,000 problems in the config:" and len(lines) == 22
+    assert lines[-1] == "  and 19,980 more"
 
 
 # --- the way back --------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 from helpers.configs import OF_JOBS, Outer, never, write
 from manta.config import help_text, load
 from manta.errors import DataError
-from manta.job import hint, run_job, with_default
+from manta.job import OF_A_PLACE, hint, run_job, with_default
 from manta.train.settings import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,6 +154,31 @@ def test_other_ends_have_their_exit_codes(
     assert "Traceback" in capsys.readouterr().err
     assert run(monkeypatch, interrupted) == 130
     assert capsys.readouterr().err.startswith("interrupted")
+
+
+@pytest.mark.parametrize("number", OF_A_PLACE, ids=errno.errorcode.get)
+def test_what_the_system_says_about_a_file_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(config: PretrainConfig) -> None:
+        raise OSError(number, os.strerror(number), "a\nb/x")
+
+    assert run(monkeypatch, main) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: [Errno {number}] {os.strerror(number)}: ") and r"a\nb/x" in err
+    assert err.endswith(f"; {OF_A_PLACE[number]}\n") and err.count("\n") == 1
+
+
+def test_an_argument_that_is_not_utf8_is_one_line_and_help_is_still_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argument in ("name=a\udcff", "home=/\udcff", "\udcff", "\udcff=3", "seed=\udcff"):
+        for more in ([], ["--dry-run"]):
+            assert run(monkeypatch, never, argument, *more) == 2
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1 and r"\udcff" in err
+        assert run(monkeypatch, never, argument, "--help") == 0
+        capsys.readouterr()
 
 
 def test_a_hint_is_not_among_what_was_asked_for(

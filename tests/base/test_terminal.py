@@ -17,7 +17,7 @@ from manta import storage
 from manta.errors import DataError
 from manta.job import run_job
 from manta.progress import Progress
-from manta.terminal import exact_pipe, visible, visible_line, visible_output
+from manta.terminal import exact_pipe, message, named, visible, visible_output
 
 ATTACK = "\x1b]0;title\x07\x1b[2K\rdone\u202e\u2066\x9b31m\x85\u2028"
 
@@ -43,7 +43,18 @@ def test_a_visible_text_has_no_character_that_steers(text: str) -> None:
 
 
 def test_no_value_in_a_message_starts_a_line_of_its_own() -> None:
-    assert visible_line("2 problems:\n  a\n  b\nerror: c") == "2 problems:\n  a\n  b\\nerror: c"
+    error = DataError("2 problems:\n  a\n  b\nerror: c")
+    assert message(error) == "2 problems:\n  a\n  b\\nerror: c"
+
+
+@given(st.lists(st.text(max_size=5)), st.integers(1, 6))
+def test_a_list_in_a_message_has_a_limit_and_says_how_many_more_there_are(
+    items: list[str], most: int
+) -> None:
+    parts = named(items, most, between="\n").split("\n") if items else []
+    assert len(parts) == min(len(items), most + 1)
+    assert parts[most:] == ([f"and {len(items) - most} more"] if len(items) > most else [])
+    assert named(dict.fromkeys("abc"), 2) == "a, b, and 1 more"
 
 
 def test_what_a_job_prints_is_visible(

@@ -206,3 +206,29 @@ def test_a_local_folder_of_hugging_face_has_changed_with_its_files(tmp_path: Pat
     assert origin.changes(manifest) == ""
     (tmp_path / "corpus" / "train.jsonl").write_text('{"text": "ab"}')
     assert "train.jsonl was 13 bytes, is 14" in origin.changes(manifest)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        '{"data.source": 3}',
+        '{"data.source": {"a": {"size": "x"}}}',
+        '{"data.source": {"a": {"size": 1, "mtime_ns": 1e400}}}',
+        '{"data.source": {"a": {}}}',
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:40],
+)
+def test_a_damaged_record_of_the_sources_is_said_and_the_dataset_is_used(
+    content: str, place: Place
+) -> None:
+    manifest = place.open()
+    file = Path(manifest.path) / layout.SOURCES
+    file.write_text(content)
+    lines: list[str] = []
+    assert place.open(say=lines.append) == manifest
+    (said,) = [line for line in lines if "is used without a look at what it was" in line]
+    assert f"{file}: " in said and said.endswith("; delete it to have no record")
+    assert file.read_text() == content

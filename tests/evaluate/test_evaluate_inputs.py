@@ -14,7 +14,9 @@ from hypothesis import settings
 from helpers.evaluation import hellaswag_rows
 from manta.config import from_dict
 from manta.errors import ConfigError, DataError
+from manta.evaluate import catalog, core, report, suites
 from manta.evaluate.documents import read_hellaswag
+from manta.evaluate.files import read_text
 from manta.evaluate.settings import EvaluateConfig
 
 few = settings(deadline=None, max_examples=10)
@@ -152,3 +154,106 @@ with farm.workers(4, 1.0, 0.4, 1, "fp32") as pool:
         without = str(e)
 print(json.dumps({"fit": fit, "refused": refused, "seen": seen, "without": without}))
 """
+
+
+# Rows, suites and scores that somebody else may have written
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+ROWS = {
+    "multiple_choice": {"query": "a", "choices": ["b", "c"], "gold": 1},
+    "schema": {"context_options": ["a", "b"], "continuation": "c", "gold": 0},
+    "language_modeling": {"context": "a", "continuation": "b"},
+}
+WRONG = [None, 3, ["a"], {"a": "b"}, [None], 10**400, -1, 7, DEEP]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("value", WRONG, ids=lambda value: repr(value)[:12])
+def test_a_wrong_value_in_a_row_of_core_is_named_by_its_line(
+    kind: str, value: Any, tmp_path: Path
+) -> None:
+    about = {"kind": kind, "file": "x.jsonl", "shots": 0, "delimiter": " ", "chance": 25}
+    whole = ROWS[kind]
+    for key in whole:
+        if isinstance(value, type(whole[key])) and value not in ([None], 10**400, -1, 7, DEEP):
+            continue
+        if value == ["a"] and key in ("choices", "context_options"):
+            continue
+        if value == DEEP and isinstance(whole[key], str):
+            bad = json.dumps({**whole, key: "x"}).replace('"x"', DEEP)
+        else:
+            bad = json.dumps({**whole, key: value})
+        (tmp_path / "x.jsonl").write_text(f"{json.dumps(whole)}\n{bad}\n")
+        with pytest.raises(DataError, match=r"x\.jsonl, line 2: not a row of CORE ") as caught:
+            core.documents(str(tmp_path), about, None)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a list",
+        "task: [",
+        "",
+        "task: 3\nmetadata: {version: 1}",
+        "group: a\ntask: {b: c}",
+        "group: a\ntask: [b]",
+        "task: a\nmetadata: [1]",
+        "include: mine.yaml",
+        "include: none.yaml",
+        "task: a\nmetadata: {a: 1}\nclass: !function none.Class",
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ntask: 3",
+        "task: " + "[" * 3000,
+        "\x00",
+    ],
+    ids=lambda text: repr(text)[:40],
+)
+def test_a_damaged_suite_is_one_line(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.setattr(catalog, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=r"mine\.yaml: ") as caught:
+        suites.configs_of("mine")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("change", [{"shots": "x"}, {"kind": "other"}, {"file": None}, None])
+def test_a_task_of_core_without_what_it_needs_is_one_line(
+    change: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = {"kind": "schema", "file": "x", "shots": 0, "delimiter": " ", "chance": 25}
+    metadata = {**about, **change} if change else {"version": 1.0}
+    text = json.dumps({"task": "core_x", "metadata": metadata})  # JSON is YAML
+    (tmp_path / "core.yaml").write_text(text)
+    monkeypatch.setattr(catalog, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match=r"core\.yaml: not a suite \("):
+        suites.configs_of("core")
+
+
+def test_a_file_that_is_too_large_to_be_read_whole_is_said_so(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    with file.open("wb") as f:
+        f.truncate(1 << 40)  # no bytes on the disk
+    for read in (lambda: read_text(str(file), "text_path"), lambda: read_hellaswag(str(file))):
+        with pytest.raises(DataError, match=r"1,099,511,627,776 bytes are too many"):
+            read()
+
+
+def test_damaged_scores_are_measured_again_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    c = EvaluateConfig(suite="quick", home=str(tmp_path))
+    path = str(tmp_path / "runs" / "run" / "checkpoints" / "step-00000007")
+    file = tmp_path / "runs" / "run" / "evals" / "step-00000007" / "quick.json"
+    file.parent.mkdir(parents=True)
+    assert not report.is_there(c, path, "quick")
+    file.write_text('{"suite": 3}')
+    assert report.all_of(str(tmp_path / "runs" / "run")) == []
+    assert not report.is_there(c, path, "quick") and not file.exists()
+    assert [aside.read_text() for aside in file.parent.glob("damaged-*")] == ['{"suite": 3}']
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("quick.json: " in line for line in said)
+    assert report.all_of(str(tmp_path / "runs" / "run")) == []
+    assert capsys.readouterr().err == ""

@@ -1,5 +1,6 @@
 """Jobs that read a model: what they print where, and weights that are not numbers."""
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 from helpers.checkpoints import MODELS, model_of, save
 from helpers.common import ROOT
 from helpers.evaluation import TEXT
-from manta.config import load
+from helpers.texts import TEXTS
+from manta.config import load, to_yaml
 from manta.errors import CheckpointError
 from manta.evaluate.farm import Evaluator
+from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.surprise import SurpriseConfig, surprise
 from manta.export.convert import ExportConfig, export
+from manta.job import run_job
 from manta.model.generate import Sampling, generate
 from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers
@@ -34,8 +38,39 @@ def tokenizer() -> Tokenizer:
 def ran(home: Path, job: str, *keys: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a job."""
     command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), f"home={home}", "checkpoint=run"]
-    done = subprocess.run([*command, *keys], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+    done = subprocess.run([*command, *keys], capture_output=True, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()  # (\r stays as it is)
+
+
+def test_every_prompt_is_echoed_byte_for_byte(
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    """The job's own main function, once for each prompt as an argument, and a process of its own
+    with all of them in a file."""
+    save(model_of(MODELS["llama, grouped"], tokenizer.vocab_size), tokenizer, tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])  # the job takes its own folder off it
+    spec = importlib.util.spec_from_file_location("generate_job", ROOT / "jobs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    monkeypatch.setitem(sys.modules, "generate_job", job)
+    keys = ["max_tokens=1", "device=cpu", f"home={tmp_path}", "checkpoint=run"]
+    for text in TEXTS:
+        monkeypatch.setattr(sys, "argv", ["generate.py", *keys, f"prompt={text}"])
+        with pytest.raises(SystemExit) as ended:
+            run_job(job.main, GenerateConfig)
+        out = capfdbinary.readouterr().out
+        assert (ended.value.code, out[: len(text.encode())]) == (0, text.encode()), text[:50]
+    file = tmp_path / "prompts.yaml"
+    file.write_text(to_yaml({"prompts": TEXTS}))
+    _, out, _ = ran(tmp_path, "generate", *keys[:2], str(file))
+    parts = out.encode().split(b"\n" + b"-" * 40 + b"\n")
+    assert len(parts) == len(TEXTS) + 1 >= 66
+    for text, part in zip(TEXTS, parts, strict=False):
+        assert part[: len(text.encode())] == text.encode(), text[:50]
 
 
 @pytest.mark.parametrize("more", [0, 40], ids=["as many ids", "more ids"])

@@ -363,6 +363,9 @@ def test_a_task_or_a_tag_of_lm_evals_runs_by_its_name(lm: MantaLM, data_sets: Pa
     assert set(both) == {"arc_easy", "arc_challenge"} and both["arc_easy"] == one["arc_easy"]
     shots = run_task(lm, "arc_easy", limit=3, num_fewshot=2, data_dir=str(data_sets)).results
     assert shots["arc_easy"]["samples"] == 3
+    words = r"arc_easy: num_fewshot=50 examples before each question, and there are \d documents"
+    with pytest.raises(DataError, match=words):
+        run_task(lm, "arc_easy", num_fewshot=50, data_dir=str(data_sets))
 
 
 def test_a_data_set_that_is_not_there_is_said_with_what_to_download(

@@ -347,7 +347,13 @@ def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
         refused(CheckpointError, words, files={"model.safetensors": data})
     refused(CheckpointError, r"no config\.json there", files={"config.json": None})
     refused(CheckpointError, "not valid JSON", files={"config.json": b"{"})
-    refused(CheckpointError, "safetensors only", files={"model.safetensors": None})
+    gone: dict[str, bytes | None] = {"model.safetensors": None}
+    refused(CheckpointError, "no such file; get the model's weights", files=gone)
+    pickle = {"pytorch_model.bin": b"pickle"}
+    refused(CheckpointError, r"pytorch_model\.bin is a pickle", files={**gone, **pickle})
+    shard = {"model.safetensors.index.json": b'{"weight_map": {"a": "b-2-of-3.safetensors"}}'}
+    words = r"b-2-of-3\.safetensors: no such file, but model\.safetensors\.index\.json says"
+    refused(CheckpointError, words, files={**shard, **pickle})
     refused(CheckpointError, "not safetensors data", files={"model.safetensors": b"x" * 50})
     refused(DataError, r"no tokenizer\.json.*50,257", files={"tokenizer.json": None})
     tensors = load_file(out / "model.safetensors")

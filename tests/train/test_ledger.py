@@ -86,3 +86,30 @@ def test_other_ranks_and_damaged_files_count_for_nothing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [] and ledgers.table(str(tmp_path)) == []
     (tmp_path / layout.GOODPUT).write_text('{"seconds": 3}')
     assert Ledger(str(tmp_path), 5.0).starts == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"seconds": {"down": -1}, "updated": 1, "starts": 1}',
+        '{"seconds": {"down": NaN}, "updated": 1, "starts": 1}',
+        '{"seconds": {}, "updated": 1e300, "starts": 1}',
+        '{"seconds": {}, "updated": 1, "starts": "x"}',
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:50],
+)
+def test_a_damaged_ledger_is_said_once_and_kept_and_the_run_goes_on(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / layout.GOODPUT
+    file.write_text(content)
+    assert ledgers.table(str(tmp_path)) == [] and ledgers.seconds_of(str(tmp_path)) == 0
+    ledgers.begin(str(tmp_path), time.time() - 100)
+    said = capsys.readouterr().err
+    assert said.startswith(f"{file}: ") and said.count("\n") == 1
+    (aside,) = tmp_path.glob(f"damaged-{layout.GOODPUT}-*")
+    assert aside.read_text() == content
+    assert Ledger(str(tmp_path), 5.0).seconds["start"] == pytest.approx(100, abs=1)

@@ -66,6 +66,55 @@ def test_a_last_line_cut_off_within_a_character_is_left_out(tmp_path: Path) -> N
     assert read_metrics(str(file)) == [{"step": 1}]
 
 
+BAD = [
+    b"{",
+    b"[]",
+    b"3",
+    b"null",
+    b'{"step": "x"}',
+    b'{"step": -1}',
+    b'{"tokens": 3}',
+    b"\xff",
+    b"",
+]
+BAD += [b'{"step": 1e400}', b'{"step": 3, "val_loss": []}', b"[" * 100_000, b"x" * 3_000_000]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda line: repr(line[:20]))
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_damaged_record_is_left_out_once_and_what_was_there_is_kept(
+    bad: bytes, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log(tmp_path, range(1, 4))
+    file = tmp_path / name
+    damaged = [*file.read_bytes().splitlines()[:2], bad, file.read_bytes().splitlines()[2]]
+    file.write_bytes(b"\n".join(damaged) + b"\n")
+    before = file.read_bytes()
+    for _ in range(2):
+        read_metrics(str(file))
+    said = capsys.readouterr().err
+    is_bad = name == "metrics.jsonl" or b"val_loss" not in bad
+    assert said.count("\n") == (1 if is_bad else said.count("\n"))
+    told: list[str] = []
+    Logbook(str(tmp_path), told.append, 3).close()
+    kept = [file for file in tmp_path.iterdir() if file.name.startswith("damaged-")]
+    if is_bad:
+        assert [f"{file}, line 3: " in line and "\n" not in line for line in told] == [True]
+        assert [file.read_bytes() for file in kept] == [before] and str(kept[0]) in told[0]
+    # What follows a line without an end cannot be told apart from it.
+    steps = {1, 2} if len(bad) > 1_000_000 else {1, 2, 3}
+    assert {r["step"] for r in lines(file)} == steps
+    assert Logbook(str(tmp_path), told.append, 3).lost_seconds == 0.0 and len(told) == len(kept)
+
+
+def test_a_folder_in_place_of_the_metrics_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl" / "mine").mkdir(parents=True)
+    told: list[str] = []
+    Logbook(str(tmp_path), told.append, 0).close()
+    assert "metrics.jsonl: not a file; the file is kept as" in told[0]
+    assert len(list(tmp_path.glob("damaged-metrics.jsonl-*/mine"))) == 1
+
+
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     log(tmp_path, range(1, 8))
     log(tmp_path, range(5, 7), resumed_step=4)

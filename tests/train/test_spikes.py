@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -84,19 +85,57 @@ def test_only_skip_limits_the_gradient_norm() -> None:
         assert detector.norm_limit > 1.0
 
 
+def passed(run: str) -> set[int]:
+    found = rollbacks.passed_over(run)
+    return {step for step in range(100) if step in found}
+
+
 def test_going_back_notes_what_is_passed_over_until_it_has_been_often_enough(
     tmp_path: object,
 ) -> None:
     run = str(tmp_path)
-    assert rollbacks.passed_over(run) == frozenset()
+    assert passed(run) == set()
     lines: list[str] = []
     c = SpikeConfig(margin=2, max_rollbacks=2)
     rollbacks.go_back(run, c, Anomaly(10, 12, "the loss jumped", "spike"), lines.append)
-    assert rollbacks.passed_over(run) == {7, 8, 9, 10, 11}  # steps number 8 to 12
+    assert passed(run) == {7, 8, 9, 10, 11}  # steps number 8 to 12
     assert "steps 8 to 12" in lines[0] and "back to the start" in lines[0]
     rollbacks.go_back(run, c, Anomaly(1, 1, "again", "spike"), lines.append)
-    assert rollbacks.passed_over(run) == {0, 7, 8, 9, 10, 11}
+    assert passed(run) == {0, 7, 8, 9, 10, 11}
     before = storage.read_json(f"{run}/rollbacks.json")
     with pytest.raises(TrainingError, match=r"gone back 2 times.*8 to 12, 1 to 1.*optimizer\.lr"):
         rollbacks.go_back(run, c, Anomaly(20, 20, "once more", "spike"), lines.append)
     assert storage.read_json(f"{run}/rollbacks.json") == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "an object: should be a valid list"),
+        ("[3]", "0=3: should be a dictionary"),
+        ('[{"first": 1, "last": null, "why": ""}]', "0.last=None: should be a valid integer"),
+        ('[{"first": 8, "last": 7, "why": ""}]', "last=7 is before first=8"),
+        ("[" * 100_000, "not valid JSON"),
+        ("", "not valid JSON"),
+    ],
+)
+def test_a_damaged_note_of_what_is_passed_over_is_said_and_stays(
+    content: str, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rollbacks.json"
+    file.write_text(content)
+    for read in (
+        rollbacks.passed_over,
+        lambda run: rollbacks.go_back(run, SpikeConfig(), Anomaly(1, 1, "", "spike"), print),
+    ):
+        with pytest.raises(TrainingError) as caught:
+            read(str(tmp_path))
+        assert said in str(caught.value) and str(caught.value).startswith(str(file))
+        assert str(caught.value).endswith("; restore the file, or delete it to train on all tokens")
+    assert file.read_text() == content
+
+
+def test_as_many_steps_as_a_note_names_take_no_memory(tmp_path: Path) -> None:
+    entry = {"first": 5, "last": 10**300, "why": ""}
+    (tmp_path / "rollbacks.json").write_text(json.dumps([entry]))
+    assert passed(str(tmp_path)) == set(range(4, 100))

@@ -4,7 +4,7 @@ import sys
 
 from manta.cluster import head
 from manta.errors import ClusterError, MantaError
-from manta.terminal import visible_line
+from manta.terminal import message
 
 
 def main(arguments: list[str]) -> None:
@@ -24,5 +24,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except MantaError as e:
-        print(f"error: {visible_line(str(e))}", file=sys.stderr)
+        print(f"error: {message(e)}", file=sys.stderr)
         sys.exit(2)

@@ -1,13 +1,15 @@
 """A dataset's table of contents: what its shards contain, and checksums to verify them."""
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
 from typing import Any, Literal
 
 from manta import foreign, layout, storage
-from manta.config import Count, Natural
+from manta.config import Count, Natural, name_of_dataset
 from manta.errors import DataError
+from manta.terminal import line, named
 from manta.text import tokenizer as tokenizers
 
 FORMAT = "manta-data-2"
@@ -118,13 +120,16 @@ def resolve(name: str, home: str) -> str:
     Raises:
         DataError: there is no such dataset.
     """
-    for path in (layout.dataset_folder(home, name), storage.absolute(name)):
+    places = [storage.absolute(name)]
+    with contextlib.suppress(ValueError):  # not the name of a dataset
+        places.insert(0, layout.dataset_folder(home, name_of_dataset(name)))
+    for path in places:
         if exists(path):
             return path
     folder = layout.datasets_folder(home)
     raise DataError(
-        f"dataset={name}: no dataset there; give a folder, or a name (there are: "
-        f"{', '.join(names(folder)) or f'none under {folder}'})"
+        f"dataset={line(name)}: no dataset there; give a folder, or a name (there are: "
+        f"{named(names(folder)) or f'none under {folder}'})"
     )
 
 
@@ -138,9 +143,9 @@ def load(path: str) -> Manifest:
     remedy = f"restore it, or delete {path} to prepare the data again"
     content: Any = foreign.read_json(file, Any, DataError)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
+        found = line(repr(content.get("format") if isinstance(content, dict) else None))
         raise DataError(
-            f"{file}: its format is {found!r}, but this version of Manta reads {FORMAT!r}; "
+            f"{file}: its format is {found}, but this version of Manta reads {FORMAT!r}; "
             f"delete {path} to prepare the data again"
         )
     if content.pop("sha256", None) != _digest(content):
@@ -167,7 +172,7 @@ def check(manifest: Manifest) -> None:
     file = storage.join(manifest.path, layout.MANIFEST)
     twice = [n for n, count in Counter(s.file for s in manifest.shards).items() if count > 1]
     if twice:
-        raise DataError(f"{file}: lists {', '.join(twice[:3])} twice; prepare the data again")
+        raise DataError(f"{file}: lists {named(twice, most=3)} twice; prepare the data again")
     for shard in manifest.shards:
         if shard.max_token >= manifest.vocab_size:
             raise DataError(

@@ -12,6 +12,7 @@ from manta.data.manifest import Manifest
 from manta.data.order import Line, Order, Phase, Stage
 from manta.data.recipe import DataConfig
 from manta.errors import DataError
+from manta.terminal import named
 
 
 def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifest, ...]:
@@ -73,7 +74,7 @@ def _compare(manifest: Manifest, c: DataConfig, say: Callable[[str], None]) -> N
 def _of_mix(name: str, home: str) -> Manifest:
     path = layout.dataset_folder(home, name)
     if not manifests.exists(path):
-        there = ", ".join(manifests.names(layout.datasets_folder(home))) or "none"
+        there = named(manifests.names(layout.datasets_folder(home))) or "none"
         raise DataError(
             f"data.mix names {name}, but {path} is no dataset (there are: {there}); prepare it: "
             f"python jobs/prepare.py data.name={name} data.source=..."

@@ -12,9 +12,11 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from manta import layout, storage
+from manta import foreign, layout, storage
 from manta.data.manifest import Manifest
 from manta.errors import DataError, MantaError
+from manta.foreign import Whole
+from manta.terminal import named
 from manta.text import sources
 from manta.text.sources import Source
 
@@ -24,6 +26,25 @@ State = dict[str, dict[str, Any]]
 States = dict[str, State]
 AT_ONCE = 16
 SHOWN = 3
+
+
+@dataclasses.dataclass
+class _File:
+    size: Whole
+    mtime_ns: Whole | None = None
+    sha256: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        digest = {} if self.sha256 is None else {"sha256": self.sha256}
+        return {"size": self.size, "mtime_ns": self.mtime_ns, **digest}
+
+
+@dataclasses.dataclass
+class _Dataset:
+    revision: str | None
+
+    def given(self) -> dict[str, Any]:
+        return {"revision": self.revision}
 
 
 def states(recipe: dict[str, Any]) -> States:
@@ -93,8 +114,8 @@ def save(path: str, recipe: dict[str, Any], before: States) -> None:
     for key, now in states(recipe).items():
         if differing := list(_differences(before[key], now)):
             raise DataError(
-                f"{key} changed while it was being prepared: {_listed(differing)}; run the same "
-                "command again, which starts over"
+                f"{key} changed while it was being prepared: {named(differing, SHOWN)}; run the "
+                "same command again, which starts over"
             )
     if is_new:
         storage.write_json(file, before)
@@ -127,7 +148,15 @@ def changes(manifest: Manifest, say: Callable[[str], None] = _silent) -> str:
     file = storage.join(manifest.path, layout.SOURCES)
     if not storage.exists(file):
         return ""
-    recorded: States = storage.read_json(file)
+    try:
+        kind = dict[str, dict[str, _File | _Dataset]]
+        read = foreign.read_json(file, kind, DataError, "delete it to have no record")
+    except DataError as e:
+        say(f"{manifest.path} is used without a look at what it was prepared from: {e}")
+        return ""
+    recorded: States = {
+        key: {name: state.given() for name, state in states.items()} for key, states in read.items()
+    }
     found = []
     for key, look in _looks(manifest.recipe):
         try:
@@ -139,7 +168,7 @@ def changes(manifest: Manifest, say: Callable[[str], None] = _silent) -> str:
             say(f"{manifest.path} is used without a look at what it was prepared from: {e}")
             continue
         if differing:
-            found.append(f"{key}: {_listed(differing)}")
+            found.append(f"{key}: {named(differing, SHOWN)}")
     return "; ".join(found)
 
 
@@ -151,6 +180,8 @@ def _differences(was: State, now: State) -> Iterator[str]:
             yield f"{path} is new"
         elif path not in now:
             yield f"{path} is gone"
+        elif ("revision" in was[path]) != ("revision" in now[path]):
+            yield f"{path} is of another kind"
         elif "revision" in was[path]:
             old, new = was[path]["revision"], now[path]["revision"]
             if old and new and old != new:
@@ -175,8 +206,3 @@ def _time(mtime_ns: int | None) -> str:
     if mtime_ns is None:
         return "at an unknown time"
     return datetime.fromtimestamp(mtime_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _listed(differing: list[str]) -> str:
-    more = len(differing) - SHOWN
-    return ", ".join(differing[:SHOWN]) + (f", and {more:,} more" if more > 0 else "")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from manta import layout, storage
 from manta.config import (
@@ -26,6 +26,12 @@ BPE_VOCAB_SIZE = 4096
 
 @config
 class PrepareConfig:
+    only_for: ClassVar = (
+        ("vocab_size", "tokenizer", ("bpe",)),
+        ("tokenizer_file", "tokenizer", (tokenizer.R50K,)),
+        ("val_fraction", "val_source", (None,)),
+    )
+
     source: str = sources.PYTHON
     """Location of the documents: `python` (source code and documentation of the running Python), a
     file, folder or glob of .txt, .md, .py, .jsonl (.gz, .zst) or .parquet files (local or s3://,

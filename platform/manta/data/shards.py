@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from manta import storage
 from manta.data.manifest import Manifest, Shard
 from manta.errors import DataError
+from manta.terminal import named
 
 COLUMN = "tokens"
 DIGESTS = b"manta.row_groups"
@@ -289,5 +290,4 @@ def verify(manifest: Manifest, *, full: bool, splits: tuple[str, ...] = ("train"
         wanted = [shard for shard in manifest.shards if shard.split in splits]
         found = [p for p in pool.map(problem, wanted) if p is not None]
     if found:
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise DataError("; ".join(found[:3]) + more)
+        raise DataError(named(found, most=3, between="; "))

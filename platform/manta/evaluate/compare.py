@@ -16,7 +16,7 @@ from manta.model.gpt import num_parameters
 from manta.storage import HomeConfig
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records import ledger
-from manta.train.records.logbook import read_metrics
+from manta.train.records.logbook import evaluations, read_metrics
 from manta.train.settings import load_run_config
 
 REFERENCES = catalog.FOLDER / "references.json"
@@ -88,9 +88,10 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
         known = {key for run in runs for key in run.scores}
         shown = [r for r in references if known & r.scores.keys()] or references
         lines += ["", "published", *table(shown), *sources(shown), "", *nearest(runs, shown)]
-    storage.write_bytes(str(out), picture(runs, references))
-    if c.out is not None:
-        ownership.record(out)
+    with storage.writing(str(out), "free some space there, or give another out="):
+        storage.write_bytes(str(out), picture(runs, references))
+        if c.out is not None:
+            ownership.record(out)
     return [line.rstrip() for line in lines], str(out)
 
 
@@ -111,7 +112,7 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
         found.facts["hours"] = hours
         if c.price_per_hour is not None:
             found.facts["cost"] = hours * c.price_per_hour
-    records = [r for r in read_metrics(storage.join(run, layout.METRICS)) if "val_loss" in r]
+    records = evaluations(read_metrics(storage.join(run, layout.METRICS)))
     if records:
         found.facts["val loss"] = float(records[-1]["val_loss"])
         found.facts["val bits per byte"] = float(records[-1]["val_bpb"])
@@ -126,20 +127,17 @@ def _add_scores(found: Entry, run: str, c: CompareConfig) -> None:
     for scores in report.all_of(run):  # by step
         if scores.get("limit") != c.limit or scores.get("dtype") != "fp32":
             continue
-        step = layout.split_checkpoint(str(scores["checkpoint"]))[1]
-        file = layout.scored_documents_file(run, step, scores["label"])
-        each = {}
-        if storage.exists(file):
-            each = storage.read_json(file)
+        each = report.read_documents(run, scores["at"], scores["label"])
         for task, metric, value, error in report.figures(scores["results"], once=True):
             key = score_name(task, metric)
-            pairs = each.get(task, {}).get(metric)
-            if not pairs or not is_mean(pairs, metric, value):
+            pairs: Any = each.get(task, {}).get(metric)
+            if not pairs or isinstance(pairs, str) or not is_mean(pairs, metric, value):
                 pairs = None
             if pairs and not error:
                 error = spread(pairs, metric)
             found.scores[key] = (value, error)
-            found.each[key] = (each.get(task, {}).get("documents"), pairs)
+            documents = each.get(task, {}).get("documents")
+            found.each[key] = (documents if isinstance(documents, str) else None, pairs)
             if scores.get("tokens") is not None:
                 found.curves.setdefault(key, []).append((scores["tokens"], value))
 
@@ -233,7 +231,8 @@ def spread(pairs: Sequence[Sequence[float]], metric: str = "") -> float:
     if count < 2 or not total:
         return 0.0
     ratio = sum(values) / total
-    squares = sum((v - ratio * w) ** 2 for v, w in pairs)
+    differences = ((v - ratio * w) for v, w in pairs)
+    squares = sum(d * d for d in differences)  # (** raises an error where * gives infinity)
     return math.sqrt(squares * count / (count - 1)) / total / _unit(metric)
 
 
@@ -262,7 +261,8 @@ def differences(runs: Sequence[Entry]) -> Iterator[str]:
 def _difference(a: Entry, b: Entry, key: str) -> str:
     (x, x_error), (y, y_error) = a.scores[key], b.scores[key]
     (x_documents, x_pairs), (y_documents, y_pairs) = a.each[key], b.each[key]
-    if x_documents and x_documents == y_documents and x_pairs and y_pairs:
+    is_same = bool(x_documents) and x_documents == y_documents
+    if is_same and x_pairs and y_pairs and len(x_pairs) == len(y_pairs):
         # On the same documents, what is hard for both runs adds nothing to the difference.
         pairs = [(q[0] - p[0], p[1]) for p, q in zip(x_pairs, y_pairs, strict=True)]
         error, how = spread(pairs, key.rpartition(" ")[2]), f"paired, {len(pairs):,} documents"

@@ -6,21 +6,70 @@ references: the file's rows are shuffled with seed 1337, and row number i takes 
 the other rows with seed 1234 + i.
 """
 
+import dataclasses
 import math
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from manta import storage
+from manta import foreign, storage
+from manta.config import Natural, NonNegativeFloat
 from manta.errors import DataError
 from manta.evaluate.files import read_rows
 
 SOURCE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-KEYS = {
-    "multiple_choice": ("query", "choices", "gold"),
-    "schema": ("context_options", "continuation", "gold"),
-    "language_modeling": ("context", "continuation"),
+
+
+@dataclasses.dataclass
+class _Choice:
+    query: str
+    choices: list[str]
+    gold: Natural
+
+    def __post_init__(self) -> None:
+        _check_gold(self.gold, self.choices)
+
+
+@dataclasses.dataclass
+class _Schema:
+    context_options: list[str]
+    continuation: str
+    gold: Natural
+
+    def __post_init__(self) -> None:
+        _check_gold(self.gold, self.context_options)
+
+
+@dataclasses.dataclass
+class _Modeling:
+    context: str
+    continuation: str
+
+
+def _check_gold(gold: int, of: list[str]) -> None:
+    if gold >= len(of):
+        raise ValueError(f"gold={gold}: there are {len(of)} to choose from, and 0 is the first")
+
+
+ROWS: dict[str, type] = {
+    "multiple_choice": _Choice,
+    "schema": _Schema,
+    "language_modeling": _Modeling,
 }
+
+
+@dataclasses.dataclass
+class About:
+    """The metadata of a task."""
+
+    kind: Literal["multiple_choice", "schema", "language_modeling"]
+    file: str
+    """Path of the file in the bundle's eval_data."""
+    shots: Natural
+    """Rows before each question, as examples."""
+    delimiter: str
+    chance: NonNegativeFloat
+    """Accuracy by chance, in percent."""
 
 
 def documents(folder: str | None, about: Mapping[str, Any], limit: int | None) -> list[Any]:
@@ -34,8 +83,9 @@ def documents(folder: str | None, about: Mapping[str, Any], limit: int | None) -
     Raises:
         DataError: the file is missing, not as published, or has too few rows.
     """
-    path, keys = file(folder, about["file"]), KEYS[about["kind"]]
-    rows = read_rows(path, path, "CORE", ", ".join(keys), lambda row: {k: row[k] for k in keys})
+    path, kind = file(folder, about["file"]), ROWS[about["kind"]]
+    has = ", ".join(field.name for field in dataclasses.fields(kind))
+    rows = read_rows(path, path, "CORE", has, lambda r: dataclasses.asdict(foreign.check(r, kind)))
     random.Random(1337).shuffle(rows)
     rows = rows[:limit]
     shots = about["shots"]

@@ -1,11 +1,12 @@
 """Documents of the suites, read from this machine or from the run's own dataset."""
 
+import dataclasses
 import functools
 import random
 import re
 from typing import Any
 
-from manta import storage
+from manta import foreign, storage
 from manta.data import manifest as manifests
 from manta.data import shards
 from manta.data.manifest import Manifest
@@ -170,25 +171,34 @@ def continuations(texts: list[str], tokenizer: Tokenizer, length: int) -> list[d
     return documents
 
 
+@dataclasses.dataclass
+class _HellaSwag:
+    activity_label: str
+    ctx_a: str
+    ctx_b: str
+    endings: list[str]
+    label: int
+
+    def __post_init__(self) -> None:
+        if len(self.endings) != CHOICES or not 0 <= self.label < CHOICES:
+            raise ValueError(f"needs {CHOICES} endings, and a label from 0 to {CHOICES - 1}")
+
+
 def read_hellaswag(path: str) -> list[dict[str, Any]]:
     """Reads HellaSwag's rows. Raises DataError, naming the line, if a row is not valid."""
-    strings = ("activity_label", "ctx_a", "ctx_b")
 
-    def read(row: Any) -> dict[str, Any]:
-        endings, label = row["endings"], int(row["label"])
-        texts = [row[key] for key in strings] + endings
-        if len(endings) != 4 or not 0 <= label <= 3 or not all(isinstance(t, str) for t in texts):
-            raise ValueError("needs 4 endings, a label from 0 to 3, and only strings as texts")
-        return {**{k: row[k] for k in strings}, "endings": endings, "label": str(label)}
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        found = dataclasses.asdict(foreign.check(row, _HellaSwag))
+        return {**found, "label": str(found["label"])}
 
-    has = f"{', '.join(strings)}, endings and label"
+    has = ", ".join(field.name for field in dataclasses.fields(_HellaSwag))
     return read_rows(path, f"evals.hellaswag_path={path}", "HellaSwag", has, read)
 
 
 def read_lambada(path: str) -> list[dict[str, Any]]:
     """Reads LAMBADA's rows. Raises DataError, naming the line, if `text` is not several words."""
 
-    def read(row: Any) -> dict[str, Any]:
+    def read(row: dict[str, Any]) -> dict[str, Any]:
         text = row["text"]
         if not isinstance(text, str) or " " not in text:
             raise ValueError("needs a text of several words")

@@ -1,17 +1,21 @@
 """Reads texts and rows of evaluations from a person's files."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-from manta import storage
+from manta import foreign, storage
 from manta.errors import DataError
+from manta.terminal import line
+
+MOST_BYTES = 256 << 20  # of a file, which is read whole; the published ones have up to 50 MB
 
 
 def read_text(path: str, key: str) -> str:
-    """Reads a text. Raises DataError, naming `key`, if the file is missing, empty or not UTF-8."""
+    """Reads a text. Raises DataError, naming `key`, if the file is missing, empty, too large or not
+    UTF-8."""
+    data = foreign.read_bytes(storage.absolute(path), DataError, MOST_BYTES)
     try:
-        text = storage.read_bytes(storage.absolute(path)).decode()
+        text = data.decode()
     except UnicodeDecodeError as e:
         raise DataError(f"{key}={path}: not UTF-8 at byte {e.start}; convert the file") from None
     if not text.strip():
@@ -20,10 +24,10 @@ def read_text(path: str, key: str) -> str:
 
 
 def read_rows(
-    path: str, shown: str, of: str, has: str, read: Callable[[Any], dict[str, Any]]
+    path: str, shown: str, of: str, has: str, read: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What `read` returns for each line of a JSONL file. `read` raises ValueError, KeyError or
-    TypeError if a row is not valid.
+    """What `read` returns for each line of a JSONL file. `read` raises ValueError or KeyError if a
+    row is not valid.
 
     Args:
         shown: the path as a person gave it, with its key.
@@ -34,12 +38,14 @@ def read_rows(
         DataError: a line is not valid (the message has its number), or the file has no lines.
     """
     rows = []
-    for number, line in enumerate(storage.read_bytes(path).splitlines(), 1):
+    lines = foreign.read_bytes(path, DataError, MOST_BYTES).splitlines()
+    for number, content in enumerate(lines, 1):
         try:
-            rows.append(read(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as e:
+            rows.append(read(foreign.parse(content, dict)))
+        except (ValueError, KeyError) as e:
+            why = f"{line(str(e))} is missing" if isinstance(e, KeyError) else e
             raise DataError(
-                f"{shown}, line {number}: not a row of {of} ({e!r}); each has {has}"
+                f"{shown}, line {number}: not a row of {of} ({why}); each has {has}"
             ) from None
     if not rows:
         raise DataError(f"{shown}: the file is empty")

@@ -1,7 +1,6 @@
 """Writes, reads and shows scores: a file for each suite and checkpoint, a table, a curve,
 TensorBoard."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -10,13 +9,16 @@ from typing import Any, NamedTuple
 
 from manta import config as configs
 from manta import foreign, layout, ownership, plot, storage
-from manta.config import Natural
 from manta.errors import DataError, MantaError
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import Results, Scores
+from manta.foreign import Finite, Whole
+from manta.job import hint_once
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records.logbook import write_scalars
 from manta.train.settings import load_run_config
+
+REMEDY = "delete the file to evaluate again"
 
 # Metrics that only restate another one.
 SAME = ("byte_perplexity", "word_perplexity", "token_perplexity")
@@ -95,7 +97,12 @@ def is_there(c: EvaluateConfig, path: str, unit: str) -> bool:
     file = layout.scores_file(*layout.split_checkpoint(path), label_of(c, unit))
     if not storage.exists(file):
         return False
-    return _read(file).asked == asked(c)
+    try:
+        return _read(file).asked == asked(c)
+    except DataError as e:
+        hint_once(f"{e}: it is evaluated again")
+        storage.set_aside(file, layout.DAMAGED)
+        return False
 
 
 @dataclasses.dataclass
@@ -104,10 +111,10 @@ class _File:
 
     suite: str
     checkpoint: str
-    results: dict[str, dict[str, int | float | None]]
-    step: Natural = 0
-    tokens: Natural | None = None
-    limit: Natural | None = None
+    results: dict[str, dict[str, Whole | float | None]]
+    step: Whole = 0
+    tokens: Whole | None = None
+    limit: Whole | None = None
     dtype: str = "fp32"
     asked: Any = None
     seconds: float | None = None
@@ -115,19 +122,36 @@ class _File:
 
 def _read(file: str) -> _File:
     """Raises DataError if the file is damaged, or has a metric without a value."""
-    found = foreign.read_json(file, _File, DataError)
+    found = foreign.read_json(file, _File, DataError, REMEDY)
     for task, metrics in found.results.items():
         for metric, value in metrics.items():
             if value is None and not metric.endswith("_stderr"):
                 raise DataError(
                     f"{file}: results.{foreign.line(task)}.{foreign.line(metric)}=null: should be "
-                    "a number; delete the file to evaluate again"
+                    f"a number; {REMEDY}"
                 )
+        if metrics and not isinstance(metrics.get("samples"), int):
+            raise DataError(f"{file}: results.{foreign.line(task)}.samples is missing; {REMEDY}")
     return found
 
 
+def read_documents(run: str, step: str, label: str) -> dict[str, dict[str, Any]]:
+    """What each document adds to the scores of `all_of`; empty if there is no such file, or (which
+    it says once) a damaged one."""
+    file = layout.scored_documents_file(run, step, label)
+    if not storage.exists(file):
+        return {}
+    kind = dict[str, dict[str, str | list[tuple[Finite, Finite]]]]
+    try:
+        return foreign.read_json(file, kind, DataError, f"{REMEDY}; it is not used")
+    except DataError as e:
+        hint_once(str(e))
+        return {}
+
+
 def all_of(run: str, step: str = "") -> list[dict[str, Any]]:
-    """The scores of a run's checkpoints (or of one, step-00000500) by step, with their `label`."""
+    """The scores of a run's checkpoints (or of one, step-00000500) by step, with their `label` and
+    the checkpoint's name, `at`. Says once which files cannot be read."""
     found = []
     for item in storage.list_files(layout.evals_folder(run)):
         folder, name = item.path.rsplit("/", 2)[1:]
@@ -135,9 +159,12 @@ def all_of(run: str, step: str = "") -> list[dict[str, Any]]:
         if not is_scores or step not in ("", folder):
             continue
         label = name.removesuffix(layout.SCORES)
-        with contextlib.suppress(MantaError):  # one unreadable file does not stop a report
+        try:
             scores = _read(layout.scores_file(run, folder, label))
-            found.append({**dataclasses.asdict(scores), "label": label})
+        except MantaError as e:  # one unreadable file does not stop a report
+            hint_once(str(e))
+            continue
+        found.append({**dataclasses.asdict(scores), "at": folder, "label": label})
     return sorted(found, key=lambda scores: (scores["step"], scores["label"]))
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from manta import storage
-from manta.errors import ConfigError, DataError
+from manta import foreign, storage
+from manta.errors import ConfigError, DataError, MantaError
 from manta.evaluate import catalog, core
+from manta.terminal import line
 from manta.text.tokenizer import Tokenizer
 
 Source = Callable[[str, dict[str, Any]], list[dict[str, Any]] | None]
@@ -71,7 +72,7 @@ def run_suite(
             if not own:
                 raise DataError(f"suite={suite}: {name} has no documents")
             made = datasets.Dataset.from_list(own)
-            split = given.get("test_split") or given["validation_split"]
+            split = given.get("test_split") or given.get("validation_split") or "test"
             given["custom_dataset"] = lambda _made={split: made}, **_options: _made
         with _reading(data_dir, name):
             loaded = TaskManager(include_defaults=False).load([given])
@@ -156,19 +157,37 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
 
 
+@dataclasses.dataclass
+class _Task:
+    """What Manta itself reads of a task's config; lm-eval checks the rest."""
+
+    task: str | None = None
+    metadata: dict[str, Any] | None = None
+    test_split: str | None = None
+    validation_split: str | None = None
+
+
 def configs_of(suite: str) -> list[dict[str, Any]]:
     """The configs of a suite's tasks, each merged with the part that all tasks share.
 
     Raises:
-        ConfigError: the suite's file lacks a key that each task needs.
+        ConfigError: the suite's file is damaged, or lacks a key that each task needs.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     file = catalog.FOLDER / f"{suite}.yaml"
-    content = load_yaml(file, resolve_func=True)
-    shared = {key: value for key, value in content.items() if key not in ("group", "task")}
-    own = content.get("task", []) if "group" in content else [content]
-    found = [{**shared, **given} for given in own]
+    try:
+        content = load_yaml(file, resolve_func=True)
+        shared = {key: value for key, value in content.items() if key not in ("group", "task")}
+        own = content.get("task", []) if "group" in content else [content]
+        found = [{**shared, **given} for given in foreign.check(own, list[dict[str, Any]])]
+        for given in found:
+            foreign.check(given, _Task)
+            if suite == "core":
+                foreign.check(given.get("metadata"), core.About)
+    except Exception as e:  # its !function lines run code of evals/
+        why = line(" ".join(f"{e}".split()) or type(e).__name__)
+        raise ConfigError(f"{file}: not a suite ({why}); restore the file") from None
     for given in found or [shared]:
         for key, example in (("task", "a name"), ("metadata", "{version: 1.0}")):
             if not given.get(key):
@@ -228,7 +247,7 @@ def _remedy(path: str) -> str:
 def _evaluate(lm: Any, loaded: Any, limit: int | None) -> Scores:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    each = {name: _recorded(task) for name, task in loaded["tasks"].items()}
+    each = {name: _recorded(name, task) for name, task in loaded["tasks"].items()}
     with contextlib.redirect_stderr(io.StringIO()):  # hides lm-eval's own progress bars
         found = lm_evaluate(lm, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
     scores = Scores()
@@ -251,15 +270,46 @@ def _members(loaded: Any, group: str) -> list[str]:
     return [task.task_name for task in loaded["groups"][group].get_all_tasks()]
 
 
-def _recorded(task: Any) -> Callable[[], dict[str, Any]]:
-    """Records what each document adds to the task's metrics; returns a function that gives it."""
+@contextlib.contextmanager
+def _of_documents(name: str, task: Any) -> Iterator[None]:
+    """A context in which a task makes something of its documents. Raises DataError if it cannot:
+    fields are missing or of another type, or there are too few for the examples."""
+    try:
+        yield
+    except MantaError:
+        raise
+    except Exception as e:
+        shots = task.config.num_fewshot or 0
+        if shots and ("larger than population" in str(e) or "fewshot samples" in str(e)):
+            count = len(list(task.fewshot_docs()))
+            raise DataError(
+                f"{name}: num_fewshot={shots} examples before each question, and there are {count} "
+                "documents to draw them from: lower num_fewshot"
+            ) from None
+        why = line(" ".join(f"{type(e).__name__}: {e}".split()))
+        raise DataError(
+            f"{name}: lm-eval cannot use its documents ({why}); check the fields of its data set"
+        ) from e
+
+
+def _recorded(name: str, task: Any) -> Callable[[], dict[str, Any]]:
+    """Records what each document adds to the task's metrics; returns a function that gives it. What
+    is wrong with documents becomes one line."""
+    build = task.build_all_requests
+
+    def build_all_requests(*args: Any, **kwargs: Any) -> Any:
+        with _of_documents(name, task):
+            return build(*args, **kwargs)
+
+    task.build_all_requests = build_all_requests
     process, digest = task.process_results, hashlib.sha256()
     added: dict[str, list[tuple[float, float]]] = {}
     count = 0
 
     def process_results(doc: Any, results: Any) -> Any:
         nonlocal count
-        found = process(doc, results)
+        with _of_documents(name, task):
+            found = process(doc, results)
         known = {key: value for key, value in doc.items() if key not in NOT_IN_DOCUMENTS}
         digest.update(json.dumps(known, sort_keys=True, default=str).encode())
         count += 1

@@ -66,9 +66,10 @@ def surprise(c: SurpriseConfig) -> tuple[Path, str]:
     found = pieces(model, tokenizer, tokens, dtype)
     name = folder.rpartition("/")[2]
     line = about(found, len(tokens))
-    storage.write_bytes(str(out), page(found, f"What surprises {name}", line).encode())
-    if c.out is not None:
-        ownership.record(out)
+    with storage.writing(str(out), "free some space there, or give another out="):
+        storage.write_bytes(str(out), page(found, f"What surprises {name}", line).encode())
+        if c.out is not None:
+            ownership.record(out)
     return out, line
 
 

@@ -12,7 +12,7 @@ from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
 from manta.terminal import visible
 from manta.train.checkpoints.checkpoint import TrainState
-from manta.train.records.logbook import read_metrics
+from manta.train.records.logbook import evaluations, read_metrics
 from manta.train.settings import PretrainConfig
 
 USE = """```python
@@ -43,13 +43,12 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     if state.datasets:
         names = [_shown(d.rpartition("/")[2]) for d in state.datasets]
         lines.append(f"| data | {', '.join(names)} |")
-    if records:
-        lines.append(f"| trained on | {max(r['tokens'] for r in records):,} tokens |")
+    if tokens := [r["tokens"] for r in records if r.get("tokens") is not None]:
+        lines.append(f"| trained on | {max(tokens):,} tokens |")
         lines.append(f"| steps | {state.step:,} |")
-    last = next((r for r in reversed(records) if "val_loss" in r), None)
-    if last is not None:
-        lines.append(f"| val loss | {last['val_loss']:.4f} nats a token |")
-        lines.append(f"| val bits per byte | {last['val_bpb']:.4f} |")
+    if found := evaluations(records):
+        lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f} nats a token |")
+        lines.append(f"| val bits per byte | {float(found[-1]['val_bpb']):.4f} |")
     lines += ["", "## Scores", "", *_scores(run, step)]
     if storage.exists(storage.join(run, layout.LOSS_CURVE)):
         lines += ["", "## Loss", "", f"![Loss against tokens]({layout.LOSS_CURVE})"]

@@ -1,17 +1,25 @@
 """Exports a checkpoint to another project's format, and imports a model from one."""
 
+import contextlib
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+from pyarrow import fs as pafs
+from torch import Tensor
 
 from manta import layout, ownership, storage
 from manta.config import RunName, config
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export.card import card
+from manta.lock import lock
 from manta.model.gpt import num_parameters
+from manta.model.shape import ModelConfig
 from manta.storage import HomeConfig
+from manta.terminal import line
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import R50K, R50K_SIZE, Tokenizer
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -68,7 +76,10 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     out = ownership.new_file(c.out, default, c.overwrite, is_folder=c.to == "hf")
     model, tokenizer = checkpoints.load_model(path), checkpoints.load_tokenizer(path)
     say(f"exporting {path}: {num_parameters(model.config) / 1e6:.1f}M parameters, {tokenizer.name}")
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+    with (
+        storage.writing(str(out), "free some space there, or give another out="),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder,
+    ):
         made = Path(folder) / out.name
         if c.to == "hf":
             made.mkdir()
@@ -96,9 +107,10 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
             ownership.record(made)
             if out.exists():
                 out.rename(Path(folder) / "before")
+        elif c.out is not None:
+            listed = ownership.record(made)
+            listed.replace(out.parent / listed.name)
         made.rename(out)
-    if out.is_file() and c.out is not None:
-        ownership.record(out)
     return out
 
 
@@ -122,9 +134,11 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
     """
     assert c.path is not None
     run = layout.run_folder(c.home_folder, c.name)
-    if not storage.is_empty(run):
-        raise ConfigError(f"name={c.name}: {run} is there already; give another name")
-    source = Path(c.path).expanduser().absolute()
+    checkpoints.check_place(c.home_folder, c.name)
+    _check_is_free(run, c.name)
+    if not storage.is_local(place := storage.absolute(c.path)):
+        raise ConfigError(f"path={line(place)}: a model is imported from this machine; download it")
+    source = Path(storage.filesystem(place)[1])
     tokenizer: Tokenizer | None = None
     if c.from_ == "hf":
         model, state, tokenizer = huggingface.read(source)
@@ -143,9 +157,43 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
             f"{model.vocab_size:,}"
         )
     path = layout.checkpoint_folder(run, 0)
-    with tempfile.TemporaryDirectory(prefix="manta-import-") as folder:
-        names = checkpoints.write_model(Path(folder), model, state, tokenizer, TrainState())
-        files = checkpoints.publish(path, Path(folder), names)
-    checkpoints.commit(path, files)
+    with (
+        storage.writing(path, "free some space there, then run the same command again"),
+        lock(storage.join(run, layout.RUN_LOCK), f"run {c.name}"),
+    ):
+        if not _check_is_free(run, c.name):
+            say(f"clearing what an interrupted import left in {run}")
+            checkpoints.delete(path)
+        try:
+            _write(path, model, state, tokenizer)
+        except BaseException:
+            with contextlib.suppress(OSError):  # else the next import clears it
+                checkpoints.delete(path)
+            raise
     say(f"{model.family}, {num_parameters(model) / 1e6:.1f}M parameters, {tokenizer.name}: {path}")
     return path
+
+
+def _check_is_free(run: str, name: str) -> bool:
+    """Whether nothing is in the folder of a run to be made. Raises ConfigError unless that, or
+    what is there are parts of an import that never ended."""
+    checkpoint = layout.checkpoint_folder(run, 0)[len(run) + 1 :]
+    ours = re.compile(rf"{re.escape(checkpoint)}/({checkpoints.OWN_FILES.pattern})")
+    found = {path for path in ownership.paths_in(run) if path != layout.RUN_LOCK}
+    is_whole = f"{checkpoint}/{layout.MANIFEST}" in found
+    is_folder = storage.info(run).type != pafs.FileType.File
+    if is_whole or not is_folder or not all(ours.fullmatch(path) for path in found):
+        raise ConfigError(f"name={name}: {run} is there already; give another name")
+    return not found
+
+
+def _write(path: str, model: ModelConfig, state: dict[str, Tensor], tokenizer: Tokenizer) -> None:
+    """Writes a checkpoint of step 0, its manifest last."""
+    with contextlib.ExitStack() as stack:
+        if storage.is_local(path):
+            folder = Path(storage.filesystem(path)[1])
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="manta-import-")))
+        names = checkpoints.write_model(folder, model, state, tokenizer, TrainState())
+        checkpoints.commit(path, checkpoints.publish(path, folder, names))

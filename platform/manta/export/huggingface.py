@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from manta import foreign
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import weights
 from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
+from manta.terminal import named
 from manta.text import tokenizer_json
 from manta.text.tokenizer import END_OF_TEXT, Tokenizer
 from manta.train.checkpoints import tensors
@@ -47,7 +47,7 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
     """Writes weights, config, tokenizer and model card to an existing folder."""
     c = model.config
     state = {name: w.detach().float().cpu() for name, w in model.state_dict().items()}
-    save_file(weights.to_theirs(c, state), folder / WEIGHTS, metadata={"format": "pt"})
+    tensors.save(weights.to_theirs(c, state), folder / WEIGHTS)
     _write_json(folder / "config.json", weights.to_config(c, tokenizer.eot))
     ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
     _write_json(folder / "generation_config.json", {**ends, "pad_token_id": tokenizer.eot})
@@ -150,10 +150,7 @@ def _tensors(folder: Path, c: ModelConfig) -> dict[str, torch.Tensor]:
                 f"{folder}/{INDEX}: {foreign.line(name)!r} is no file in this folder; get it again"
             )
         if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder / name}: no such file; Manta reads weights as safetensors only (a "
-                "pickle, pytorch_model.bin, can run code; convert it with transformers)"
-            )
+            raise CheckpointError(f"{folder / name}: {_why_missing(folder, name)}")
         found = weights.without_buffers(tensors.header(f"{folder}/{name}"))
         tensors.check_are_weights(found, f"{folder}/{name}")
         if twice := sorted(entries.keys() & found.keys()):
@@ -169,6 +166,21 @@ def _tensors(folder: Path, c: ModelConfig) -> dict[str, torch.Tensor]:
         tensors.check_finite(found_weights, f"{folder}/{name}")
         state |= found_weights
     return state
+
+
+def _why_missing(folder: Path, name: str) -> str:
+    """Why a file of weights is not there, and what to do."""
+    if (folder / name).is_symlink():
+        return "a symbolic link that leads to no file; get the file that it leads to"
+    if name != WEIGHTS or (folder / INDEX).is_file():
+        return f"no such file, but {INDEX} says that it has weights; get it too"
+    pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind))
+    if pickles:
+        return (
+            f"no such file, and {named(pickles, most=3)} is a pickle, which can run code; convert "
+            "the model to safetensors with transformers"
+        )
+    return "no such file; get the model's weights as safetensors"
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

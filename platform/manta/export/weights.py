@@ -16,6 +16,8 @@ from manta import foreign
 from manta.config import Count, from_dict
 from manta.errors import CheckpointError, ConfigError
 from manta.model.shape import ModelConfig
+from manta.terminal import named
+from manta.train.checkpoints.tensors import shapes as shapes_of
 
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
@@ -43,7 +45,6 @@ INERT: dict[str, tuple[Any, ...]] = {
     "num_experts": (0, None),
     "num_local_experts": (0, None),
 }
-MOST_NAMED = 40  # weights that a message names
 T = TypeVar("T")
 
 
@@ -147,7 +148,7 @@ def to_ours(c: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[s
     problems = [f"{name} is missing" for name in sorted(names - given.keys())]
     problems += [f"{foreign.line(n)} is surplus" for n in sorted(given.keys() - names)]
     found = {}
-    shapes = _shapes(c)
+    shapes = shapes_of(c)
     for row in wanted:
         if any(name not in given for name in row.theirs):
             continue
@@ -164,9 +165,8 @@ def to_ours(c: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[s
             continue
         found[row.ours] = weight.contiguous()
     if problems:
-        more = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
-        named = "; ".join([*problems[:MOST_NAMED], *more])
-        raise CheckpointError(f"{where}: not the weights of its config: {named}")
+        what = named(problems, between="; ")
+        raise CheckpointError(f"{where}: not the weights of its config: {what}")
     return found
 
 
@@ -179,14 +179,6 @@ def _full(name: str) -> str:
     """The full name of a weight; some files of GPT-2 leave out its first part."""
     is_full = name.startswith(("transformer.", "lm_head.", "model."))
     return name if is_full else f"transformer.{name}"
-
-
-def _shapes(c: ModelConfig) -> dict[str, torch.Size]:
-    from manta.model.gpt import GPT, unpadded
-
-    with torch.device("meta"):
-        model = GPT(c)
-    return {name: unpadded(name, w, c).shape for name, w in model.state_dict().items()}
 
 
 def to_config(c: ModelConfig, eot: int) -> dict[str, Any]:
@@ -313,7 +305,7 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
             "qk_norm": kind == "qwen3",
         }
     if problems:
-        raise CheckpointError(f"{where}: Manta has no such model: {', '.join(problems)}")
+        raise CheckpointError(f"{where}: Manta has no such model: {named(problems)}")
     try:
         return from_dict(ModelConfig, tree)
     except ConfigError as e:

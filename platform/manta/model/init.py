@@ -7,7 +7,7 @@ late. No shape changes, so the model exports as usual.
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ LARGEST_SCORE = 8.0  # of a repeat, before the softmax: e^8 exceeds the tokens i
 
 @config
 class InitConfig:
+    only_for: ClassVar = (("induction_heads", "kind", ("identity",)),)
+
     checkpoint: str | None = None
     """A run's name, or a checkpoint's folder, whose weights a new run starts from. Its model
     replaces `model` (except dropout), the other keys here do not count, and the data must use its

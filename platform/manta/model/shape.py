@@ -13,6 +13,12 @@ VOCAB_TILE = 128
 class ModelConfig:
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
     sources: ClassVar[tuple[str, ...]] = ("preset", "depth")
+    only_for: ClassVar = (
+        ("qk_norm", "family", ("modern",)),
+        ("n_kv_head", "family", ("modern",)),
+        ("bias", "family", ("gpt2",)),
+        ("qkv_bias", "family", ("gpt2",)),
+    )
 
     preset: str = "quickstart"
     """A named shape, which the keys below override: quickstart, gpt2-124m, gpt2-163m, gpt2-350m,

@@ -17,6 +17,7 @@ from manta.config import Count, PositiveFloat, RunName, config, name_of_run
 from manta.data import mixture
 from manta.errors import ClusterError
 from manta.job import say
+from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain
 from manta.train.resume import check_enough_data
 from manta.train.settings import PretrainConfig
@@ -119,8 +120,9 @@ def sweep(c: SweepConfig) -> Ranking:
     c = dataclasses.replace(c, home=c.home_folder)
     connection.connect()
     capacity.require(c.most_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    datasets = mixture.open_datasets(c.data, c.home_folder, say)
     trials = c.trials()
+    checkpoint.check_place(c.home_folder, trials[0].name)
+    datasets = mixture.open_datasets(c.data, c.home_folder, say)
     for trial in trials:
         check_enough_data(trial, datasets)
     at_once = c.sweep.max_concurrent or max(

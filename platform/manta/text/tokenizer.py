@@ -22,6 +22,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from manta import foreign
 from manta.config import Natural
 from manta.errors import DataError, MantaError
+from manta.terminal import without_stderr
 
 FORMAT = "manta-bpe-1"
 END_OF_TEXT = "<|endoftext|>"
@@ -228,8 +229,9 @@ def checked(name: str, pattern: str, ranks: dict[bytes, int], eot: int) -> Token
         raise ValueError(f"eot={eot}: {what}; it should be {len(ranks)}, the next id")
     said = f"pattern={foreign.line(repr(pattern))}"
     try:
-        made = Tokenizer(name, pattern, ranks, eot)
-        back = made.decode(made.encode(PROBE))
+        with without_stderr():  # where Rust writes its panics
+            made = Tokenizer(name, pattern, ranks, eot)
+            back = made.decode(made.encode(PROBE))
     except BaseException as e:
         # tiktoken is written in Rust, whose panics are not of the class Exception.
         if not isinstance(e, Exception) and type(e).__name__ != "PanicException":

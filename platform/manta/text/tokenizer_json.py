@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from manta import foreign
 from manta.config import Natural
-from manta.errors import DataError
+from manta.errors import CheckpointError, DataError
 from manta.text.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
@@ -45,12 +45,16 @@ def to_json(tokenizer: Tokenizer) -> str:
 
 def halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The two tokens whose merge makes this one: the result of byte-pair encoding on its bytes with
-    all earlier merges."""
+    all earlier merges. Raises CheckpointError if there is no such merge."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
         at = min(range(len(pairs)), key=pairs.__getitem__)
-        assert pairs[at] < ranks[token], "a token that no merges make"
+        if pairs[at] >= ranks[token]:
+            raise CheckpointError(
+                f"the tokenizer's token {ranks[token]} is not made of two earlier ones, and other "
+                "software has no such token; train with a tokenizer of another origin"
+            )
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts[0], parts[1]
 

@@ -13,11 +13,12 @@ from manta.data import mixture
 from manta.errors import ConfigError
 from manta.lock import lock
 from manta.model.gpt import num_parameters
+from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
-from manta.train.records.logbook import duration, read_metrics
+from manta.train.records.logbook import duration, evaluations, read_metrics
 from manta.train.resume import check_enough_data, check_resumable, check_tokenizer, is_finished
 from manta.train.settings import PretrainConfig, save_run_config
 from manta.train.supervise import Supervisor
@@ -42,7 +43,7 @@ class Outcome:
 
     @property
     def last_eval(self) -> dict[str, Any]:
-        return next((m for m in reversed(self.metrics) if "val_loss" in m), {})
+        return next(reversed(evaluations(self.metrics)), {})
 
 
 @contextmanager
@@ -73,6 +74,7 @@ def pretrain(
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     connection.connect()
     capacity.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    checkpoint.check_place(c.home_folder, c.name)
     ownership.refuse_links(c.run_folder, layout.RUN_NAMES)
     path = checkpoint.latest(c.run_folder, say=print)  # once only: this checks every file's sha256
     if path is not None and c.resume == "never":
@@ -82,6 +84,7 @@ def pretrain(
         )
     if path is not None and is_finished(c, path):
         return outcome(c, path, finished_before=True)
+    rollbacks.passed_over(c.run_folder)  # so that a damaged file is said now
     c = from_weights(c, path)
     datasets = mixture.open_datasets(c.data, c.home_folder, say)
     check_enough_data(c, datasets)

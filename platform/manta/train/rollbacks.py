@@ -4,11 +4,14 @@ A run's rollbacks.json says which steps are passed over: their tokens are read b
 The file is written first, so that a run that dies on its way back still goes back when it restarts.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from manta import layout, storage
+from manta import foreign, layout, storage
+from manta.config import Count
 from manta.errors import TrainingError
+from manta.terminal import named
 from manta.train.checkpoints import checkpoint
 from manta.train.faults.spikes import Anomaly, SpikeConfig
 
@@ -22,7 +25,7 @@ def go_back(run: str, c: SpikeConfig, anomaly: Anomaly, say: Callable[[str], Non
     """
     before = _read(run)
     if len(before) >= c.max_rollbacks:
-        steps = ", ".join(f"{r['first']} to {r['last']}" for r in before) or "none"
+        steps = named([f"{r['first']} to {r['last']}" for r in before]) or "none"
         raise TrainingError(
             f"{anomaly.why}; the run has gone back {len(before)} times (steps passed over: "
             f"{steps}) and ends here: lower optimizer.lr or optimizer.grad_clip, look at these "
@@ -39,12 +42,38 @@ def go_back(run: str, c: SpikeConfig, anomaly: Anomaly, say: Callable[[str], Non
     say(f"{anomaly.why}: {where}; the tokens of steps {first} to {anomaly.last} are passed over")
 
 
-def passed_over(run: str) -> frozenset[int]:
+@dataclasses.dataclass(frozen=True)
+class PassedOver:
     """The steps (0 is the first) whose tokens are not trained on."""
+
+    ranges: tuple[range, ...] = ()
+
+    def __contains__(self, step: object) -> bool:
+        return any(step in steps for steps in self.ranges)
+
+
+def passed_over(run: str) -> PassedOver:
+    """The steps that the run passes over. Raises TrainingError if its file is damaged."""
     # The file counts steps from 1: its step n is the loop's step n - 1.
-    return frozenset(step for r in _read(run) for step in range(r["first"] - 1, r["last"]))
+    return PassedOver(tuple(range(r["first"] - 1, r["last"]) for r in _read(run)))
+
+
+@dataclasses.dataclass
+class _Entry:
+    first: Count
+    last: Count
+    why: str
+
+    def __post_init__(self) -> None:
+        if self.last < self.first:
+            raise ValueError(f"last={self.last} is before first={self.first}")
 
 
 def _read(run: str) -> list[dict[str, Any]]:
     path = storage.join(run, layout.ROLLBACKS)
-    return storage.read_json(path) if storage.exists(path) else []
+    if not storage.exists(path):
+        return []
+    remedy = "restore the file, or delete it to train on all tokens"
+    return [
+        dataclasses.asdict(e) for e in foreign.read_json(path, list[_Entry], TrainingError, remedy)
+    ]

@@ -1,7 +1,7 @@
 """The state that the training loop works on, and the exceptions that end the loop early."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Container, Iterator
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Run:
     detector: Detector
     signals: Signals
     watchdog: Watchdog
-    passed_over: Set[int] = frozenset()
+    passed_over: Container[int] = frozenset()
     """Steps whose tokens are not trained on, as they caused a loss spike."""
 
     report: Callable[[dict[str, float]], None] = lambda _: None

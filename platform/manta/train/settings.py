@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from manta import config as configs
 from manta import layout, storage
@@ -26,6 +26,7 @@ from manta.train.step.scaling import lr_scales, recipe_of_depth
 from manta.train.step.schedule import ScheduleConfig
 
 MAX_DEFAULT_MICRO_BATCH = 16
+LOOKING_BACK = ("previous_tokens", "induction_heads")  # of the model's first two blocks
 
 
 @config
@@ -62,6 +63,18 @@ class SampleConfig:
 
 @config
 class TrainConfig:
+    only_for: ClassVar = (
+        ("optimizer.head_lr", "model.tie_embeddings", (False,)),
+        ("init.bigram_steps", "model.tie_embeddings", (False,)),
+        *((f"init.{key}", "model.qk_norm", (True,)) for key in LOOKING_BACK),
+        *((f"init.{key}", "model.family", ("modern",)) for key in LOOKING_BACK),
+        ("memory_per_worker", "micro_batch_size", ("auto",)),
+        ("engine.overlap_comm", "zero_stage", (1, 2, 3)),
+        ("engine.allgather_bucket_mb", "zero_stage", (1, 2)),
+        ("engine.offload_optimizer", "zero_stage", (1, 2, 3)),
+        ("engine.offload_parameters", "zero_stage", (3,)),
+    )
+
     seed: Seed = 1337
     """Seed of the weights, the order of the data, dropout and samples."""
     total_tokens: Count = 1_024_000
@@ -271,6 +284,11 @@ def memory_setup(
 
 @config
 class PretrainConfig(HomeConfig, TrainConfig):
+    only_for: ClassVar = (
+        ("deterministic", "gpus_per_worker", (1,)),
+        ("engine.overlap_comm", "gpus_per_worker", (1,)),
+    )
+
     name: RunName = "quickstart"
     """Name of the run, and of its folder under HOME/runs."""
     resume: Literal["auto", "never"] = "auto"

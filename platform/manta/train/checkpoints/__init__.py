@@ -5,6 +5,7 @@ Its files, in reading order:
     contents        what a checkpoint says about itself: its state and its manifest
     tensors         files of tensors, and whether they are the weights of a model
     fragments       the optimizer's state as pieces of weights, for any number of workers
+    places          where runs and their checkpoints are: by name, by path, and all of them
     checkpoint      a checkpoint on disk: whole or absent
     host_memory     memory of the CPU for copies of tensors, locked where a GPU copies
     saver           saving while training continues: a copy in memory, and threads that write it

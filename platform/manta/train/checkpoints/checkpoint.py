@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pyarrow import fs as pafs
-from safetensors.torch import save_file
 
 from manta import config as configs
 from manta import foreign, layout, ownership, storage
@@ -29,16 +27,26 @@ from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments, tensors
 from manta.train.checkpoints.contents import TrainState, files_of, load_state
+from manta.train.checkpoints.places import (
+    candidates,
+    check_place,
+    find,
+    names_of_runs,
+    not_found,
+    unfinished,
+)
 from manta.train.step.engine import Engine
 
-__all__ = ["CheckpointConfig", "TrainState", "load_state"]
+__all__ = [
+    "CheckpointConfig", "TrainState", "candidates", "check_place", "find", "load_state",
+    "names_of_runs", "not_found", "unfinished",
+]  # fmt: skip
 
 OWN_FILES = re.compile(
     rf"({layout.MANIFEST}|{layout.WEIGHTS}|{layout.MODEL_CONFIG}|{layout.STATE}|{layout.ENCODING}"
     rf"|{layout.OPTIMIZER_INDEX}|{layout.OPTIMIZER}/rank-\d+\.safetensors)"
     rf"({storage.UNFINISHED_ENDING})?"
 )
-MOST_PARTS = 3  # of a run's name, as in a/b/c, when `names_of_runs` looks for runs
 
 
 @config
@@ -127,7 +135,7 @@ def write_model(
 ) -> list[str]:
     """Writes a checkpoint's files, except for the optimizer's state and the manifest; returns their
     names."""
-    save_file(weights, folder / layout.WEIGHTS, metadata={"format": "pt"})
+    tensors.save(weights, folder / layout.WEIGHTS)
     texts = {
         layout.MODEL_CONFIG: json.dumps(configs.to_dict(c), indent=1).encode(),
         layout.STATE: json.dumps(dataclasses.asdict(state), indent=1).encode(),
@@ -209,26 +217,6 @@ def local(path: str, names: list[str]) -> Iterator[Path]:
         yield Path(folder)
 
 
-def find(run: str) -> list[str]:
-    """The run's committed checkpoints, oldest first."""
-    return [path for path in _steps(run) if storage.exists(storage.join(path, layout.MANIFEST))]
-
-
-def unfinished(run: str) -> list[str]:
-    """The folders of saves that are not committed (yet, or ever), oldest first."""
-    return [path for path in _steps(run) if not storage.exists(storage.join(path, layout.MANIFEST))]
-
-
-def _steps(run: str) -> list[str]:
-    folder = layout.checkpoints_folder(run)
-    found = [
-        storage.join(folder, item.base_name)
-        for item in storage.list_files(folder, recursive=False)
-        if item.type == pafs.FileType.Directory and layout.is_step(item.base_name)
-    ]
-    return sorted(found, key=layout.step_of)
-
-
 def latest(run: str, *, say: Callable[[str], None], set_aside: bool = False) -> str | None:
     """The newest checkpoint whose files are all present and whole, or None. Reports damaged
     checkpoints to `say` and skips them; with `set_aside`, also renames them, so that steps trained
@@ -243,23 +231,6 @@ def latest(run: str, *, say: Callable[[str], None], set_aside: bool = False) -> 
                 where = f" (set aside as {set_aside_as(path, layout.DAMAGED)})"
             say(f"skipping a damaged checkpoint: {e}{where}")
     return None
-
-
-def names_of_runs(home: str) -> list[str]:
-    """The names of the runs that have a checkpoint, including names with parts, such as a/b."""
-
-    def below(name: str, depth: int) -> Iterator[str]:
-        folder = layout.run_folder(home, name).rstrip("/")
-        for item in storage.list_files(folder, recursive=False):
-            part = f"{name}/{item.base_name}".lstrip("/")
-            if item.type != pafs.FileType.Directory:
-                continue
-            if find(layout.run_folder(home, part)):
-                yield part
-            elif depth > 1:
-                yield from below(part, depth - 1)
-
-    return sorted(below("", MOST_PARTS))
 
 
 def set_aside_as(path: str, why: str) -> str:
@@ -292,20 +263,6 @@ def resolve(checkpoint: str, home: str) -> str:
         if found is not None:
             return found
     raise not_found(f"checkpoint={checkpoint}", home)
-
-
-def candidates(name: str, home: str) -> tuple[str, str]:
-    """The folders that `name` may mean: that of the run of this name, or `name` as a path."""
-    return layout.run_folder(home, name), storage.absolute(name)
-
-
-def not_found(given: str, home: str) -> CheckpointError:
-    """The error for `given` (as key=value) that leads to no checkpoint. It lists the runs that have
-    one."""
-    names = names_of_runs(home)
-    runs = layout.runs_folder(home)
-    there = f"runs with one: {', '.join(names)}" if names else f"no run under {runs} has one yet"
-    return CheckpointError(f"{given}: no checkpoint there; give a run's name or a folder ({there})")
 
 
 def verify(path: str, only: str | None = None) -> None:

@@ -11,6 +11,7 @@ from manta import layout, ownership, storage
 from manta.config import config
 from manta.errors import CheckpointError, ConfigError
 from manta.storage import HomeConfig
+from manta.terminal import line, named
 from manta.train.checkpoints import checkpoint, fragments, tensors
 from manta.train.checkpoints.checkpoint import CheckpointConfig
 
@@ -77,8 +78,9 @@ def _paths(run: str, steps: tuple[int, ...]) -> list[str]:
     paths = {layout.step_of(path): path for path in checkpoint.find(run)}
     missing = [step for step in steps if step not in paths]
     if missing:
-        there = ", ".join(map(str, paths))
-        raise ConfigError(f"steps={missing}: {run} has no such checkpoint; it has {there}")
+        there = named([str(step) for step in paths])
+        given = named([str(step) for step in missing])
+        raise ConfigError(f"steps=[{given}]: {run} has no such checkpoint; it has {there}")
     return [paths[step] for step in steps] or list(paths.values())
 
 
@@ -88,7 +90,7 @@ def _list(paths: list[str]) -> list[str]:
         try:
             state = checkpoint.load_state(path)
         except Exception as e:
-            lines.append(f"{layout.step_of(path):>8}  {e}")
+            lines.append(f"{layout.step_of(path):>8}  {line(str(e))}")
             continue
         files = [item for item in storage.list_files(path) if item.is_file]
         size = sum(item.size for item in files) / 1e6
@@ -113,7 +115,7 @@ def _verify(paths: list[str]) -> list[str]:
             lines.append(f"damaged  {e}")
     if damaged:
         raise CheckpointError(
-            "; ".join(line for line in lines if line.startswith("damaged"))
+            named([text for text in lines if text.startswith("damaged")], between="; ")
             + "; a run that resumes sets these aside and takes the newest whole one"
         )
     return lines
@@ -153,10 +155,10 @@ def _optimizer(path: str) -> dict[str, torch.Tensor]:
 def _differences(what: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     only = sorted(a.keys() ^ b.keys())
     if only:
-        return [f"{what:<9}  {len(only)} are in only one of them: {', '.join(only[:3])}"]
+        return [f"{what:<9}  {len(only)} are in only one of them: {named(only, most=3)}"]
     shapes = [name for name in a if a[name].shape != b[name].shape]
     if shapes:
-        return [f"{what:<9}  {len(shapes)} have different shapes: {', '.join(shapes[:3])}"]
+        return [f"{what:<9}  {len(shapes)} have different shapes: {named(shapes, most=3)}"]
     unequal = [name for name in a if not torch.equal(a[name], b[name])]
     if not unequal:
         return [f"{what:<9}  identical, bit for bit ({len(a)} tensors)"]

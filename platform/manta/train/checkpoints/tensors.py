@@ -2,19 +2,23 @@
 against a model's config before the model is built."""
 
 import dataclasses
+import functools
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from manta import foreign, storage
 from manta.config import Natural
 from manta.errors import CheckpointError
 from manta.model.gpt import GPT, ModelConfig, unpadded
+from manta.terminal import named
 
 # Bytes of an element, by its name in a header.
 SIZES = {
@@ -91,6 +95,19 @@ def load(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: not whole safetensors ({why}); get it again") from None
 
 
+def save(tensors: dict[str, Tensor], file: Path) -> None:
+    """Writes a file of tensors. Raises OSError, with the system's number, if the disk takes no
+    more: safetensors wraps that error in one of its own."""
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as e:
+        found = re.search(r"\(os error (\d+)\)", str(e))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(file)) from None
+
+
 def check_are_weights(tensors: Mapping[str, Entry], where: str) -> None:
     """Raises CheckpointError, with the tensor's name, if one is not of a type of weights."""
     for name, entry in tensors.items():
@@ -139,6 +156,14 @@ def check_sizes(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: s
         )
 
 
+@functools.lru_cache(maxsize=16)
+def shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of `GPT(c)` in a file, by their names."""
+    with torch.device("meta"):
+        state = GPT(c).state_dict()
+    return {name: tuple(unpadded(name, weight, c).shape) for name, weight in state.items()}
+
+
 def check_fit(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Checks that these are the weights of `GPT(c)`, by name and shape, without building it.
 
@@ -148,9 +173,7 @@ def check_fit(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str
     check_sizes(c, tensors, where)
     # A tied head is saved once, as the embedding.
     tied = {"head.weight"} if c.tie_embeddings else set()
-    with torch.device("meta"):
-        state = GPT(c).state_dict()
-    wanted = {name: tuple(unpadded(name, weight, c).shape) for name, weight in state.items()}
+    wanted = shapes(c)
     given = {name: _without_padding(name, shape, c) for name, shape in tensors.items()}
     found = [f"{name} is missing" for name in sorted(wanted.keys() - given.keys() - tied)]
     found += [f"{foreign.line(n)} is surplus" for n in sorted(given.keys() - wanted.keys())]
@@ -160,9 +183,8 @@ def check_fit(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str
         if given[name] != wanted[name]
     ]
     if found:
-        more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
-        named = "; ".join([*found[:3], *more])
-        raise CheckpointError(f"{where}: its weights are not for the model in its config: {named}")
+        what = named(found, most=3, between="; ")
+        raise CheckpointError(f"{where}: its weights are not for the model in its config: {what}")
 
 
 def _without_padding(name: str, shape: tuple[int, ...], c: ModelConfig) -> tuple[int, ...]:

@@ -5,13 +5,17 @@ time. Wall clocks serve only to tell how long nothing ran. Within a process time
 clock that jumps does no harm.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, get_args
 
-from manta import layout, storage
+from manta import foreign, layout, storage
+from manta.config import NonNegativeFloat
 from manta.errors import DataError
+from manta.foreign import Whole
+from manta.job import hint_once
 
 Cause = Literal[
     "productive",  # steps
@@ -25,6 +29,7 @@ Cause = Literal[
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 SECONDS_BETWEEN_WRITES = 1.0
+LATEST = 1e11  # a time that no clock has: the year 5138
 
 
 class Ledger:
@@ -95,23 +100,36 @@ def begin(run: str, started: float) -> None:
     """
     path = storage.join(run, layout.GOODPUT)
     with suppress(OSError):  # a full disk must not stop the run
-        entry = _read(path) or {"seconds": {"down": 0.0}, "updated": started, "starts": 0}
+        before = _read(path)
+        if before is None and storage.exists(path):
+            storage.set_aside(path, layout.DAMAGED)
+        entry = before or {"seconds": {"down": 0.0}, "updated": started, "starts": 0}
         entry["seconds"]["down"] += max(0.0, started - entry["updated"])
         storage.write_json(path, {**entry, "updated": max(started, entry["updated"])})
 
 
+@dataclasses.dataclass
+class _File:
+    seconds: dict[str, NonNegativeFloat]
+    updated: NonNegativeFloat
+    starts: Whole
+
+    def __post_init__(self) -> None:
+        if self.updated > LATEST:
+            raise ValueError(f"updated={self.updated:g}: no clock has this time")
+
+
 def _read(path: str) -> dict[str, Any] | None:
+    """What is in a ledger; None if there is none, or (which it says once) a damaged one."""
     if not storage.exists(path):
         return None
     try:
-        found = storage.read_json(path)
-        return {
-            "seconds": {cause: float(found["seconds"].get(cause, 0.0)) for cause in CAUSES},
-            "updated": float(found["updated"]),
-            "starts": int(found["starts"]),
-        }
-    except (DataError, KeyError, TypeError, ValueError, AttributeError):
-        return None  # a damaged ledger is no reason to stop the run
+        found = foreign.read_json(path, _File, DataError, "the time until now is not known")
+    except DataError as e:
+        hint_once(str(e))
+        return None
+    seconds = {cause: found.seconds.get(cause, 0.0) for cause in CAUSES}
+    return {"seconds": seconds, "updated": found.updated, "starts": found.starts}
 
 
 def seconds_of(run: str) -> float:

@@ -4,16 +4,17 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs as pafs
 from tensorboardX import SummaryWriter
 
 from manta import layout, plot, storage
+from manta.job import hint_once
+from manta.train.records import lines
 
 MOST_PENDING = 10_000  # numbers for TensorBoard, before logging waits until they are written
 
@@ -46,10 +47,10 @@ class Logbook:
                 if storage.exists(storage.join(run, name)):
                     storage.download(storage.join(run, name), self._folder / name)
         # Records after the checkpoint that the run resumes from will be logged again.
-        gone = _keep_until(self._folder / layout.METRICS, resumed_step)
-        self.lost_seconds = sum(float(r.get("step_seconds", 0)) for r in gone)
+        gone = _keep_until(self._folder / layout.METRICS, resumed_step, lines.Metrics, say)
+        self.lost_seconds = sum(float(r.get("step_seconds") or 0) for r in gone)
         """The time of the steps whose records were dropped."""
-        _keep_until(self._folder / layout.SAMPLES, resumed_step)
+        _keep_until(self._folder / layout.SAMPLES, resumed_step, lines.Sample, say)
         self._board = SummaryWriter(
             str(self._folder / layout.TENSORBOARD),
             purge_step=resumed_step + 1 if resumed_step else None,
@@ -113,25 +114,33 @@ def write_scalars(run: str, name: str, scalars: Mapping[str, float], at: int) ->
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, without a last line that was cut short."""
-    if storage.info(path).type == pafs.FileType.NotFound:
-        return []
-    records = []
-    for line in storage.read_bytes(path).decode(errors="replace").split("\n"):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    """The whole records of a metrics.jsonl. Says once if there are others."""
+    records, problem = lines.read(path, lines.Metrics)
+    if problem is not None:
+        hint_once(f"{problem}; what is damaged there is left out")
     return records
 
 
-def _keep_until(file: Path, step: int) -> list[dict[str, Any]]:
-    """Drops the records after `step` from the file; returns those dropped."""
+def evaluations(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records that have a val loss, with all that is measured together with it."""
+    together = ("val_loss", "val_bpb", "tokens")
+    return [r for r in records if all(r.get(key) is not None for key in together)]
+
+
+def _keep_until(
+    file: Path, step: int, kind: type, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Drops the records after `step` from the file; returns those dropped. A damaged file is kept
+    under another name."""
     if not file.exists():
         return []
-    records = read_metrics(str(file))
+    path = str(file.absolute())
+    records, problem = lines.read(path, kind)
+    if problem is not None:
+        aside = storage.set_aside(path, layout.DAMAGED)
+        say(f"{problem}; the file is kept as {aside}, and the run goes on with its whole records")
     kept = [json.dumps(r, ensure_ascii=False) for r in records if r["step"] <= step]
-    storage.write_bytes(str(file.absolute()), "".join(line + "\n" for line in kept).encode())
+    storage.write_bytes(path, "".join(line + "\n" for line in kept).encode(errors="replace"))
     return [r for r in records if r["step"] > step]
 
 

@@ -1,6 +1,6 @@
 """The optimizer's config, and the optimizer of a GPT: AdamW, or Muon for the blocks' matrices."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -9,9 +9,13 @@ from manta.config import Count, Fraction, NonNegativeFloat, OpenFraction, Positi
 from manta.model.groups import GROUPS, Group, group_of
 from manta.train.step.muon import QUINTICS, MuonAdamW, shapes_of
 
+OF_MUON = ("muon_lr", "muon_momentum", "muon_rounds", "muon_weight_decay")
+
 
 @config
 class OptimizerConfig:
+    only_for: ClassVar = tuple((key, "kind", ("muon",)) for key in OF_MUON)
+
     kind: Literal["adamw", "muon"] = "adamw"
     """The method. adamw: AdamW for everything; muon: Muon for the matrices of the blocks, AdamW for
     the rest (embeddings, head, norms, biases), at ZeRO stages 0 to 2."""
@@ -49,10 +53,9 @@ class OptimizerConfig:
     def problems(self) -> list[str]:
         if self.kind == "muon":
             return []
-        keys = ("muon_lr", "muon_momentum", "muon_rounds", "muon_weight_decay")
         return [
             f"{key}={getattr(self, key):g} is for kind=muon: omit it, or set optimizer.kind=muon"
-            for key in keys
+            for key in OF_MUON
             if getattr(self, key) not in (None, len(QUINTICS))
         ]
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from manta.config import Fraction, config
 
 
 @config
 class ScheduleConfig:
+    only_for: ClassVar = (("decay_shape", "kind", ("wsd",)),)
+
     kind: Literal["cosine", "linear", "wsd"] = "cosine"
     """The shape of the schedule. cosine, linear: the rate falls along that curve from the end of
     warm-up to the last step; wsd (warm-up, stable, decay): the rate stays at the peak, then falls
