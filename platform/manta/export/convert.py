@@ -12,7 +12,7 @@ from manta.export import ggml, huggingface, llmc
 from manta.export.card import card
 from manta.model.gpt import num_parameters
 from manta.storage import HomeConfig
-from manta.text import tokenizer as tokenizers
+from manta.text import tokenizer_r50k
 from manta.text.tokenizer import R50K, R50K_SIZE, Tokenizer
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.checkpoints.checkpoint import TrainState
@@ -136,7 +136,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
                 f"{source}: no tokenizer.json, and the model's {model.vocab_size:,} ids are "
                 f"not GPT-2's {R50K_SIZE:,}; get the model with its tokenizer.json"
             )
-        tokenizer = tokenizers.named(R50K, c.tokenizer_file)
+        tokenizer = tokenizer_r50k.named(R50K, c.tokenizer_file)
     if (model.vocab_size or 0) < tokenizer.vocab_size:
         raise CheckpointError(
             f"{source}: its tokenizer has {tokenizer.vocab_size:,} ids, its model only "

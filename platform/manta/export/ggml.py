@@ -13,7 +13,7 @@ from manta.errors import CheckpointError, ConfigError
 from manta.export.weights import model_type
 from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
-from manta.text.tokenizer import END_OF_TEXT, Tokenizer, byte_of_character, r50k_pat_str
+from manta.text.tokenizer import Tokenizer, byte_of_character, r50k_pat_str
 from manta.text.tokenizer_json import halves
 
 OUTSIDE = {

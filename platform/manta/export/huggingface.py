@@ -17,7 +17,8 @@ from manta.export import weights
 from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
 from manta.text import tokenizer_json
-from manta.text.tokenizer import END_OF_TEXT, Tokenizer
+from manta.text.tokenizer import Tokenizer
+from manta.text.tokenizer_extras import END_OF_TEXT
 from manta.train.checkpoints import tensors
 
 WEIGHTS = "model.safetensors"
