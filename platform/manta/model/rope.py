@@ -3,29 +3,32 @@
 Shapes: T sequence, H heads, D head size.
 """
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor
 
-from manta.model.shape import ModelConfig
+from manta.model.shape import ModelConfig, RopeScaling
 
 
 def frequencies(c: ModelConfig) -> Tensor:
     """The angle from token to token of each pair of channels, (D / 2,), fastest first. It is made
     on the CPU, so that every device has the same bits."""
     D = c.head_size
-    found = c.rope_theta ** (-torch.arange(0, D, 2, device="cpu").float() / D)
-    return found / slowdown(c, found)
+    unscaled = c.rope_theta ** (-torch.arange(0, D, 2, device="cpu").float() / D)
+    return unscaled / _slowdown(c.rope_scaling, unscaled)
 
 
-def slowdown(c: ModelConfig, unscaled: Tensor) -> Tensor:
-    """By how much the config's scaling divides each of these frequencies, (D / 2,).
+def slowdown(c: ModelConfig) -> Tensor:
+    """By how much the config's scaling divides each of the frequencies, (D / 2,)."""
+    plain = dataclasses.replace(c, rope_scaling=RopeScaling())
+    return _slowdown(c.rope_scaling, frequencies(plain))
 
-    llama3 leaves wavelengths below original_context / high_freq_factor as they are, multiplies
-    those above original_context / low_freq_factor by the factor, and interpolates between them.
-    """
-    s = c.rope_scaling
+
+def _slowdown(s: RopeScaling, unscaled: Tensor) -> Tensor:
+    """llama3 leaves wavelengths below original_context / high_freq_factor as they are, multiplies
+    those above original_context / low_freq_factor by the factor, and interpolates between them."""
     if s.kind == "none":
         return torch.ones_like(unscaled)
     if s.kind == "linear":

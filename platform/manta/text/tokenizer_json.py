@@ -301,25 +301,36 @@ def _extras(
             "added tokens; get the files again"
         )
     ends = {ids[roles.names["eos_token"]]} if "eos_token" in roles.names else set()
-    for key in (roles.ids, roles.generation_ids):
-        given = key.get("eos_token_id", [])
-        ends |= {given} if isinstance(given, int) else set(given)
+    given = [_of_added(kept, set(ids.values())) for kept in (roles.ids, roles.generation_ids)]
+    for kept in given:
+        end = kept.get("eos_token_id", [])
+        ends |= {end} if isinstance(end, int) else set(end)
     found = Extras(
         tokens,
         None if content.normalizer is None else "NFC",
         _bos(content.post_processor, ids, roles, where),
         tuple(sorted(ends - {eot})),
         roles.names,
-        roles.ids,
-        roles.generation_ids,
+        *given,
         roles.chat_template,
     )
     parts = {*roles.names.values(), END_OF_TEXT}
-    numbers = [*roles.ids.values(), *roles.generation_ids.values(), eot]
+    numbers = [number for kept in given for number in kept.values()]
     is_plain = len(parts) == 1 and all(number in (eot, [eot]) for number in numbers)
     bare = dataclasses.replace(found, names={}, ids={}, generation_ids={})
     is_last = eot == len(content.model.vocab.keys() - ids.keys())
     return None if is_plain and is_last and bare == only(eot) else found
+
+
+def _of_added(ids: Mapping[str, int | list[int]], known: set[int]) -> dict[str, int | list[int]]:
+    """The ids of added tokens among these. Configs that were made without a tokenizer have others
+    (transformers' Llama has 1 and 2)."""
+    found: dict[str, int | list[int]] = {}
+    for key, given in ids.items():
+        kept = [token for token in ([given] if isinstance(given, int) else given) if token in known]
+        if kept:
+            found[key] = kept[0] if isinstance(given, int) else kept
+    return found
 
 
 def _bos(processor: Any, ids: Mapping[str, int], roles: Roles, where: str) -> int | None:
