@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from manta import layout, ownership, storage
+from manta import foreign, layout, ownership, storage
 from manta.config import RunName, config
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
@@ -148,4 +148,20 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
         files = checkpoints.publish(path, Path(folder), names)
     checkpoints.commit(path, files)
     say(f"{model.family}, {num_parameters(model) / 1e6:.1f}M parameters, {tokenizer.name}: {path}")
+    say(_about(tokenizer))
     return path
+
+
+def _about(tokenizer: Tokenizer) -> str:
+    """How the tokenizer treats documents, in one line."""
+    names = {token.id: token.content for token in tokenizer.extras.added}
+    found = [f"documents end with {foreign.line(names[tokenizer.eot])}"]
+    if tokenizer.extras.bos is not None:
+        found = [f"documents begin with {foreign.line(names[tokenizer.extras.bos])}", *found]
+    if tokenizer.extras.ends:
+        ends = ", ".join(names.get(token, str(token)) for token in tokenizer.ends)
+        found.append(f"generation ends at {foreign.line(ends)}")
+    if tokenizer.lacking:
+        count = len(tokenizer.lacking)
+        found.append(f"{count} of the 256 bytes have no token, and a text loses them")
+    return "; ".join(found)

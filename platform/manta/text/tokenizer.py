@@ -72,6 +72,8 @@ class Tokenizer:
         """The id of each token that merges make; ids are in the order of the merges."""
         self.extras = extras or only(eot)
         self._split = Splitter(self.extras)
+        bos = [] if self.extras.bos is None else [self.extras.bos]
+        self._opening, self._closing = np.array(bos, self.dtype), np.array([eot], self.dtype)
         bytes_ = [bytes([byte]) for byte in range(256)]
         self.lacking = b"".join(byte for byte in bytes_ if byte not in ranks)
         """Bytes without a token, which a text loses, as in transformers (SmolLM2 has 21)."""
@@ -117,9 +119,7 @@ class Tokenizer:
     def document(self, text: str) -> np.ndarray:
         """The ids of a whole document, (T,): those of its text between the tokens that open and end
         it."""
-        opening = [] if self.extras.bos is None else [self.extras.bos]
-        parts = [np.array(opening, self.dtype), self.encode_array(text), [self.eot]]
-        return np.concatenate(parts, dtype=self.dtype, casting="unsafe")
+        return np.concatenate([self._opening, self.encode_array(text), self._closing])
 
     def text_of(self, document: Sequence[int]) -> str:
         """The text of a document's ids, without the token that opens it."""
@@ -128,8 +128,7 @@ class Tokenizer:
 
     def prompt(self, text: str) -> list[int]:
         """The ids with which a model goes on with a text that begins a document; never none."""
-        opening = [] if self.extras.bos is None else [self.extras.bos]
-        return [*opening, *self.encode(text)] or [self.eot]
+        return [*self._opening.tolist(), *self.encode(text)] or [self.eot]
 
     @property
     def start(self) -> int:
