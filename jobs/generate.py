@@ -25,7 +25,7 @@ def main(config: GenerateConfig) -> None:
     model = checkpoint.load_model(path, device)
     tokenizer = checkpoint.load_tokenizer(path)
     texts = [text for text in config.prompts or [config.prompt] for _ in range(config.num_samples)]
-    prompts = [tokenizer.encode(text) or [tokenizer.eot] for text in texts]
+    prompts = [tokenizer.prompt(text) for text in texts]
     seeds = [config.seed + index for index in range(len(texts))]
     batch = generate_batch(
         model,
@@ -35,7 +35,7 @@ def main(config: GenerateConfig) -> None:
         sampling=Sampling(
             config.temperature, config.top_k, config.top_p, vocab_size=tokenizer.vocab_size
         ),
-        stop=tokenizer.eot,
+        stop=tokenizer.ends,
     )
     with exact_pipe(), inference(device, dtype):
         if len(texts) == 1:  # print each token at once

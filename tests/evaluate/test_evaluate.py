@@ -18,7 +18,8 @@ from manta.evaluate.report import table
 from manta.evaluate.suites import Results, run_suite
 from manta.model.gpt import GPT, ModelConfig
 from manta.text import tokenizer as tokenizers
-from manta.text.tokenizer import END_OF_TEXT, Tokenizer
+from manta.text.tokenizer import Tokenizer
+from manta.text.tokenizer_extras import END_OF_TEXT
 
 CONTEXT = 40
 few = settings(deadline=None, max_examples=10)

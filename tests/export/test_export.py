@@ -148,7 +148,7 @@ def test_a_tokenizer_that_manta_cannot_have_is_refused(tokenizer: Tokenizer) -> 
 
     refused("not byte-level", model={"type": "WordPiece", "vocab": {"a": 0}})
     refused("not byte-level", model={"type": "BPE", "vocab": {"\u2581the": 0}})
-    refused("normalizes", normalizer={"type": "NFC"})
+    refused("normalizer={'type': 'NFKC'}", normalizer={"type": "NFKC"})
     refused("special tokens", added_tokens=[])
     refused("splits text", pre_tokenizer={"type": "Whitespace"})
     with pytest.raises(DataError, match=r"not a tokenizer\.json"):
@@ -262,7 +262,7 @@ def test_gguf_has_the_same_model(kind: str, tokenizer: Tokenizer, tmp_path: Path
     file = exported(tmp_path, "to=gguf", f"out={tmp_path / 'model.gguf'}")
     assert ggml.check(file, model, tokenizer)["tokens"] == tokenizer.vocab_size + 5
     # (transformers reads neither the context of a GPT-2 nor the size of a Qwen3's heads.)
-    keys = layouts.to_config(model.config, tokenizer.eot)
+    keys = layouts.to_config(model.config, {"eos_token_id": tokenizer.eot})
     c = AutoConfig.for_model(**keys)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", config=c)
     theirs.eval()

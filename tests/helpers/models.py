@@ -17,6 +17,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "modern": {"family": "modern"},
     "modern-gqa": {"n_kv_head": 2, "tie_embeddings": False},
     "modern-qk-norm": {"n_kv_head": 1, "qk_norm": True},
+    "modern-wide-heads": {
+        "n_kv_head": 2,
+        "head_dim": 12,
+        "rope_scaling": {
+            "kind": "llama3",
+            "factor": 4.0,
+            "original_context": 8,
+            "high_freq_factor": 2.0,
+        },
+    },
 }
 
 

@@ -169,6 +169,8 @@ def test_generation_ends_before_the_stop_token(use_cache: bool) -> None:
     stop = whole[10]
     stopped = list(generate(model, [1], 30, seed=5, stop=stop, use_cache=use_cache))
     assert stopped == whole[: whole.index(stop)]
+    several = list(generate(model, [1], 30, seed=5, stop=(whole[15], stop), use_cache=use_cache))
+    assert several == whole[: min(whole.index(stop), whole.index(whole[15]))]
     unused = next(t for t in range(50) if t not in whole)
     assert list(generate(model, [1], 30, seed=5, stop=unused, use_cache=use_cache)) == whole
 

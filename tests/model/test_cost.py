@@ -61,6 +61,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
         keys |= {"bias": draw(st.booleans()), "qkv_bias": draw(st.booleans())}
     else:
         keys |= {"n_kv_head": draw(st.sampled_from([1, 2, 4])), "qk_norm": draw(st.booleans())}
+        keys["head_dim"] = draw(st.sampled_from([None, 2, 16, 64]))
     return from_dict(ModelConfig, keys)
 
 
@@ -105,7 +106,7 @@ def test_flops_are_6_for_each_parameter_that_multiplies_and_attention(
 ) -> None:
     assert c.vocab_size is not None
     looked_up = parameters(c).positions + (0 if c.tie_embeddings else c.vocab_size * c.n_embd)
-    expected = 6 * (num_parameters(c) - looked_up) + 12 * c.n_layer * c.n_embd * seq_len
+    expected = 6 * (num_parameters(c) - looked_up) + 12 * c.n_layer * c.query_size * seq_len
     assert flops_per_token(c, seq_len) == expected
 
 
@@ -145,6 +146,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "modern": {"family": "modern"},
     "modern-gqa": {"n_kv_head": 2, "n_embd": 128, "n_layer": 3},
     "modern-qk-norm": {"n_kv_head": 1, "qk_norm": True, "tie_embeddings": False},
+    "modern-heads-of-their-own": {"n_kv_head": 2, "qk_norm": True, "head_dim": 48},
 }
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from manta.config import load
 from manta.errors import ConfigError
-from manta.model.gpt import GPT, Attention, ModelConfig, rotate
+from manta.model.gpt import GPT, Attention, ModelConfig
 from manta.model.init import InitConfig, fit_bigrams, initialise
+from manta.model.rope import rotate
 from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)

@@ -115,6 +115,20 @@ def test_gpt2_family_equals_transformers_gpt2(
         {"rope_theta": 500.0, "norm_eps": 0.1},
         {"qk_norm": True},
         {"qk_norm": True, "n_kv_head": 2, "tie_embeddings": False, "norm_eps": 0.1},
+        {"qk_norm": True, "head_dim": 24, "n_kv_head": 2},
+        {"head_dim": 4, "n_head": 6},
+        {"rope_scaling": {"kind": "linear", "factor": 2.5}},
+        {"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_context": 16}},
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {
+                "kind": "llama3",
+                "factor": 32.0,
+                "original_context": 24,
+                "low_freq_factor": 0.5,
+                "high_freq_factor": 7.0,
+            },
+        },
     ],
     ids=str,
 )
@@ -124,7 +138,7 @@ def test_modern_family_equals_transformers_llama_and_with_qk_norm_qwen3(
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     c = tiny_config(family="modern", **keys)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": c.n_embd,
         "intermediate_size": c.hidden,
@@ -137,6 +151,14 @@ def test_modern_family_equals_transformers_llama_and_with_qk_norm_qwen3(
         "tie_word_embeddings": c.tie_embeddings,
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
     }
+    if (scaling := c.rope_scaling).kind != "none":
+        shape["rope_parameters"] |= {
+            "rope_type": scaling.kind,
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
     theirs: Any = (
         Qwen3ForCausalLM(Qwen3Config(**shape))
         if c.qk_norm

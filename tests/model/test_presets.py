@@ -110,6 +110,21 @@ def test_flops_do_not_count_an_embedding_that_is_only_looked_up() -> None:
     [
         ({"n_embd": 100, "n_head": 3}, "n_embd=100 does not divide by n_head=3"),
         ({"n_embd": 12, "n_head": 4}, "RoPE needs an even head size"),
+        ({"head_dim": 15}, "head_dim is 15: RoPE needs an even head size"),
+        ({"family": "gpt2", "head_dim": 16}, "head_dim=16: with family=gpt2 it is n_embd / n_head"),
+        (
+            {"family": "gpt2", "rope_scaling": {"kind": "linear", "factor": 2}},
+            "rope_scaling is for family=modern",
+        ),
+        ({"rope_scaling": {"factor": 2}}, "rope_scaling.kind=none has no factors"),
+        (
+            {"rope_scaling": {"kind": "linear", "low_freq_factor": 2}},
+            "rope_scaling.kind=linear has a factor only",
+        ),
+        (
+            {"rope_scaling": {"kind": "llama3", "low_freq_factor": 4}},
+            "rope_scaling.high_freq_factor=4: it should be more than low_freq_factor=4",
+        ),
         ({"n_head": 4, "n_kv_head": 3}, "n_head=4 does not divide by n_kv_head=3"),
         ({"n_head": 4, "n_kv_head": 8}, "n_head=4 does not divide by n_kv_head=8"),
         ({"bias": True}, "bias=true is for family=gpt2"),

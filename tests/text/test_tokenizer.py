@@ -22,8 +22,9 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 from manta import layout
 from manta.errors import DataError
-from manta.text import tokenizer
+from manta.text import tokenizer, tokenizer_r50k
 from manta.text.tokenizer import Tokenizer
+from manta.text.tokenizer_extras import END_OF_TEXT
 
 few = settings(deadline=None, max_examples=25)
 HOSTILE = (
@@ -161,7 +162,7 @@ def test_end_of_text_is_the_last_id_and_stands_for_no_bytes(trained: Tokenizer) 
     assert trained.eot == trained.vocab_size - 1 == 339
     assert trained.token_bytes()[trained.eot] == 0
     assert trained.token_bytes()[: trained.eot].min() == 1
-    assert trained.decode([trained.eot]) == tokenizer.END_OF_TEXT
+    assert trained.decode([trained.eot]) == END_OF_TEXT
 
 
 def test_training_twice_gives_the_same_tokenizer(trained: Tokenizer) -> None:
@@ -318,23 +319,23 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_network_or_file_r50k_base_says_how_to_provide_it(offline: Path) -> None:
     with pytest.raises(DataError, match=r"data\.tokenizer_file=PATH/r50k_base\.tiktoken"):
-        tokenizer.named(tokenizer.R50K)
+        tokenizer_r50k.named(tokenizer.R50K)
 
 
 def test_a_wrong_or_missing_file_is_not_r50k_base(offline: Path, tmp_path: Path) -> None:
     file = tmp_path / "r50k_base.tiktoken"
     with pytest.raises(DataError, match="no such file"):
-        tokenizer.named(tokenizer.R50K, str(file))
+        tokenizer_r50k.named(tokenizer.R50K, str(file))
     file.write_bytes(base64.b64encode(b"a") + b" 0\n")
     with pytest.raises(DataError, match=r"not r50k_base\.tiktoken"):
-        tokenizer.named(tokenizer.R50K, str(file))
+        tokenizer_r50k.named(tokenizer.R50K, str(file))
 
 
 def test_the_file_that_is_asked_for_is_the_one_that_tiktoken_checks() -> None:
     from tiktoken_ext.openai_public import r50k_base
 
-    assert tokenizer.R50K_SHA256 in r50k_base.__code__.co_consts
-    assert tokenizer._r50k_address().startswith("https://")
+    assert tokenizer_r50k.R50K_SHA256 in r50k_base.__code__.co_consts
+    assert tokenizer_r50k._r50k_address().startswith("https://")
 
 
 @few
@@ -362,11 +363,10 @@ def r50k(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, tiktoken.
     if not file:
         pytest.skip("MANTA_TEST_R50K does not name the file r50k_base.tiktoken")
     cache = tmp_path_factory.mktemp("cache")
-    shutil.copy(file, cache / hashlib.sha1(tokenizer._r50k_address().encode()).hexdigest())
+    shutil.copy(file, cache / hashlib.sha1(tokenizer_r50k._r50k_address().encode()).hexdigest())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
         theirs = tiktoken.get_encoding("r50k_base")
-        assert (
-            tokenizer.named(tokenizer.R50K).sha256 == tokenizer.named(tokenizer.R50K, file).sha256
-        )
-    return tokenizer.named(tokenizer.R50K, file), theirs
+        ours = tokenizer_r50k.named(tokenizer.R50K, file)
+        assert tokenizer_r50k.named(tokenizer.R50K).sha256 == ours.sha256
+    return ours, theirs

@@ -15,7 +15,7 @@ from manta.cluster import capacity
 from manta.data import prepare
 from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig
 from manta.data.shuffle import WORK
-from manta.text import sources, tokenizer
+from manta.text import sources, tokenizer, tokenizer_r50k
 from manta.text.tokenizer import Tokenizer
 
 FILES = 16
@@ -93,7 +93,7 @@ def write_corpus(c: BenchConfig, folder: str) -> tuple[list[str], int]:
 
 def _tokenizer(c: BenchConfig, texts: list[str]) -> Tokenizer:
     if c.data.tokenizer == tokenizer.R50K:
-        return tokenizer.named(tokenizer.R50K, c.data.tokenizer_file)
+        return tokenizer_r50k.named(tokenizer.R50K, c.data.tokenizer_file)
     return tokenizer.train(texts, c.data.vocab_size or BPE_VOCAB_SIZE)
 
 

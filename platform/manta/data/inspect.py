@@ -60,7 +60,7 @@ def inspect(c: InspectConfig) -> Iterator[str]:
         yield packing(manifest, c.seq_len)
     tokenizer = manifest.load_tokenizer()
     for number, (index, tokens) in enumerate(sample(manifest, c), 1):
-        text = tokenizer.decode(tokens[: 4 * SAMPLE_CHARACTERS].tolist())
+        text = tokenizer.text_of(tokens[: 4 * SAMPLE_CHARACTERS].tolist())
         shown = text[:SAMPLE_CHARACTERS] + (" ..." if len(text) > SAMPLE_CHARACTERS else "")
         yield f"\nsample {number}: document {index:,} of {c.split}, {len(tokens):,} tokens\n{shown}"
     checked = "size, footer, row count" + (", dtype and sha256" if c.verify else " and dtype")

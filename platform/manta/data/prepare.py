@@ -25,7 +25,7 @@ from manta.data.shuffle import SPLITS, WORK, Gather, Scatter
 from manta.errors import DataError
 from manta.lock import lock
 from manta.progress import Progress
-from manta.text import rows, sources, tokenizer
+from manta.text import rows, sources, tokenizer, tokenizer_r50k
 from manta.text.rows import BadRows
 from manta.text.tokenizer import Tokenizer
 
@@ -258,7 +258,7 @@ def _tokenizer_of(c: PrepareConfig, path: str, parts: list[sources.Part]) -> Tok
     if storage.exists(file):
         return tokenizer.load(file)
     if c.tokenizer == tokenizer.R50K:
-        made = tokenizer.named(tokenizer.R50K, c.tokenizer_file)
+        made = tokenizer_r50k.named(tokenizer.R50K, c.tokenizer_file)
     elif c.tokenizer != "bpe":
         made = tokenizer.load(storage.absolute(c.tokenizer))
     else:

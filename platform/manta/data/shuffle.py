@@ -191,7 +191,6 @@ class _Held:
 
     def __init__(self, made: Tokenizer):
         self._tokenizer = made
-        self._eot = np.array([made.eot], dtype=made.dtype)
         self.documents: list[np.ndarray] = []
         self.digests: list[bytes] = []
         self.sizes: list[int] = []
@@ -199,7 +198,7 @@ class _Held:
 
     def add(self, text: str) -> None:
         data = text.encode()
-        self.documents.append(np.concatenate([self._tokenizer.encode_array(text), self._eot]))
+        self.documents.append(self._tokenizer.document(text))
         self.digests.append(Key.digest(data))
         self.sizes.append(len(data))
         self.text_bytes += len(data)

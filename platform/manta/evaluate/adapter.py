@@ -62,6 +62,10 @@ class MantaLM(TemplateLM):
         return self.encoding.eot
 
     @property
+    def prefix_token_id(self) -> int:
+        return self.encoding.start
+
+    @property
     def max_length(self) -> int:
         return self._context_length
 
@@ -74,8 +78,8 @@ class MantaLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log-likelihoods of whole texts. Each token is predicted once, from the end-of-text
-        token or from the tokens before it in its window, as lm-eval defines it."""
+        """The log-likelihoods of whole texts. Each token is predicted once, from the token that
+        opens a document or from the tokens before it in its window, as lm-eval defines it."""
         del disable_tqdm  # `begin` shows progress
         pairs: list[Pair] = []
         owners: list[int] = []
@@ -115,8 +119,8 @@ class MantaLM(TemplateLM):
                     f"the task has an empty continuation, after {context_text[-60:]!r}: it has no "
                     "tokens to score; leave the document out, or choose another task"
                 )
-        # A context may be empty, as white space moves to the continuation: the end-of-text token
-        # then takes its place.
+        # A context may be empty, as white space moves to the continuation: the token that opens a
+        # document then takes its place.
         pairs = [
             Pair(tuple(context or [self.prefix_token_id]), tuple(continuation))
             for _, context, continuation in requests

@@ -82,22 +82,22 @@ class Core(TokenChoices):
     """A task of CORE (Li et al. 2024, arXiv:2406.11794), with prompts from `core.documents`.
 
     multiple_choice and schema: the likeliest choice per token, over the tokens that the choices do
-    not share. language_modeling: whether each token is the likeliest. An end-of-text token precedes
-    each prompt.
+    not share. language_modeling: whether each token is the likeliest. The token that opens a
+    document precedes each prompt.
     """
 
     def cuts(self, doc: dict[str, Any]) -> list[Cut]:
         kind: Literal["multiple_choice", "schema", "language_modeling"]
         kind = self.config.metadata["kind"]
-        encode, eot = self.tokenizer.encode, self.tokenizer.eot
+        encode, start = self.tokenizer.encode, self.tokenizer.start
         if kind == "language_modeling":
             (context,), (continuation,) = doc["contexts"], doc["continuations"]
             before = len(encode(context)) + 1
-            prompts = [(eot, *encode(context + continuation))]
+            prompts = [(start, *encode(context + continuation))]
             starts = [before]
         else:
             texts = [a + b for a in doc["contexts"] for b in doc["continuations"]]
-            prompts = [(eot, *encode(text)) for text in texts]
+            prompts = [(start, *encode(text)) for text in texts]
             if kind == "multiple_choice":
                 starts = [_common(prompts)] * len(prompts)
             else:

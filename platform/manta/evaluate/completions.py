@@ -81,7 +81,7 @@ def prompts_of(
                 f"prompt in the model's context of {context_length}: choose a model with a longer "
                 "context, or a task with shorter completions"
             )
-        tokens = tokenizer.encode(text) or [tokenizer.eot]
+        tokens = tokenizer.encode(text) or [tokenizer.start]
         key = (text, repr(asked))
         prompts.append(
             Prompt(

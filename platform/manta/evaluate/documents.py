@@ -113,7 +113,7 @@ def texts_of(manifest: Manifest) -> list[str]:
     """The documents of a dataset's val split."""
     tokenizer = manifest.load_tokenizer()
     return [
-        tokenizer.decode(ids.tolist())
+        tokenizer.text_of(ids.tolist())
         for shard in manifest.split("val")
         for ids in shards.documents(manifest, shard)
     ]

@@ -83,13 +83,13 @@ def about(found: list[Piece], tokens: int) -> str:
 
 
 def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int], dtype: str = "fp32") -> list[Piece]:
-    """The loss of each token, in bits, given end-of-text and the tokens before it in its window, as
+    """The loss of each token, in bits, given the start and the tokens before it in its window, as
     in lm-eval's rolling perplexity: windows side by side, the last one moved back."""
     found: list[Piece] = []
     pending: list[int] = []
     bits = 0.0
     guesses: tuple[tuple[str, float], ...] = ()
-    for token, nats, likeliest in _losses(model, [tokenizer.eot, *tokens], dtype):
+    for token, nats, likeliest in _losses(model, [tokenizer.start, *tokens], dtype):
         if not pending:
             bits, guesses = 0.0, tuple((_shown(tokenizer, i), p) for i, p in likeliest)
         pending.append(token)

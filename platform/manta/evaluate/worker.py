@@ -95,7 +95,7 @@ class Worker:
                 list(prompt.tokens),
                 prompt.max_tokens,
                 sampling=prompt.sampling,
-                stop=self._tokenizer.eot,
+                stop=self._tokenizer.ends,
                 seed=prompt.seed,
             ):
                 tokens.append(token)

@@ -20,7 +20,7 @@ from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
 from manta.storage import HomeConfig
 from manta.terminal import line
-from manta.text import tokenizer as tokenizers
+from manta.text import tokenizer_r50k
 from manta.text.tokenizer import R50K, R50K_SIZE, Tokenizer
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.checkpoints.checkpoint import TrainState
@@ -150,7 +150,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
                 f"{source}: no tokenizer.json, and the model's {model.vocab_size:,} ids are "
                 f"not GPT-2's {R50K_SIZE:,}; get the model with its tokenizer.json"
             )
-        tokenizer = tokenizers.named(R50K, c.tokenizer_file)
+        tokenizer = tokenizer_r50k.named(R50K, c.tokenizer_file)
     if (model.vocab_size or 0) < tokenizer.vocab_size:
         raise CheckpointError(
             f"{source}: its tokenizer has {tokenizer.vocab_size:,} ids, its model only "
@@ -171,7 +171,23 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
                 checkpoints.delete(path)
             raise
     say(f"{model.family}, {num_parameters(model) / 1e6:.1f}M parameters, {tokenizer.name}: {path}")
+    say(_about(tokenizer))
     return path
+
+
+def _about(tokenizer: Tokenizer) -> str:
+    """How the tokenizer treats documents, in one line."""
+    names = {token.id: token.content for token in tokenizer.extras.added}
+    found = [f"documents end with {line(names[tokenizer.eot])}"]
+    if tokenizer.extras.bos is not None:
+        found = [f"documents begin with {line(names[tokenizer.extras.bos])}", *found]
+    if tokenizer.extras.ends:
+        ends = ", ".join(names.get(token, str(token)) for token in tokenizer.ends)
+        found.append(f"generation ends at {line(ends)}")
+    if tokenizer.lacking:
+        count = len(tokenizer.lacking)
+        found.append(f"{count} of the 256 bytes have no token, and a text loses them")
+    return "; ".join(found)
 
 
 def _check_is_free(run: str, name: str) -> bool:

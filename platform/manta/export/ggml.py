@@ -12,9 +12,11 @@ import torch
 from manta.errors import CheckpointError, ConfigError
 from manta.export.weights import model_type
 from manta.model.gpt import GPT
+from manta.model.rope import slowdown
 from manta.model.shape import ModelConfig
-from manta.text.tokenizer import END_OF_TEXT, Tokenizer, byte_of_character, r50k_pat_str
-from manta.text.tokenizer_json import halves
+from manta.text.tokenizer import Tokenizer, r50k_pat_str
+from manta.text.tokenizer_extras import GPT2_DIGITS, LLAMA3, QWEN
+from manta.text.tokenizer_json import merges, shown
 
 OUTSIDE = {
     "embedding": "token_embd",
@@ -34,19 +36,22 @@ IN_BLOCKS = {
     "mlp.down": "ffn_down",
 }
 
+# llama.cpp's names for the ways in which text is split into words.
+SPLITS = {r50k_pat_str: "gpt-2", LLAMA3: "llama-bpe", QWEN: "qwen2", GPT2_DIGITS: "smollm"}
+
 
 def write(file: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None:
     """Writes the model and its tokenizer as GGUF.
 
     Raises:
-        CheckpointError: llama.cpp has no such tokenizer.
+        CheckpointError: llama.cpp has no such model or tokenizer.
         ConfigError: gguf is not installed.
     """
     gguf = _package()
     c = model.config
-    if tokenizer.pattern != r50k_pat_str:
+    if found := problems(c, tokenizer):
         raise CheckpointError(
-            "to=gguf: the tokenizer does not split text as GPT-2's does; use to=hf"
+            f"to=gguf: llama.cpp has no such model: {', '.join(found)}; use to=hf"
         )
     writer = gguf.GGUFWriter(file, model_type(c))
     writer.add_name(name)
@@ -66,23 +71,61 @@ def write(file: Path, model: GPT, tokenizer: Tokenizer, name: str) -> None:
         writer.add_layer_norm_rms_eps(c.norm_eps)
         writer.add_rope_freq_base(c.rope_theta)
         writer.add_rope_dimension_count(c.head_size)
-    tokens, merges = vocabulary(c, tokenizer)
-    kinds = [gguf.TokenType.NORMAL] * tokenizer.eot + [gguf.TokenType.CONTROL]
-    kinds += [gguf.TokenType.UNUSED] * (len(tokens) - len(kinds))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(tokenizer.eot)
-    writer.add_eos_token_id(tokenizer.eot)
-    writer.add_add_bos_token(False)
+        if c.rope_scaling.kind == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(c.rope_scaling.factor)
+    _add_tokenizer(writer, c, tokenizer, gguf)
     for key, weight in tensors(model).items():
         writer.add_tensor(key, weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def problems(c: ModelConfig, tokenizer: Tokenizer) -> list[str]:
+    """What llama.cpp does not have of a model and its tokenizer."""
+    found = []
+    if c.rope_scaling.kind == "llama3" and c.qk_norm:
+        found.append("model.rope_scaling.kind=llama3 with qk_norm (its Qwen3 has no such RoPE)")
+    pre = SPLITS.get(tokenizer.pattern)
+    if pre is None:
+        found.append("a tokenizer that splits text otherwise than GPT-2, Llama 3, Qwen and SmolLM")
+    made = len(merges(tokenizer)) + sum(len(token) == 1 for token in tokenizer.ranks)
+    if pre != "llama-bpe" and made < len(tokenizer.ranks):
+        found.append(f"{len(tokenizer.ranks) - made} tokens that no merges make")
+    return found
+
+
+def _add_tokenizer(writer: Any, c: ModelConfig, tokenizer: Tokenizer, gguf: Any) -> None:
+    extras = tokenizer.extras
+    tokens, pairs = vocabulary(c, tokenizer)
+    kinds = [gguf.TokenType.NORMAL] * tokenizer.vocab_size
+    for token in extras.added:
+        special, word = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
+        kinds[token.id] = special if token.special else word
+    kinds += [gguf.TokenType.UNUSED] * (len(tokens) - len(kinds))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(SPLITS[tokenizer.pattern])
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(pairs)
+    ids = {token.content: token.id for token in extras.added}
+    writer.add_bos_token_id(tokenizer.start)
+    writer.add_eos_token_id(ids[extras.names["eos_token"]] if extras.names else tokenizer.eot)
+    if len(tokenizer.ends) > 1:  # one of the chat's, and the end of a document
+        writer.add_eot_token_id(tokenizer.eot)
+    if "pad_token" in extras.names:
+        writer.add_pad_token_id(ids[extras.names["pad_token"]])
+    writer.add_add_bos_token(extras.bos is not None)
+    if extras.chat_template is not None:
+        template = extras.chat_template
+        listed = template if isinstance(template, str) else _listed(template)
+        writer.add_chat_template(listed)
+
+
+def _listed(templates: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "template": template} for name, template in templates.items()]
 
 
 def check(file: Path, model: GPT, tokenizer: Tokenizer) -> dict[str, float]:
@@ -97,8 +140,8 @@ def check(file: Path, model: GPT, tokenizer: Tokenizer) -> dict[str, float]:
     same = found.keys() == expected.keys() and all(
         np.array_equal(found[key].reshape(weight.shape), weight) for key, weight in expected.items()
     )
-    tokens, merges = vocabulary(model.config, tokenizer)
-    for key, list_ in (("tokens", tokens), ("merges", merges)):
+    tokens, pairs = vocabulary(model.config, tokenizer)
+    for key, list_ in (("tokens", tokens), ("merges", pairs)):
         same = same and reader.get_field(f"tokenizer.ggml.{key}").contents() == list_
     if not same:
         raise CheckpointError(f"{file}: gguf reads back something else; please report this")
@@ -107,18 +150,19 @@ def check(file: Path, model: GPT, tokenizer: Tokenizer) -> dict[str, float]:
 
 def vocabulary(c: ModelConfig, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     """The tokens as text, one for each of the model's ids, and the merges, first to last."""
-    shown = {byte: character for character, byte in byte_of_character().items()}
-    ordered = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
-    names = {token: "".join(shown[byte] for byte in token) for token in ordered}
-    pairs = [halves(token, tokenizer.ranks) for token in ordered if len(token) > 1]
-    tokens = [*names.values(), END_OF_TEXT]
+    names = shown(tokenizer)
     assert c.vocab_size is not None
-    tokens += [f"[unused {i}]" for i in range(len(tokens), c.vocab_size)]
-    return tokens, [f"{names[left]} {names[right]}" for left, right in pairs]
+    tokens = [f"[unused {i}]" for i in range(c.vocab_size)]
+    for token, name in names.items():
+        tokens[tokenizer.ranks[token]] = name
+    for added in tokenizer.extras.added:
+        tokens[added.id] = added.content
+    return tokens, [f"{names[left]} {names[right]}" for left, right in merges(tokenizer)]
 
 
 def tensors(model: GPT) -> dict[str, np.ndarray]:
-    """The weights by llama.cpp's names; a tied head is left out, as it is the embedding."""
+    """The weights by llama.cpp's names; a tied head is left out, as it is the embedding. llama3's
+    scaling of RoPE is a tensor there: by how much each frequency is divided."""
     c = model.config
     state = {name: w.detach().float().cpu() for name, w in model.state_dict().items()}
     if c.tie_embeddings:
@@ -128,6 +172,8 @@ def tensors(model: GPT) -> dict[str, np.ndarray]:
             bias = name.removesuffix("weight") + "bias"
             state.setdefault(bias, torch.zeros(len(state[name])))
     found = {}
+    if c.rope_scaling.kind == "llama3":
+        found["rope_freqs.weight"] = slowdown(c)
     for name, weight in state.items():
         module, _, kind = name.rpartition(".")
         if module in OUTSIDE:

@@ -15,7 +15,7 @@ from torch import Tensor
 from manta import foreign
 from manta.config import Count, from_dict
 from manta.errors import CheckpointError, ConfigError
-from manta.model.shape import ModelConfig
+from manta.model.shape import ModelConfig, RopeScaling
 from manta.terminal import named
 from manta.train.checkpoints.tensors import shapes as shapes_of
 
@@ -31,6 +31,7 @@ INERT: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
+    "rope_interleaved": (False, None),
     "use_sliding_window": (False, None),
     "attention_chunk_size": (None,),
     "partial_rotary_factor": (1, None),
@@ -45,6 +46,8 @@ INERT: dict[str, tuple[Any, ...]] = {
     "num_experts": (0, None),
     "num_local_experts": (0, None),
 }
+# What transformers' Qwen3 has where its config.json says nothing.
+QWEN3_DEFAULTS = {"head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32768}
 T = TypeVar("T")
 
 
@@ -181,16 +184,16 @@ def _full(name: str) -> str:
     return name if is_full else f"transformer.{name}"
 
 
-def to_config(c: ModelConfig, eot: int) -> dict[str, Any]:
-    """The content of transformers' config.json; token `eot` opens and ends every document."""
+def to_config(c: ModelConfig, ids: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of transformers' config.json; `ids` has the keys for the ids of tokens, such as
+    eos_token_id."""
     kind = model_type(c)
     common = {
         "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
         "dtype": "float32",
         "vocab_size": c.vocab_size,
-        "bos_token_id": eot,
-        "eos_token_id": eot,
+        **ids,
         "tie_word_embeddings": c.tie_embeddings,
     }
     if kind == "gpt2":
@@ -214,10 +217,24 @@ def to_config(c: ModelConfig, eot: int) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": c.context_length,
         "rms_norm_eps": c.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "rope_parameters": {"rope_theta": c.rope_theta, **_to_rope(c.rope_scaling)},
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
+    }
+
+
+def _to_rope(s: RopeScaling) -> dict[str, Any]:
+    if s.kind == "none":
+        return {"rope_type": "default"}
+    if s.kind == "linear":
+        return {"rope_type": "linear", "factor": s.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": s.factor,
+        "low_freq_factor": s.low_freq_factor,
+        "high_freq_factor": s.high_freq_factor,
+        "original_max_position_embeddings": s.original_context,
     }
 
 
@@ -231,6 +248,7 @@ class _Theirs:
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
     max_position_embeddings: Count = 2048
+    original_max_position_embeddings: Count | None = None
     sliding_window: int | None = None
     layer_types: list[str] | None = None
     rope_parameters: dict[str, Any] | None = None
@@ -243,8 +261,9 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
     Raises:
         CheckpointError: Manta has no such model; the message names the fields that differ.
     """
+    defaults = QWEN3_DEFAULTS if theirs.get("model_type") == "qwen3" else {}
     try:
-        made = foreign.check(dict(theirs), _Theirs)
+        made = foreign.check({**defaults, **theirs}, _Theirs)
     except ValueError as e:
         raise CheckpointError(f"{where}: {e}; restore the file") from None
     kind = made.model_type
@@ -282,10 +301,9 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
             "tie_embeddings": get("tie_word_embeddings", True),
         }
     else:
-        problems += _rope_problems(made)
+        scaling = _from_rope(made, problems)
         must("hidden_act", "silu")
         heads = made.num_attention_heads
-        must("head_dim", made.hidden_size // heads, None)
         window = made.sliding_window
         cuts = window is not None and window < made.max_position_embeddings
         if cuts and get("use_sliding_window") is not False:
@@ -298,9 +316,11 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
             "n_head": heads,
             "n_embd": made.hidden_size,
             "n_kv_head": made.num_key_value_heads or heads,
+            "head_dim": None if made.head_dim == made.hidden_size / heads else made.head_dim,
             "mlp_hidden": get("intermediate_size"),
             "norm_eps": get("rms_norm_eps", 1e-6),
             "rope_theta": rope.get("rope_theta", get("rope_theta", 10000.0)),
+            "rope_scaling": scaling,
             "tie_embeddings": get("tie_word_embeddings", False),
             "qk_norm": kind == "qwen3",
         }
@@ -313,14 +333,30 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
         raise CheckpointError(f"{where}: {why}") from None
 
 
-def _rope_problems(made: _Theirs) -> list[str]:
-    """What Manta does not have of their RoPE: it has one, unscaled, for all layers and channels."""
-    found = []
+def _from_rope(made: _Theirs, problems: list[str]) -> dict[str, Any]:
+    """Our keys for the scaling of their RoPE. Adds what Manta does not have to `problems`: it has
+    one RoPE for all layers and channels, as it is, or scaled by the same factors at any length."""
+    found: dict[str, Any] = {}
     for key in ("rope_parameters", "rope_scaling"):
         given = getattr(made, key) or {}
         kind = given.get("rope_type", given.get("type", "default"))
         per_layer = any(isinstance(value, dict) for value in given.values())
-        if kind != "default" or per_layer or given.get("partial_rotary_factor", 1) not in (1, None):
+        is_known = kind in ("default", "linear", "llama3") and not (found and kind != "default")
+        if not is_known or per_layer or given.get("partial_rotary_factor", 1) not in (1, None):
             shown = foreign.line(repr(given))
-            found.append(f"{key}={shown} (Manta has rope_type='default' for all layers)")
+            problems.append(
+                f"{key}={shown} (Manta has rope_type default, linear or llama3 for all layers)"
+            )
+        elif kind != "default":
+            found = {"kind": kind}
+            names = {"factor": "factor"}
+            if kind == "llama3":
+                names |= {name: name for name in ("low_freq_factor", "high_freq_factor")}
+                names["original_max_position_embeddings"] = "original_context"
+            context = made.original_max_position_embeddings or made.max_position_embeddings
+            values = {"original_max_position_embeddings": context, **given}
+            if made.original_max_position_embeddings is not None:
+                values["original_max_position_embeddings"] = context
+            problems += [f"{key} has no {name}" for name in names if values.get(name) is None]
+            found |= {ours: values.get(theirs) for theirs, ours in names.items()}
     return found

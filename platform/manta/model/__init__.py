@@ -11,6 +11,7 @@ Its files, in reading order:
     cache           the KV cache
     recomputation   activation checkpointing: what a block keeps for its backward pass
     targets         the mark of a target that no loss counts
+    rope            positions as angles: RoPE, and its scaling for longer contexts
     loss            the head: logits, or their cross-entropy without holding all logits at once
     gpt             GPT itself
     groups          the groups into which the optimizer sorts weights

@@ -79,11 +79,11 @@ def activations(
     """
     C, H, D, F, L = c.n_embd, c.n_head, c.head_size, c.hidden, c.n_layer
     N, a = micro_batch_size * seq_len, BF16 if dtype == "bf16" else FP32
-    KD, is_gpt2 = c.kv_heads * D, c.family == "gpt2"
-    qkv = a * (C + 2 * KD)
+    HD, KD, is_gpt2 = c.query_size, c.kv_heads * D, c.family == "gpt2"
+    qkv = a * (HD + 2 * KD)
     # Attention on a CPU in bf16 (model/cpu_attention.py) keeps less than torch's own kernels.
     by_products = device == "cpu" and dtype == "bf16" and not c.dropout and cpu_attention.pays()
-    attended = a * C + (0 if by_products else FP32 * H)  # the output, and the scores' log-sum-exp
+    attended = a * HD + (0 if by_products else FP32 * H)  # the output, and the scores' log-sum-exp
 
     if is_gpt2:
         norm = FP32 * C + 2 * FP32  # input, mean, 1/std
@@ -92,14 +92,14 @@ def activations(
         products = qkv + a * C + a * F + a * C
     else:
         norm = FP32 * C + FP32 + (FP32 * C if device == "cpu" else 0)  # input, 1/rms, normalized
-        heads = qkv + a * (C + KD)  # v is a view of qkv; RoPE makes new q and k
+        heads = qkv + a * (HD + KD)  # v is a view of qkv; RoPE makes new q and k
         if c.qk_norm:  # normalized, 1/rms; in bf16 also an fp32 copy of its input
             copies = 1 if dtype == "fp32" else 2
-            heads += copies * FP32 * (C + KD) + FP32 * (H + c.kv_heads)
+            heads += copies * FP32 * (HD + KD) + FP32 * (H + c.kv_heads)
             if device == "cpu" and not by_products:
                 # torch's attention lays out its output like q, whose layout QK-norm changes, so
                 # that joining the heads makes a copy.
-                heads += a * C
+                heads += a * HD
         # Autocast copies the input twice, for gate and for up: it caches only copies of weights.
         mlp = a * C * (1 if dtype == "fp32" else 2) + 4 * a * F
         products = qkv + a * C + 2 * a * F + a * C

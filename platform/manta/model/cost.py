@@ -54,7 +54,7 @@ def weights(c: ModelConfig) -> list[Weight]:
             found.append(Weight(kind, (out,), count, in_block=True))
 
     linear("attention", heads, C, c.has_qkv_bias)
-    linear("attention", C, C, c.has_bias)
+    linear("attention", C, c.query_size, c.has_bias)
     linear("mlp", F, C, c.has_bias, L if c.family == "gpt2" else 2 * L)
     linear("mlp", C, F, c.has_bias)
     per_norm = 2 if c.family == "gpt2" and c.has_bias else 1  # scale and shift
@@ -97,12 +97,12 @@ def hidden_matrices(c: ModelConfig) -> int:
 
 
 def flops_per_token(c: ModelConfig, seq_len: int) -> float:
-    """Forward and backward FLOPs per token, 6 N + 12 L C T: the numerator of MFU.
+    """Forward and backward FLOPs per token, 6 N + 12 L H D T: the numerator of MFU.
 
     N counts every parameter that multiplies. The position table and an untied embedding are only
-    looked up, so they do not count; neither do the rows that pad the vocabulary. 12 L C T is
-    attention as if it were not causal (Chowdhery et al. 2022, PaLM, appendix B). nanoGPT and most
-    others count the same way, so that MFUs can be compared. Work that activation checkpointing
+    looked up, so they do not count; neither do the rows that pad the vocabulary. 12 L H D T
+    is attention as if it were not causal (Chowdhery et al. 2022, PaLM, appendix B). nanoGPT and
+    most others count the same way, so that MFUs can be compared. Work that activation checkpointing
     repeats is not counted: a model that is slower because of it has a lower MFU.
     """
     assert c.vocab_size is not None
@@ -110,4 +110,4 @@ def flops_per_token(c: ModelConfig, seq_len: int) -> float:
     # The head, tied or not, multiplies by one row per token id.
     head = c.vocab_size * c.n_embd
     n = found.attention + found.mlp + found.norms + head
-    return 6.0 * n + 12.0 * c.n_layer * c.n_embd * seq_len
+    return 6.0 * n + 12.0 * c.n_layer * c.query_size * seq_len

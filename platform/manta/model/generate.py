@@ -1,7 +1,7 @@
 """Text from a model, token by token, with a KV cache."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +39,12 @@ def generate(
     max_tokens: int,
     *,
     sampling: Sampling = EVERY_TOKEN,
-    stop: int | None = None,
+    stop: int | Collection[int] | None = None,
     seed: int = 0,
     use_cache: bool = True,
 ) -> Iterator[int]:
-    """Yields up to `max_tokens` ids that follow `prompt`, ending before the id `stop`.
+    """Yields up to `max_tokens` ids that follow `prompt`, ending before the id `stop`,
+    or one of several.
 
     When the context is full, its older half is dropped and
     the rest read again. This happens with and without the cache, so that both give the same tokens.
@@ -68,7 +69,7 @@ def generate_batch(
     *,
     seeds: list[int],
     sampling: Sampling = EVERY_TOKEN,
-    stop: int | None = None,
+    stop: int | Collection[int] | None = None,
     use_cache: bool = True,
 ) -> Iterator[dict[int, int]]:
     """Yields the next id of each prompt that has not ended, by the prompt's place, up to
@@ -78,6 +79,7 @@ def generate_batch(
     per token, to read them.
     """
     assert prompts and all(prompts), "a prompt has at least one token"
+    ends = {stop} if isinstance(stop, int) else set(stop or ())
     assert len(seeds) == len(prompts), "each prompt has a seed"
     device, length = model.embedding.weight.device, model.config.context_length
     # Inference mode saves a quarter of each token's time. But it would also gather sharded weights
@@ -106,7 +108,7 @@ def generate_batch(
                     logits = _with_cache(model, cache, windows, newest)
                 newest = pick(logits, sampling, next(numbers)[places])
                 tokens = newest.tolist()
-                rows = [row for row, token in enumerate(tokens) if token != stop]
+                rows = [row for row, token in enumerate(tokens) if token not in ends]
                 if len(rows) < len(tokens):
                     if not rows:
                         return

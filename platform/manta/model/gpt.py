@@ -28,6 +28,7 @@ from manta.model.attention import (
 from manta.model.cache import KVCache
 from manta.model.loss import IGNORED, Head
 from manta.model.recomputation import Recompute, recomputing
+from manta.model.rope import rope_table, rotate
 from manta.model.shape import ModelConfig
 
 __all__ = ["GPT", "IGNORED", "KVCache", "ModelConfig", "num_parameters"]
@@ -40,7 +41,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(
             c.n_embd, (c.n_head + 2 * c.kv_heads) * c.head_size, bias=c.has_qkv_bias
         )
-        self.out = nn.Linear(c.n_embd, c.n_embd, bias=c.has_bias)
+        self.out = nn.Linear(c.n_head * c.head_size, c.n_embd, bias=c.has_bias)
         if c.qk_norm:
             self.q_norm = nn.RMSNorm(c.head_size, eps=c.norm_eps)
             self.k_norm = nn.RMSNorm(c.head_size, eps=c.norm_eps)
@@ -52,7 +53,7 @@ class Attention(nn.Module):
         mask: DocumentMask | None,
         cache: KVCache | None,
     ) -> Tensor:
-        c, (B, T, C) = self.c, x.shape
+        c, (B, T, _) = self.c, x.shape
         # (B, T, (H + 2K) D) -> (B, T, H + 2K, D) -> heads before time: (B, H or K, T, D)
         heads = self.qkv(x).view(B, T, -1, c.head_size).transpose(1, 2)
         q, k, v = heads.split([c.n_head, c.kv_heads, c.kv_heads], dim=1)
@@ -65,8 +66,8 @@ class Attention(nn.Module):
             k, v = cache.extend(self.layer, k, v)
         dropout = c.dropout if self.training else 0.0
         y = attend(q.to(v.dtype), k.to(v.dtype), v, mask, causal, dropout)
-        # (B, H, T, D) -> (B, T, C)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        # (B, H, T, D) -> (B, T, H D) -> (B, T, C)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
 class GeluMLP(nn.Module):
@@ -149,7 +150,7 @@ class GPT(nn.Module):
         if c.family == "gpt2":
             self.positions = nn.Embedding(c.context_length, c.n_embd)
         else:
-            cos, sin = rope_table(c.context_length, c.head_size, c.rope_theta)
+            cos, sin = rope_table(c)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
         self.dropout = nn.Dropout(c.dropout)
@@ -280,22 +281,6 @@ def make_norm(c: ModelConfig) -> nn.Module:
     if c.family == "gpt2":
         return nn.LayerNorm(c.n_embd, eps=c.norm_eps, bias=c.has_bias)
     return nn.RMSNorm(c.n_embd, eps=c.norm_eps)
-
-
-def rope_table(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Computes cos and sin, (T, D) each, of RoPE's angles (Su et al. 2021), for both halves of the
-    channels (Llama's order). The sines of the first half are negative, as `rotate` needs them. They
-    are made on the CPU, so that every device has the same bits."""
-    frequencies = theta ** (-torch.arange(0, head_size, 2, device="cpu").float() / head_size)
-    angles = torch.outer(torch.arange(length, device="cpu").float(), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x[i], x[i + D/2]) of (B, H, T, D) by its position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([second, first], dim=-1) * sin
 
 
 def num_parameters(c: ModelConfig) -> int:

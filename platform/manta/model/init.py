@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from manta.config import Count, Natural, PositiveFloat, config
 from manta.model.gpt import GPT, Attention, ModelConfig
+from manta.model.rope import frequencies
 
 MAX_VOCAB = 8192  # because the counts of all pairs are held at once
 # Share of the channel that is alike for all tokens in the embeddings' mean square.
@@ -169,16 +170,10 @@ def _attention(model: GPT, layer: int) -> tuple[Attention, Tensor]:
     )
 
 
-def _frequencies(c: ModelConfig) -> Tensor:
-    """RoPE's angle from token to token for each pair of channels, (D / 2,); fastest first."""
-    half = c.head_size // 2
-    return c.rope_theta ** (-torch.arange(half) / half)
-
-
 def _slow_pairs(c: ModelConfig) -> list[int]:
     """Lists the pairs of channels, in the slower half, that RoPE turns by at most a right angle
     over the whole context. These pairs can tell what a token is wherever it stands."""
-    slow = _frequencies(c) * c.context_length <= math.pi / 2
+    slow = frequencies(c) * c.context_length <= math.pi / 2
     half = c.head_size // 2
     return [i for i in range(half // 2, half) if slow[i]]
 
@@ -194,13 +189,13 @@ def _look_back(model: GPT, heads: int) -> None:
     half = c.head_size // 2
     fast = max(1, half // 4)
     size = 4.0 / _constant(model)  # outweighs the other channels, which are for learning
-    frequencies = _frequencies(c)[:fast]
+    turns = frequencies(c)[:fast]
     for head in range(heads):
         query, key = weight[head], weight[c.n_head + head * c.kv_heads // c.n_head]
         for row in (query, key) if head * c.kv_heads % c.n_head == 0 else (query,):
             row *= 0.1
             row[:, 0] = 0
-        angles = (head + 1) * frequencies
+        angles = (head + 1) * turns
         key[:fast, 0] = size
         query[:fast, 0] = size * angles.cos()
         query[half : half + fast, 0] = -size * angles.sin()

@@ -10,6 +10,35 @@ VOCAB_TILE = 128
 
 
 @config
+class RopeScaling:
+    kind: Literal["none", "linear", "llama3"] = "none"
+    """How RoPE's wavelengths grow for a context longer than the model was trained on. linear: all
+    by `factor` (Chen et al. 2023). llama3: long ones by `factor`, short ones not at all, those
+    between by something between (Llama 3.1 and later)."""
+    factor: PositiveFloat = 1.0
+    """What wavelengths are multiplied by."""
+    low_freq_factor: PositiveFloat = 1.0
+    """llama3: wavelengths above original_context divided by this grow by the whole factor."""
+    high_freq_factor: PositiveFloat = 4.0
+    """llama3: wavelengths below original_context divided by this stay; more than
+    low_freq_factor."""
+    original_context: Count = 8192
+    """llama3: length of the context on which the model was trained at first, in tokens."""
+
+    def problems(self) -> list[str]:
+        if self.kind == "none" and self != RopeScaling():
+            return ["kind=none has no factors: set kind=linear or kind=llama3, or omit them"]
+        if self.kind == "linear" and self != RopeScaling(kind="linear", factor=self.factor):
+            return ["kind=linear has a factor only: omit the other keys"]
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            return [
+                f"high_freq_factor={self.high_freq_factor:g}: it should be more than "
+                f"low_freq_factor={self.low_freq_factor:g}"
+            ]
+        return []
+
+
+@config
 class ModelConfig:
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
     sources: ClassVar[tuple[str, ...]] = ("preset", "depth")
@@ -40,6 +69,8 @@ class ModelConfig:
     """Number of channels of the residual stream."""
     n_kv_head: Count | None = None
     """Number of key/value heads (grouped-query attention, modern family); null: n_head."""
+    head_dim: Count | None = None
+    """Number of channels of each head (modern family); null: n_embd / n_head."""
     mlp_hidden: Count | None = None
     """Number of hidden channels of the MLP; null: 4 n_embd (gpt2), or 8/3 n_embd rounded up to a
     multiple of 64 (modern)."""
@@ -55,6 +86,7 @@ class ModelConfig:
     """Dropout in training, on embeddings, attention weights and residual branches."""
     rope_theta: PositiveFloat = 10000.0
     """Base of RoPE's wavelengths (modern family)."""
+    rope_scaling: RopeScaling = RopeScaling()
     norm_eps: PositiveFloat = 1e-5
     """Number that norms add to the variance under the root."""
 
@@ -66,10 +98,12 @@ class ModelConfig:
         found = []
         if self.depth is not None and PRESETS[self.preset]:
             found.append(f"depth={self.depth} and preset={self.preset}: give one of them")
-        if self.n_embd % self.n_head:
-            found.append(f"n_embd={self.n_embd} does not divide by n_head={self.n_head}")
+        if self.head_dim is None and self.n_embd % self.n_head:
+            given = f"n_embd={self.n_embd} does not divide by n_head={self.n_head}"
+            found.append(given + (", and head_dim is not set" if self.family == "modern" else ""))
         elif self.family == "modern" and self.head_size % 2:
-            found.append(f"n_embd / n_head = {self.head_size}: RoPE needs an even head size")
+            key = "n_embd / n_head =" if self.head_dim is None else "head_dim is"
+            found.append(f"{key} {self.head_size}: RoPE needs an even head size")
         if self.n_head % self.kv_heads:
             found.append(f"n_head={self.n_head} does not divide by n_kv_head={self.kv_heads}")
         if self.family == "modern":
@@ -78,11 +112,24 @@ class ModelConfig:
                     found.append(f"{key}=true is for family=gpt2: omit it")
         elif self.qk_norm or self.n_kv_head not in (None, self.n_head):
             found.append("qk_norm and n_kv_head are for family=modern: omit them")
+        if self.family == "gpt2":
+            if self.head_dim not in (None, self.n_embd // self.n_head):
+                found.append(
+                    f"head_dim={self.head_dim}: with family=gpt2 it is n_embd / n_head: omit it"
+                )
+            if self.rope_scaling.kind != "none":
+                found.append("rope_scaling is for family=modern: omit it")
         return found
 
     @property
     def head_size(self) -> int:
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def query_size(self) -> int:
+        """Number of channels of all heads together, which differs from n_embd if head_dim says
+        so."""
+        return self.n_head * self.head_size
 
     @property
     def kv_heads(self) -> int:

@@ -2,13 +2,15 @@
 
 Its files, in reading order:
 
-    unicode         which encoding of Unicode a file is in
-    files           kinds of files, and their lines
-    rows            the texts in rows, and what happens to rows without one
-    parquet         documents in Parquet files
-    pieces          documents in files of every kind, and pieces of large files
-    listing         which files of a folder are read, and which are passed over
-    sources         documents from files, the Hugging Face hub, or Python's own source code
-    tokenizer       tiktoken's named encodings, and byte-pair encodings trained on the corpus
-    tokenizer_json  tokenizers to and from Hugging Face's tokenizer.json
+    unicode           which encoding of Unicode a file is in
+    files             kinds of files, and their lines
+    rows              the texts in rows, and what happens to rows without one
+    parquet           documents in Parquet files
+    pieces            documents in files of every kind, and pieces of large files
+    listing           which files of a folder are read, and which are passed over
+    sources           documents from files, the Hugging Face hub, or Python's own source code
+    tokenizer_extras  special tokens and other things that published models' tokenizers have
+    tokenizer         text to ids and back; byte-pair encodings trained on the corpus
+    tokenizer_r50k    GPT-2's own encoding
+    tokenizer_json    tokenizers to and from Hugging Face's tokenizer.json
 """

@@ -9,27 +9,26 @@ import codecs
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiktoken
-from tiktoken.load import read_file_cached
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from manta import foreign
 from manta.config import Natural
 from manta.errors import DataError, MantaError
 from manta.terminal import without_stderr
+from manta.text.tokenizer_extras import Extras, Splitter, can_cut, nfc, only
 
 FORMAT = "manta-bpe-1"
-END_OF_TEXT = "<|endoftext|>"
+FORMAT_WITH_EXTRAS = "manta-bpe-2"
 R50K = "r50k_base"
 R50K_SIZE = 50257  # ids, end-of-text included
-# sha256 of r50k_base.tiktoken, as tiktoken 0.14 checks it (tiktoken_ext/openai_public.py).
-R50K_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # A longer text is encoded in windows of this many characters. Windows change no id. They bound what
 # one very long word costs in tiktoken: 50 MB of the letter "a" take 31 s and 2.3 GB more memory
 # without windows (48 bytes per byte; "-", NUL and newlines the same), 11 s and 0.1 GB with them.
@@ -40,6 +39,8 @@ WINDOW = 1 << 17
 # many characters.
 TRAINED_WORD = 1000
 TRAINED_TEXT = 1 << 17
+# A tokenizer may lack bytes that no text has (others lose their character), but none of these.
+ESSENTIAL = bytes([*range(0x20, 0x7F), *b"\n"])
 _LONG_WORD = re.compile(rf"(?<!\S)\S{{{TRAINED_WORD + 1},}}|(?<!\s)\s{{{TRAINED_WORD + 1},}}")
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
@@ -55,16 +56,35 @@ PROBE += "".join(f"a{chr(i)}b {chr(i)} 1{chr(i)}2{chr(i)}{chr(i)}\n" for i in ra
 class Tokenizer:
     """Turns text into token ids and back. Text that spells a special token is ordinary text."""
 
-    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], eot: int):
+    def __init__(
+        self,
+        name: str,
+        pattern: str,
+        ranks: dict[bytes, int],
+        eot: int,
+        extras: Extras | None = None,
+    ):
         self.name = name
         self.eot = eot
         """Id of the end-of-text token, which follows every document."""
         self.pattern = pattern
         """The regular expression that splits text into words, within which merges happen."""
         self.ranks = ranks
-        """The id of each token except end-of-text; ids are in the order of the merges."""
+        """The id of each token that merges make; ids are in the order of the merges."""
+        self.extras = extras or only(eot)
+        self._split = Splitter(self.extras)
+        bos = [] if self.extras.bos is None else [self.extras.bos]
+        self._opening, self._closing = np.array(bos, self.dtype), np.array([eot], self.dtype)
+        bytes_ = [bytes([byte]) for byte in range(256)]
+        self.lacking = b"".join(byte for byte in bytes_ if byte not in ranks)
+        """Bytes without a token, which a text loses, as in transformers (SmolLM2 has 21)."""
+        # tiktoken needs a token for each byte: these get ids that `encode_array` takes out.
+        stand_ins = {bytes([b]): self.vocab_size + i for i, b in enumerate(self.lacking)}
         self._encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: eot}
+            name,
+            pat_str=pattern,
+            mergeable_ranks=ranks | stand_ins,
+            special_tokens={token.content: token.id for token in self.extras.added},
         )
 
     @property
@@ -74,8 +94,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, including that of the end-of-text token."""
-        return self._encoding.n_vocab
+        """Number of ids, including those of the end-of-text token and of other special tokens."""
+        return len(self.ranks) + len(self.extras.added)
 
     @property
     def dtype(self) -> np.dtype:
@@ -88,14 +108,51 @@ class Tokenizer:
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of a text, as an array (T,) of type `dtype`."""
         try:
-            return np.concatenate(list(self._windows(text)))
+            parts = list(self._parts(text))
         except UnicodeEncodeError:  # half of a surrogate pair, e.g. from a terminal: U+FFFD
             mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return np.concatenate(list(self._windows(mended)))
+            parts = list(self._parts(mended))
+        ids = np.concatenate(parts)
+        if self.lacking:
+            ids = ids[ids < self.vocab_size]
+        return ids.astype(self.dtype)
+
+    def document(self, text: str) -> np.ndarray:
+        """The ids of a whole document, (T,): those of its text between the tokens that open and end
+        it."""
+        return np.concatenate([self._opening, self.encode_array(text), self._closing])
+
+    def text_of(self, document: Sequence[int]) -> str:
+        """The text of a document's ids, without the token that opens it."""
+        is_open = self.extras.bos is not None and [*document[:1]] == [self.extras.bos]
+        return self.decode(document[1:] if is_open else document)
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids with which a model goes on with a text that begins a document; never none."""
+        return [*self._opening.tolist(), *self.encode(text)] or [self.eot]
+
+    @property
+    def start(self) -> int:
+        """Id of the token that is before a document's first one: bos, or the end-of-text token of
+        the document before."""
+        return self.eot if self.extras.bos is None else self.extras.bos
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids at which generation ends: that of end-of-text, and others, for example of the end of
+        a turn in a chat."""
+        return (self.eot, *self.extras.ends)
+
+    def _parts(self, text: str) -> Iterator[np.ndarray]:
+        yield np.empty(0, np.uint32)
+        for part in self._split(text):
+            if isinstance(part, int):
+                yield np.array([part], np.uint32)
+            else:
+                yield from self._windows(part)
 
     def _encode(self, text: str) -> np.ndarray:
-        ids = self._encoding.encode_to_numpy(text, disallowed_special=())
-        return ids.astype(self.dtype)
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def _windows(self, text: str) -> Iterator[np.ndarray]:
         """Yields the ids of a text, window by window; they equal the ids of the text as a whole.
@@ -125,8 +182,7 @@ class Tokenizer:
         character in the text.
 
         A place is at least eight tokens before the end, since the last words may be cut there if
-        the text continues. No place is at an apostrophe: "'s" is a word at the start of a text, but
-        not after other marks.
+        the text continues.
         """
         behind = b""
         tried = 0
@@ -135,7 +191,7 @@ class Tokenizer:
             if len(ids) - count < 8 * (tried + 1) or behind[0] & 0xC0 == 0x80:  # within a character
                 continue
             at = end - len(behind.decode())
-            if "'" not in text[max(0, at - 2) : at + 1]:
+            if can_cut(self.pattern, text, at):
                 tried += 1
                 yield count, at
 
@@ -151,23 +207,29 @@ class Tokenizer:
         yield decoder.decode(b"", final=True)
 
     def token_bytes(self) -> np.ndarray:
-        """(V,) int32: the number of bytes of text each id stands for; 0 for end-of-text."""
+        """(V,) int32: the number of bytes of text each id stands for; 0 for special tokens."""
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, rank in self.ranks.items():
             lengths[rank] = len(token)
+        for added in self.extras.added:
+            lengths[added.id] = 0 if added.special else len(added.content.encode())
         return lengths
 
     @functools.cached_property
     def serialized(self) -> bytes:
-        """The tokenizer as a JSON file: name, pattern, end-of-text id, tokens in order of rank."""
+        """The tokenizer as a JSON file: name, pattern, end-of-text id, tokens in order of rank, and
+        extras if it has any. The tokens take the ids that no added token has."""
         ordered = sorted(self.ranks, key=self.ranks.__getitem__)
-        content = {
-            "format": FORMAT,
+        has_extras = self.extras != only(self.eot) or self.eot != len(self.ranks)
+        content: dict[str, Any] = {
+            "format": FORMAT_WITH_EXTRAS if has_extras else FORMAT,
             "name": self.name,
             "pattern": self.pattern,
             "eot": self.eot,
             "tokens": [base64.b64encode(token).decode() for token in ordered],
         }
+        if has_extras:
+            content["extras"] = dataclasses.asdict(self.extras)
         return json.dumps(content, indent=0).encode()
 
     @functools.cached_property
@@ -184,6 +246,7 @@ class _File:
     pattern: str
     eot: Natural
     tokens: list[str]
+    extras: Extras | None = None
 
 
 def load(path: str, error: type[MantaError] = DataError) -> Tokenizer:
@@ -199,10 +262,13 @@ def load(path: str, error: type[MantaError] = DataError) -> Tokenizer:
 def from_bytes(data: bytes) -> Tokenizer:
     """Makes a tokenizer from `Tokenizer.serialized`. Raises ValueError if it is none."""
     content = foreign.parse(data, _File)
-    if content.format != FORMAT:
-        raise ValueError(f"format={foreign.line(content.format)}: should be {FORMAT}")
+    expected = FORMAT if content.extras is None else FORMAT_WITH_EXTRAS
+    if content.format != expected:
+        raise ValueError(f"format={foreign.line(content.format)}: should be {expected}")
     ranks: dict[bytes, int] = {}
-    for rank, text in enumerate(content.tokens):
+    taken = {token.id for token in content.extras.added} if content.extras else set()
+    free = (rank for rank in itertools.count() if rank not in taken)
+    for rank, text in zip(free, content.tokens, strict=False):
         try:
             token = base64.b64decode(text, validate=True)
         except ValueError:
@@ -210,84 +276,43 @@ def from_bytes(data: bytes) -> Tokenizer:
         if token in ranks:
             raise ValueError(f"tokens.{rank}={text}: the same as token {ranks[token]}")
         ranks[token] = rank
-    return checked(content.name, content.pattern, ranks, content.eot)
+    return checked(content.name, content.pattern, ranks, content.eot, content.extras)
 
 
-def checked(name: str, pattern: str, ranks: dict[bytes, int], eot: int) -> Tokenizer:
+def checked(
+    name: str, pattern: str, ranks: dict[bytes, int], eot: int, extras: Extras | None = None
+) -> Tokenizer:
     """A tokenizer from values that somebody else may have written.
 
     Raises:
-        ValueError: there is no such tokenizer, or it cannot encode every text and decode it again.
+        ValueError: there is no such tokenizer, or it cannot encode every text and decode it again
+            (without bytes that it lacks, and normalized).
     """
     if b"" in ranks:
         raise ValueError(f"token {ranks[b'']} is empty")
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
+    if missing and (extras is None or not set(missing).isdisjoint(ESSENTIAL)):
         raise ValueError(f"no token for byte {missing[0]} (and {len(missing) - 1} other bytes)")
-    if eot != len(ranks):
+    if extras is None and eot != len(ranks):
         what = "also the id of a token" if eot < len(ranks) else "beyond the ids of the tokens"
         raise ValueError(f"eot={eot}: {what}; it should be {len(ranks)}, the next id")
+    if extras is not None and (problems := extras.problems(len(ranks), eot)):
+        raise ValueError(problems[0])
     said = f"pattern={foreign.line(repr(pattern))}"
     try:
         with without_stderr():  # where Rust writes its panics
-            made = Tokenizer(name, pattern, ranks, eot)
+            made = Tokenizer(name, pattern, ranks, eot, extras)
+            probe = nfc(PROBE) if made.extras.normalization else PROBE
+            probe = probe.encode().translate(None, made.lacking).decode(errors="replace")
             back = made.decode(made.encode(PROBE))
     except BaseException as e:
         # tiktoken is written in Rust, whose panics are not of the class Exception.
         if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
             raise
         raise ValueError(f"{said}: tiktoken refuses it ({foreign.line(str(e))})") from None
-    if back != PROBE:
+    if back != probe:
         raise ValueError(f"{said}: it loses parts of a text")
     return made
-
-
-def named(name: str, file: str | None = None) -> Tokenizer:
-    """Loads r50k_base, GPT-2's encoding, from tiktoken's own cache or download, or from a file.
-
-    Raises:
-        DataError: the file is missing or is another file, or the download failed.
-    """
-    assert name == R50K, name
-    if file is not None:
-        data = _read_encoding_file(file)
-    else:
-        address = _r50k_address()
-        try:
-            data = read_file_cached(address, R50K_SHA256)
-        except Exception as e:  # requests' and the operating system's errors alike
-            raise DataError(
-                f"{name} is downloaded on first use, and that failed ({type(e).__name__}); "
-                f"get the file {name}.tiktoken on a machine with network and give it with "
-                f"data.tokenizer_file=PATH/{name}.tiktoken"
-            ) from None
-    ranks = {}
-    for line in data.splitlines():
-        token, _, rank = line.partition(b" ")
-        ranks[base64.b64decode(token)] = int(rank)
-    return Tokenizer(name, r50k_pat_str, ranks, eot=len(ranks))
-
-
-def _read_encoding_file(file: str) -> bytes:
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise DataError(f"data.tokenizer_file={file}: no such file")
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != R50K_SHA256:
-        raise DataError(
-            f"data.tokenizer_file={file}: not r50k_base.tiktoken (its sha256 is {found[:16]}..., "
-            f"expected {R50K_SHA256[:16]}...)"
-        )
-    return data
-
-
-def _r50k_address() -> str:
-    """The address of tiktoken's file, read from tiktoken itself so that both share one cache."""
-    from tiktoken_ext import openai_public
-
-    constants = openai_public.r50k_base.__code__.co_consts
-    return next(c for c in constants if isinstance(c, str) and c.endswith(f"{R50K}.tiktoken"))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

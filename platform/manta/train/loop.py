@@ -125,11 +125,11 @@ def sample(run: Run) -> None:
     ):
         batch = generate_batch(
             run.engine.module,
-            [tokenizer.encode(prompt) or [tokenizer.eot] for prompt in c.prompts],
+            [tokenizer.prompt(prompt) for prompt in c.prompts],
             c.tokens,
             seeds=[_mix(run.config.seed, index) for index in range(len(c.prompts))],
             sampling=Sampling(c.temperature, c.top_k, vocab_size=tokenizer.vocab_size),
-            stop=tokenizer.eot,
+            stop=tokenizer.ends,
         )
         new = []
         for tokens in batch:
