@@ -23,7 +23,7 @@ from helpers.common import ROOT
 from manta import layout, storage
 from manta.data import manifest as manifests
 from manta.data import shards
-from manta.data.shuffle import WORK
+from manta.data.passes import WORK
 from manta.text import sources
 
 pytestmark = pytest.mark.long

@@ -12,8 +12,8 @@ from typing import Any
 from manta import cluster, ownership, storage
 from manta.bench.settings import BenchConfig
 from manta.data import prepare
+from manta.data.passes import WORK
 from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig
-from manta.data.shuffle import WORK
 from manta.text import sources, tokenizer
 from manta.text.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ def measure(c: BenchConfig, folder: str) -> dict[str, Any]:
         started = time.perf_counter()
         scattered = prepare.scatter(data, path, parts, made)
         between = time.perf_counter()
-        prepare.gather(path, scattered, made)
+        prepare.gather(data, path, prepare.merge(path, scattered), made)
         ended = time.perf_counter()
         storage.delete_folder(storage.join(path, WORK))
         if index:  # the first round warms up

@@ -127,12 +127,30 @@ def documents(part: Part) -> Iterator[str]:
 
 def all_documents(part: Part) -> Iterator[str]:
     """The part's documents, in order, including empty rows and empty plain-text files."""
+    return (text for _, _, text in located_documents(part))
+
+
+def located_documents(part: Part) -> Iterator[tuple[int, int, str]]:
+    """The part's documents as (index of the piece, number in the piece from 1, text)."""
     source = part.source
     reading = files.Reading(source.text_key, source.errors, source.cut_bytes)
     if source.location.startswith(HUGGING_FACE):
         dataset = _hugging_face(source).shard(num_shards=part.num_shards, index=part.shard)
-        return files.texts_of_rows(_rows(dataset, source), reading, source.location)
-    return (text for piece in part.pieces for text in files.read(piece, reading))
+        pieces = [files.texts_of_rows(_rows(dataset, source), reading, source.location)]
+    else:
+        pieces = [files.read(piece, reading) for piece in part.pieces]
+    for index, texts in enumerate(pieces):
+        for number, text in enumerate(texts, 1):
+            yield index, number, text
+
+
+def name_of_piece(part: Part, index: int) -> str:
+    """The name of a piece for a person: its file, and where it starts if not at the beginning."""
+    if not part.pieces:
+        return f"{part.source.location}, shard {part.shard + 1} of {part.num_shards}"
+    piece = part.pieces[index]
+    unit = "row group" if files.kind(piece.path) in files.PARQUET else "byte"
+    return piece.path + (f", from {unit} {piece.start} on" if piece.start else "")
 
 
 def _rows(dataset: Any, source: Source) -> Iterator[dict[str, object]]:
