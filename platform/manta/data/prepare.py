@@ -139,10 +139,7 @@ def _prepare(
     made = _tokenizer_of(c, path, parts)
     scattered = scatter(c, path, parts, made)
     documents = merge(path, scattered)
-    found = near.Found([], [])
-    if c.deduplicate == "near":
-        bands = [run for record in scattered for run in record["bands"]]
-        found = near.find(path, bands, c.deduplicate_similarity)
+    found = find_near(c, path, scattered)
     gathered = gather(c, path, documents, made, found.dropped)
     pairs = tuple(report.near_pair(path, pair, documents, parts, made) for pair in found.pairs)
     manifest = _manifest(c, path, made, scattered, gathered, pairs)
@@ -177,6 +174,14 @@ def merge(path: str, scattered: list[dict[str, Any]]) -> list[Run]:
     by_split = [[run for run in found if run["split"] == split] for split in SPLITS]
     train, val = (runs.merge(path, *each) for each in zip(by_split, SPLITS, strict=True))
     return [*train, *val]
+
+
+def find_near(c: PrepareConfig, path: str, scattered: list[dict[str, Any]]) -> near.Found:
+    """The near duplicates, if the config asks for them."""
+    if c.deduplicate != "near":
+        return near.Found([], [])
+    bands = [run for record in scattered for run in record["bands"]]
+    return near.find(path, bands, c.deduplicate_similarity)
 
 
 def gather(
