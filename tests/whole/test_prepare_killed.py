@@ -1,7 +1,7 @@
 """A jobs/prepare.py whose processes are all killed again and again ends as if left alone.
 
-Only with -m long: each of the fifteen runs starts a Ray, for exact and for near duplicates. -s shows
-where the kills fell.
+Only with -m long: each of the fifteen runs starts a Ray, for exact and for near duplicates. -s
+shows where the kills fell.
 """
 
 import dataclasses
