@@ -350,7 +350,7 @@ def _refuse_empty(manifest: Manifest, c: PrepareConfig) -> None:
     for split in SPLITS:
         if not manifest.split(split):
             count = sum(shard.documents for shard in manifest.shards)
-            dropped = ", ".join(f"{n} {kind}" for kind, n in manifest.dropped.items() if n)
+            dropped = report.counts({k: n for k, n in manifest.dropped.items() if n})
             what = f"none of its {count} documents fell into the {split} split"
             if not count:
                 what = "the corpus holds no text"

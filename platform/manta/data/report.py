@@ -38,6 +38,11 @@ def examples(manifest: Manifest) -> str:
     return f"dropped {count:,} near duplicates, such as {', '.join(shown)}"
 
 
+def counts(dropped: dict[str, int]) -> str:
+    """Numbers of documents that were left out, with the reasons."""
+    return ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in dropped.items())
+
+
 def summary(manifest: Manifest) -> str:
     """The quality report, for a person to read."""
     lines = []
@@ -48,9 +53,6 @@ def summary(manifest: Manifest) -> str:
             f"{split:5}    {documents:,} documents, {tokens:,} tokens, {text_bytes:,} bytes of "
             f"text, {text_bytes / max(tokens, 1):.2f} bytes per token"
         )
-    dropped = ", ".join(
-        f"{count:,} {kind.replace('_', ' ')}" for kind, count in manifest.dropped.items()
-    )
-    lines.append(f"dropped  {dropped} documents")
+    lines.append(f"dropped  {counts(manifest.dropped)} documents")
     lines.append(f"lengths  {storage.join(manifest.path, layout.LENGTHS)}")
     return "\n".join(lines)
