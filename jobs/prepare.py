@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.cluster import connection
-from manta.data import mixture, prepare
+from manta.data import mixture, prepare, report
 from manta.job import run_job
 from manta.train.settings import PretrainConfig
 
@@ -26,7 +26,7 @@ def main(config: PretrainConfig) -> None:
     connection.connect()
     before = None if config.data.mix else prepare.find(config.data, config.home_folder)
     for manifest in mixture.open_datasets(config.data, config.home_folder, print):
-        print(prepare.summary(manifest))
+        print(report.summary(manifest))
         if config.data.mix or manifest == before:
             print(f"it existed already; to prepare it again, delete {manifest.path}")
     arguments = shlex.join(sys.argv[1:])

@@ -20,7 +20,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     job         what all jobs share: arguments, errors, exit codes
     text        documents from anywhere; tokenizers        [datasets, tiktoken, tokenizers]
     model       the GPT, its presets, generation, cost
-    data        documents to shards, without evaluation documents;      [ray.data]
+    data        documents to shards, without evaluation documents;      [ray.data, rensa]
                 shards to an exact stream
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,
                 and the loop inside Ray Train                            ray.train]

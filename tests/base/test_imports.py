@@ -33,6 +33,7 @@ ROOMS = {
     "tokenizers": ["text/tokenizer"],
     "lm_eval": ["evaluate"],
     "deepspeed": ["train/step/deepspeed_config"],
+    "rensa": ["data/near"],
     "safetensors": ["train/checkpoints", "export/huggingface"],
     "transformers": ["export/huggingface"],
     "gguf": ["export/ggml"],

@@ -33,7 +33,7 @@ from helpers.preparing import (
 from manta import layout
 from manta.config import from_dict
 from manta.data import manifest as manifests
-from manta.data import prepare, shards, shuffle
+from manta.data import passes, prepare, report, shards
 from manta.data.manifest import Manifest
 from manta.data.recipe import PrepareConfig
 from manta.data.shuffle import SPLITS, Key
@@ -91,16 +91,16 @@ def test_the_manifest_says_what_is_in_the_shards(dataset: Manifest, rows: list[s
     }
     assert dataset.dropped["empty"] == 3
     assert dataset.dropped["duplicate"] == 7
-    report = prepare.summary(dataset)
-    assert "3 empty, 0 contaminated, 7 duplicate documents" in report
-    assert f"{dataset.text_bytes('val'):,} bytes of text" in report
+    said = report.summary(dataset)
+    assert "3 empty, 0 contaminated, 7 duplicate documents" in said
+    assert f"{dataset.text_bytes('val'):,} bytes of text" in said
 
 
 def test_nothing_else_is_in_the_folder(dataset: Manifest) -> None:
     named = {shard.file for shard in dataset.shards}
     others = {layout.MANIFEST, layout.ENCODING, layout.LENGTHS, layout.SOURCES}
     assert set(content(dataset.path)) == named | others
-    assert not (Path(dataset.path) / shuffle.WORK).exists()
+    assert not (Path(dataset.path) / passes.WORK).exists()
 
 
 def test_the_order_is_a_shuffle_that_the_texts_and_the_seed_decide(

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.preparing import config_of, content, silent
 from manta import layout
-from manta.data import prepare, shuffle
+from manta.data import passes, prepare
 from manta.data.manifest import Manifest
 from manta.errors import DataError
 
@@ -53,7 +53,7 @@ def check_cannot_be_written(error: DataError, folder: str, reason: str) -> None:
     """Checks for one line with the folder, the kernel's reason, and what to do."""
     assert str(error).startswith(f"{folder}: cannot be written (")
     assert reason in str(error)
-    assert str(error).endswith(f"; {shuffle.RESUME}") and "\n" not in str(error)
+    assert str(error).endswith(f"; {passes.RESUME}") and "\n" not in str(error)
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from helpers.datasets import refusal
 from helpers.preparing import config_of, content, in_this_process, set_sizes, silent
 from manta import lock
 from manta.data import manifest as manifests
-from manta.data import prepare, shuffle
+from manta.data import passes, prepare
 from manta.data.manifest import Manifest
-from manta.data.shuffle import Gather, Scatter
+from manta.data.shuffle import Scatter
 from manta.errors import DataError
 
 
@@ -24,12 +24,12 @@ def test_of_two_at_once_one_prepares_and_the_other_is_told_who(
     c, home = config_of(source), str(tmp_path)
     started, may_go_on = threading.Event(), threading.Event()
 
-    def slow(task: Scatter | Gather, indexes: list[int]) -> Iterable[dict[str, Any]]:
+    def slow(task: passes.Task, indexes: list[int]) -> Iterable[dict[str, Any]]:
         started.set()
         assert may_go_on.wait(60)
         return in_this_process(task, indexes)
 
-    here.setattr(prepare, "_over_ray", slow)
+    here.setattr(passes, "over_ray", slow)
     first = threading.Thread(target=prepare.prepare, args=(c, home, silent))
     first.start()
     assert started.wait(60)
@@ -98,5 +98,5 @@ def test_a_home_in_an_object_store_gets_the_same_bytes(
     assert made.path == f"{home}/data/rows"
     assert manifests.load(made.path) == made
     assert content(folder) == content(dataset.path)
-    assert not (folder / shuffle.WORK).exists()
+    assert not (folder / passes.WORK).exists()
     assert [f.name for f in (tmp_path / "bucket" / "data").iterdir()] == ["rows"]  # and no lease

@@ -10,7 +10,7 @@ import pytest
 from helpers.datasets import refusal
 from helpers.preparing import all_texts, config_of, content, set_sizes, silent, write_rows
 from manta import layout, storage
-from manta.data import prepare, shuffle
+from manta.data import passes, prepare
 from manta.data.manifest import Manifest
 from manta.text import tokenizer
 
@@ -133,9 +133,9 @@ def test_a_run_that_is_gone_or_torn_is_named_with_the_remedy(
 ) -> None:  # fmt: skip
     c, folder = config_of(source), tmp_path / "data" / "rows"
     shutil.copytree(stopped, folder)
-    for record in (folder / shuffle.WORK).glob("train-*.json"):
+    for record in (folder / passes.WORK).glob("train-*.json"):
         record.unlink()
-    file = max((folder / shuffle.WORK).glob("*-train.arrow"))
+    file = max((folder / passes.WORK).glob("*-train.arrow"))
     if size is None:
         file.unlink()
     else:

@@ -24,7 +24,7 @@ from helpers.preparing import (
 )
 from manta import lock, ownership, storage
 from manta.config import from_dict
-from manta.data import mixture, prepare, shuffle
+from manta.data import mixture, passes, prepare
 from manta.data.manifest import Manifest
 from manta.data.recipe import DataConfig, PrepareConfig
 
@@ -51,13 +51,13 @@ def test_stopped_again_and_again_it_ends_with_the_same_bytes(
             done = done | {f for f in before if f.name == f"{file.stem}.parquet"}
         with killed_at(attempts, named):
             prepare.prepare(c, home, silent)
-        if (folder / shuffle.WORK).exists() or prepare.find(c, home) is None:
+        if (folder / passes.WORK).exists() or prepare.find(c, home) is None:
             after = stamps(folder)
             assert {f: before[f] for f in done} == {f: after[f] for f in done}
     assert attempts > 5
     prepare.prepare(c, home, silent)  # deletes `work` where the stop was after the manifest
     assert content(folder) == content(dataset.path)
-    assert not (folder / shuffle.WORK).exists()
+    assert not (folder / passes.WORK).exists()
 
 
 @pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.long)])
@@ -91,10 +91,10 @@ def test_whatever_is_missing_is_made_again(
 ) -> None:  # fmt: skip
     draw, folder = random.Random(seed), tmp_path / "data" / "rows"
     shutil.copytree(stopped, folder)
-    for record in sorted((folder / shuffle.WORK).glob("*-*.json")):
+    for record in sorted((folder / passes.WORK).glob("*-*.json")):
         if draw.random() < (0.1, 0.5, 0.9)[seed % 3]:
             record.unlink()
-            runs = (folder / shuffle.WORK).glob(f"{record.stem}-*.arrow")
+            runs = (folder / passes.WORK).glob(f"{record.stem}-*.arrow")
             for file in (*sorted(runs), folder / f"{record.stem}.parquet"):
                 if file.exists() and draw.random() < 0.5:
                     file.unlink()
@@ -175,7 +175,7 @@ def test_stopped_just_after_its_commit_it_leaves_nothing_to_the_next_job(
 ) -> None:
     c, home = config_of(source), str(tmp_path)
     mixed = from_dict(DataConfig, dataclasses.asdict(c))
-    work = Path(c.folder(home)) / shuffle.WORK
+    work = Path(c.folder(home)) / passes.WORK
 
     def stop(path: str, own: object) -> None:
         if path == str(work):
@@ -202,11 +202,11 @@ def test_after_an_error_over_ray_the_rest_is_kept_and_the_next_run_goes_on(
     with killed_at(2, named=True):  # the plan and the tokenizer
         prepare.prepare(c, str(tmp_path), silent)
     # A folder where a file should go: its worker meets an error of the operating system.
-    in_the_way = folder / shuffle.WORK / "part-00001-000-train.arrow"
+    in_the_way = folder / passes.WORK / "part-00001-000-train.arrow"
     in_the_way.mkdir()
     said = refusal(lambda: prepare.prepare(c, str(tmp_path), silent))
     assert said.startswith(f"{folder}: cannot be written (Is a directory)")
-    assert said.endswith(shuffle.RESUME)
+    assert said.endswith(passes.RESUME)
     assert prepare.find(c, str(tmp_path)) is None
     in_the_way.rmdir()
     lines: list[str] = []

@@ -16,8 +16,9 @@ from manta import storage
 from manta.config import from_dict
 from manta.data import prepare, shuffle
 from manta.data.manifest import Manifest
+from manta.data.passes import Task
 from manta.data.recipe import PrepareConfig
-from manta.data.shuffle import SPLITS, Gather, Scatter
+from manta.data.shuffle import SPLITS
 from manta.text import sources
 
 VAL_FRACTION = 0.2
@@ -39,7 +40,7 @@ def set_sizes(
     patch.setattr(prepare, "ROW_GROUP_TOKENS", 512)
 
 
-def in_this_process(task: Scatter | Gather, indexes: list[int]) -> Iterator[dict[str, Any]]:
+def in_this_process(task: Task, indexes: list[int]) -> Iterator[dict[str, Any]]:
     """Runs a task as Ray Data does."""
     for index in indexes:
         yield {key: values[0] for key, values in task({"index": np.array([index])}).items()}

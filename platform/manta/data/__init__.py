@@ -10,7 +10,11 @@ Its files, in reading order:
     origin          what a dataset was made from, and whether that has changed since
     shards          Parquet files of token ids
     decontaminate   drops documents that share a run of words with evaluation examples
+    passes          tasks over Ray Data whose records let a preparation resume
+    runs            sorted files of rows, read in ranges, and merged until they are few
+    near            finds near duplicates by MinHash
     shuffle         shuffles documents and drops duplicates, in two passes over disk
+    report          what a preparation tells a person
     prepare         turns a corpus into a dataset
     inspect         shows what is in a dataset, for a person to read
     mixture         opens and checks the dataset or datasets that a run trains on

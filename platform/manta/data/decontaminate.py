@@ -45,7 +45,7 @@ class Decontaminator:
 
     def contaminated(self, text: str) -> bool:
         """Whether n consecutive words of the text are also in an evaluation example."""
-        found = _hashes(text, self.ngram)
+        found = ngram_hashes(text, self.ngram)
         if not len(found) or not len(self.ngrams):
             return False
         # `searchsorted` places a hash above all others after the end of the array.
@@ -82,7 +82,7 @@ def _ngrams_of(path: str, ngram: int, most: int) -> np.ndarray:
             raise DataError(f"{path}: {files.what_is(absolute)}; give a file, or leave it out")
         if item.type != pafs.FileType.File:
             raise DataError(f"{path}: a folder; name its files")
-        found = [_hashes(text, ngram) for text in READERS[kind](absolute, most)]
+        found = [ngram_hashes(text, ngram) for text in READERS[kind](absolute, most)]
     except UnicodeDecodeError as e:
         raise DataError(
             f"{path}: not {e.encoding.upper()} at byte {e.start}; convert the file"
@@ -187,7 +187,7 @@ def _word_hash(word: str) -> bytes:
     return hashlib.blake2b(word.encode(), digest_size=8).digest()
 
 
-def _hashes(text: str, ngram: int) -> np.ndarray:
+def ngram_hashes(text: str, ngram: int) -> np.ndarray:
     """A hash of each n consecutive words: a polynomial of the words' hashes, modulo 2^64."""
     words = _words(text)
     count = len(words) - ngram + 1

@@ -7,7 +7,7 @@ import numpy as np
 
 from manta.config import Count, Natural, Seed, config
 from manta.data import manifest as manifests
-from manta.data import prepare, shards
+from manta.data import report, shards
 from manta.data.manifest import Manifest
 from manta.data.packing import count_cuts, pack
 from manta.storage import HomeConfig
@@ -54,7 +54,7 @@ def inspect(c: InspectConfig) -> Iterator[str]:
         f"files    {len(manifest.shards)} shards, {size:,} bytes, "
         f"{size / sum(s.tokens for s in manifest.shards):.2f} bytes per token"
     )
-    yield prepare.summary(manifest)
+    yield report.summary(manifest)
     yield from histogram(manifest)
     if c.seq_len is not None:
         yield packing(manifest, c.seq_len)

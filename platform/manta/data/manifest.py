@@ -36,6 +36,26 @@ class Shard:
 
 
 @foreign.exact
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """A document of the corpus: its number in a file (or a piece of one), and how it begins."""
+
+    file: str
+    row: Count
+    excerpt: str
+
+
+@foreign.exact
+@dataclasses.dataclass(frozen=True, slots=True)
+class NearPair:
+    """A document that was dropped because it is similar to another one, and that one."""
+
+    similarity: float
+    dropped: Place
+    like: Place
+
+
+@foreign.exact
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """The contents of the dataset in folder `path`, which was prepared from `recipe`."""
@@ -49,12 +69,15 @@ class Manifest:
     dtype: Literal["uint16", "uint32"]
     row_group_tokens: Count
     dropped: dict[str, Natural]
-    """Numbers of documents left out, by reason: empty, duplicate, contaminated."""
+    """Numbers of documents left out, by reason: empty, duplicate, contaminated, and near_duplicate
+    if these were looked for."""
     lengths: dict[str, list[Natural]]
     """Numbers of documents of 2^i to 2^(i+1) - 1 tokens for each i, and the tokens in them."""
     shards: tuple[Shard, ...]
     skipped: dict[str, dict[str, Natural]] = dataclasses.field(default_factory=dict)
     """Numbers of rows without a usable text that were left out, by file and by reason."""
+    near_pairs: tuple[NearPair, ...] = ()
+    """Some of the near duplicates, as examples."""
 
     def split(self, name: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == name]
@@ -81,6 +104,8 @@ class Manifest:
         del content["path"]
         if not self.skipped:  # so that such a dataset has the digest that it always had
             del content["skipped"]
+        if not self.near_pairs:  # a key that datasets of earlier versions do not have
+            del content["near_pairs"]
         return {**content, "sha256": _digest(content)}
 
     @property

@@ -10,21 +10,19 @@ import fnmatch
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray.data
-
 from manta import layout, ownership, plot, storage
-from manta.cluster import capacity
-from manta.data import decontaminate, origin, shuffle
+from manta.data import decontaminate, near, origin, passes, report, runs
 from manta.data import manifest as manifests
-from manta.data.manifest import Manifest, Shard
+from manta.data.manifest import Manifest, NearPair, Shard
+from manta.data.passes import WORK
 from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig, first_difference
-from manta.data.shuffle import SPLITS, WORK, Gather, Scatter
+from manta.data.runs import Run
+from manta.data.shuffle import SPLITS, Gather, Scatter
 from manta.errors import DataError
 from manta.lock import lock
-from manta.progress import Progress
 from manta.text import rows, sources, tokenizer, tokenizer_r50k
 from manta.text.rows import BadRows
 from manta.text.tokenizer import Tokenizer
@@ -33,13 +31,14 @@ ROW_GROUP_TOKENS = 1 << 14
 # A shard is a task of the second pass: a large dataset has many shards, and none fills memory.
 LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS = 1 << 22, 1 << 26
 SHARDS_WANTED = 64
-TASKS_PER_CPU = 4
 TOKENIZER_SAMPLE_BYTES = 64 << 20
 PLAN = "plan"
 # Manta's own files in a dataset's folder: preparation deletes these, and no others.
 _ENDING = rf"({storage.UNFINISHED_ENDING})?"
+_PASSES = r"part|match|star-\d+|merge-(train|val|bands|match|star-\d+)-\d+"
 WORKING_FILES = re.compile(
-    rf"({PLAN}\.json|part-\d+\.json|(train|val)-\d+\.json|part-\d+-\d+-(train|val)\.arrow){_ENDING}"
+    rf"({PLAN}\.json|(train|val)-\d+\.json|({_PASSES})-\d+\.json"
+    rf"|({_PASSES})-\d+(-\d+)?(-(train|val|bands))?\.arrow){_ENDING}"
 )
 OWN_FILES = re.compile(
     rf"({layout.MANIFEST}|{layout.SOURCES}|{layout.ENCODING}|{layout.LENGTHS}"
@@ -97,7 +96,7 @@ def prepare(
             _clear_work(path)
     except OSError as e:
         reason = e.strerror or e
-        raise DataError(f"{path}: cannot be written ({reason}); {shuffle.RESUME}") from None
+        raise DataError(f"{path}: cannot be written ({reason}); {passes.RESUME}") from None
     return manifest
 
 
@@ -142,14 +141,19 @@ def _prepare(
     skipped = rows.total(record["skipped"] for record in scattered)
     if skipped:
         say(f"left out {rows.line(skipped)}")
-    gathered = gather(path, scattered, made)
-    manifest = _manifest(c, path, made, scattered, gathered, skipped)
+    documents = merge(path, scattered)
+    found = find_near(c, path, scattered)
+    gathered = gather(c, path, documents, made, found.dropped)
+    pairs = tuple(report.near_pair(path, pair, documents, parts, made) for pair in found.pairs)
+    manifest = _manifest(c, path, made, scattered, gathered, skipped, pairs)
     _refuse_empty(manifest, c)
-    documents, tokens = manifest.lengths["documents"], manifest.lengths["tokens"]
-    picture = plot.histogram(documents, f"{manifest.name}: length of documents", tokens)
+    lengths, title = manifest.lengths, f"{manifest.name}: length of documents"
+    picture = plot.histogram(lengths["documents"], title, lengths["tokens"])
     storage.write_bytes(storage.join(path, layout.LENGTHS), picture)
     origin.save(path, manifest.recipe, before)
     manifest.save()
+    if pairs:
+        say(report.examples(manifest))
     return manifest
 
 
@@ -162,19 +166,42 @@ def scatter(
         files = [storage.absolute(file) for file in c.decontaminate]
         evals = decontaminate.build(files, c.decontaminate_ngram, c.max_document_bytes)
     val = c.val_fraction if c.val_corpus is None else c.val_corpus
-    task = Scatter(path, parts, made.serialized, c.shuffle_seed, val, evals)
-    names = [shuffle.part_name(index) for index in range(len(parts))]
-    return _run(task, path, names, "tokenizing", "parts")
+    similarity = c.deduplicate_similarity if c.deduplicate == "near" else None
+    task = Scatter(path, parts, made.serialized, c.shuffle_seed, val, evals, similarity)
+    return passes.run(task, len(parts), "tokenizing", "parts")
 
 
-def gather(path: str, scattered: list[dict[str, Any]], made: Tokenizer) -> list[dict[str, Any]]:
+def merge(path: str, scattered: list[dict[str, Any]]) -> list[Run]:
+    """The runs of all documents: few of each split, whatever the size of the corpus."""
+    found = [run for record in scattered for run in record["runs"]]
+    by_split = [[run for run in found if run["split"] == split] for split in SPLITS]
+    train, val = (runs.merge(path, *each) for each in zip(by_split, SPLITS, strict=True))
+    return [*train, *val]
+
+
+def find_near(c: PrepareConfig, path: str, scattered: list[dict[str, Any]]) -> near.Found:
+    """The near duplicates, if the config asks for them."""
+    if c.deduplicate != "near":
+        return near.Found([], [])
+    bands = [run for record in scattered for run in record["bands"]]
+    return near.find(path, bands, c.deduplicate_similarity)
+
+
+def gather(
+    c: PrepareConfig,
+    path: str,
+    documents: list[Run],
+    made: Tokenizer,
+    near_duplicates: Sequence[Run] = (),
+) -> list[dict[str, Any]]:
     """Runs the second pass and returns a record for each shard."""
-    runs = [run for record in scattered for run in record["runs"]]
-    train, val = (sum(r["tokens"] for r in runs if r["split"] == s) for s in SPLITS)
+    train, val = (sum(r["tokens"] for r in documents if r["split"] == s) for s in SPLITS)
     counts = _shards_for(train), _shards_for(val)
-    task = Gather(path, runs, counts, str(made.dtype), ROW_GROUP_TOKENS)
-    names = [shuffle.shard_name(*task.place(index)[:2]) for index in range(sum(counts))]
-    return _run(task, path, names, "shuffling", "shards")
+    task = Gather(
+        path, documents, counts, str(made.dtype), ROW_GROUP_TOKENS,
+        c.deduplicate, list(near_duplicates),
+    )  # fmt: skip
+    return passes.run(task, sum(counts), "shuffling", "shards")
 
 
 def _resume_or_clear(
@@ -188,14 +215,16 @@ def _resume_or_clear(
     one. Raises DataError if the folder is something else's, or is part of the corpus."""
     _refuse_overlap(c, path, parts)
     ownership.refuse_links(path, [WORK])
-    sizes = [ROW_GROUP_TOKENS, SHARDS_WANTED, LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS]
+    sizes = [ROW_GROUP_TOKENS, SHARDS_WANTED, LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS, runs.FAN_IN]
     plan = {
         "format": manifests.FORMAT,
         "sizes": sizes,
         "recipe": c.recipe(),
         "corpus": _digest(parts, before),
     }
-    file = shuffle.record_path(path, PLAN)
+    if c.deduplicate == "near":
+        plan["near"] = near.version()
+    file = passes.record_path(path, PLAN)
     if storage.exists(file):
         found = storage.read_json(file)
         if found in (plan, {**plan, "recipe": c.strict_recipe()}):
@@ -289,39 +318,6 @@ def _shards_for(tokens: int) -> int:
     return -(-tokens // wanted)
 
 
-def _run(
-    task: Scatter | Gather, path: str, names: list[str], title: str, unit: str
-) -> list[dict[str, Any]]:
-    """The record of each of the task's indexes, from disk if it is there already."""
-    there = {item.base_name for item in storage.list_files(storage.join(path, WORK))}
-    records = {
-        index: storage.read_json(shuffle.record_path(path, name))
-        for index, name in enumerate(names)
-        if f"{name}.json" in there
-    }
-    missing = [index for index in range(len(names)) if index not in records]
-    with Progress(title, len(names), unit) as progress:
-        progress.advance(len(records))
-        for row in _over_ray(task, missing):
-            if row["error"]:
-                raise DataError(row["error"])
-            records[int(row["index"])] = json.loads(row["found"])
-            progress.advance(1)
-    return [records[index] for index in range(len(names))]
-
-
-def _over_ray(task: Scatter | Gather, indexes: list[int]) -> Iterable[dict[str, Any]]:
-    """Yields what the task returns for each index, as the indexes are done."""
-    if not indexes:
-        return []
-    items = [{"index": index} for index in indexes]
-    # Ray Data leaves a CPU idle for a tenth of a second between two tasks, so there are few tasks,
-    # of several indexes each.
-    tasks = min(len(items), TASKS_PER_CPU * capacity.workers_that_fit(1.0, 0.0))
-    dataset = ray.data.from_items(items, override_num_blocks=tasks)
-    return dataset.map_batches(task, batch_size=1, num_cpus=1).iter_rows()
-
-
 def _manifest(
     c: PrepareConfig,
     path: str,
@@ -329,12 +325,15 @@ def _manifest(
     scattered: list[dict[str, Any]],
     gathered: list[dict[str, Any]],
     skipped: dict[str, dict[str, int]],
+    pairs: tuple[NearPair, ...],
 ) -> Manifest:
     dropped = {
         kind: sum(record["dropped"][kind] for record in scattered)
         for kind in ("empty", "contaminated")
     }
     dropped["duplicate"] = sum(record["duplicates"] for record in gathered)
+    if c.deduplicate == "near":
+        dropped["near_duplicate"] = sum(record["near_duplicates"] for record in gathered)
     whole = [record for record in gathered if record["shard"] is not None]
     lengths = {
         kind: [sum(column) for column in zip(*(r["lengths"][i] for r in whole), strict=True)]
@@ -353,6 +352,7 @@ def _manifest(
         lengths=lengths,
         shards=tuple(Shard(**record["shard"]) for record in whole),
         skipped=skipped,
+        near_pairs=pairs,
     )
 
 
@@ -360,7 +360,7 @@ def _refuse_empty(manifest: Manifest, c: PrepareConfig) -> None:
     for split in SPLITS:
         if not manifest.split(split):
             count = sum(shard.documents for shard in manifest.shards)
-            dropped = ", ".join(f"{n} {kind}" for kind, n in manifest.dropped.items() if n)
+            dropped = report.counts({k: n for k, n in manifest.dropped.items() if n})
             what = f"none of its {count} documents fell into the {split} split"
             if not count:
                 what = "the corpus holds no text"
@@ -370,21 +370,3 @@ def _refuse_empty(manifest: Manifest, c: PrepareConfig) -> None:
                 + f"; give more text, another data.val_fraction (now {c.val_fraction}) or, for "
                 "plain text, a smaller data.document_bytes"
             )
-
-
-def summary(manifest: Manifest) -> str:
-    """The quality report, for a person to read."""
-    lines = []
-    for split in SPLITS:
-        documents, tokens = manifest.documents(split), manifest.tokens(split)
-        text_bytes = manifest.text_bytes(split)
-        lines.append(
-            f"{split:5}    {documents:,} documents, {tokens:,} tokens, {text_bytes:,} bytes of "
-            f"text, {text_bytes / max(tokens, 1):.2f} bytes per token"
-        )
-    dropped = ", ".join(f"{count:,} {kind}" for kind, count in manifest.dropped.items())
-    lines.append(f"dropped  {dropped} documents")
-    if manifest.skipped:
-        lines.append(f"left out {rows.line(manifest.skipped)}")
-    lines.append(f"lengths  {storage.join(manifest.path, layout.LENGTHS)}")
-    return "\n".join(lines)

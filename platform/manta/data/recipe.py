@@ -22,6 +22,9 @@ from manta.errors import ConfigError
 from manta.text import sources, tokenizer
 
 BPE_VOCAB_SIZE = 4096
+LEAST_SIMILARITY = 0.3
+# Settings that a recipe has only if they are not these: recipes of earlier versions lack them.
+UNSAID = {"deduplicate": "exact", "deduplicate_similarity": None}
 
 
 @config
@@ -67,9 +70,18 @@ class PrepareConfig:
     """Share of documents that go to the val split, decided by a hash of each document's text."""
     val_source: str | None = None
     """Location of a separate val split, in the same form as `source`; all of `source` is then the
-    train split. A document that is in both stays in both."""
+    train split. A document that is in both stays in both, but with deduplicate=near only in the
+    val split."""
     shuffle_seed: Seed = 0
     """Seed of the shuffled order of the documents."""
+    deduplicate: Literal["none", "exact", "near"] = "exact"
+    """Which copies of documents to drop. none: no copies; exact: copies of the same text; near:
+    also documents that share most of their runs of five words with another one, estimated by
+    MinHash. The first in the shuffled order is kept, of the val split if there is one. Documents of
+    fewer than five words have only exact copies."""
+    deduplicate_similarity: OpenFraction = 0.8
+    """The least Jaccard similarity of near duplicates, 0.3 or more: the share of runs of five words
+    that both documents have, among all that they have. One word in twenty replaced leaves 0.63."""
     decontaminate: tuple[str, ...] = ()
     """Files of evaluation examples (.jsonl, .txt, .parquet): a document that shares
     `decontaminate_ngram` consecutive words with one of them is dropped."""
@@ -93,6 +105,15 @@ class PrepareConfig:
             found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
         if self.val_source is not None and self.val_fraction != type(self).val_fraction:
             found.append("val_fraction is for a split of `source`; with val_source omit it")
+        if self.deduplicate_similarity < LEAST_SIMILARITY:
+            found.append(
+                f"deduplicate_similarity={self.deduplicate_similarity}: valid are "
+                f"{LEAST_SIMILARITY} to below 1"
+            )
+        if self.deduplicate != "near" and (
+            self.deduplicate_similarity != type(self).deduplicate_similarity
+        ):
+            found.append("deduplicate_similarity is for deduplicate=near: omit it")
         try:
             name_of_dataset(self.dataset_name)
         except ValueError as e:
@@ -139,6 +160,8 @@ class PrepareConfig:
         split: dict[str, Any] = {"val_fraction": self.val_fraction}
         if self.val_corpus is not None:
             split = {"val_source": sources.identity(self.val_corpus)}
+        similarity = self.deduplicate_similarity if self.deduplicate == "near" else None
+        copies = {"deduplicate": self.deduplicate, "deduplicate_similarity": similarity}
         return {
             "source": sources.identity(self.corpus),
             "shuffle_seed": self.shuffle_seed,
@@ -147,6 +170,7 @@ class PrepareConfig:
             "tokenizer": storage.absolute(self.tokenizer) if is_file else self.tokenizer,
             "vocab_size": (self.vocab_size or BPE_VOCAB_SIZE) if self.tokenizer == "bpe" else None,
             **split,
+            **{key: value for key, value in copies.items() if value != UNSAID[key]},
         }
 
     def strict_recipe(self) -> dict[str, Any]:
@@ -156,7 +180,7 @@ class PrepareConfig:
 
 
 def first_difference(was: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:
-    flat_was, flat_now = _flat(was), _flat(now)
+    flat_was, flat_now = UNSAID | _flat(was), UNSAID | _flat(now)
     for key in sorted(flat_was.keys() | flat_now.keys()):
         if flat_was.get(key) != flat_now.get(key):
             return f"{key}={flat_was.get(key)}", f"{flat_now.get(key)}"

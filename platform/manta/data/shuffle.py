@@ -4,44 +4,39 @@ Scatter: each part's documents are tokenized and written in runs, sorted by a ha
 Gather: each shard takes the documents of one range of hashes from all runs, sorted. So documents
 come in a random order that depends on their texts and the seed, and on nothing else: neither on the
 files they were in, nor on which process read them when. Equal documents meet, and all but one are
-dropped. Memory holds one run, or one shard.
+dropped. Memory holds one run, or one shard. Between the two, many runs are merged into few
+(`runs`), and near duplicates are found (`near`).
 
 work/part-00007-000-train.arrow   a run         work/part-00007.json    record of a part
                                                 work/train-00003.json   record of a shard
-A record is written after the files that it describes; work that has a record is not done again.
 """
 
-import abc
-import bisect
 import dataclasses
 import hashlib
-import io
-import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from manta import storage
+from manta.data import near, runs
 from manta.data.decontaminate import Decontaminator
 from manta.data.manifest import Shard
 from manta.data.order import fold, mix_bits
+from manta.data.passes import Task
+from manta.data.runs import ORDER, REST, Collector, Run
 from manta.data.shards import ShardWriter
-from manta.errors import DataError, MantaError
 from manta.text import sources, tokenizer
 from manta.text.rows import BadRows
 from manta.text.tokenizer import Tokenizer
 
-WORK = "work"
 SPLITS = ("train", "val")
 RUN_BYTES = 64 << 20  # of text
+RUN_SIGNATURES = 1 << 16
 BATCH_TOKENS = 1 << 17  # the smallest piece of a run that is read
+BAND_DOCUMENTS = 1 << 13  # whose bands are made at a time
 LENGTH_BINS = 40
 KEY_BYTES = 24
-
-
-def record_path(path: str, name: str) -> str:
-    return storage.join(path, WORK, f"{name}.json")
 
 
 def part_name(index: int) -> str:
@@ -82,34 +77,8 @@ class Key:
         return self.split < fraction * 2.0**64
 
 
-class _Task(abc.ABC):
-    """A task for Ray Data: takes one index and returns its record.
-
-    Errors are returned as values, because Ray Data retries a task that raises and prints its stack.
-    """
-
-    path: str
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        (index,) = batch["index"]
-        try:
-            found, error = self.run(int(index)), ""
-        except MantaError as e:
-            found, error = {}, str(e)
-        except OSError as e:  # from writing: an unreadable corpus is a DataError
-            found, error = {}, f"{self.path}: cannot be written ({e.strerror or e}); {RESUME}"
-        return {"index": [index], "found": [json.dumps(found)], "error": [error]}
-
-    @abc.abstractmethod
-    def run(self, index: int) -> dict[str, Any]:
-        """Does the work of one index and returns its record."""
-
-
-RESUME = "free disk space, and run the same command again: it resumes where this one stopped"
-
-
 @dataclasses.dataclass(frozen=True)
-class Scatter(_Task):
+class Scatter(Task):
     """Tokenizes part number `index` into runs."""
 
     path: str
@@ -119,37 +88,54 @@ class Scatter(_Task):
     val: float | sources.Source
     """The val split: a share of the documents, or all documents of a source."""
     decontaminator: Decontaminator | None = None
+    similarity: float | None = None
+    """The least similarity of near duplicates, if their bands are to be written."""
 
-    def run(self, index: int) -> dict[str, Any]:
+    def name(self, index: int) -> str:
+        return part_name(index)
+
+    def work(self, index: int) -> dict[str, Any]:
         made = tokenizer.from_bytes(self.tokenizer)
         name = part_name(index)
-        runs: list[dict[str, Any]] = []
+        written: list[Run] = []
         dropped = {"empty": 0, "contaminated": 0}
-        held = _Held(made)
+        with_signatures = self.similarity is not None
+        held = _Held(made, with_signatures)
+        bands = Collector(self.path, name, "-bands", near.COLLECTED_ROWS)
         bad = BadRows(self.parts[index].source.on_bad_rows)
-        for text in sources.all_documents(self.parts[index], bad):
+        for piece, number, text in sources.located_documents(self.parts[index], bad):
             if not text.strip():
                 dropped["empty"] += 1
             elif self.decontaminator is not None and self.decontaminator.contaminated(text):
                 dropped["contaminated"] += 1
             else:
-                held.add(text)
-            if held.text_bytes >= RUN_BYTES:
-                runs += self._write(held, index, f"{name}-{len(runs):03d}")
-                held = _Held(made)
+                held.add(text, (index, piece, number))
+            if held.text_bytes >= RUN_BYTES or len(held.signatures) >= RUN_SIGNATURES:
+                written += self._write(held, index, f"{name}-{len(written):03d}", bands)
+                held = _Held(made, with_signatures)
         if held.documents:
-            runs += self._write(held, index, f"{name}-{len(runs):03d}")
-        record = {"runs": runs, "dropped": dropped, "skipped": bad.counts}
-        storage.write_json(record_path(self.path, name), record)
-        return record
+            written += self._write(held, index, f"{name}-{len(written):03d}", bands)
+        return {
+            "runs": written, "bands": bands.close(), "dropped": dropped, "skipped": bad.counts,
+        }  # fmt: skip
 
-    def _write(self, held: "_Held", index: int, name: str) -> list[dict[str, Any]]:
+    def _write(
+        self, held: "_Held", index: int, name: str, bands: Collector | None = None
+    ) -> list[Run]:
         key = Key.of(held.digests, self.seed)
         if isinstance(self.val, sources.Source):
             is_val = np.full(len(held.digests), self.parts[index].source == self.val)
         else:
             is_val = key.is_val(self.val)
-        runs = []
+        if bands is not None and self.similarity is not None:
+            for start in range(0, len(held.digests), BAND_DOCUMENTS):
+                these = range(start, min(start + BAND_DOCUMENTS, len(held.digests)))
+                rows = [i for i in these if held.signatures[i] is not None]
+                if rows:
+                    found = np.array([held.signatures[i] for i in rows])
+                    documents = near.numbers(key.order[rows], is_val[rows])
+                    bands.add(near.bands(found, documents, self.similarity))
+        written = []
         for split, wanted in zip(SPLITS, (~is_val, is_val), strict=True):
             chosen = np.flatnonzero(wanted)
             chosen = chosen[np.lexsort((key.rest[chosen], key.order[chosen]))]
@@ -157,51 +143,45 @@ class Scatter(_Task):
                 continue
             tokens = [held.documents[i] for i in chosen]
             offsets = np.cumsum([0, *map(len, tokens)])
-            table = pa.table(
-                {
-                    "order": key.order[chosen],
-                    "rest": key.rest[chosen],
-                    "text_bytes": np.asarray(held.sizes, dtype=np.uint32)[chosen],
-                    "tokens": pa.LargeListArray.from_arrays(offsets, np.concatenate(tokens)),
-                }
-            )
-            starts = _cuts(offsets)
-            file = f"{name}-{split}.arrow"
-            sink = io.BytesIO()
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                for a, b in zip(starts, [*starts[1:], len(chosen)], strict=True):
-                    writer.write_batch(table.slice(a, b - a).combine_chunks().to_batches()[0])
-            storage.write_bytes(storage.join(self.path, WORK, file), sink.getvalue())
-            firsts = table["order"].take(pa.array(starts)).to_pylist()
-            runs.append(
-                {
-                    "file": file,
-                    "split": split,
-                    "documents": len(chosen),
-                    "tokens": int(offsets[-1]),
-                    "text_bytes": int(np.asarray(held.sizes)[chosen].sum()),
-                    "starts": firsts,
-                }
-            )
-        return runs
+            columns = {
+                ORDER: key.order[chosen],
+                REST: key.rest[chosen],
+                "text_bytes": np.asarray(held.sizes, dtype=np.uint32)[chosen],
+                "tokens": pa.LargeListArray.from_arrays(offsets, np.concatenate(tokens)),
+            }
+            if self.similarity is not None:
+                columns[near.PLACE] = near.places([held.places[i] for i in chosen])
+            run = runs.write(self.path, f"{name}-{split}.arrow", pa.table(columns), _cuts(offsets))
+            totals = {
+                "documents": len(chosen),
+                "tokens": int(offsets[-1]),
+                "text_bytes": int(np.asarray(held.sizes)[chosen].sum()),
+            }
+            written.append({**run, "split": split, **totals})
+        return written
 
 
 class _Held:
     """The documents of a run, before the run is sorted."""
 
-    def __init__(self, made: Tokenizer):
-        self._tokenizer = made
+    def __init__(self, made: Tokenizer, with_signatures: bool):
+        self._tokenizer, self._with_signatures = made, with_signatures
         self.documents: list[np.ndarray] = []
         self.digests: list[bytes] = []
         self.sizes: list[int] = []
         self.text_bytes = 0
+        self.places: list[tuple[int, int, int]] = []
+        self.signatures: list[np.ndarray | None] = []
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, place: tuple[int, int, int]) -> None:
         data = text.encode()
         self.documents.append(self._tokenizer.document(text))
         self.digests.append(Key.digest(data))
         self.sizes.append(len(data))
         self.text_bytes += len(data)
+        if self._with_signatures:
+            self.places.append(place)
+            self.signatures.append(near.signature(text))
 
 
 def _cuts(offsets: np.ndarray) -> list[int]:
@@ -211,65 +191,63 @@ def _cuts(offsets: np.ndarray) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gather(_Task):
+class Gather(Task):
     """Writes shard number `index`; `counts` is (train shards, val shards), train first."""
 
     path: str
-    runs: list[dict[str, Any]]
+    runs: list[Run]
     counts: tuple[int, int]
     dtype: str
     row_group_tokens: int
+    deduplicate: str = "exact"
+    near_duplicates: list[Run] = dataclasses.field(default_factory=list)
+    """Runs of the numbers of near duplicates (`near.Found`)."""
+
+    def name(self, index: int) -> str:
+        return shard_name(*self.place(index)[:2])
 
     def place(self, index: int) -> tuple[str, int, int]:
         """Returns (split, number of the shard in the split, number of shards in the split)."""
         train, val = self.counts
         return ("train", index, train) if index < train else ("val", index - train, val)
 
-    def run(self, index: int) -> dict[str, Any]:
+    def work(self, index: int) -> dict[str, Any]:
         split, number, count = self.place(index)
-        name = shard_name(split, number)
         low, high = ((i << 64) // count for i in (number, number + 1))
-        pieces = [
-            p for run in self.runs if run["split"] == split for p in self._read(run, low, high)
-        ]
-        record: dict[str, Any] = {"shard": None, "duplicates": 0, "lengths": []}
-        if pieces:
-            record = self._write(pa.concat_tables(pieces), split, name)
-        storage.write_json(record_path(self.path, name), record)
-        return record
-
-    def _read(self, run: dict[str, Any], low: int, high: int) -> list[pa.Table]:
-        """The documents of a run whose order is in [low, high)."""
-        starts = run["starts"]
-        first = max(0, bisect.bisect_left(starts, low) - 1)
-        last = bisect.bisect_left(starts, high)
-        if first >= last:
-            return []
-        file = storage.join(self.path, WORK, run["file"])
-        fs, inside = storage.filesystem(file)
-        try:
-            with fs.open_input_file(inside) as f, pa.ipc.open_file(f) as reader:
-                found = []
-                for i in range(first, last):
-                    batch = reader.get_batch(i)
-                    order = batch["order"].to_numpy()
-                    a = int(np.searchsorted(order, np.uint64(low), side="left"))
-                    b = int(np.searchsorted(order, np.uint64(high - 1), side="right"))
-                    if a < b:
-                        found.append(pa.Table.from_batches([batch.slice(a, b - a)]))
-                return found
-        except (OSError, pa.ArrowInvalid) as e:
-            raise DataError(
-                f"{file}: cannot be read ({e}); delete {self.path} and run the same command again"
-            ) from None
-
-    def _write(self, table: pa.Table, split: str, name: str) -> dict[str, Any]:
-        order, rest = (table[key].to_numpy() for key in ("order", "rest"))
+        mine = [run for run in self.runs if run["split"] == split]
+        pieces = [piece for run in mine for piece in runs.read(self.path, run, low, high)]
+        record: dict[str, Any] = {
+            "shard": None,
+            "duplicates": 0,
+            "near_duplicates": 0,
+            "lengths": [],
+        }
+        if not pieces:
+            return record
+        table = pa.concat_tables(pieces)
+        order, rest = runs.keys(table)
         sorting = np.lexsort((rest, order))
         order, rest = order[sorting], rest[sorting]
-        is_first = np.ones(len(order), dtype=bool)
-        is_first[1:] = (order[1:] != order[:-1]) | (rest[1:] != rest[:-1])
-        kept = sorting[is_first]
+        is_kept = np.ones(len(order), dtype=bool)
+        if self.deduplicate != "none":
+            is_kept = runs.is_new(order, rest)
+        record["duplicates"] = len(order) - int(is_kept.sum())
+        if self.near_duplicates:
+            found = near.numbers(order, np.full(len(order), split == "val"))
+            is_near = is_kept & np.isin(found, self._near_duplicates(split, low, high))
+            record["near_duplicates"] = int(is_near.sum())
+            is_kept &= ~is_near
+        return record | (self._write(table, sorting[is_kept], index) if is_kept.any() else {})
+
+    def _near_duplicates(self, split: str, low: int, high: int) -> np.ndarray:
+        """The numbers of the near duplicates with places in [low, high), (N,) uint64."""
+        first, last = near.range_of(split, low, high)
+        tables = (t for run in self.near_duplicates for t in runs.read(self.path, run, first, last))
+        return np.concatenate([np.zeros(0, np.uint64), *(t[ORDER].to_numpy() for t in tables)])
+
+    def _write(self, table: pa.Table, kept: np.ndarray, index: int) -> dict[str, Any]:
+        """Writes the shard of these rows of the table."""
+        split, name = self.place(index)[0], self.name(index)
         lists = table["tokens"].combine_chunks()
         offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
         starts, stops = offsets[kept], offsets[kept + 1]
@@ -287,7 +265,6 @@ class Gather(_Task):
         )  # fmt: skip
         return {
             "shard": dataclasses.asdict(shard),
-            "duplicates": len(order) - len(kept),
             "lengths": length_counts(stops - starts),
         }
 

@@ -18,7 +18,7 @@ from typing import Any
 from manta import storage
 from manta.errors import DataError
 from manta.text import listing, parquet, pieces, rows
-from manta.text.files import Piece
+from manta.text.files import PARQUET, Piece, kind
 from manta.text.listing import Listing
 from manta.text.rows import BadRow, BadRows, Reading
 
@@ -142,14 +142,33 @@ def documents(part: Part, bad: BadRows | None = None) -> Iterator[str]:
 def all_documents(part: Part, bad: BadRows | None = None) -> Iterator[str]:
     """The part's documents, in order, including empty rows and empty plain-text files; arguments
     and errors are those of `documents`."""
+    return (text for _, _, text in located_documents(part, bad))
+
+
+def located_documents(part: Part, bad: BadRows | None = None) -> Iterator[tuple[int, int, str]]:
+    """The documents of `all_documents` as (index of the piece, number in the piece from 1, text);
+    rows without a usable text have no number."""
     source = part.source
     bad = bad or BadRows(source.on_bad_rows)
     reading = Reading(source.text_key, source.errors, source.cut_bytes, source.most_bytes)
     if source.location.startswith(HUGGING_FACE):
         dataset = _hugging_face(source).shard(num_shards=part.num_shards, index=part.shard)
         shard = f" (shard {part.shard + 1} of {part.num_shards})" if part.num_shards > 1 else ""
-        return _texts_of_rows(_rows(dataset, source), source.location, shard, reading, bad)
-    return (text for piece in part.pieces for text in pieces.read(piece, reading, bad))
+        read = [_texts_of_rows(_rows(dataset, source), source.location, shard, reading, bad)]
+    else:
+        read = [pieces.read(piece, reading, bad) for piece in part.pieces]
+    for index, texts in enumerate(read):
+        for number, text in enumerate(texts, 1):
+            yield index, number, text
+
+
+def name_of_piece(part: Part, index: int) -> str:
+    """The name of a piece for a person: its file, and where it starts if not at the beginning."""
+    if not part.pieces:
+        return f"{part.source.location}, shard {part.shard + 1} of {part.num_shards}"
+    piece = part.pieces[index]
+    unit = "row group" if kind(piece.path) in PARQUET else "byte"
+    return piece.path + (f", from {unit} {piece.start} on" if piece.start else "")
 
 
 def _texts_of_rows(
