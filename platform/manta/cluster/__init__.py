@@ -7,5 +7,6 @@ Its files, in reading order:
     dashboard       the name that Ray's dashboard shows of a job
     connection      joins a cluster, or starts one for this job alone
     capacity        whether the workers that a job asks for fit
+    nodes           whether all nodes see the same files, and have what they promise
     head            Ray's head node on this machine
 """

@@ -132,14 +132,23 @@ def _join(address: str, common: dict[str, Any]) -> None:
     except Exception as e:
         if is_refusal(e):
             raise ClusterError(AUTH_HINT) from None
-        if found := OTHER_VERSIONS.search(str(e)):
-            theirs, ours = (f"Python {found[n + 1]} and Ray {found[n]}" for n in (1, 3))
-            raise ClusterError(
-                f"the Ray at {address} runs on {theirs}, this job on {ours}, and both must be the "
-                "same: start the job with the cluster's versions (`ray job submit` runs it on the "
-                "cluster itself), or start the cluster with this job's"
-            ) from None
+        if versions := other_versions(str(e)):
+            raise ClusterError(f"the Ray at {address} runs on {versions}") from None
         raise
+
+
+def other_versions(text: str) -> str | None:
+    """What Ray says about a cluster with other versions than this process's, as the end of a
+    sentence about the cluster; None if this text of an error is about something else."""
+    found = OTHER_VERSIONS.search(text)
+    if found is None:
+        return None
+    theirs, ours = (f"Python {found[n + 1]} and Ray {found[n]}" for n in (1, 3))
+    return (
+        f"{theirs}, this job on {ours}, and they must be the same: start the job with the "
+        "cluster's versions (`ray job submit` runs it on the cluster itself), or start the "
+        "cluster with this job's"
+    )
 
 
 def stay_on_loopback() -> None:
