@@ -18,8 +18,8 @@ from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
 from manta.errors import ClusterError
 
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
-# Without it, the Train view of Ray's dashboard is empty.
-TRAIN_VIEW = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+# Without it, the API of Ray's dashboard has nothing about runs (/api/train/v2/runs/v1).
+TRAIN_RECORDS = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
 # Ray's own words for it: the cluster's versions, then this process's.
 OTHER_VERSIONS = re.compile(
     r"Version mismatch.*Ray: (\S+)\s+Python: (\S+)\s.*Ray: (\S+)\s+Python: (\S+)", re.DOTALL
@@ -49,7 +49,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     # Ray counts a node for some seconds after it has died: an elastic run asks again after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault(*TRAIN_VIEW)
+    os.environ.setdefault(*TRAIN_RECORDS)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 import manta
 
-# What the dashboard's list of jobs searches by name.
+# The key by which the dashboard's list of jobs is filtered.
 NAME = "job_name"
 
 

@@ -17,7 +17,7 @@ from manta.cluster import starting
 from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
 from manta.cluster.connection import (
     LOCAL_OBJECT_STORE_BYTES,
-    TRAIN_VIEW,
+    TRAIN_RECORDS,
     others_run_ray,
     stay_on_loopback,
 )
@@ -69,7 +69,7 @@ def up() -> None:
             ) from None
     # `ray job stop` has a job save first; by default Ray would kill it after three seconds.
     os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_SECONDS)
-    os.environ.setdefault(*TRAIN_VIEW)
+    os.environ.setdefault(*TRAIN_RECORDS)
     command = [
         ray_command,
         "start",

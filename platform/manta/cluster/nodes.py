@@ -87,7 +87,8 @@ def require(
             clock = _answer(node, answer)
             if clock is None:
                 continue  # it has left, and gets no work
-            refuse(unseen(mark, [node["NodeID"]]) if mark is not None else None)
+            if mark is not None and unseen(mark, [node["NodeID"]]):
+                _refuse(node, f"writes to {folder}, but this job does not see its files: {SHARE}")
             if apart := _apart(begun, clock, time.time()):
                 say(
                     f"the clock of node {_name(node)} is {abs(apart):.0f} s "
@@ -102,7 +103,10 @@ def marked(folder: str) -> Iterator[str]:
     new = _missing(folder)
     mark = storage.join(folder, f"{MARK}{uuid.uuid4().hex}")
     try:
-        storage.write_bytes(storage.join(mark, DRIVER), b"seen")
+        try:
+            storage.write_bytes(storage.join(mark, DRIVER), b"seen")
+        except FileNotFoundError:  # another job has just removed a folder that it had made
+            storage.write_bytes(storage.join(mark, DRIVER), b"seen")
         yield mark
     finally:
         with contextlib.suppress(Exception):
@@ -142,12 +146,9 @@ def look(asked: Look, name: str) -> str | None:
     return gpu_problem(asked.gpus) if asked.gpus else None
 
 
-def unseen(mark: str, names: Iterable[str]) -> str | None:
-    """What is wrong here if the files that others wrote to the mark are not all to be seen."""
-    missing = [name for name in names if not storage.exists(storage.join(mark, name))]
-    if not missing:
-        return None
-    return f"does not see what {missing[0]} has just written to {mark.rpartition('/')[0]}: {SHARE}"
+def unseen(mark: str, names: Iterable[str]) -> list[str]:
+    """Those of these files in the mark that are not to be seen here."""
+    return [name for name in names if not storage.exists(storage.join(mark, name))]
 
 
 def look_and_tell(asked: Look, name: str) -> tuple[str | None, float]:

@@ -92,7 +92,9 @@ def _require_shared(c: PretrainConfig, files: dict[str, int], rank: Rank) -> Non
         nodes.refuse(nodes.look(asked, f"rank-{rank.rank}"))
         dist.barrier()
         if rank.is_first:
-            nodes.refuse(nodes.unseen(mark or "", [f"rank-{n}" for n in range(rank.world_size)]))
+            ranks = [f"rank-{n}" for n in range(rank.world_size)]
+            if missing := nodes.unseen(asked.mark or "", ranks):
+                nodes.refuse(f"does not see what {missing[0]} writes: {nodes.SHARE}")
         dist.barrier()
 
 
