@@ -23,9 +23,10 @@ from manta.train.settings import PretrainConfig
 
 
 def main(config: PretrainConfig) -> None:
-    connection.connect()
+    connection.connect(name=f"prepare {config.data.dataset_name}")
     before = None if config.data.mix else prepare.find(config.data, config.home_folder)
-    for manifest in mixture.open_datasets(config.data, config.home_folder, print):
+    home, patience = config.home_folder, config.wait_seconds
+    for manifest in mixture.open_datasets(config.data, home, print, patience):
         print(report.summary(manifest))
         if config.data.mix or manifest == before:
             print(f"it existed already; to prepare it again, delete {manifest.path}")

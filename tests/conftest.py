@@ -1,6 +1,8 @@
 """Fixtures that several test files share. Ray is started once for all of them."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder of its own for what a test makes."""
     monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short path: those of Ray's sockets may not be long."""
+    folder = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ ROOMS = {
     "gguf": ["export/ggml"],
     "matplotlib": ["plot"],
     "tensorboardX": ["train/records/logbook"],
-    "ray.data": ["data"],
+    "ray.data": ["data", "cluster/capacity"],
     "ray.train": ["train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
     "ray": [

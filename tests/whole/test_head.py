@@ -4,35 +4,16 @@ own, with a second address that stands for the network of an office.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from helpers.common import ROOT
+from helpers.alone import alone, run
 from manta.cluster import connection
-
-ALONE = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
-NETWORK = """
-ip link set lo up && ip addr add 10.98.7.6/8 dev lo && ip route add default dev lo src 10.98.7.6
-"""
-
-
-def is_possible() -> bool:
-    """Whether this machine lets us have a network of our own."""
-    try:
-        command = [*ALONE, "sh", "-c", NETWORK]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
-
-
-alone = pytest.mark.skipif(not is_possible(), reason="needs unshare and ip, and leave to use them")
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 LISTENING = """
@@ -51,34 +32,6 @@ print(connection.address(), oct(ray.get(ray.remote(mask).remote())))
 """
 
 
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A folder with a short path: those of Ray's sockets may not be long."""
-    folder = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def run(folder: Path, script: str) -> list[str]:
-    """The lines that a shell script prints in a network of its own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MANTA_"))}
-    env = {
-        **kept,
-        "HOME": str(folder),
-        "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(ROOT / "platform"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    (folder / "listening.py").write_text(LISTENING)
-    (folder / "join.py").write_text(JOIN)
-    command = [*ALONE, "bash", "-ec", f"{NETWORK}\ncd {folder}\n{script}"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout.splitlines()
-
-
 @alone
 def test_nothing_of_the_head_listens_on_the_network_and_jobs_run_on_it(short: Path) -> None:
     up = f"{sys.executable} -m manta.cluster up"
@@ -87,6 +40,8 @@ def test_nothing_of_the_head_listens_on_the_network_and_jobs_run_on_it(short: Pa
         f"{up}\n{up}\npython join.py\n"
         "export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265\n"
         "ray job submit -- python join.py | grep 0o\npython listening.py",
+        join=JOIN,
+        listening=LISTENING,
     )
     assert lines[0] == "started Ray: http://127.0.0.1:8265 (`ray stop` ends it)"
     assert lines[1] == "Ray is running: http://127.0.0.1:8265"

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,7 +222,7 @@ def _run_all(arguments: dict[str, Any], say: Callable[[str], None]) -> None:
     log = Meter.log
     for c in arguments["configs"]:
         datasets = mixture.open_datasets(c.data, c.home_folder, silent)
-        job = {"config": to_dict(c), "datasets": datasets, "started": time.time(), "requests": None}
+        job = {"config": to_dict(c), "datasets": datasets, "files": {}, "requests": None}
         is_stopped = c.name.startswith("stopped")
         death = 5 if is_stopped else arguments["deaths"].get(c.name)
         if death is not None:

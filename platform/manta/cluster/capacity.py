@@ -1,16 +1,32 @@
 """Whether a cluster has room for the workers that a job asks for."""
 
+import contextlib
 import sys
 import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from manta.errors import ClusterError
 
+# When a wait is first spoken of, and then how often, in seconds.
+FIRST_LINE, NEXT_LINES = 30.0, 600.0
+# How often a request for nodes is repeated, and how long it lives, in seconds: it does not outlive
+# its job, however that ends.
+REPEATED, EXPIRES = 10.0, 60.0
 
-def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> None:
+
+def require(
+    num_workers: int,
+    cpus: float,
+    gpus: float,
+    wait_seconds: float,
+    say: Callable[[str], None] = lambda line: print(line, flush=True),
+) -> None:
     """Checks that the cluster has room for these workers, each with `cpus` CPUs and `gpus` GPUs.
 
     The check is immediate. With `wait_seconds`, it asks an autoscaling cluster for the workers and
-    waits up to that long for it to grow.
+    waits up to that long for it to grow; `say` gets lines about the wait.
 
     Raises:
         ClusterError: the cluster does not have the room.
@@ -20,24 +36,93 @@ def require(num_workers: int, cpus: float, gpus: float, wait_seconds: float) -> 
             "Manta computes on GPUs through CUDA, which a Mac's lacks: set gpus_per_worker=0 "
             "(jobs/evaluate.py: gpus=0)"
         )
-    import ray
-    from ray.autoscaler.sdk import request_resources
-
-    bundle = _bundle(cpus, gpus)
-    deadline = time.monotonic() + wait_seconds
-    if wait_seconds and workers_that_fit(cpus, gpus) < num_workers:
-        request_resources(bundles=[bundle] * num_workers)
-    while (fits := workers_that_fit(cpus, gpus)) < num_workers:
-        if time.monotonic() >= deadline:
-            has = ray.cluster_resources()
-            each = " and ".join(f"{n:g} {name}" for name, n in bundle.items())
-            raise ClusterError(
-                f"num_workers={num_workers} workers of {each} each do not fit: the cluster has "
-                f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, room for {fits}. "
-                f"Set num_workers={max(fits, 1)}, or add nodes"
-                + ("" if wait_seconds else " (an autoscaling cluster: set wait_seconds=600)")
+    if workers_that_fit(cpus, gpus) >= num_workers:
+        return
+    if wait_seconds:
+        _wait(num_workers, cpus, gpus, wait_seconds, say)
+    fits = workers_that_fit(cpus, gpus)
+    if fits < num_workers:
+        raise ClusterError(
+            f"num_workers={num_workers} workers of {_words(_bundle(cpus, gpus))} each do not fit: "
+            f"the cluster has {_has()}, room for {fits}. "
+            + (f"Set num_workers={fits}, or add nodes" if fits else "Add nodes, or larger ones")
+            + (
+                f" ({wait_seconds:g} s have passed; {autoscaler()})"
+                if wait_seconds
+                else " (an autoscaling cluster: set wait_seconds=600)"
             )
-        time.sleep(1.0)
+        )
+
+
+def _wait(
+    num_workers: int, cpus: float, gpus: float, wait_seconds: float, say: Callable[[str], None]
+) -> None:
+    """Waits until the workers fit, or until the time is over."""
+    bundle = _bundle(cpus, gpus)
+    started = time.monotonic()
+    asked, line = -REPEATED, FIRST_LINE
+    with _request([bundle] * num_workers) as ask:
+        while (fits := workers_that_fit(cpus, gpus)) < num_workers:
+            waited = time.monotonic() - started
+            if waited >= wait_seconds:
+                return
+            if waited - asked >= REPEATED:
+                ask()
+                asked = waited
+            if waited >= line:
+                say(
+                    f"waiting for nodes ({waited:.0f} of {wait_seconds:g} s): {num_workers} x "
+                    f"{_words(bundle)} wanted; the cluster has {_has()}, room for {fits}; "
+                    f"{autoscaler()}"
+                )
+                line = waited + NEXT_LINES
+            time.sleep(min(1.0, wait_seconds - waited))
+
+
+@contextlib.contextmanager
+def _request(bundles: list[dict[str, float]]) -> Iterator[Callable[[], None]]:
+    """A function that asks the cluster's autoscaler for room for these bundles, and has to be
+    called again every REPEATED seconds. The end of the block takes the request back.
+
+    Ray keeps one request per cluster, which lasts until it is replaced. Its coordinator, which Ray
+    Data and Ray Train use too, adds up what everybody asks for, and forgets what nobody repeats.
+    """
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as ray_data
+
+    coordinator = ray_data.DefaultAutoscalingCoordinator(f"manta-{uuid.uuid4().hex}")
+    try:
+        yield lambda: coordinator.request_resources(bundles, expire_after_s=EXPIRES)
+    finally:
+        coordinator.cancel_request()
+
+
+def autoscaler() -> str:
+    """What the cluster's autoscaler says about nodes that it starts, in a line."""
+    import ray
+    from ray._private import ray_constants
+    from ray.autoscaler._private.commands import debug_status
+    from ray.experimental import internal_kv
+
+    status, error = (
+        internal_kv._internal_kv_get(key)
+        for key in (ray_constants.DEBUG_AUTOSCALING_STATUS, ray_constants.DEBUG_AUTOSCALING_ERROR)
+    )
+    address = ray.get_runtime_context().gcs_address
+    return in_short(debug_status(status, error, address=address))
+
+
+def in_short(status: str) -> str:
+    """The pending nodes and the recent failures in the text of `ray status`, in a line."""
+    found = []
+    lines = [line.strip() for line in status.splitlines()]
+    for title in ("Pending:", "Recent failures:"):
+        if title in lines:
+            rest = lines[lines.index(title) + 1 :]
+            end = next((i for i, line in enumerate(rest) if not line or line.endswith(":")), None)
+            found.append(f"{title.lower()} {', '.join(rest[:end])}")
+    if not found:
+        return "it has no autoscaler: only a person can add nodes"
+    return f"its autoscaler says {'; '.join(found)}"
 
 
 def workers_that_fit(cpus: float, gpus: float) -> int:
@@ -58,3 +143,14 @@ def _times(name: str, each: float, node: dict[str, float]) -> int:
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:
     return {name: float(n) for name, n in (("CPU", cpus), ("GPU", gpus)) if n}
+
+
+def _words(bundle: dict[str, Any]) -> str:
+    return " and ".join(f"{n:g} {name}" for name, n in bundle.items())
+
+
+def _has() -> str:
+    import ray
+
+    has = ray.cluster_resources()
+    return f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"

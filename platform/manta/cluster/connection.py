@@ -1,6 +1,7 @@
 """The connection to Ray: starts or joins a cluster, and sends it this code."""
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -12,22 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import manta
+from manta.cluster import dashboard, starting
 from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
 from manta.errors import ClusterError
 
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
+# Without it, the API of Ray's dashboard has nothing about runs (/api/train/v2/runs/v1).
+TRAIN_RECORDS = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+# Ray's own words for it: the cluster's versions, then this process's.
+OTHER_VERSIONS = re.compile(
+    r"Version mismatch.*Ray: (\S+)\s+Python: (\S+)\s.*Ray: (\S+)\s+Python: (\S+)", re.DOTALL
+)
 
 
-def connect(own: bool = False, **local: Any) -> None:
+def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     """Joins the cluster that RAY_ADDRESS names, or this user's own on this machine; if there is
     none, starts a local one (RAY_ADDRESS=local always does). Joining sends the user's token, so
     another user's Ray is joined only if RAY_ADDRESS names it.
 
     The code that runs here is sent to the cluster, so that workers never run another version of it.
     With `own`, a local cluster is always started. `local` is passed to `ray.init` when one starts.
+    `name` is what Ray's dashboard calls this job.
 
     Raises:
-        ClusterError: the cluster refuses the connection, or does not answer.
+        ClusterError: the cluster refuses the connection, does not answer, or has other versions; or
+            a local Ray does not start.
     """
     import ray
 
@@ -39,6 +49,7 @@ def connect(own: bool = False, **local: Any) -> None:
     # Ray counts a node for some seconds after it has died: an elastic run asks again after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault(*TRAIN_RECORDS)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
         return
@@ -48,11 +59,13 @@ def connect(own: bool = False, **local: Any) -> None:
         "log_to_driver": os.environ.get("MANTA_WORKER_LOGS") == "1",
         "logging_level": logging.WARNING,
         "configure_logging": True,
+        "job_config": dashboard.job_config(name),
     }
     named = os.environ.get("RAY_ADDRESS")
     found = own_address() if named in (None, "", "auto") else named
     if not own and found not in (None, "local"):
         _join(found, common)
+        dashboard.name_submitted(name)
         print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
         return
     # Prestarted workers are useless here, since none of them has this code's environment, and each
@@ -62,7 +75,7 @@ def connect(own: bool = False, **local: Any) -> None:
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     stay_on_loopback()
     with _apart_from_this_group():
-        ray.init(address="local", **common, **(store | local))
+        starting.start(functools.partial(_init_local, {**common, **store, **local}))
     protect_token()  # Ray may have just made it
     why = "; the Ray of another user was not joined" if not own and others_run_ray() else ""
     print(f"started a local Ray for this job{why}", flush=True)
@@ -87,6 +100,16 @@ def _apart_from_this_group() -> Iterator[None]:
         _APART.clear()
 
 
+def _init_local(arguments: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(address="local", **arguments)
+    except BaseException:
+        ray.shutdown()  # what Ray remembers of this try
+        raise
+
+
 def _join(address: str, common: dict[str, Any]) -> None:
     """Joins the cluster at this address.
 
@@ -109,7 +132,23 @@ def _join(address: str, common: dict[str, Any]) -> None:
     except Exception as e:
         if is_refusal(e):
             raise ClusterError(AUTH_HINT) from None
+        if versions := other_versions(str(e)):
+            raise ClusterError(f"the Ray at {address} runs on {versions}") from None
         raise
+
+
+def other_versions(text: str) -> str | None:
+    """What Ray says about a cluster with other versions than this process's, as the end of a
+    sentence about the cluster; None if this text of an error is about something else."""
+    found = OTHER_VERSIONS.search(text)
+    if found is None:
+        return None
+    theirs, ours = (f"Python {found[n + 1]} and Ray {found[n]}" for n in (1, 3))
+    return (
+        f"{theirs}, this job on {ours}, and they must be the same: start the job with the "
+        "cluster's versions (`ray job submit` runs it on the cluster itself), or start the "
+        "cluster with this job's"
+    )
 
 
 def stay_on_loopback() -> None:

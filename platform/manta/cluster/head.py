@@ -13,8 +13,14 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from manta.cluster import starting
 from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
-from manta.cluster.connection import LOCAL_OBJECT_STORE_BYTES, others_run_ray, stay_on_loopback
+from manta.cluster.connection import (
+    LOCAL_OBJECT_STORE_BYTES,
+    TRAIN_RECORDS,
+    others_run_ray,
+    stay_on_loopback,
+)
 from manta.errors import ClusterError
 from manta.terminal import keep_private
 
@@ -63,31 +69,21 @@ def up() -> None:
             ) from None
     # `ray job stop` has a job save first; by default Ray would kill it after three seconds.
     os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_SECONDS)
-    started = subprocess.run(
-        [
-            ray_command,
-            "start",
-            "--head",
-            "--node-ip-address=127.0.0.1",
-            f"--port={_free_port() if _is_taken(PORT) else PORT}",
-            f"--ray-client-server-port={_free_port()}",  # nothing of Manta uses it
-            "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={port}",
-            "--dashboard-agent-listen-port=0",  # any
-            f"--object-store-memory={LOCAL_OBJECT_STORE_BYTES}",
-            "--disable-usage-stats",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if started.returncode:
-        said = " ".join((started.stderr.strip() or started.stdout.strip())[-400:].split())
-        hint = (
-            ". The Ray of another user runs on this machine, and both may not share a folder: run "
-            "`export RAY_TMPDIR=~/.ray-tmp` and the command again, or `export RAY_ADDRESS=local`"
-        )
-        raise ClusterError(f"`ray start --head` failed: {said}{hint if others_run_ray() else ''}")
+    os.environ.setdefault(*TRAIN_RECORDS)
+    command = [
+        ray_command,
+        "start",
+        "--head",
+        "--node-ip-address=127.0.0.1",
+        f"--port={_free_port() if _is_taken(PORT) else PORT}",
+        f"--ray-client-server-port={_free_port()}",  # nothing of Manta uses it
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={port}",
+        "--dashboard-agent-listen-port=0",  # any
+        f"--object-store-memory={LOCAL_OBJECT_STORE_BYTES}",
+        "--disable-usage-stats",
+    ]
+    starting.start(lambda: _start(command))
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -97,10 +93,22 @@ def up() -> None:
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"Ray started, but its job server at {server} does not answer "
-                    "within 60 s; see /tmp/ray/session_latest/logs/dashboard.log"
+                    f"within 60 s; see {starting.logs() / 'dashboard.log'}"
                 ) from None
             time.sleep(0.5)
     print(f"started Ray: {server} (`ray stop` ends it)")
+
+
+def _start(command: list[str]) -> None:
+    """Runs `ray start`. Raises RuntimeError with what it says if it fails."""
+    started = subprocess.run(command, capture_output=True, text=True, check=False)
+    if started.returncode:
+        said = " ".join((started.stderr.strip() or started.stdout.strip())[-300:].split())
+        hint = (
+            ". The Ray of another user runs on this machine, and both may not share a folder: run "
+            "`export RAY_TMPDIR=~/.ray-tmp` and the command again, or `export RAY_ADDRESS=local`"
+        )
+        raise RuntimeError(f"`ray start` failed: {said}{hint if others_run_ray() else ''}")
 
 
 def _is_taken(port: int) -> bool:

@@ -15,12 +15,16 @@ from manta.errors import DataError
 from manta.terminal import named
 
 
-def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple[Manifest, ...]:
+def open_datasets(
+    c: DataConfig, home: str, say: Callable[[str], None], wait_seconds: float = 0.0
+) -> tuple[Manifest, ...]:
     """The manifests of the datasets to train on, checked.
 
     A single dataset that is missing is prepared; the datasets of a mix must be there already.
+    `wait_seconds` is how long a preparation waits for nodes.
 
     Raises:
+        ClusterError: a preparation finds no CPU, or not all nodes see the corpus and `home`.
         DataError: a dataset is missing or damaged, its sources have changed, or the datasets of a
             mix have different tokenizers.
     """
@@ -37,9 +41,9 @@ def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple
         manifest = prepare.find(c, home)
         if manifest is None:
             say(f"preparing the dataset {c.dataset_name} from {c.source}")
-            manifest = prepare.prepare(c, home, say)
+            manifest = prepare.prepare(c, home, say, wait_seconds=wait_seconds)
         elif c.on_changed == "prepare" and origin.changes(manifest):
-            manifest = prepare.prepare(c, home, say, if_changed=True)
+            manifest = prepare.prepare(c, home, say, True, wait_seconds)
         else:
             prepare.clean_up(c, home)
         found = (manifest,)
@@ -52,6 +56,15 @@ def open_datasets(c: DataConfig, home: str, say: Callable[[str], None]) -> tuple
             f"{manifest.tokens('val'):,} val tokens ({manifest.tokenizer})"
         )
     return found
+
+
+def files(datasets: tuple[Manifest, ...]) -> list[str]:
+    """A few files of the datasets, by which a node shows that it sees them."""
+    return [
+        storage.join(manifest.path, name)
+        for manifest in datasets
+        for name in (layout.MANIFEST, manifest.shards[0].file)
+    ]
 
 
 def _compare(manifest: Manifest, c: DataConfig, say: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from manta import layout, ownership, plot, storage
+from manta.cluster import capacity, nodes
 from manta.data import decontaminate, near, origin, passes, report, runs
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, NearPair, Shard
@@ -68,12 +69,18 @@ def find(c: PrepareConfig, home: str) -> Manifest | None:
 
 
 def prepare(
-    c: PrepareConfig, home: str, say: Callable[[str], None], if_changed: bool = False
+    c: PrepareConfig,
+    home: str,
+    say: Callable[[str], None],
+    if_changed: bool = False,
+    wait_seconds: float = 0.0,
 ) -> Manifest:
     """Prepares the dataset, or resumes its preparation, and commits it. With `if_changed`, a
-    dataset whose sources have changed since is set aside first.
+    dataset whose sources have changed since is set aside first. Waits up to `wait_seconds` for an
+    autoscaling cluster's first node.
 
     Raises:
+        ClusterError: no node has a CPU, or not all nodes see the corpus and `home`.
         DataError: the corpus is missing, empty, unreadable, or too small to have a val split; the
             disk is full; another process is preparing a dataset of that name.
     """
@@ -92,6 +99,9 @@ def prepare(
                 _set_aside(path, say)
                 manifest = None
             if manifest is None:
+                capacity.require(1, 1.0, 0.0, wait_seconds, say)
+                pieces = [piece.path for part in parts for piece in part.pieces]
+                nodes.require(layout.datasets_folder(home), pieces[:1] + pieces[-1:], say=say)
                 manifest = _prepare(c, path, parts, before, say)
             _clear_work(path)
     except OSError as e:

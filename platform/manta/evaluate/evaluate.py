@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from manta import layout
-from manta.cluster import capacity, connection
+from manta import layout, storage
+from manta.cluster import capacity, connection, nodes
 from manta.evaluate import farm, report, suites
 from manta.evaluate.adapter import MantaLM
 from manta.evaluate.documents import Documents
@@ -28,7 +28,7 @@ def evaluate(c: EvaluateConfig) -> dict[str, Scores]:
     _name_newer(path)
     documents = Documents(c, path)
     suites.check(c.suites, c.tasks, documents.check)  # before workers start
-    with workers(c) as pool:
+    with workers(c, storage.join(path, layout.MANIFEST)) as pool:
         found = {}
         for unit in units(c):
             found[unit], file = score(c, path, unit, pool, documents)
@@ -55,10 +55,12 @@ def units(c: EvaluateConfig) -> Iterator[str]:
         yield f"task-{task}"
 
 
-def workers(c: EvaluateConfig) -> AbstractContextManager[Farm]:
-    """Workers on the cluster that this joins or starts. Raises ClusterError if they do not fit."""
-    connection.connect()
+def workers(c: EvaluateConfig, file: str) -> AbstractContextManager[Farm]:
+    """Workers on the cluster that this joins or starts. Raises ClusterError if they do not fit, or
+    a node does not see `file`, which belongs to what they read."""
+    connection.connect(name=f"evaluate {c.checkpoint}")
     capacity.require(c.num_workers, c.cpus, c.gpus, 0)
+    nodes.require(None, [file], bool(c.gpus))
     return farm.workers(c.num_workers, c.cpus, c.gpus, c.threads, c.dtype)
 
 

@@ -30,7 +30,7 @@ def watch(c: EvaluateConfig, say: Callable[[str], None]) -> None:
     folder = layout.evals_folder(run)
     with lock(storage.join(folder, f".watch-{'-'.join(asked)}"[:200]), f"watching {run}"):
         suites.check((), c.tasks)
-        with workers(c) as pool:
+        with workers(c, storage.join(run, layout.RUN_CONFIG)) as pool:
             say(f"watching {run} for checkpoints to evaluate: {', '.join(asked)}")
             _follow(c, run, asked, pool, say)
     say(f"the run has ended, and each of its checkpoints is evaluated\nscores  {folder}")

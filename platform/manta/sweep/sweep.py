@@ -12,7 +12,7 @@ from ray import tune
 
 from manta import config as configs
 from manta import failures, layout, storage
-from manta.cluster import capacity, connection
+from manta.cluster import capacity, connection, nodes
 from manta.config import Count, PositiveFloat, RunName, config, name_of_run
 from manta.data import mixture
 from manta.errors import ClusterError
@@ -118,13 +118,18 @@ def sweep(c: SweepConfig) -> Ranking:
         MantaError: before any trial starts, if the first one could not start.
     """
     c = dataclasses.replace(c, home=c.home_folder)
-    connection.connect()
-    capacity.require(c.most_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    connection.connect(name=c.name)
+    runs = layout.runs_folder(c.home_folder)
+    nodes.require_writable(runs)
+    if not c.wait_seconds:  # (nodes that cost money are waited for when all else is right)
+        _require_room(c)
     trials = c.trials()
     checkpoint.check_place(c.home_folder, trials[0].name)
-    datasets = mixture.open_datasets(c.data, c.home_folder, say)
+    datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
     for trial in trials:
         check_enough_data(trial, datasets)
+    _require_room(c)
+    nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
     at_once = c.sweep.max_concurrent or max(
         1, capacity.workers_that_fit(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
     )
@@ -160,6 +165,11 @@ def sweep(c: SweepConfig) -> Ranking:
     )
     results = tuner.fit()
     return rank(c, trials, results)
+
+
+def _require_room(c: SweepConfig) -> None:
+    cpus, gpus = c.cpus_per_worker, c.gpus_per_worker
+    capacity.require(c.most_workers, cpus, gpus, c.wait_seconds, say)
 
 
 def _run_trial(arguments: dict[str, Any]) -> None:

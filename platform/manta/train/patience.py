@@ -86,7 +86,7 @@ class Restarts(UserCallback):
             capacity.workers_that_fit(c.cpus_per_worker, c.gpus_per_worker) >= c.fewest_workers
         )
         if isinstance(error, Moving) and has_room:
-            newest = checkpoint.find(c.run_folder)[-1]
+            newest = checkpoint.newest(c.run_folder)
             if not is_finished(c, newest):
                 self._patience.say(on_the_move(newest))
                 return

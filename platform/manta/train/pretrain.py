@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from manta import layout, ownership, storage
-from manta.cluster import capacity, connection
+from manta.cluster import capacity, connection, nodes
 from manta.data import mixture
 from manta.errors import ConfigError
 from manta.lock import lock
@@ -72,9 +72,12 @@ def pretrain(
     started = time.time()
     # The workers' environment and files may differ from ours.
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
-    connection.connect()
-    capacity.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+    connection.connect(name=c.name)
+    runs = layout.runs_folder(c.home_folder)
     checkpoint.check_place(c.home_folder, c.name)
+    nodes.require_writable(runs)
+    if not c.wait_seconds:  # (nodes that cost money are waited for when all else is right)
+        _require_room(c, say)
     ownership.refuse_links(c.run_folder, layout.RUN_NAMES)
     path = checkpoint.latest(c.run_folder, say=print)  # once only: this checks every file's sha256
     if path is not None and c.resume == "never":
@@ -86,7 +89,7 @@ def pretrain(
         return outcome(c, path, finished_before=True)
     rollbacks.passed_over(c.run_folder)  # so that a damaged file is said now
     c = from_weights(c, path)
-    datasets = mixture.open_datasets(c.data, c.home_folder, say)
+    datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
     check_enough_data(c, datasets)
     model = with_vocabulary(c.model, datasets[0].load_tokenizer())
     if path is not None:
@@ -96,6 +99,8 @@ def pretrain(
         say(f"starting from the weights of {c.init.checkpoint}")
     elif problems := c.init.conflicts(model):
         raise ConfigError(problems[0])
+    _require_room(c, say)
+    nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
     save_run_config(c)
     say(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
@@ -106,8 +111,12 @@ def pretrain(
         ended = Supervisor(c, datasets, say, callbacks).run()
         if ended:
             finish()
-    path = checkpoint.find(c.run_folder)[-1]
-    return dataclasses.replace(outcome(c, path), stopped=not ended)
+    return dataclasses.replace(outcome(c, checkpoint.newest(c.run_folder)), stopped=not ended)
+
+
+def _require_room(c: PretrainConfig, say: Callable[[str], None]) -> None:
+    cpus, gpus = c.cpus_per_worker, c.gpus_per_worker
+    capacity.require(c.fewest_workers, cpus, gpus, c.wait_seconds, say)
 
 
 def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outcome:

@@ -15,7 +15,8 @@ from ray.train.torch import TorchTrainer
 
 from manta import config as configs
 from manta import failures, layout, messages, storage
-from manta.cluster import capacity, connection
+from manta.cluster import capacity, connection, nodes
+from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import TrainingError
 from manta.model.memory import costs
@@ -75,7 +76,7 @@ class Supervisor:
                         patience.count_failure(e)
                     self._wait_for_room()
                     continue
-                path = checkpoint.find(self.c.run_folder)[-1]
+                path = checkpoint.newest(self.c.run_folder)
                 if is_finished(self.c, path):
                     return True
                 if told.is_set():
@@ -84,10 +85,12 @@ class Supervisor:
                 self._wait_for_room()
 
     def _fit(self, requests: Any) -> None:
+        config = storage.join(self.c.run_folder, layout.RUN_CONFIG)
         arguments = {
             "config": configs.to_dict(self.c),
             "datasets": self.datasets,
             "requests": requests,
+            "files": nodes.sizes([config, *mixture.files(self.datasets)]),
         }
         self.micro_batch = None
         fit(worker, arguments, self.c, self._hear, self.callbacks())
@@ -101,7 +104,8 @@ class Supervisor:
     def _wait_for_room(self) -> None:
         """Waits up to `wait_seconds` for a new node, as one may have left. Raises ClusterError."""
         c = self.c
-        capacity.require(c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
+        cpus, gpus = c.cpus_per_worker, c.gpus_per_worker
+        capacity.require(c.fewest_workers, cpus, gpus, c.wait_seconds, self.say)
 
     def _take_less_memory(self, size: int, why: str) -> None:
         """Makes micro batches smaller. This does not count as a failure (`max_failures`), as there

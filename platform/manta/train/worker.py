@@ -1,5 +1,6 @@
 """One rank of a run, in Ray Train's worker process: sets up the training loop and runs it."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from manta import config as configs
 from manta import layout, storage
+from manta.cluster import nodes
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.messages import Decided, mailbox
@@ -69,6 +71,7 @@ def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> N
     in Ray Train's worker process."""
     rank = Rank.here()
     c = configs.from_dict(PretrainConfig, arguments["config"])
+    _require_shared(c, arguments["files"], rank)
     requested: list[Asked] = []
     if rank.is_first and arguments["requests"] is not None:
         mailbox(arguments["requests"], requested.append)
@@ -79,6 +82,20 @@ def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> N
                 rollbacks.go_back(c.run_folder, c.spikes, anomaly, say)
             dist.barrier()
             gc.collect()  # frees the old engine, as there is no room for two
+
+
+def _require_shared(c: PretrainConfig, files: dict[str, int], rank: Rank) -> None:
+    """Raises ClusterError unless this rank sees the driver's files and what rank 0 writes, and rank
+    0 what this rank writes. The driver asked each node, but another one may have come since."""
+    with nodes.marked(c.run_folder) if rank.is_first else contextlib.nullcontext() as mark:
+        asked = nodes.Look(_agreed(mark), files)
+        nodes.refuse(nodes.look(asked, f"rank-{rank.rank}"))
+        dist.barrier()
+        if rank.is_first:
+            ranks = [f"rank-{n}" for n in range(rank.world_size)]
+            if missing := nodes.unseen(asked.mark or "", ranks):
+                nodes.refuse(f"does not see what {missing[0]} writes: {nodes.SHARE}")
+        dist.barrier()
 
 
 def _until_rollback(

@@ -32,6 +32,7 @@ from manta.train.checkpoints.places import (
     check_place,
     find,
     names_of_runs,
+    newest,
     not_found,
     unfinished,
 )
@@ -39,7 +40,7 @@ from manta.train.step.engine import Engine
 
 __all__ = [
     "CheckpointConfig", "TrainState", "candidates", "check_place", "find", "load_state",
-    "names_of_runs", "not_found", "unfinished",
+    "names_of_runs", "newest", "not_found", "unfinished",
 ]  # fmt: skip
 
 OWN_FILES = re.compile(

@@ -18,6 +18,17 @@ def find(run: str) -> list[str]:
     return [path for path in _steps(run) if storage.exists(storage.join(path, layout.MANIFEST))]
 
 
+def newest(run: str) -> str:
+    """The run's newest committed checkpoint. Raises CheckpointError if it has none."""
+    found = find(run)
+    if not found:
+        raise CheckpointError(
+            f"{run}: the run has ended without a checkpoint that is seen here; on several nodes, "
+            "home= must be a place that all of them share"
+        )
+    return found[-1]
+
+
 def unfinished(run: str) -> list[str]:
     """The folders of saves that are not committed (yet, or ever), oldest first."""
     return [path for path in _steps(run) if not storage.exists(storage.join(path, layout.MANIFEST))]
