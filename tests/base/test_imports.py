@@ -42,8 +42,9 @@ ROOMS = {
     "ray.train": ["train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
     "ray": [
-        "cluster", "head", "failures", "messages", "data", "train/patience", "train/records/gauges",
-        "train/supervise", "train/worker", "sweep", "evaluate/farm",
+        "cluster", "head", "failures", "messages", "data", "train/faults/stopping",
+        "train/patience", "train/records/gauges", "train/supervise", "train/worker", "sweep",
+        "evaluate/farm",
     ],
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from manta import cluster, failures, layout, storage
+from manta import cluster, failures, layout, ownership, storage
 from manta import config as configs
 from manta.config import Count, PositiveFloat, RunName, config, name_of_run
 from manta.data import mixture
@@ -129,7 +129,14 @@ def sweep(c: SweepConfig) -> Ranking:
         f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    records_filesystem, records = storage.filesystem(layout.ray_folder(c.home_folder))
+    run = layout.run_folder(c.home_folder, c.name)
+    with ownership.scratch(run, layout.RAY_RECORDS) as records:
+        return rank(c, trials, _tune(c, trials, at_once, records))
+
+
+def _tune(c: SweepConfig, trials: list[PretrainConfig], at_once: int, records: str) -> Any:
+    """Tune's results of the trials. Its own records are in the folder `records` meanwhile."""
+    filesystem, folder = storage.filesystem(records)
     tuner = tune.Tuner(
         # The trial itself only waits, on the head node; its workers reserve what they need.
         tune.with_resources(_run_trial, {"node:__internal_head__": 0.001}),
@@ -148,15 +155,14 @@ def sweep(c: SweepConfig) -> Ranking:
             else None,
         ),
         run_config=tune.RunConfig(
-            name=f"{cluster.plain_name(c.name)}-{os.getpid()}",
-            storage_path=records,
-            storage_filesystem=records_filesystem,
+            name=cluster.plain_name(c.name),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             verbose=0,
             callbacks=[_Lines(len(trials))],
         ),
     )
-    results = tuner.fit()
-    return rank(c, trials, results)
+    return tuner.fit()
 
 
 def _run_trial(arguments: dict[str, Any]) -> None:

@@ -125,6 +125,11 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
     return records
 
 
+def evaluations(records: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """The records of evaluations up to this step; each has val_loss and val_bpb."""
+    return [r for r in records if "val_loss" in r and r["step"] <= step]
+
+
 def _keep_until(file: Path, step: int) -> list[dict[str, Any]]:
     """Drops the records after `step` from the file; returns those dropped."""
     if not file.exists():
