@@ -62,7 +62,7 @@ def test_only_ctrl_c_after_another_signal_ends_at_once(numbers: list[signal.Sign
 
 def test_rays_own_handler_of_ctrl_c_is_the_one_that_is_replaced() -> None:
     """Ray Train takes Ctrl-C to abort the run. If Ray names that otherwise, `_Trainer` has to."""
-    assert callable(TorchTrainer._register_sigint_handler)
+    assert hasattr(TorchTrainer, "_register_sigint_handler")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process ignores")
@@ -84,7 +84,7 @@ def supervisor(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[A
     import ray
 
     name = uuid.uuid4().hex
-    actor = (
+    actor: Any = (
         ray.remote(JobSupervisor)
         .options(
             name=JOB_ACTOR_NAME_TEMPLATE.format(job_id=name),

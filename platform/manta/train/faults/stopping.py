@@ -136,6 +136,6 @@ def _extend(submission: str) -> int:
     supervisor = ray.get_actor(
         JOB_ACTOR_NAME_TEMPLATE.format(job_id=submission), SUPERVISOR_ACTOR_RAY_NAMESPACE
     )
-    asked = supervisor.__ray_call__.remote(extend, WAIT, STOP_SECONDS)
+    asked: Any = supervisor.__ray_call__.remote(extend, WAIT, STOP_SECONDS)
     seconds: int = ray.get(asked, timeout=ANSWER_SECONDS)
     return seconds
