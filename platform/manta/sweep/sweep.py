@@ -135,7 +135,13 @@ def sweep(c: SweepConfig) -> Ranking:
 
 
 def _tune(c: SweepConfig, trials: list[PretrainConfig], at_once: int, records: str) -> Any:
-    """Tune's results of the trials. Its own records are in the folder `records` meanwhile."""
+    """Tune's results of the trials. Its own records are in the folder `records` meanwhile.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGUSR1 came. Tune takes them to end with what there is, and
+            unfinished trials would be ranked as if they were done.
+    """
+    lines = _Lines(len(trials))
     filesystem, folder = storage.filesystem(records)
     tuner = tune.Tuner(
         # The trial itself only waits, on the head node; its workers reserve what they need.
@@ -159,10 +165,13 @@ def _tune(c: SweepConfig, trials: list[PretrainConfig], at_once: int, records: s
             storage_path=folder,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[_Lines(len(trials))],
+            callbacks=[lines],
         ),
     )
-    return tuner.fit()
+    results = tuner.fit()
+    if lines.ended < len(trials):
+        raise KeyboardInterrupt
+    return results
 
 
 def _run_trial(arguments: dict[str, Any]) -> None:
@@ -180,7 +189,7 @@ class _Lines(tune.Callback):
 
     def __init__(self, total: int):
         self._total = total
-        self._ended = 0
+        self.ended = 0
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -195,13 +204,13 @@ class _Lines(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info  # Tune passes them by their names
-        self._ended += 1
-        print(f"{_name(trial)} done ({self._ended}/{self._total})", flush=True)
+        self.ended += 1
+        print(f"{_name(trial)} done ({self.ended}/{self._total})", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info  # Tune passes them by their names
-        self._ended += 1
-        print(f"{_name(trial)} FAILED ({self._ended}/{self._total})", flush=True)
+        self.ended += 1
+        print(f"{_name(trial)} FAILED ({self.ended}/{self._total})", flush=True)
 
 
 def _name(trial: Any) -> str:
