@@ -4,7 +4,7 @@
     ray job submit -- python jobs/pretrain.py jobs/configs/shakespeare.yaml
 
 Prepares the data first if it is missing. If a run stopped, for any reason, the same command
-continues it. On SIGTERM it saves and ends, with exit code 143.
+continues it. On SIGTERM, SIGUSR1 or Ctrl-C it saves and ends, with exit code 143, 138 or 130.
 """
 
 import sys

@@ -10,6 +10,7 @@ HOME/runs/NAME/config.yaml           the run's config
                stacks/               stack traces of workers that made no progress
                evals/STEP/           for each suite a file of scores, and one of each document's
                evals/curve.png       the scores against tokens
+               .ray-1a2b3c4d/        Ray's own records of a run or sweep, only as long as it works
                checkpoints/STEP/     STEP is step-00001000; a checkpoint that was set aside has
                                      a prefix: damaged-, rolled-back-
                    model.safetensors     weights, fp32, readable without Manta
@@ -26,7 +27,6 @@ HOME/data/NAME/train-00000.parquet   token ids; an end-of-text token ends each d
                sources.json          sizes, times and digests of what it was prepared from
                MANIFEST.json         written LAST: without it there is no dataset
 HOME/exports/                        models in the formats of other software
-HOME/ray/                            Ray's own records
 """
 
 import re
@@ -48,6 +48,7 @@ GOODPUT = "goodput.json"
 ROLLBACKS = "rollbacks.json"
 STACKS = "stacks"
 SURPRISE = "surprise.html"
+RAY_RECORDS = ".ray"
 EVALS = "evals"
 SCORES = ".json"
 SCORED_DOCUMENTS = ".documents.json"
@@ -104,10 +105,6 @@ def dataset_lock(home: str, name: str) -> str:
 
 def exports_folder(home: str) -> str:
     return storage.join(home, "exports")
-
-
-def ray_folder(home: str) -> str:
-    return storage.join(home, "ray")
 
 
 def checkpoints_folder(run: str) -> str:

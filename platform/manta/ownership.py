@@ -87,6 +87,16 @@ def scratch(folder: str, name: str) -> Iterator[str]:
         storage.delete_folder(path)
 
 
+def remove_scratch(folder: str, name: str) -> None:
+    """Deletes what is left of `scratch` with this folder and name where a process was killed. Only
+    for those who hold a lock that every process with such a folder holds."""
+    for item in storage.list_files(folder, recursive=False):
+        if re.fullmatch(f"{re.escape(name)}-[0-9a-f]{{8}}", item.base_name):
+            path = storage.join(folder, item.base_name)
+            if not item.is_file and not is_link(path):
+                storage.delete_folder(path)
+
+
 def new_file(given: str | None, default: str, overwrite: bool, is_folder: bool = False) -> Path:
     """The place for the new file or folder `out`, which has to be on this machine. `default` is in
     the home, where a file of that name is Manta's.

@@ -43,8 +43,8 @@ ROOMS = {
     "ray.train": ["train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
     "ray": [
-        "cluster", "failures", "messages", "data", "train/patience", "train/records/gauges",
-        "train/supervise", "train/worker", "sweep", "evaluate/farm",
+        "cluster", "failures", "messages", "data", "train/faults/stopping", "train/patience",
+        "train/records/gauges", "train/supervise", "train/worker", "sweep", "evaluate/farm",
     ],
 }  # fmt: skip
 

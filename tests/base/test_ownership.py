@@ -142,6 +142,20 @@ def test_a_scratch_folder_is_new_and_goes_alone(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"bench-data/mine": "mine"}
 
 
+def test_only_what_a_killed_process_left_of_its_scratch_folder_goes(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    for folder in (outside, tmp_path / ".ray-0123abcd", tmp_path / ".ray-mine", tmp_path / "ray"):
+        folder.mkdir()
+        (folder / "file").write_text("text")
+    (tmp_path / ".ray-01234567").write_text("a file, not a folder")
+    (tmp_path / ".ray-89abcdef").symlink_to(outside)
+    ownership.remove_scratch(str(tmp_path), ".ray")
+    ownership.remove_scratch(str(tmp_path / "nothing"), ".ray")
+    there = sorted(path.name for path in tmp_path.iterdir())
+    assert there == [".ray-01234567", ".ray-89abcdef", ".ray-mine", "outside", "ray"]
+    assert (outside / "file").exists()
+
+
 def test_a_path_is_inside_a_folder_wherever_links_lead(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -94,3 +94,11 @@ def test_val_losses_of_other_samples_are_not_to_be_compared() -> None:
     (line,) = compare.other_data(runs[1:])
     assert line.endswith("(b: 1,280 tokens; c: 640 tokens; d: the split's beginning)")
     assert "different samples of the val split (eval.tokens): do not compare" in line
+
+
+def test_a_val_loss_of_an_earlier_step_is_not_taken_for_the_last_ones() -> None:
+    """Runs that were stopped, or go on, have come further than their newest evaluation."""
+    runs = [Entry("a", steps=(0, 160)), Entry("b", steps=(200, 200)), Entry("c")]
+    (line,) = compare.older_losses(runs)
+    assert line.endswith("(a: of step 0, not 160)")
+    assert list(compare.older_losses(runs[1:])) == []

@@ -18,10 +18,19 @@ from manta import layout
 class Job:
     """A job as a person starts it, with a Ray of its own; its lines as they come."""
 
-    def __init__(self, name: str, arguments: list[str], script: Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        script: Path | None = None,
+        *,
+        before: tuple[str, ...] = (),
+        **environment: str,
+    ):
+        """Starts the job: the command `before` and the job's own, with this environment too."""
         script = script or ROOT / "jobs" / "pretrain.py"
         self.process = subprocess.Popen(
-            [sys.executable, str(script), f"name={name}", *arguments],
+            [*before, sys.executable, str(script), f"name={name}", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -30,6 +39,7 @@ class Job:
                 "PYTHONPATH": str(ROOT / "platform"),
                 "RAY_AUTH_MODE": "token",
                 "RAY_ADDRESS": "local",
+                **environment,
             },
             start_new_session=True,  # and so a process group of its own, which may be told to end
         )
@@ -85,8 +95,10 @@ def last_step(lines: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def job(name: str, *arguments: str) -> Iterator[Job]:
-    made = Job(name, list(arguments))
+def job(
+    name: str, *arguments: str, before: tuple[str, ...] = (), **environment: str
+) -> Iterator[Job]:
+    made = Job(name, list(arguments), before=before, **environment)
     try:
         yield made
     finally:

@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
                 str(Path(sys.executable).parent / "ray"), "drain-node", "--address", made.address,
                 "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
                 "--reason-message", "a spot machine is wanted back",
-                "--deadline-remaining-seconds", "40",
+                "--deadline-remaining-seconds", "30",
             ]  # fmt: skip
             subprocess.run(command, check=True)
             return

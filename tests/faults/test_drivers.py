@@ -8,9 +8,13 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -19,11 +23,18 @@ import pytest
 from faults.inject import SEED
 from faults.jobs import final, job, last_step, records
 
+RAY = str(Path(sys.executable).parent / "ray")
 AT = random.Random(SEED).randrange(55, 95)  # a run has 400 steps and a checkpoint every 50
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("fault", ["SIGTERM", "group", "all", "SIGKILL", "raylet", "gcs_server"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "SIGTERM", "SIGUSR1", "SIGINT", "group", "all", "SIGKILL", "everything", "raylet",
+        "gcs_server",
+    ],
+)  # fmt: skip
 def test_a_job_that_is_ended_goes_on_when_it_is_started_again(
     arguments: list[str], weights: bytes, prepared: Path, note: Callable[..., None], fault: str
 ) -> None:
@@ -34,11 +45,11 @@ def test_a_job_that_is_ended_goes_on_when_it_is_started_again(
             first.process.send_signal(getattr(signal, fault))
         elif fault == "group":
             os.killpg(first.process.pid, signal.SIGTERM)
-        elif fault == "all":
+        elif fault in ("all", "everything"):
             everyone = psutil.Process(first.process.pid).children(recursive=True)
             for process in [psutil.Process(first.process.pid), *everyone]:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    process.terminate()
+                    process.terminate() if fault == "all" else process.kill()
         else:
             assert kill_child(first.process.pid, fault)
         code = first.end(180)
@@ -51,8 +62,9 @@ def test_a_job_that_is_ended_goes_on_when_it_is_started_again(
     else:
         resumed, moment = second.resumed()
     lost = max(0, reached - resumed)  # workers may have saved a checkpoint that no line reports
-    if fault in ("SIGTERM", "group"):
-        assert code == 128 + signal.SIGTERM and lost == 0, "\n".join(first.lines)
+    if fault in ("SIGTERM", "SIGUSR1", "SIGINT", "group"):
+        sent = signal.SIGTERM if fault == "group" else getattr(signal, fault)
+        assert code == 128 + sent and lost == 0, "\n".join(first.lines)
         assert any("the same command resumes it" in line for line in first.lines)
     else:  # (steps may be so short that workers are done before their head is missed)
         assert (code or resumed == 400) and resumed >= 50 and lost <= 50, "\n".join(first.lines)
@@ -60,12 +72,98 @@ def test_a_job_that_is_ended_goes_on_when_it_is_started_again(
     what = {
         "group": "SIGTERM of the job's process group",
         "all": "SIGTERM of all processes of the job and its Ray",
+        "everything": "SIGKILL of all processes of the job and its Ray",
         "raylet": "SIGKILL of the job's raylet",
         "gcs_server": "SIGKILL of Ray's head",
     }
     happened = f"exit code {code}; the same command went on" if code else "trained to its end"
     seconds = moment - second.started if code else None
     note(what.get(fault, f"{fault} of the job"), happened, lost, seconds, "identical")
+
+
+@pytest.mark.faults
+def test_a_second_ctrl_c_ends_a_job_at_once(
+    arguments: list[str], weights: bytes, prepared: Path, note: Callable[..., None]
+) -> None:
+    with job("driver-twice", *arguments) as first:
+        first.wait_for(f"step {AT}/400")
+        os.killpg(first.process.pid, signal.SIGINT)  # as a terminal does
+        first.wait_for("SIGINT: saving, then stopping (Ctrl-C again: stop at once)")
+        os.killpg(first.process.pid, signal.SIGINT)
+        assert first.end(60) == 128 + signal.SIGINT, "\n".join(first.lines)
+        assert first.lines[-1] == "interrupted; run the same command to continue"
+    with job("driver-twice", *arguments) as second:
+        assert second.end() == 0, "\n".join(second.lines)
+    resumed, moment = second.resumed()
+    lost = max(0, last_step(first.lines) - resumed)
+    assert lost <= 50 and final(prepared, "driver-twice") == weights
+    happened = "exit code 130; the same command went on"
+    note("Ctrl-C twice", happened, lost, moment - second.started, "identical")
+
+
+@pytest.fixture
+def head() -> Iterator[dict[str, str]]:
+    """A Ray as plain `ray start` makes it, in a temporary folder of its own. Gives the environment
+    in which jobs are submitted to it."""
+    folder = tempfile.mkdtemp(prefix="m", dir="/tmp")  # as the paths of sockets may not be long
+    ports = {key: _free_port() for key in ("port", "dashboard-port", "ray-client-server-port")}
+    command = [
+        RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}",
+        "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--dashboard-agent-listen-port=0",
+        *(f"--{key}={port}" for key, port in ports.items()),
+    ]  # fmt: skip
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MANTA_"))}
+    server = f"http://127.0.0.1:{ports['dashboard-port']}"
+    with subprocess.Popen(command, env=kept | {"RAY_AUTH_MODE": "disabled"}) as process:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{server}/api/version"):
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield {"RAY_API_SERVER_ADDRESS": server, "RAY_AUTH_MODE": "disabled"}
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        found: int = s.getsockname()[1]
+        return found
+
+
+@pytest.mark.faults
+def test_ray_job_stop_loses_no_step_wherever_ray_was_started(
+    arguments: list[str],
+    weights: bytes,
+    prepared: Path,
+    note: Callable[..., None],
+    head: dict[str, str],
+) -> None:
+    submit = (RAY, "job", "submit", "--submission-id")
+    with job("job-stop", *arguments, before=(*submit, "first", "--"), **head) as first:
+        first.wait_for(f"step {AT}/400")
+        stop = [RAY, "job", "stop", "first"]
+        subprocess.run(stop, env=os.environ | head, check=True, timeout=120)
+        first.end(60)
+    assert "`ray job stop` gives this run 600 s to save" in first.lines
+    assert any("the same command resumes it" in line for line in first.lines)
+    with job("job-stop", *arguments, before=(*submit, "second", "--"), **head) as second:
+        assert second.end() == 0, "\n".join(second.lines)
+    resumed, moment = second.resumed()
+    assert resumed == last_step(first.lines)
+    assert final(prepared, "job-stop") == weights
+    happened = "saved; the same command went on"
+    note(
+        "`ray job stop` of a job on a Ray that plain `ray start` made",
+        happened,
+        0,
+        moment - second.started,
+        "identical",
+    )
 
 
 @pytest.mark.faults

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,36 @@ def test_a_run_whose_loss_became_nan_still_gets_its_summary(tmp_path: Path) -> N
     logbook.log_metrics([{"step": 1, "tokens": 10, "val_loss": math.nan, "val_bpb": math.nan}])
     logbook.close()
     metrics = read_metrics(str(tmp_path / "metrics.jsonl"))
-    done = Outcome(str(tmp_path), str(tmp_path), TrainState(), metrics)
+    done = Outcome(str(tmp_path), str(tmp_path), TrainState(step=1), metrics)
     assert "nan" in summary(PretrainConfig(), done)
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [(10, ["4.0000   bits per byte 2"]), (160, ["3.0000 (step 100)   bits per byte 1"]), (5, [])],
+)
+def test_the_summary_says_of_which_step_its_val_loss_is(step: int, shown: list[str]) -> None:
+    """A run that was stopped has trained since its newest evaluation, or has none yet; records of
+    steps after its checkpoint, which a killed run leaves, do not count."""
+    metrics = [
+        {"step": step, "tokens": step, "val_loss": loss, "val_bpb": bits}
+        for step, loss, bits in ((10, 4.0, 2.0), (100, 3.0, 1.0), (200, 2.0, 0.5))
+    ]
+    done = Outcome("run", "run/checkpoint", TrainState(step=step), metrics)
+    lines = summary(PretrainConfig(), done).splitlines()
+    found = [line.removeprefix("val loss     ") for line in lines if line.startswith("val loss")]
+    assert [line[: len(text)] for line, text in zip(found, shown, strict=True)] == shown
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, None])
+def test_the_summary_of_a_stopped_run_says_how_to_resume_it(by: signal.Signals | None) -> None:
+    """The exit code is the one that a shell gives a program that the signal ends."""
+    done = Outcome("run", "run/checkpoint", TrainState(step=3), [], stopped_by=by)
+    assert done.exit_code == (128 + by if by else 0)
+    text = summary(PretrainConfig(name="it"), done)
+    for words in ("run it stopped at step 3", "resume       python jobs/pretrain.py"):
+        assert (words in text) == (by is not None)
+    assert ("extend  " in text) == (by is None)
 
 
 def test_tensorboard_has_every_number(tmp_path: Path) -> None:

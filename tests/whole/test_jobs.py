@@ -207,6 +207,7 @@ def test_sweep_ranks_real_runs_and_writes_the_best(
     for row in ranking:
         state = checkpoint.load_state(checkpoint.find(str(prepared / "runs" / row["run"]))[-1])
         assert state.step == 4
+    assert not list(folder.rglob(".ray*"))  # Ray's own records
 
 
 def test_bench_overhead_writes_its_figures(

@@ -422,6 +422,7 @@ def test_a_run_leaves_what_a_person_looks_at(base: tuple[PretrainConfig, list[st
     for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "loss.png"):
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "tensorboard").iterdir())
+    assert not list(folder.glob(".ray*")) and not Path(c.home_folder, "ray").exists()  # Ray's own
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [(s["step"], s["prompt"]) for s in samples] == [(0, "The cat"), (4, "The cat")]
     evals = [r for r in map(json.loads, (folder / "metrics.jsonl").open()) if "val_loss" in r]

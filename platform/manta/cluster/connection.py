@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -83,15 +84,23 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
 
 _APART = threading.Event()
 if sys.platform == "linux":  # (elsewhere Ray ends its processes by their group)
-    os.register_at_fork(after_in_child=lambda: os.setpgrp() if _APART.is_set() else None)
+    os.register_at_fork(after_in_child=lambda: _go_apart() if _APART.is_set() else None)
+
+
+def _go_apart() -> None:
+    os.setpgrp()
+    # Slurm may send this signal to all processes of a job's step: it is for the job alone, and a
+    # program that the child starts goes on ignoring it.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def _apart_from_this_group() -> Iterator[None]:
-    """Keeps the processes that Ray starts in this block out of this process's group.
+    """Keeps the processes that Ray starts in this block out of this process's group, and has them
+    ignore SIGUSR1.
 
-    What ends a job (`timeout`, a batch system) often signals its whole group. This process answers
-    SIGTERM by saving, and needs its Ray for that. Ray ends with this process in any case.
+    What ends a job (`timeout`, a batch system, Ctrl-C) often signals its whole group. This process
+    answers by saving, and needs its Ray for that. Ray ends with this process in any case.
     """
     _APART.set()
     try:

@@ -58,6 +58,8 @@ class Entry:
     """The datasets on whose val splits the run was measured."""
     sample: dict[str, int] = dataclasses.field(default_factory=dict)
     """The sample of these splits that was measured (`TrainState.val_sample`)."""
+    steps: tuple[int, int] | None = None
+    """The step at which val loss was measured, and the one that the run has come to."""
     sources: tuple[str, ...] = ()
     """Publications that the figures come from."""
 
@@ -81,7 +83,7 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
     out = ownership.new_file(c.out, default, overwrite)
     runs = [entry(name, home, c) for name in names]
     references = published() if c.references else []
-    lines = [*table(runs), *other_data(runs)]
+    lines = [*table(runs), *other_data(runs), *older_losses(runs)]
     if found := list(differences(runs)):
         lines += ["", *found]
     if references:
@@ -112,8 +114,9 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
         found.facts["hours"] = hours
         if c.price_per_hour is not None:
             found.facts["cost"] = hours * c.price_per_hour
-    records = evaluations(read_metrics(storage.join(run, layout.METRICS)))
+    records = evaluations(read_metrics(storage.join(run, layout.METRICS)), state.step)
     if records:
+        found.steps = records[-1]["step"], state.step
         found.facts["val loss"] = float(records[-1]["val_loss"])
         found.facts["val bits per byte"] = float(records[-1]["val_bpb"])
         for key, field in (("val loss", "val_loss"), ("val bits per byte", "val_bpb")):
@@ -203,6 +206,14 @@ def other_data(runs: Sequence[Entry]) -> Iterator[str]:
             "val loss and val bits per byte are on different samples of the val split "
             f"(eval.tokens): do not compare them ({each})"
         )
+
+
+def older_losses(runs: Sequence[Entry]) -> Iterator[str]:
+    """A line that says which val losses are of an earlier step than the rest of the table."""
+    older = [(run.name, *run.steps) for run in runs if run.steps and run.steps[0] < run.steps[1]]
+    if older:
+        each = "; ".join(f"{name}: of step {was}, not {step}" for name, was, step in older)
+        yield f"val loss and val bits per byte were measured before the run's last step ({each})"
 
 
 def _fact(key: str, value: float | None) -> str:

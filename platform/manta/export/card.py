@@ -46,7 +46,7 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     if tokens := [r["tokens"] for r in records if r.get("tokens") is not None]:
         lines.append(f"| trained on | {max(tokens):,} tokens |")
         lines.append(f"| steps | {state.step:,} |")
-    if found := evaluations(records):
+    if found := evaluations(records, state.step):
         lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f} nats a token |")
         lines.append(f"| val bits per byte | {float(found[-1]['val_bpb']):.4f} |")
     lines += ["", "## Scores", "", *_scores(run, step)]

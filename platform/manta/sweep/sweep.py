@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from manta import config as configs
-from manta import failures, layout, storage
+from manta import failures, layout, ownership, storage
 from manta.cluster import capacity, connection, nodes
 from manta.config import Count, PositiveFloat, RunName, config, name_of_run
 from manta.data import mixture
@@ -137,7 +137,20 @@ def sweep(c: SweepConfig) -> Ranking:
         f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    records_filesystem, records = storage.filesystem(layout.ray_folder(c.home_folder))
+    run = layout.run_folder(c.home_folder, c.name)
+    with ownership.scratch(run, layout.RAY_RECORDS) as records:
+        return rank(c, trials, _tune(c, trials, at_once, records))
+
+
+def _tune(c: SweepConfig, trials: list[PretrainConfig], at_once: int, records: str) -> Any:
+    """Tune's results of the trials. Its own records are in the folder `records` meanwhile.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGUSR1 came. Tune takes them to end with what there is, and
+            unfinished trials would be ranked as if they were done.
+    """
+    lines = _Lines(len(trials))
+    filesystem, folder = storage.filesystem(records)
     tuner = tune.Tuner(
         # The trial itself only waits, on the head node; its workers reserve what they need.
         tune.with_resources(_run_trial, {"node:__internal_head__": 0.001}),
@@ -156,15 +169,17 @@ def sweep(c: SweepConfig) -> Ranking:
             else None,
         ),
         run_config=tune.RunConfig(
-            name=f"{connection.plain_name(c.name)}-{os.getpid()}",
-            storage_path=records,
-            storage_filesystem=records_filesystem,
+            name=connection.plain_name(c.name),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[_Lines(len(trials))],
+            callbacks=[lines],
         ),
     )
     results = tuner.fit()
-    return rank(c, trials, results)
+    if lines.ended < len(trials):
+        raise KeyboardInterrupt
+    return results
 
 
 def _require_room(c: SweepConfig) -> None:
@@ -187,7 +202,7 @@ class _Lines(tune.Callback):
 
     def __init__(self, total: int):
         self._total = total
-        self._ended = 0
+        self.ended = 0
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -202,13 +217,13 @@ class _Lines(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info  # Tune passes them by their names
-        self._ended += 1
-        print(f"{_name(trial)} done ({self._ended}/{self._total})", flush=True)
+        self.ended += 1
+        print(f"{_name(trial)} done ({self.ended}/{self._total})", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info  # Tune passes them by their names
-        self._ended += 1
-        print(f"{_name(trial)} FAILED ({self._ended}/{self._total})", flush=True)
+        self.ended += 1
+        print(f"{_name(trial)} FAILED ({self.ended}/{self._total})", flush=True)
 
 
 def _name(trial: Any) -> str:

@@ -16,6 +16,7 @@ from manta.model.gpt import num_parameters
 from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.faults.stopping import ask_for_time
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
 from manta.train.records.logbook import duration, evaluations, read_metrics
@@ -26,24 +27,25 @@ from manta.train.supervise import Supervisor
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `finished_before`: it had ended already, and nothing was done. `stopped`:
-    SIGTERM stopped it before its end, and it resumes when it is started again."""
+    """How a run ended. `finished_before`: it had ended already, and nothing was done. `stopped_by`:
+    the signal that stopped it before its end; it resumes when it is started again."""
 
     folder: str
     checkpoint: str
     state: TrainState
     metrics: list[dict[str, Any]]
     finished_before: bool = False
-    stopped: bool = False
+    stopped_by: signal.Signals | None = None
 
     @property
     def exit_code(self) -> int:
-        """128 + SIGTERM if the run was stopped, else 0, as shells report it."""
-        return 128 + signal.SIGTERM if self.stopped else 0
+        """128 + the signal that stopped the run, as shells report it, else 0."""
+        return 0 if self.stopped_by is None else 128 + self.stopped_by
 
     @property
     def last_eval(self) -> dict[str, Any]:
-        return next(reversed(evaluations(self.metrics)), {})
+        """The newest evaluation up to the checkpoint; {} if there is none."""
+        return next(reversed(evaluations(self.metrics, self.state.step)), {})
 
 
 @contextmanager
@@ -106,12 +108,16 @@ def pretrain(
         f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.most_workers} worker(s), ZeRO stage {c.zero_stage}"
     )
+    if time_to_stop := ask_for_time(c.checkpoint.every):
+        say(time_to_stop)
     with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}"), beside(c) as finish:
+        ownership.remove_scratch(c.run_folder, layout.RAY_RECORDS)
         ledger.begin(c.run_folder, started)
-        ended = Supervisor(c, datasets, say, callbacks).run()
-        if ended:
+        stopped_by = Supervisor(c, datasets, say, callbacks).run()
+        if stopped_by is None:
             finish()
-    return dataclasses.replace(outcome(c, checkpoint.newest(c.run_folder)), stopped=not ended)
+    path = checkpoint.newest(c.run_folder)
+    return dataclasses.replace(outcome(c, path), stopped_by=stopped_by)
 
 
 def _require_room(c: PretrainConfig, say: Callable[[str], None]) -> None:
@@ -128,32 +134,43 @@ def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outc
 
 def summary(c: PretrainConfig, done: Outcome) -> str:
     """The lines that a person reads at the end of a run."""
-    state, last = done.state, done.last_eval
+    state = done.state
     tokens = c.tokens_before(state.step)
+    config = storage.join(done.folder, layout.RUN_CONFIG)
     lines = []
     if done.finished_before:
         why = "stopped early" if state.stopped_early else "is finished"
         lines.append(f"run {c.name} {why}, at step {state.step}; nothing was done")
-    if done.stopped:
+    if done.stopped_by is not None:
         lines.append(f"run {c.name} stopped at step {state.step}; the same command resumes it")
     lines += [
         f"run          {done.folder}",
         f"checkpoint   {done.checkpoint}",
         f"trained      {state.step} steps, {tokens:,} tokens, {duration(state.train_seconds)}",
-        f"val loss     {float(last.get('val_loss', 'nan')):.4f}   "
-        f"bits per byte {float(last.get('val_bpb', 'nan')):.4f}",
+        *_losses(done),
         *ledger.table(done.folder),
         f"curve        {storage.join(done.folder, layout.LOSS_CURVE)}",
         f"tensorboard  tensorboard --logdir {storage.join(done.folder, layout.TENSORBOARD)}",
-    ]
-    config = storage.join(done.folder, layout.RUN_CONFIG)
-    extend = f"total_tokens={2 * max(tokens, c.total_tokens)}"
-    if state.stopped_early:
-        extend += " eval.patience=null"
-    lines += [
         f"next         python jobs/evaluate.py checkpoint={c.name}",
         f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
-        f"extend       python jobs/pretrain.py {config} {extend}",
-        f"start over   python jobs/pretrain.py {config} name=another-name",
     ]
+    if done.stopped_by is None:
+        extend = f"total_tokens={2 * max(tokens, c.total_tokens)}"
+        if state.stopped_early:
+            extend += " eval.patience=null"
+        lines.append(f"extend       python jobs/pretrain.py {config} {extend}")
+    else:
+        lines.append(f"resume       python jobs/pretrain.py {config}")
+    lines.append(f"start over   python jobs/pretrain.py {config} name=another-name")
     return "\n".join(lines)
+
+
+def _losses(done: Outcome) -> list[str]:
+    """The line of the newest evaluation, which says its step if the run went on since; [] if
+    nothing was evaluated."""
+    last = done.last_eval
+    if not last:
+        return []
+    at = f" (step {last['step']})" if last["step"] != done.state.step else ""
+    loss, bits = float(last["val_loss"]), float(last["val_bpb"])
+    return [f"val loss     {loss:.4f}{at}   bits per byte {bits:.4f}"]

@@ -1,12 +1,9 @@
 """Runs Ray Train's workers, and starts them again when they fail."""
 
-import contextlib
 import dataclasses
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import ray.train
@@ -14,14 +11,15 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
 from manta import config as configs
-from manta import failures, layout, messages, storage
+from manta import failures, layout, messages, ownership, storage
 from manta.cluster import capacity, connection, nodes
 from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import TrainingError
 from manta.model.memory import costs
 from manta.train.checkpoints import checkpoint
-from manta.train.faults.signals import Asked, Moving
+from manta.train.faults.signals import Moving
+from manta.train.faults.stopping import told_to_stop
 from manta.train.patience import (
     GivenUp,
     Patience,
@@ -35,8 +33,6 @@ from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig, memory_setup
 from manta.train.worker import worker
 
-SECONDS_BETWEEN_REQUESTS = 5.0
-
 
 @dataclasses.dataclass
 class Supervisor:
@@ -49,16 +45,16 @@ class Supervisor:
     micro_batch: int | None = None
     """Sequences that each worker computes at once; None: the workers have not decided yet."""
 
-    def run(self) -> bool:
-        """Trains the run. Returns whether it reached its end; False: SIGTERM stopped it, and all is
-        saved.
+    def run(self) -> signal.Signals | None:
+        """Trains the run. Returns None if it reached its end, else the signal that stopped it; all
+        is saved.
 
         Raises:
             MantaError: a person has to fix something.
             RuntimeError: the workers have failed too often without a new checkpoint.
         """
         patience = Patience(self.c, self.say)
-        with messages.requests() as requests, _told_to_stop(requests, self.say) as told:
+        with messages.requests() as requests, told_to_stop(requests, self.say) as told:
             while True:
                 try:
                     self._fit(requests)
@@ -68,7 +64,7 @@ class Supervisor:
                     pass  # saved, but not started again in place
                 except RuntimeError as e:  # (not MantaError: a person has to fix that)
                     ledger.begin(self.c.run_folder, time.time())
-                    if told.is_set():
+                    if told.by is not None:
                         raise
                     if is_out_of_memory(str(e)) and self.micro_batch is not None:
                         self._take_less_memory(self.micro_batch, in_short(str(e)))
@@ -78,11 +74,12 @@ class Supervisor:
                     continue
                 path = checkpoint.newest(self.c.run_folder)
                 if is_finished(self.c, path):
-                    return True
-                if told.is_set():
-                    return False
-                self.say(on_the_move(path))
-                self._wait_for_room()
+                    return None
+                if told.by is None:
+                    self.say(on_the_move(path))
+                    self._wait_for_room()
+                if told.by is not None:  # (also while it waited)
+                    return told.by
 
     def _fit(self, requests: Any) -> None:
         config = storage.join(self.c.run_folder, layout.RUN_CONFIG)
@@ -143,35 +140,6 @@ def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
     )
 
 
-@contextlib.contextmanager
-def _told_to_stop(requests: Any, say: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Within this context, SIGTERM makes the workers save and end, and sets the event."""
-    told, over = threading.Event(), threading.Event()
-
-    def pass_on() -> None:
-        told.wait()
-        if over.is_set():
-            return
-        say("SIGTERM: saving, then stopping")
-        requests.put(Asked.STOP)
-        while not over.wait(SECONDS_BETWEEN_REQUESTS):  # the worker that received it may have died
-            requests.put(Asked.STOP)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield told  # a thread of a sweep's trial cannot handle signals
-        return
-    thread = threading.Thread(target=pass_on, name="manta-sigterm", daemon=True)
-    thread.start()
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        over.set()
-        told.set()
-        thread.join()
-
-
 def fit(
     function: Callable[[dict[str, Any], Callable[[Any], None]], None],
     arguments: dict[str, Any],
@@ -189,9 +157,12 @@ def fit(
     resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
     # See `device.keep_freed_memory`: the worker trains in a thread that is not its main one.
     environment = {} if use_gpu else {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
-    records_filesystem, records = storage.filesystem(layout.ray_folder(c.home_folder))
-    with messages.listening(say) as queue:
-        trainer = TorchTrainer(
+    with (
+        messages.listening(say) as queue,
+        ownership.scratch(c.run_folder, layout.RAY_RECORDS) as records,
+    ):
+        filesystem, folder = storage.filesystem(records)
+        trainer = _Trainer(
             _Worker(function, queue),
             train_loop_config=arguments,
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -201,10 +172,10 @@ def fit(
                 resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(
-                # For Ray Train's own records; the run's are in its folder and do not need these.
-                name=f"{connection.plain_name(c.name)}-{os.getpid()}-{time.time_ns()}",
-                storage_path=records,
-                storage_filesystem=records_filesystem,
+                # Ray Train's own records, which nobody needs: the run's are its own.
+                name=connection.plain_name(c.name),
+                storage_path=folder,
+                storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(
                     max_failures=-1,  # `Restarts` decides what is worth another start
                     controller_failure_limit=5,  # type: ignore[call-arg]  # Train V2's
@@ -217,6 +188,13 @@ def fit(
             trainer.fit()
         except (ray.train.TrainingFailedError, RayError) as e:  # (the controller may die, too)
             raise failures.cause_of(e) from None
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train's trainer, without a handler of its own for Ctrl-C: that aborts the run unsaved."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass  # `told_to_stop` handles it
 
 
 class _Worker:

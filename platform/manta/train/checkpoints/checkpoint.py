@@ -54,7 +54,7 @@ OWN_FILES = re.compile(
 class CheckpointConfig:
     every: Count | None = 100
     """Steps between checkpoints; null: do not save by steps. A checkpoint is always saved at the
-    end and at SIGTERM."""
+    end, and when the run is told to stop."""
     every_tokens: Count | None = None
     """Tokens between checkpoints, in addition to `every`; null: do not save by tokens."""
     every_minutes: PositiveFloat | Literal["auto"] | None = None

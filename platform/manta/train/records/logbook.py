@@ -121,10 +121,13 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
     return records
 
 
-def evaluations(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records that have a val loss, with all that is measured together with it."""
+def evaluations(records: Iterable[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """The records of evaluations up to this step: those that have a val loss, with all that is
+    measured together with it."""
     together = ("val_loss", "val_bpb", "tokens")
-    return [r for r in records if all(r.get(key) is not None for key in together)]
+    return [
+        r for r in records if r["step"] <= step and all(r.get(key) is not None for key in together)
+    ]
 
 
 def _keep_until(
