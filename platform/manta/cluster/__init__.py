@@ -6,4 +6,5 @@ Its files, in reading order:
     connection      joins a cluster, or starts one for this job alone
     capacity        whether the workers that a job asks for fit
     head            Ray's head node on this machine
+    check           cluster files, checked before anything costs money
 """
