@@ -12,10 +12,11 @@ from pathlib import Path
 from helpers.common import ROOT
 
 ADDRESSES = ["10.99.0.11", "10.99.0.12"]
+VENV = Path(sys.executable).parents[1]
 ALONE = ["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
 
-# The machine on which a person types is 10.99.0.1, in the network that all of them share. The folder
-# of the lab is /mnt/lab on each machine, and stands for a shared file system.
+# The machine on which a person types is 10.99.0.1, in the network that all of them share. The
+# folder of the lab is /mnt/lab on each machine, and stands for a shared file system.
 NETWORK = f"""
 hostname desk
 mount -t tmpfs tmpfs /mnt && mkdir /mnt/lab /mnt/home && mount --bind "$PWD" /mnt/lab && cd /mnt/lab
@@ -46,6 +47,12 @@ mount --bind /run/passwd /etc/passwd
 mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /dev/shm
 ln -s {venv} /mnt/home/manta-venv
 exec /usr/sbin/sshd -D -e -f sshd_config
+"""
+
+WAIT = f"""
+for address in {" ".join(ADDRESSES)}; do
+    for try in $(seq 100); do (: < /dev/tcp/$address/22) 2> /dev/null && break; sleep 0.2; done
+done
 """
 
 SSHD = """
@@ -85,8 +92,7 @@ def in_lab(folder: Path, script: str, seconds: int) -> str:
     for name in ("key", "host_key"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True)
-    venv = Path(sys.executable).parents[1]
-    (folder / "machine.sh").write_text(MACHINE.format(venv=venv))
+    (folder / "machine.sh").write_text(MACHINE.format(venv=VENV))
     (folder / "sshd_config").write_text(SSHD)
     (folder / "home").mkdir()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MANTA_"))}
@@ -95,9 +101,9 @@ def in_lab(folder: Path, script: str, seconds: int) -> str:
         "HOME": "/mnt/lab/home",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": str(ROOT / "platform"),
-        "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
+        "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
     }
-    command = [*ALONE, "bash", "-ec", f"{NETWORK}\n{script}"]
+    command = [*ALONE, "bash", "-ec", f"{NETWORK}\n{WAIT}\n{script}"]
     done = subprocess.run(
         command, cwd=folder, env=env, capture_output=True, text=True, timeout=seconds, check=False
     )

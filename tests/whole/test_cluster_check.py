@@ -48,13 +48,13 @@ MISTAKES = [
     ("a100x8.yaml", "      ImageId:", "      ImageID:", "node_config has no key ImageID"),
     ("a100x8.yaml", "VolumeSize", "VolumSize", "Ebs has no key VolumSize; did you mean VolumeSize"),
     ("a100x8.yaml", "head_node_type: head", "head_node_type: haed", "Ray refuses it"),
-    ("a100x8.yaml", "    min_workers: 0 ", "    min_workers: 3 ", "min_workers 3 is more than"),
+    ("a100x8.yaml", "    min_workers: 0 ", "    min_workers: 3 ", "smaller than the sum of"),
     ("a100x8.yaml", "\nmax_workers: 2", "\nmax_workers: 0", "more than the cluster's max_workers"),
     ("a100x8.yaml", "ray:2.60.0-py311", "ray:2.59.0-py311", "another Ray or Python"),
     ("a100x8.yaml", "ray:2.60.0-py311", "ray:2.60.0-py310", "another Ray or Python"),
     ("a100x8.yaml", "ray:2.60.0-py311-gpu", "ray:latest", "latest or nightly"),
     ("a100x8.yaml", "pip install -r", "pip install torch==1.0 -r", "pyproject.toml says torch=="),
-    ("a100x8.yaml", "s3://FILL-IN/manta\n", "/home/ray/manta\n", "goes with its machine"),
+    ("a100x8.yaml", "s3://FILL-IN/manta", "/home/ray/manta", "goes with its machine"),
     ("a100x8.yaml", "MANTA_HOME=s3://FILL-IN/manta RAY_JOB", "MANTA_HOME=s3://b RAY_JOB",
      "MANTA_HOME is s3://b on the head and"),
     ("a100x8.yaml", "RAY_JOB_STOP_WAIT_TIME_S=60", "", "would kill a job after 3 s"),
@@ -76,12 +76,12 @@ MISTAKES = [
     ("gcp-a100x8.yaml", "project_id:", "project:", "provider gcp has no key project"),
     ("local.yaml", "worker_ips", "workers_ips", "worker_ips"),
     ("local.yaml", "RAY_enable_autoscaler_v2=0", "", "starts no worker"),
-    ("local.yaml", "  - sh ~/.manta/stop-ray.sh /tmp/manta-$USER\n  - >-\n    . ~/manta-venv/bin/ac",
-     "  - ray stop\n  - >-\n    . ~/manta-venv/bin/ac", "end every Ray of this login"),
+    ("local.yaml", "  - sh ~/.manta/stop-ray.sh /tmp/manta-$USER\n", "  - ray stop\n",
+     "end every Ray of this login"),
     ("local.yaml", "python3.11 -m venv", "python3.10 -m venv", "Ray wants the same minor version"),
     ("kuberay/cluster.yaml", "{mode: token}", "{mode: disabled}", "is not token"),
     ("kuberay/cluster.yaml", 'rayVersion: "2.60.0"', "rayVersion: 2.50.0", "this machine has Ray"),
-    ("kuberay/cluster.yaml", "workerGroupSpecs", "workerGroupSpec", "did you mean workerGroupSpecs"),
+    ("kuberay/cluster.yaml", "workerGroupSpecs", "workerGroupSpec", "did you mean workerGroup"),
     ("kuberay/cluster.yaml", "mountPath: /manta", "mountPath: /mantas", "in no volume of the pod"),
     ("kuberay/cluster.yaml", "minReplicas: 0 ", "minReplicas: 3 ", "contradict each other"),
     ("kuberay/cluster.yaml", "{name: MANTA_HOME, value: /manta}\n              - {name: RAY_TRAIN"
@@ -92,7 +92,7 @@ MISTAKES = [
     ("kuberay/job.yaml", "num_workers=8", "num_workers=16", "set num_workers=8"),
     ("kuberay/job.yaml", "entrypoint: >-", "entrypoints: >-", "entrypoint"),
     ("slurm/pretrain.sbatch", "--exclusive\n", "--exlusive\n", "did you mean exclusive?"),
-    ("slurm/pretrain.sbatch", "--signal=B:USR1@300", "--signal=USR1@300", "--signal=B:USR1@SECONDS"),
+    ("slurm/pretrain.sbatch", "--signal=B:USR1@300", "--signal=USR1@300", "--signal=B:USR1@SEC"),
     ("slurm/pretrain.sbatch", "--time=24:00:00", "--time=5", "300 s before a limit of 300 s"),
     ("slurm/pretrain.sbatch", "#SBATCH --requeue\n", "", "--requeue is missing"),
     ("slurm/pretrain.sbatch", "scontrol requeue", "echo", "never runs `scontrol requeue`"),
@@ -119,7 +119,7 @@ def test_a_mistake_is_said(name: str, old: str, new: str, said: str, tmp_path: P
 CLOUDS = [*sorted(CLUSTERS.glob("*a100x8*.yaml")), CLUSTERS / "h100x8.yaml"]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_any_misspelled_key_in_a_node_config_is_named_with_its_line(data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(CLOUDS))

@@ -132,7 +132,9 @@ def _launcher(report: Report, document: Document, asked: dict[str, object]) -> N
         if kind != "local":
             report.unchecked.append(f"whether the account of {kind} has what the file names")
         return
-    reached = account.connect(str(config["provider"].get("region")))
+    incomplete = "values are left to fill in"
+    waits = any("left to fill in" in it.text for it in report.problems)
+    reached = incomplete if waits else account.connect(str(config["provider"].get("region")))
     if isinstance(reached, str):
         report.unchecked.append(
             f"image, instance profile, machine types, quotas and bucket on AWS: {reached}"
