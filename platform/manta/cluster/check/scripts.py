@@ -41,13 +41,13 @@ def slurm(text: str) -> Iterator[Problem]:
                 yield Problem(number, f"unread: it is after the command in line {commands_begin}")
         elif line.strip() and not line.startswith("#") and not commands_begin:
             commands_begin = number
-    line, signal = given.get("signal", (0, ""))
+    at, signal = given.get("signal", (0, ""))
     timing = re.fullmatch(r"B:(?:SIG)?(?:USR1|10)@(\d+)", signal)
     if timing is None:
-        yield Problem(line, "--signal=B:USR1@SECONDS is missing: at the time limit Slurm would end "
+        yield Problem(at, "--signal=B:USR1@SECONDS is missing: at the time limit Slurm would end "
                             "the job without letting it save")  # fmt: skip
     elif (limit := _seconds(given.get("time", (0, ""))[1])) and int(timing[1]) >= limit:
-        yield Problem(line, f"the signal comes {timing[1]} s before a limit of {limit} s")
+        yield Problem(at, f"the signal comes {timing[1]} s before a limit of {limit} s")
     if "requeue" not in given:
         yield Problem(0, "--requeue is missing: Slurm would not start the job again")
     if "exclusive" not in given:
