@@ -13,7 +13,7 @@ pkill -TERM -u "$user" -f "$pattern"
 tenths=0
 while pgrep -u "$user" -f "$pattern" > /dev/null; do
   tenths=$((tenths + 1))
-  [ "$tenths" -lt 150 ] || pkill -KILL -u "$user" -f "$pattern"
-  [ "$tenths" -lt 200 ] || { echo "the Ray in $folder does not end" >&2; exit 1; }
+  [ "$tenths" -lt 50 ] || pkill -KILL -u "$user" -f "$pattern"
+  [ "$tenths" -lt 100 ] || { echo "the Ray in $folder does not end" >&2; exit 1; }
   sleep 0.1
 done
