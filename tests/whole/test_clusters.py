@@ -2,7 +2,11 @@
 checked here is checked: each has no problem but the values that a person fills in.
 """
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +120,24 @@ def test_only_holders_of_the_token_get_in(file: Path) -> None:
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
     assert not any("0.0.0.0" in text for _, text in strings(config))
+
+
+@pytest.mark.parametrize("file", [f for f in LAUNCHER if f.stem != "local"], **names)
+def test_a_machine_that_lacks_gpus_it_promised_does_not_join(file: Path) -> None:
+    """The command before `ray start` is Python that compares what Ray was promised with torch."""
+    commands = load(file.name)["worker_start_ray_commands"]
+    (checks,) = (i for i, it in enumerate(commands) if it.startswith("python -c"))
+    (starts,) = (i for i, it in enumerate(commands) if "ray start" in it)
+    assert checks < starts
+    code = shlex.split(commands[checks])[2]
+    run = {"PATH": os.environ["PATH"], "RAY_OVERRIDE_RESOURCES": '{"CPU": 96, "GPU": 8}'}
+    here = "import types, sys; sys.modules['torch'] = t = types.ModuleType('torch'); "
+    here += "t.cuda = types.SimpleNamespace(device_count=lambda: int(sys.argv[1])); "
+    for has in (8, 7, 0):
+        command = [sys.executable, "-c", here + code, str(has)]
+        done = subprocess.run(command, env=run, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == (has == 8), done.stderr
+        assert has == 8 or f"({has}, 8)" in done.stderr
 
 
 def node_types(config: dict[str, Any]) -> Iterator[tuple[bool, dict[str, Any]]]:

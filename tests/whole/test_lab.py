@@ -82,7 +82,7 @@ for try in $(seq 120); do
     sleep 1
 done
 step saved
-{SSH} {hosts.ADDRESSES[0]} 'pkill -KILL -f "[/]tmp/manta-root/"; pkill -KILL -f "jobs/[p]retrain"' || true
+{SSH} {hosts.ADDRESSES[0]} 'pkill -KILL -f "[/]tmp/manta-root/|jobs/[p]retrain"' || true
 kill $dashboard
 step lost
 ray up -y --no-config-cache /mnt/lab/cluster.yaml && joined && step again

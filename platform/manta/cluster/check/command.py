@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from manta.cluster.authentication import TOKEN_FILE
-from manta.cluster.check import account, kuberay, launcher, pins, request, scripts, start
+from manta.cluster.check import account, keys, kuberay, launcher, pins, request, scripts, start
 from manta.cluster.check.documents import Document, Problem, load, placeholders, read
 from manta.errors import ClusterError
 from manta.terminal import visible_line
@@ -114,7 +114,13 @@ def _launcher(report: Report, document: Document, asked: dict[str, object]) -> N
     config = document.value
     found = list(launcher.problems(document))
     report.problems += found
-    report.ready.append("Ray accepts it, and knows every key in provider and node_config")
+    provider = config.get("provider")
+    kind = provider.get("type") if isinstance(provider, dict) else None
+    if kind in keys.PROVIDERS:
+        report.ready.append("Ray accepts it, and knows every key in provider and node_config")
+    else:
+        report.ready.append("Ray accepts it")
+        report.unchecked.append(f"the keys in provider and node_config of the provider {kind}")
     report.ready.append("head and workers start with token auth and one MANTA_HOME")
     _token(report)
     types = config.get("available_node_types")
@@ -127,8 +133,7 @@ def _launcher(report: Report, document: Document, asked: dict[str, object]) -> N
         return  # Ray's validator has said why
     texts = request.problems(asked, room, spot)
     report.problems += [document.problem(text, "max_workers") for text in texts]
-    if config["provider"].get("type") != "aws":
-        kind = config["provider"].get("type")
+    if kind != "aws":
         if kind != "local":
             report.unchecked.append(f"whether the account of {kind} has what the file names")
         return
