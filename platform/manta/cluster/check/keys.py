@@ -1,9 +1,9 @@
 """The names that Ray's providers, EC2, Compute Engine, KubeRay, Slurm and SkyPilot know.
 
-Read from Ray 2.60.0 (`autoscaler/_private/{local,aws,gcp}`), botocore 1.44.5 (RunInstances, API
-version 2016-11-15), Compute Engine v1 (`instances.insert`), KubeRay 1.7.0 (its CRDs), Slurm 22.05
-(`man sbatch`) and SkyPilot (`sky/utils/schemas.py`, 2026); of each only the structures that a
-cluster file is likely to have. Keys inside other structures are not checked.
+Read from Ray 2.60.0 (`autoscaler/_private/{local,aws,gcp}`), botocore 1.44.8 (RunInstances, API
+version 2016-11-15), Compute Engine v1 (google-api-python-client 2.202.0), KubeRay 1.7.0 (its CRDs),
+Slurm 22.05 (`man sbatch`) and SkyPilot (`sky/utils/schemas.py`, 2026); of each only the structures
+that a cluster file is likely to have. Keys inside other structures are not checked.
 """
 
 from collections.abc import Iterator
@@ -64,10 +64,12 @@ COMPUTE_ENGINE = {
     "node_config": """
         advancedMachineFeatures canIpForward confidentialInstanceConfig deletionProtection
         description disks displayDevice guestAccelerators hostname instanceEncryptionKey
-        keyRevocationActionType labels machineType metadata minCpuPlatform name networkInterfaces
-        networkPerformanceConfig params privateIpv6GoogleAccess reservationAffinity resourcePolicies
-        scheduling serviceAccounts shieldedInstanceConfig sourceMachineImage
-        sourceMachineImageEncryptionKey tags zone
+        keyRevocationActionType labels localSsdEncryptionMode machineType metadata minCpuPlatform
+        name networkInterfaces networkPerformanceConfig params privateIpv6GoogleAccess
+        reservationAffinity resourcePolicies
+        scheduling serviceAccounts shieldedInstanceConfig
+        shieldedInstanceIntegrityPolicy sourceMachineImage
+        sourceMachineImageEncryptionKey tags workloadIdentityConfig zone
     """,
     "disks": """
         architecture autoDelete boot deviceName diskEncryptionKey diskSizeGb forceAttach
@@ -80,16 +82,19 @@ COMPUTE_ENGINE = {
         sourceSnapshotEncryptionKey storagePool
     """,
     "scheduling": """
-        automaticRestart availabilityDomain hostErrorTimeoutSeconds instanceTerminationAction
+        automaticRestart availabilityDomain exposeHostTopology gracefulShutdown
+        hostErrorTimeoutSeconds instanceTerminationAction
         localSsdRecoveryTimeout locationHint maxRunDuration minNodeCpus nodeAffinities
-        onHostMaintenance onInstanceStopAction preemptible provisioningModel terminationTime
+        onHostMaintenance onInstanceStopAction preemptible preemptionNoticeDuration protectionTier
+        provisioningModel skipGuestOsShutdown terminationTime
     """,
     "guestAccelerators": "acceleratorCount acceleratorType",
     "serviceAccounts": "email scopes",
     "metadata": "items",
     "networkInterfaces": """
-        accessConfigs aliasIpRanges internalIpv6PrefixLength ipv6AccessConfigs ipv6Address network
-        networkAttachment networkIP nicType queueCount stackType subnetwork
+        accessConfigs aliasIpRanges aliasIpv6Ranges enableVpcScopedDns igmpQuery
+        internalIpv6PrefixLength ipv6AccessConfigs ipv6Address network networkAttachment networkIP
+        nicType parentNicName queueCount serviceClassId stackType subnetwork vlan
     """,
 }
 NODE_CONFIG = {"aws": EC2, "gcp": COMPUTE_ENGINE, "local": {"node_config": ""}}
