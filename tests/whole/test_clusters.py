@@ -81,6 +81,14 @@ def filled(file: Path, folder: Path) -> Path:
     return copy
 
 
+def test_each_file_is_gone_through_in_the_document() -> None:
+    text = (CLUSTERS / "README.md").read_text()
+    for file in FILES:
+        assert f"({file.relative_to(CLUSTERS)})" in text or f"`{file.name}`" in text, file
+        for heading in re.findall(r'clusters/README\.md \("(.+?)"\)', file.read_text()):
+            assert f"\n## {heading}\n" in text, f"{file}: {heading}"
+
+
 def test_versions_stand_in_pyproject_alone() -> None:
     """An edit of pyproject.toml that is not in clusters/ fails here, and names what to run."""
     assert list(pins.requirements_problems(CLUSTERS / "requirements.txt")) == []

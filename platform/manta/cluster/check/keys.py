@@ -66,10 +66,9 @@ COMPUTE_ENGINE = {
         description disks displayDevice guestAccelerators hostname instanceEncryptionKey
         keyRevocationActionType labels localSsdEncryptionMode machineType metadata minCpuPlatform
         name networkInterfaces networkPerformanceConfig params privateIpv6GoogleAccess
-        reservationAffinity resourcePolicies
-        scheduling serviceAccounts shieldedInstanceConfig
-        shieldedInstanceIntegrityPolicy sourceMachineImage
-        sourceMachineImageEncryptionKey tags workloadIdentityConfig zone
+        reservationAffinity resourcePolicies scheduling serviceAccounts shieldedInstanceConfig
+        shieldedInstanceIntegrityPolicy sourceMachineImage sourceMachineImageEncryptionKey tags
+        workloadIdentityConfig zone
     """,
     "disks": """
         architecture autoDelete boot deviceName diskEncryptionKey diskSizeGb forceAttach
@@ -83,10 +82,10 @@ COMPUTE_ENGINE = {
     """,
     "scheduling": """
         automaticRestart availabilityDomain exposeHostTopology gracefulShutdown
-        hostErrorTimeoutSeconds instanceTerminationAction
-        localSsdRecoveryTimeout locationHint maxRunDuration minNodeCpus nodeAffinities
-        onHostMaintenance onInstanceStopAction preemptible preemptionNoticeDuration protectionTier
-        provisioningModel skipGuestOsShutdown terminationTime
+        hostErrorTimeoutSeconds instanceTerminationAction localSsdRecoveryTimeout locationHint
+        maxRunDuration minNodeCpus nodeAffinities onHostMaintenance onInstanceStopAction preemptible
+        preemptionNoticeDuration protectionTier provisioningModel skipGuestOsShutdown
+        terminationTime
     """,
     "guestAccelerators": "acceleratorCount acceleratorType",
     "serviceAccounts": "email scopes",
@@ -116,8 +115,8 @@ _POD = """
 _CONTAINER = """
     args command env envFrom image imagePullPolicy lifecycle livenessProbe name ports readinessProbe
     resizePolicy resources restartPolicy restartPolicyRules securityContext startupProbe stdin
-    stdinOnce
-    terminationMessagePath terminationMessagePolicy tty volumeDevices volumeMounts workingDir
+    stdinOnce terminationMessagePath terminationMessagePolicy tty volumeDevices volumeMounts
+    workingDir
 """
 KUBERAY = {
     "RayCluster": "apiVersion kind metadata spec status",
