@@ -14,7 +14,8 @@ The rooms, in the order that data flows; imports point up this list, never down:
     lock        a lock on a path, for one process at a time
     progress    a bar in a terminal, a line now and then in a log       [tqdm]
     plot        the loss curve and document lengths, as PNG             [matplotlib]
-    cluster     joins or starts a Ray; what fits into it                [ray, psutil]
+    cluster     joins or starts a Ray; what fits into it; checks        [ray, psutil, boto3]
+                cluster files
     failures    why Ray's workers failed                                [ray]
     messages    messages between a driver and its workers               [ray]
     job         what all jobs share: arguments, errors, exit codes

@@ -25,7 +25,9 @@ ORDER = listed(PACKAGE)
 ROOMS = {
     "omegaconf": ["arguments"],
     "pydantic": ["config", "foreign"],
-    "yaml": ["arguments"],
+    "yaml": ["arguments", "cluster/check"],
+    "boto3": ["cluster/check/account"],
+    "botocore": ["cluster/check/account"],
     "tqdm": ["progress"],
     "psutil": ["bench", "cluster", "train/build"],
     "datasets": ["text/sources", "evaluate/suites"],

@@ -1,202 +1,199 @@
 """The files in clusters/ can run only for money or on someone's machines, so all that can be
-checked here is checked.
-
-Ray's validator knows the top level of a `ray up` file, but neither `provider` nor `node_config`,
-so the names there are compared with those that Ray and EC2 read, offline and without boto3.
+checked here is checked: each has no problem but the values that a person fills in.
 """
 
+import os
 import re
 import shlex
-import tomllib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-from ray.autoscaler._private.util import prepare_config, validate_config
 
-ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "clusters").glob("*.yaml"))
-TOKEN = "~/.ray/auth_token"
+from helpers.common import ROOT
+from manta.cluster.check import pins
+from manta.cluster.check.command import Report, inspect
+from manta.cluster.check.documents import strings
 
-# What ray/autoscaler/_private/{local,aws} of Ray 2.60.0 reads from `provider`. It reads
-# `aws_credentials` too: left out, since a key has no place in a file under git.
-PROVIDER_KEYS = {
-    "local": {"type", "head_ip", "worker_ips", "external_head_ip"},
-    "aws": {
-        *("type", "region", "availability_zone", "cache_stopped_nodes", "security_group"),
-        *("key_pair", "use_internal_ips", "use_external_head_ip"),
-    },
-}
-
-# The request of EC2's RunInstances (API version 2016-11-15, read from botocore 1.44.5), and of the
-# structures inside it that we use. Three differences: Ray adds SubnetIds, which it resolves to one
-# SubnetId, and overwrites MinCount and MaxCount, so writing those would do nothing.
-EC2_KEYS = {
-    "RunInstances": """
-        AdditionalInfo BlockDeviceMappings CapacityReservationSpecification ClientToken CpuOptions
-        CreditSpecification DisableApiStop DisableApiTermination DryRun EbsOptimized
-        ElasticGpuSpecification ElasticInferenceAccelerators EnablePrimaryIpv6 EnclaveOptions
-        HibernationOptions IamInstanceProfile ImageId InstanceInitiatedShutdownBehavior
-        InstanceMarketOptions InstanceType Ipv6AddressCount Ipv6Addresses KernelId KeyName
-        LaunchTemplate LicenseSpecifications MaintenanceOptions MetadataOptions Monitoring
-        NetworkInterfaces NetworkPerformanceOptions Operator Placement PrivateDnsNameOptions
-        PrivateIpAddress RamdiskId SecondaryInterfaces SecurityGroupIds SecurityGroups SubnetId
-        SubnetIds TagSpecifications UserData
-    """,
-    "BlockDeviceMappings": "DeviceName Ebs NoDevice VirtualName",
-    "Ebs": """
-        AvailabilityZone AvailabilityZoneId DeleteOnTermination EbsCardIndex Encrypted Iops KmsKeyId
-        OutpostArn SnapshotId Throughput VolumeInitializationRate VolumeSize VolumeType
-    """,
-    "IamInstanceProfile": "Arn Name",
-    "InstanceMarketOptions": "MarketType SpotOptions",
-    "MetadataOptions": """
-        HttpEndpoint HttpProtocolIpv6 HttpPutResponseHopLimit HttpTokens InstanceMetadataTags
-    """,
-}
+CLUSTERS = ROOT / "clusters"
+FILES = sorted(
+    file
+    for file in CLUSTERS.rglob("*")
+    if file.suffix in (".yaml", ".sbatch") or file.name == "Dockerfile"
+)
+LAUNCHER = [file for file in FILES if file.parent == CLUSTERS and file.stem != "skypilot"]
+names = {"ids": lambda path: str(path.relative_to(CLUSTERS))}
 
 
-def unknown_ec2_keys(value: object, structure: str = "RunInstances") -> list[str]:
-    """The keys in `value` that EC2 does not have in `structure`, also further inside."""
-    if isinstance(value, list):
-        return [key for item in value for key in unknown_ec2_keys(item, structure)]
-    if not isinstance(value, dict) or structure not in EC2_KEYS:
-        return []
-    unknown = [f"{structure}.{key}" for key in value if key not in EC2_KEYS[structure].split()]
-    return unknown + [bad for key, inner in value.items() for bad in unknown_ec2_keys(inner, key)]
-
-
-def strings(value: object) -> Iterator[str]:
-    """Every string in a config, keys included."""
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
-        for item in value:
-            yield from strings(item)
-    elif isinstance(value, str):
-        yield value
-
-
-def pip_requirements(config: dict[str, Any]) -> list[Requirement]:
-    """The requirements that the setup commands install. Anything but plain requirements raises."""
-    commands = dict.fromkeys(config["head_setup_commands"] + config["worker_setup_commands"])
-    words = [shlex.split(command) for command in commands]
-    installs = [w[w.index("install") + 1 :] for w in words if "install" in w]
-    return [Requirement(word) for install in installs for word in install if word[0] != "-"]
-
-
-def pinned_version(requirement: Requirement) -> str | None:
-    """The `1.2` of `name==1.2`; None where a newer release could be installed tomorrow."""
-    match = re.fullmatch(r"==([\d.]+)", str(requirement.specifier))
-    return match[1] if match else None
-
-
-def project_requirements() -> list[Requirement]:
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        return [Requirement(line) for line in tomllib.load(file)["project"]["dependencies"]]
+@pytest.fixture(autouse=True)
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a token, and the folder from which the commands are run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / ".ray" / "auth_token"
+    file.parent.mkdir()
+    file.touch(0o600)
+    file.write_text("0" * 32)
+    return file
 
 
 def load(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "clusters" / name).read_text())
+    return yaml.safe_load((CLUSTERS / name).read_text())
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
-def config(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A cluster file as `ray up` sees it: Ray's defaults fill in what the file leaves out."""
-    return prepare_config(load(request.param.name))
-
-
-def test_there_are_cluster_files() -> None:
-    assert {"a100x8", "local"} <= {path.stem for path in FILES}
-
-
-def test_ray_accepts_it(config: dict[str, Any]) -> None:
-    validate_config(config)
-
-
-def test_provider_keys_exist(config: dict[str, Any]) -> None:
-    provider = config["provider"]
-    assert set(provider) <= PROVIDER_KEYS[provider["type"]]
-
-
-def test_node_config_keys_exist(config: dict[str, Any]) -> None:
-    for node_type in config["available_node_types"].values():
-        assert unknown_ec2_keys(node_type["node_config"]) == []
-
-
-@pytest.mark.parametrize(
-    ("node_config", "unknown"),
-    [
-        ({"InstanceType": "m6i.xlarge", "ImageID": "ami-0"}, ["RunInstances.ImageID"]),
-        ({"BlockDeviceMappings": [{"Ebs": {"VolumSize": 500}}]}, ["Ebs.VolumSize"]),
-    ],
-)
-def test_a_misspelled_node_config_key_is_caught(
-    node_config: dict[str, Any], unknown: list[str]
-) -> None:
-    assert unknown_ec2_keys(node_config) == unknown
-
-
-def test_nothing_floats(config: dict[str, Any]) -> None:
-    requirements = pip_requirements(config)
-    assert requirements
-    assert [str(r) for r in requirements if not pinned_version(r)] == []
-    assert [s for s in strings(config) if re.search("latest|nightly", s)] == []
-
-
-def test_images_are_pinned(config: dict[str, Any]) -> None:
-    (ray,) = {pinned_version(r) for r in project_requirements() if r.name == "ray"}
-    images = [config["docker"][key] for key in config["docker"] if key.endswith("image")]
-    assert all(re.match(rf"rayproject/ray:{re.escape(str(ray))}-py311-", i) for i in images)
-    if config["provider"]["type"] == "aws":
-        # Without an ImageId, Ray chooses an AMI with Ubuntu 18.04.
-        for node_type in config["available_node_types"].values():
-            assert re.fullmatch("ami-[0-9a-f]{17}", node_type["node_config"]["ImageId"])
-
-
-def test_nodes_install_what_the_project_needs(config: dict[str, Any]) -> None:
-    installed = {canonicalize_name(r.name): r for r in pip_requirements(config)}
-    for needed in project_requirements():
-        found = installed.get(canonicalize_name(needed.name))
-        assert found is not None, f"pyproject.toml needs {needed}, the nodes do not install it"
-        assert needed.specifier.contains(str(pinned_version(found))), f"{found}, not {needed}"
-        assert needed.extras <= found.extras, f"{found}, not {needed}"
-    assert pinned_version(installed["ray"]) in {
-        pinned_version(r) for r in project_requirements() if r.name == "ray"
+def test_every_kind_of_cluster_has_its_file() -> None:
+    assert {str(file.relative_to(CLUSTERS)) for file in FILES} >= {
+        *("local.yaml", "a100x8.yaml", "h100x8.yaml", "a100x8-spot.yaml", "a100x8-multinode.yaml"),
+        *("gcp-a100x8.yaml", "skypilot.yaml", "slurm/pretrain.sbatch", "image/Dockerfile"),
+        *("kuberay/cluster.yaml", "kuberay/job.yaml", "kuberay/home.yaml"),
     }
 
 
-def test_only_holders_of_the_token_get_in(config: dict[str, Any]) -> None:
-    assert config["file_mounts"] == {TOKEN: TOKEN}
-    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
-        chmod = commands.index(f"chmod 600 {TOKEN}")
-        (start,) = (i for i, command in enumerate(commands) if "ray start" in command)
-        assert chmod < start
-        assert "RAY_AUTH_MODE=token" in commands[start].split("ray start")[0]
-    assert not any("0.0.0.0" in string for string in strings(config))
+@pytest.mark.parametrize("file", FILES, **names)
+def test_it_has_no_problem_but_what_is_left_to_fill_in(file: Path) -> None:
+    problems = list(inspect(file).lines())
+    assert [line for line in problems if "is left to fill in" not in line] == []
+    marks = re.findall(r"FILL.IN\b", file.read_text())
+    if file.suffix == ".yaml":
+        assert problems and marks
 
 
-def test_ray_starts_as_head_and_as_workers(config: dict[str, Any]) -> None:
-    head = config["head_start_ray_commands"][-1].split()
-    assert {"--head", "--port=6379", "--dashboard-host=127.0.0.1"} <= set(head)
-    assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
-    assert "RAY_JOB_STOP_WAIT_TIME_S=60" in head  # a job that is stopped saves first
-    worker = config["worker_start_ray_commands"][-1].split()
-    assert "--address=$RAY_HEAD_IP:6379" in worker
-    # Jobs on the head and on workers must agree where data and runs are.
-    (home,) = {w for w in head + worker if w.startswith("MANTA_HOME=")}
-    assert head.count(home) == worker.count(home) == 1
+@pytest.mark.parametrize("file", FILES, **names)
+def test_it_is_ready_when_it_is_filled_in(file: Path, tmp_path: Path) -> None:
+    report = inspect(filled(file, tmp_path))
+    assert list(report.lines()) == []
+    assert report.ready
 
 
-def test_a100x8_offers_eight_gpus_and_costs_little_when_idle() -> None:
-    config = load("a100x8.yaml")
-    worker = config["available_node_types"]["a100x8"]
-    assert worker["node_config"]["InstanceType"] == "p4d.24xlarge"
-    assert worker["resources"] == {"CPU": 96, "GPU": 8}
-    assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0}
-    assert worker["min_workers"] == 0
-    assert config["provider"]["cache_stopped_nodes"] is False
+def filled(file: Path, folder: Path) -> Path:
+    """A copy of a cluster file with something in place of each value that is left to fill in."""
+    text = file.read_text()
+    text = text.replace("192.0.2.", "10.1.1.").replace("/FILL_IN/manta", "/srv/manta")
+    text = re.sub(r"((?:ami|sg|subnet)-)0{8}", r"\g<1>1234abcd", text)
+    copy = folder / file.name
+    copy.write_text(re.sub(r"FILL.IN", "mine", text))
+    return copy
+
+
+def test_each_file_is_gone_through_in_the_document() -> None:
+    text = (CLUSTERS / "README.md").read_text()
+    for file in FILES:
+        assert f"({file.relative_to(CLUSTERS)})" in text or f"`{file.name}`" in text, file
+        for heading in re.findall(r'clusters/README\.md \("(.+?)"\)', file.read_text()):
+            assert f"\n## {heading}\n" in text, f"{file}: {heading}"
+
+
+def test_versions_stand_in_pyproject_alone() -> None:
+    """An edit of pyproject.toml that is not in clusters/ fails here, and names what to run."""
+    assert list(pins.requirements_problems(CLUSTERS / "requirements.txt")) == []
+    tag = f"{pins.ray_version()}-py{pins.python_tag()}"
+    for file in FILES:
+        for image in pins.IMAGE.finditer(file.read_text()):
+            assert image[0] == f"{image['name']}:{tag}", (
+                f"{file}: run `python -m manta.cluster pins`"
+            )
+        if file.name != "requirements.txt":
+            code = "\n".join(line.partition("#")[0] for line in file.read_text().splitlines())
+            assert not pins.PIN.search(code.replace("^torch==", "")), f"{file} has a version"
+
+
+def test_pins_write_what_is_installed(tmp_path: Path) -> None:
+    """On a checkout whose files have other versions, all of them change, and then none."""
+    (tmp_path / "clusters" / "image").mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["ray[default]>=2", "pyyaml"]\n'
+        '[project.optional-dependencies]\ncloud = ["boto-of-nobody>=1"]\n'
+    )
+    (tmp_path / "clusters" / "requirements.txt").write_text("ray==1.0\nboto-of-nobody==1.5\n")
+    (tmp_path / "clusters" / "a.yaml").write_text("image: rayproject/ray:1.0-py36-gpu\n")
+    (tmp_path / "clusters" / "image" / "Dockerfile").write_text("FROM my.io/x/manta:1.0-py36\n")
+    changed = pins.write(tmp_path)
+    assert changed == ["clusters/requirements.txt", "clusters/a.yaml", "clusters/image/Dockerfile"]
+    tag = f"{pins.ray_version()}-py{pins.python_tag()}"
+    assert (tmp_path / "clusters" / "a.yaml").read_text() == f"image: rayproject/ray:{tag}-gpu\n"
+    text = (tmp_path / "clusters" / "requirements.txt").read_text()
+    assert f"ray[default]=={pins.ray_version()}\n" in text and "boto-of-nobody==1.5\n" in text
+    assert pins.write(tmp_path) == []
+
+
+@pytest.mark.parametrize("file", LAUNCHER, **names)
+def test_only_holders_of_the_token_get_in(file: Path) -> None:
+    config = load(file.name)
+    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
+    assert not any("0.0.0.0" in text for _, text in strings(config))
+
+
+@pytest.mark.parametrize("file", [f for f in LAUNCHER if f.stem != "local"], **names)
+def test_a_machine_that_lacks_gpus_it_promised_does_not_join(file: Path) -> None:
+    """The command before `ray start` is Python that compares what Ray was promised with torch."""
+    commands = load(file.name)["worker_start_ray_commands"]
+    (checks,) = (i for i, it in enumerate(commands) if it.startswith("python -c"))
+    (starts,) = (i for i, it in enumerate(commands) if "ray start" in it)
+    assert checks < starts
+    code = shlex.split(commands[checks])[2]
+    run = {"PATH": os.environ["PATH"], "RAY_OVERRIDE_RESOURCES": '{"CPU": 96, "GPU": 8}'}
+    here = "import types, sys; sys.modules['torch'] = t = types.ModuleType('torch'); "
+    here += "t.cuda = types.SimpleNamespace(device_count=lambda: int(sys.argv[1])); "
+    for has in (8, 7, 0):
+        command = [sys.executable, "-c", here + code, str(has)]
+        done = subprocess.run(command, env=run, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == (has == 8), done.stderr
+        assert has == 8 or f"({has}, 8)" in done.stderr
+
+
+def node_types(config: dict[str, Any]) -> Iterator[tuple[bool, dict[str, Any]]]:
+    for name, it in config.get("available_node_types", {}).items():
+        yield name == config["head_node_type"], it
+
+
+@pytest.mark.parametrize("file", [f for f in LAUNCHER if f.stem != "local"], **names)
+def test_a_cloud_costs_little_when_nothing_runs(file: Path) -> None:
+    config = load(file.name)
+    assert config["idle_timeout_minutes"] <= 15
+    for is_head, it in node_types(config):
+        if is_head:
+            assert it["resources"] == {"CPU": 0}
+            assert "InstanceMarketOptions" not in it["node_config"]
+        else:
+            assert it["min_workers"] == 0
+    # Data is prepared without a GPU's price.
+    assert any(not is_head and "GPU" not in it["resources"] for is_head, it in node_types(config))
+    if config["provider"]["type"] == "aws":
+        assert config["provider"]["cache_stopped_nodes"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a100x8.yaml", "p4d.24xlarge"),
+        ("h100x8.yaml", "p5.48xlarge"),
+        ("a100x8-spot.yaml", "p4d.24xlarge"),
+        ("a100x8-multinode.yaml", "p4d.24xlarge"),
+        ("gcp-a100x8.yaml", "a2-highgpu-8g"),
+    ],
+)
+def test_a_machine_with_eight_gpus_says_so(name: str, kind: str) -> None:
+    gpus = [it for _, it in node_types(load(name)) if it["resources"].get("GPU")]
+    assert [it["resources"]["GPU"] for it in gpus] == [8]
+    node = gpus[0]["node_config"]
+    assert kind in (node.get("InstanceType"), node.get("machineType"))
+    spot = node.get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+    assert spot == ("spot" in name)
+    assert [it["InterfaceType"] for it in node.get("NetworkInterfaces", [])] == (
+        ["efa"] * 4 if "multinode" in name else []
+    )
+
+
+def test_the_report_has_a_line_for_each_problem_in_the_files_order() -> None:
+    report: Report = inspect(CLUSTERS / "local.yaml")
+    numbers = [int(line.split(":")[1]) for line in report.lines()]
+    assert numbers == sorted(numbers)
+    text = (CLUSTERS / "local.yaml").read_text().splitlines()
+    assert all(re.search(r"FILL.IN|192\.0\.2\.", text[n - 1]) for n in numbers)

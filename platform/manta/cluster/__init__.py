@@ -9,4 +9,5 @@ Its files, in reading order:
     capacity        whether the workers that a job asks for fit
     nodes           whether all nodes see the same files, and have what they promise
     head            Ray's head node on this machine
+    check           cluster files, checked before anything costs money
 """

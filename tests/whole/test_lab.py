@@ -1,0 +1,188 @@
+"""`ray up clusters/local.yaml` and clusters/slurm/pretrain.sbatch on two machines with networks,
+processes, homes and SSH servers of their own (helpers/hosts.py), from the start to the end.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers import hosts
+from helpers.common import ROOT
+
+WHY_NOT = hosts.why_impossible()
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "-"),
+]
+SLURM = ("slurmctld", "slurmd", "munged", "sbatch")
+RUN = "num_workers=2 cpus_per_worker=1"
+SSH = "ssh -i /mnt/lab/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+TOKEN = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder outside /tmp's long paths of pytest: sockets have short ones."""
+    made = Path(tempfile.mkdtemp(prefix="lab", dir="/var/tmp"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def filled_in() -> str:
+    """clusters/local.yaml for the two machines, on which the environment is there already."""
+    text = (ROOT / "clusters" / "local.yaml").read_text()
+    for old, new in (
+        ("192.0.2.10", hosts.ADDRESSES[0]),
+        ("192.0.2.11", hosts.ADDRESSES[1]),
+        ("ssh_user: FILL_IN", "ssh_user: root\n  ssh_private_key: /mnt/lab/key"),
+        ("/FILL_IN/manta", "/mnt/lab/manta"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    return re.sub(r"  - (python3\.11 -m venv|~/manta-venv/bin/pip) .*\n", "", text)
+
+
+JOB = f"python jobs/pretrain.py {RUN} total_tokens=409600 checkpoint.every=10"
+UP = f"""
+exec 2>&1
+joined() {{
+    for try in $(seq 90); do
+        {SSH} {hosts.ADDRESSES[0]} RAY_AUTH_MODE=token manta-venv/bin/ray status \\
+            > /mnt/lab/status 2> /dev/null || true
+        grep -q '^ 2 local.cluster.node' /mnt/lab/status && return
+        sleep 2
+    done
+    cat /mnt/lab/status
+    return 1
+}}
+reach() {{
+    ray dashboard /mnt/lab/cluster.yaml > /mnt/lab/dashboard.log 2>&1 &
+    dashboard=$!
+    for try in $(seq 60); do (: < /dev/tcp/127.0.0.1/8265) 2> /dev/null && break; sleep 1; done
+}}
+export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
+step() {{ echo "=== $1 $SECONDS"; }}
+{TOKEN}
+cd {ROOT}
+for address in {" ".join(hosts.ADDRESSES)}; do
+    {SSH} $address 'sh -c "sleep 600 # --session-dir=/tmp/ray/session_other" > /dev/null 2>&1 &'
+done
+python -m manta.cluster check /mnt/lab/cluster.yaml num_workers=2 && step checked
+ray up -y --no-config-cache /mnt/lab/cluster.yaml && step up
+joined && step joined
+reach
+ray job submit --working-dir . --no-wait -- {JOB}
+for try in $(seq 120); do
+    ls -d /mnt/lab/manta/runs/quickstart/checkpoints/step-*/MANIFEST.json 2> /dev/null && break
+    sleep 1
+done
+step saved
+{SSH} {hosts.ADDRESSES[0]} 'pkill -KILL -f "[/]tmp/manta-root/|jobs/[p]retrain"' || true
+kill $dashboard
+step lost
+ray up -y --no-config-cache /mnt/lab/cluster.yaml && joined && step again
+reach
+ray job submit --working-dir . -- {JOB}
+step trained
+for address in {" ".join(hosts.ADDRESSES)}; do
+    {SSH} $address 'sh ~/.manta/stop-ray.sh /tmp/manta-$USER; echo "left: $(pgrep -af session_)"'
+done
+step stopped
+ray down -y /mnt/lab/cluster.yaml && step down
+"""
+
+
+def test_a_lab_is_brought_up_trains_on_all_machines_and_nothing_is_left(folder: Path) -> None:
+    (folder / "cluster.yaml").write_text(filled_in())
+    said = hosts.in_lab(folder, UP, seconds=590)
+    (Path("/var/tmp") / "said.txt").write_text(said)
+    assert "ready: /mnt/lab/cluster.yaml" in said
+    seconds = dict(re.findall(r"^=== (\w+) (\d+)$", said, re.MULTILINE))
+    print(seconds)
+    steps = "checked up joined saved lost again trained stopped down"
+    assert list(seconds) == steps.split()
+    # After the loss of the head and of the driver the same commands go on from a checkpoint.
+    (resumed,) = re.findall(r"resuming at step (\d+) .* on 2 workers", said)
+    assert 10 <= int(resumed) < 200 and "trained      200 steps" in said
+    # Another Ray of the same login goes on, and of this cluster's nothing is left.
+    left = re.findall(r"^left: (.*)$", said, re.MULTILINE)
+    assert len(left) == 2 and all("session_other" in line for line in left)
+    assert not re.search(r"/tmp/manta-root/session_", "".join(left))
+
+
+SLURM_CONF = """\
+ClusterName=lab
+SlurmctldHost=desk(10.99.0.1)
+AuthType=auth/munge
+AuthInfo=socket=/run/munge/socket
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation=/mnt/lab/state
+SlurmdSpoolDir=/run/slurmd
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/slurmd.pid
+SlurmctldLogFile=/mnt/lab/slurmctld.log
+SlurmdLogFile=/mnt/lab/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+NodeName=m11 NodeAddr=10.99.0.11 CPUs=1
+NodeName=m12 NodeAddr=10.99.0.12 CPUs=1
+PartitionName=all Nodes=ALL Default=YES
+"""
+MUNGE = (
+    "mkdir -p /run/munge && chmod 755 /run /run/munge && munged --force --socket=/run/munge/socket "
+    "--key-file=/mnt/lab/munge.key --pid-file=/run/munge/pid --log-file=/run/munge/log "
+    "--seed-file=/run/munge/seed"
+)
+# The signal comes when the run has trained for a while: 120 s before a limit of four minutes, so
+# after two. The job is then released from the delay that Slurm gives a job that it requeues.
+QUEUE = f"""
+exec 2>&1
+{TOKEN}
+export SLURM_CONF=/mnt/lab/slurm.conf
+{MUNGE}
+slurmctld
+for n in 11 12; do
+    {SSH} 10.99.0.$n '{MUNGE}; SLURM_CONF=/mnt/lab/slurm.conf slurmd -N m'$n
+done
+cd {ROOT}
+export MANTA_HOME=/mnt/lab/manta MANTA_VENV={{venv}}
+sbatch --gpus-per-node=0 --time=4 --signal=B:USR1@120 --output=/mnt/lab/job.log \\
+    clusters/slurm/pretrain.sbatch {RUN} total_tokens=4096000 checkpoint.every=100000
+requeued() {{{{ scontrol show job 1 | grep -q 'Restarts=[1-9]'; }}}}
+for try in $(seq 150); do requeued && break; sleep 2; done
+scontrol update job=1 StartTime=now
+trains() {{{{ sed '1,/back into the queue/d' /mnt/lab/job.log | grep -q '^step'; }}}}
+for try in $(seq 100); do trains && break; sleep 2; done
+scontrol show job 1 | grep -o 'Restarts=[0-9]*'
+scancel --batch --signal=TERM 1
+for try in $(seq 90); do [ -z "$(squeue -h)" ] && break; sleep 2; done
+cat /mnt/lab/job.log
+"""
+
+
+@pytest.mark.skipif(not all(map(shutil.which, SLURM)), reason="needs Slurm and munge")
+def test_slurm_signals_ahead_of_the_limit_and_the_run_saves_requeues_and_continues(
+    folder: Path,
+) -> None:
+    (folder / "slurm.conf").write_text(SLURM_CONF)
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    (folder / "state").mkdir()
+    said = hosts.in_lab(folder, QUEUE.format(venv=hosts.VENV), seconds=800)
+    saved = [int(n) for n in re.findall(r"stopped at step (\d+); the same command", said)]
+    assert "Restarts=1" in said and "USR1: the run saves and ends" in said
+    assert "saved; back into the queue" in said
+    assert len(saved) == 2 and saved[1] > saved[0] > 0
+    assert f"resuming at step {saved[0]} " in said.split("back into the queue")[1]
+    assert said.count("back into the queue") == 1  # TERM ends it for good
