@@ -42,7 +42,7 @@ def connect(own: bool = False, **local: Any) -> None:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # How soon Ray Train notices that a worker died or finished. Its own 2 s would be lost twice.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Ray counts a node for some seconds after it has died: an elastic run asks again after this.
+    # A node may die while workers start: an elastic run asks for fewer workers after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -242,6 +242,25 @@ def capacity(cpus: float, gpus: float) -> int:
     bundle = _bundle(cpus, gpus)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(_times(name, n, node) for name, n in bundle.items()) for node in alive)
+
+
+def recount() -> bool:
+    """Makes Ray count its nodes again, before it decides how many workers an elastic run gets.
+    Returns whether it did.
+
+    By itself Ray counts every 20 s. In between it takes a dead node for a live one, and waits
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S for workers that cannot start. (Nobody else needs the
+    count: if it fails, Ray's own count follows.)
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    name = "AutoscalingCoordinator"  # an actor of Ray's, of that name in the namespace of that name
+    with contextlib.suppress(ValueError, RayError):  # (ValueError: there is none yet)
+        counter: Any = ray.get_actor(name, namespace=name)
+        ray.get(counter.get_reserved_resources.remote("manta", recompute=True), timeout=10)
+        return True
+    return False
 
 
 def protect_token() -> None:
