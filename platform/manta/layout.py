@@ -82,6 +82,11 @@ RANKING = "ranking.json"
 COMPARISON = "compare.png"
 
 
+def rank_file(rank: int) -> str:
+    """The name of a rank's file of the optimizer's state."""
+    return f"rank-{rank:05d}.safetensors"
+
+
 def runs_folder(home: str) -> str:
     return storage.join(home, "runs")
 

@@ -20,10 +20,20 @@ class Decided:
     """Number of sequences that a worker computes at once."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Hanging:
+    """A worker that has made no progress, and where its stacks are. All other workers wait for one
+    that hangs, so each of them says this."""
+
+    rank: int
+    seconds: float
+    path: str
+
+
 @contextlib.contextmanager
 def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
     """A queue for workers to put messages into. `handle` gets each here, in order, until the block
-    ends."""
+    ends. What has come together is fetched together: thousands of workers may speak at once."""
     from ray.util.queue import Empty
 
     messages = _queue()
@@ -33,6 +43,9 @@ def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
         while True:
             try:
                 handle(messages.get(timeout=0.5))
+                while count := messages.qsize():
+                    for message in messages.get_nowait_batch(count):
+                        handle(message)
             except Empty:
                 if stop.is_set():
                     return
@@ -58,9 +71,16 @@ def telling(to: Any) -> Iterator[Callable[[Any], None]]:
     end = object()
 
     def pass_on() -> None:
-        with contextlib.suppress(RayError):  # the driver is gone, and the queue with it
-            while (message := waiting.get()) is not end:
-                to.put(message)
+        said, is_heard = [waiting.get()], True
+        while end not in said:
+            said += [waiting.get_nowait() for _ in range(waiting.qsize())]  # only this thread takes
+            lines = [message for message in said if message is not end]
+            try:
+                if lines and is_heard:
+                    to.put_nowait_batch(lines)
+            except RayError:  # the driver is gone, and the queue with it
+                is_heard = False
+            said = [end] if end in said else [waiting.get()]
 
     thread = threading.Thread(target=pass_on, name="manta-telling", daemon=True)
     thread.start()

@@ -174,7 +174,8 @@ def test_any_split_over_workers_is_the_same_batch_slot_by_slot(case: Case) -> No
         for window in case.windows(80):
             whole = read(order, window)
             count = len(whole) * window.sequences_per_batch
-            mix = order.datasets(window.first_sequence, count).reshape(len(whole), -1)
+            places = np.arange(window.first_sequence, window.first_sequence + count)
+            mix = order.datasets(places).reshape(len(whole), -1)
             assert np.array_equal(whole[:, :, 0] // DATASET, mix)
             for n in case.world_sizes:
                 parts = [read(order, window, rank, n) for rank in range(n)]
@@ -208,7 +209,7 @@ def test_windows_follow_each_other_and_none_spans_two_batch_sizes(case: Case) ->
             per_batch = {stage_of(order.stages, b).sequences_per_batch for b in batches}
             assert per_batch == {window.sequences_per_batch}
             sequences = len(batches) * window.sequences_per_batch
-            most = min(case.window_tokens, order.total_tokens)
+            most = min(orders.WIDEST * case.window_tokens, order.total_tokens)
             assert len(batches) == 1 or sequences * order.seq_len <= most
             batch, sequence = batch + len(batches), sequence + sequences
         for start, stop in ((0, batch), (batch // 2, batch), (5, 5)):
@@ -248,8 +249,13 @@ def test_the_order_in_which_a_mix_names_its_datasets_plays_no_role(case: Case, d
             assert np.array_equal(a, place * DATASET + b % DATASET)
 
 
-@given(st.integers(1, 5000))
-def test_lanes_divide_the_batch_and_are_about_256(per_batch: int) -> None:
-    width = lane_width(per_batch)
+@given(st.integers(1, 5000), st.sampled_from([32, 1024, 8192]))
+def test_lanes_divide_the_batch_and_are_about_256_or_of_a_fixed_size(
+    per_batch: int, seq_len: int
+) -> None:
+    width = lane_width(per_batch, seq_len)
+    wanted = max(orders.LANES, per_batch * seq_len // orders.LANE_TOKENS)
     assert per_batch % width == 0
-    assert per_batch // width >= min(per_batch, orders.LANES)
+    assert per_batch // width >= min(per_batch, wanted)
+    is_first = orders.version(make_stages({}, seq_len, per_batch * seq_len), seq_len) == 1
+    assert is_first == (wanted == orders.LANES)

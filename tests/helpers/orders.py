@@ -26,12 +26,15 @@ ALL = (PERIOD,)
 
 
 @contextlib.contextmanager
-def sizes(window_tokens: int, block_row_groups: int = 2, lanes: int = 4) -> Iterator[None]:
+def sizes(
+    window_tokens: int, block_row_groups: int = 2, lanes: int = 4, lane_tokens: int = 1 << 12
+) -> Iterator[None]:
     """Sets windows, blocks and lanes that a little data fills."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orders, "WINDOW_TOKENS", window_tokens)
         patch.setattr(orders, "BLOCK_ROW_GROUPS", block_row_groups)
         patch.setattr(orders, "LANES", lanes)
+        patch.setattr(orders, "LANE_TOKENS", lane_tokens)
         yield
 
 
@@ -92,9 +95,10 @@ class Case:
     window_tokens: int
     block_row_groups: int
     lanes: int
+    lane_tokens: int
 
     def sizes(self) -> contextlib.AbstractContextManager[None]:
-        return sizes(self.window_tokens, self.block_row_groups, self.lanes)
+        return sizes(self.window_tokens, self.block_row_groups, self.lanes, self.lane_tokens)
 
     def windows(self, positions: int) -> Iterator[Window]:
         """Whole windows, together with at least this many positions."""
@@ -127,6 +131,7 @@ def cases(draw: st.DrawFn, datasets: int = 4) -> Case:
         draw(st.sampled_from([1, 60, 500, 3000])),
         draw(st.integers(1, 4)),
         draw(st.integers(1, 9)),
+        draw(st.sampled_from([1, 10, 1 << 12])),
     )
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from manta import layout
 from manta.config import from_dict
 from manta.model.gpt import GPT, ModelConfig
 from manta.train.checkpoints import fragments
@@ -74,7 +75,7 @@ def engine_of(
 def save(engine: Any, rank: int, folder: Path) -> Any:
     """Saves weights, optimizer state and its index."""
     folder.mkdir(parents=True, exist_ok=True)
-    entry = fragments.write(fragments.copy_state(engine), folder / f"rank-{rank}.safetensors")
+    entry = fragments.write(fragments.copy_state(engine), folder / layout.rank_file(rank))
     entries: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(entries, entry)
     weights = engine.full_weights()
@@ -94,7 +95,7 @@ def on_ranks(function: Any, world_size: int, folder: Path) -> dict[str, Any]:
 
 def _on_rank(rank: int, function: Any, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)
+    os.environ |= {"LOCAL_RANK": str(rank), "TORCH_GLOO_LAZY_INIT": "1"}  # as in a run
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     found = function(rank, world_size, folder)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers.ranks import RANKS, STEPS, distance, engine_of, on_ranks, save, train
+from manta import layout
 from manta.errors import CheckpointError
 from manta.train.checkpoints import fragments
 from manta.train.step.optimizer import OptimizerConfig
@@ -31,7 +34,7 @@ def whole_state(folder: Path) -> dict[str, Tensor]:
     for name, entry in index.items():
         found[f"{name}:step"] = torch.tensor(entry["step"] or 0.0)
         for key, parts in entry["parts"].items():
-            ordered = sorted(parts)
+            ordered = list(itertools.chain(*map(fragments.pieces, sorted(parts))))
             ends = [0, *itertools.accumulate(size for _, size, _ in ordered)]
             assert [start for start, _, _ in ordered] == ends[:-1], (name, key)
             pieces = [files[file][f"{name}:{key}"] for _, _, file in ordered]
@@ -108,6 +111,56 @@ def test_on_other_workers_and_stages_the_state_is_the_same(
         kind, stage, _ = case.split()
         assert same, case
         assert distance(weights, expected[f"{kind} {stage}"]) < 1e-4, case
+
+
+def share(rank: int, spans: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """What a rank says of its share, if it has these (start, size) of weights."""
+    return {
+        "file": layout.rank_file(rank),
+        "starts": {name: start for name, (start, _) in spans.items()},
+        "sizes": {name: {"exp_avg": size} for name, (_, size) in spans.items()},
+        "steps": dict.fromkeys(spans, 7.0),
+    }
+
+
+@given(
+    weights=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    ranks=st.integers(1, 9),
+    low=st.integers(0, 50),
+    size=st.integers(1, 50),
+)
+def test_an_index_names_each_piece_whether_ranks_split_the_weights_or_their_line(
+    weights: list[int], ranks: int, low: int, size: int
+) -> None:
+    """Stage 3 splits each weight over all ranks, stages 1 and 2 the line of all weights."""
+    ends = list(itertools.accumulate(weights))
+    each = -(-ends[-1] // ranks)
+    line, split = [], []
+    for rank in range(ranks):
+        spans: dict[str, tuple[int, int]] = {}
+        parts: dict[str, tuple[int, int]] = {}
+        for index, (numel, end) in enumerate(zip(weights, ends, strict=True)):
+            first = max(rank * each, end - numel)
+            if first < (stop := min((rank + 1) * each, end)):
+                spans[f"w{index}"] = (first - (end - numel), stop - first)
+            part = -(-numel // ranks)
+            if rank * part < numel:
+                parts[f"w{index}"] = (rank * part, min(part, numel - rank * part))
+        line.append(share(rank, spans))
+        split.append(share(rank, parts))
+    for shares in (line, split):
+        index = fragments.index_of(shares)
+        for name, entry in index.items():
+            runs = entry["parts"]["exp_avg"]
+            wanted = [
+                (s["starts"][name], s["sizes"][name]["exp_avg"], s["file"])
+                for s in shares
+                if name in s["starts"]
+            ]
+            assert len(runs) <= 3
+            assert list(itertools.chain(*map(fragments.pieces, runs))) == wanted
+            found = itertools.chain(*(fragments.pieces(run, low, low + size) for run in runs))
+            assert list(found) == [p for p in wanted if p[0] < low + size and p[0] + p[1] > low]
 
 
 assert RANKS == SAVED_BY  # `batches` makes this many

@@ -15,7 +15,7 @@ from helpers.common import tiny
 from manta.config import from_dict, to_dict
 from manta.errors import TrainingError
 from manta.failures import WorkersFailed
-from manta.messages import Decided
+from manta.messages import Decided, Hanging
 from manta.train import supervise
 from manta.train.patience import GivenUp, is_out_of_memory
 from manta.train.settings import PretrainConfig
@@ -210,3 +210,20 @@ def test_without_memory_for_a_start_a_run_ends_as_with_other_failures(
     ]
     sizes, _, end = supervised(c, monkeypatch, failing)
     assert sizes == [None, 8, 8] and "CUDA out of memory" in end
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 4, 4096])
+def test_of_many_ranks_that_hang_a_few_are_named_and_all_are_counted(
+    tmp_path: Path, ranks: int
+) -> None:
+    said: list[str] = []
+    it = Supervisor(tiny(tmp_path, tmp_path), (), said.append, list)
+    for rank in range(ranks):
+        it._hear(Hanging(rank, 600.0, f"stacks/rank-{rank}.txt"))
+    it._hear("the workers failed")
+    assert said[0] == "rank 0 has made no progress for 600 s: its stacks are in stacks/rank-0.txt"
+    assert len(said) == min(ranks, 3) + (ranks > 3) + 1
+    if ranks > 3:
+        assert f"{ranks - 3:,} more ranks have made no progress" in said[-2]
+    it._hear(Hanging(5, 600.0, "stacks/rank-5.txt"))
+    assert said[-1].startswith("rank 5 has made no progress")

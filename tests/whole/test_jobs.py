@@ -15,7 +15,6 @@ import pytest
 import ray
 
 from helpers.common import ROOT, SECRET, tiny, tiny_arguments, tiny_model_arguments
-from manta import messages
 from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
@@ -30,19 +29,6 @@ from manta.train.records.logbook import read_metrics
 from manta.train.settings import PretrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-def test_all_that_a_worker_says_arrives_in_order_before_it_ends() -> None:
-    def work(queue: Any, count: int) -> None:
-        with contextlib.suppress(DataError), messages.telling(queue) as say:
-            for index in range(count):
-                say(index)
-            raise DataError("what ends the worker waits for what it has said")
-
-    said: list[int] = []
-    with messages.listening(said.append) as queue:
-        ray.get(ray.remote(num_cpus=0)(work).remote(queue, 200))
-    assert said == list(range(200))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,8 @@ Its files, in reading order:
     workers         processes on this machine that train together, without Ray
     memory          how much memory all of Manta's processes use together
     model           the training step alone, without Ray and without a stream of data
+    scaling         weak scaling: several workers against one, and against as many apart
+    growth          what grows with the number of workers, counted for up to 4,096
     head            the head's loss and its gradients, plain and compiled, by chunk size
     stages          the memory that each ZeRO stage takes, against the cost model
     checkpoints     the cost of saving, for training, and of resuming

@@ -13,6 +13,8 @@ from manta.errors import ConfigError, DataError
 # its bench runs, as not all of them need Ray.
 BENCHES = {
     "model": ("model", "model"),
+    "scaling": ("scaling", "scaling"),
+    "growth": ("growth", "growth"),
     "overhead": ("overhead", "overhead"),
     "data": ("data", "data"),
     "tokenize": ("tokenization", "tokenize"),

@@ -43,12 +43,11 @@ def on_workers(
     """Runs `measure` in `num_workers` processes on this machine; returns the first one's result."""
     backend = "nccl" if c.gpus_per_worker else "gloo"
     c = dataclasses.replace(c, num_workers=c.most_workers)
-    return together(c.workers, backend, _with_device, c, measure)
+    return together(c.workers, backend, in_worker, c, measure)
 
 
-def _with_device(
-    c: BenchConfig, measure: Callable[[BenchConfig, Device], dict[str, Any]]
-) -> dict[str, Any]:
+def in_worker(c: BenchConfig, measure: Callable[[BenchConfig, Device], Any]) -> Any:
+    """Calls `measure(c, device)` with this worker's device, which it sets up."""
     threads = c.threads_per_worker or max(1, available_cpus() // c.workers)
     if c.deterministic:
         make_deterministic()
@@ -107,7 +106,7 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
         step.wait()
         seconds.append((time.perf_counter() - started) / c.steps_per_round)
         parts.append(_parts(step))
-        communication.append(_communication(step))
+        communication.append(communication_seconds(step))
     typical = statistics.median(seconds)
     flops = flops_per_token(step.model, c.sequence_length)
     tokens = step.accum * step.size * c.sequence_length * c.workers
@@ -163,7 +162,7 @@ def _profiled(step: Step) -> torch.profiler.profile:
     return profile
 
 
-def _communication(step: Step) -> float:
+def communication_seconds(step: Step) -> float:
     """Seconds of one step that this worker spent reducing, gathering, or waiting for others."""
     if dist.get_world_size() == 1:
         return 0.0

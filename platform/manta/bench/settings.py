@@ -12,6 +12,8 @@ ON_RAY = ("overhead", "data", "tokenize")
 class BenchConfig(PretrainConfig):
     what: Literal[
         "model",
+        "scaling",
+        "growth",
         "overhead",
         "data",
         "tokenize",
@@ -21,15 +23,16 @@ class BenchConfig(PretrainConfig):
         "memory",
         "gpu",
     ] = "model"
-    """What to measure. model: the training step by its parts; overhead: the platform against a bare
-    PyTorch loop; data: the stream against a bare pyarrow read of the same shards; tokenize:
-    preparation against tiktoken; checkpoint: a save against a bare write; evaluate: lm-eval's
-    requests in batches against one by one; generate: sampling with and without the KV cache, and
-    for many prompts at once; memory: the memory that each ZeRO stage takes on two workers, against
-    the cost model; gpu: all checks of a GPU, part by part, with their own settings. num_workers
-    applies to model and overhead. gpus_per_worker=1 and dtype also apply to evaluate and generate,
-    where dtype=auto is as in their jobs: fp32 for evaluate; for generate, bf16 on a GPU that
-    computes in it, else fp32."""
+    """What to measure. model: the training step by its parts; scaling: several workers (two, or
+    num_workers) against one, each with tokens_per_batch; growth: what grows with the number of
+    workers, counted for up to 4,096; overhead: the platform against a bare PyTorch loop; data: the
+    stream against a bare pyarrow read of the same shards; tokenize: preparation against tiktoken;
+    checkpoint: a save against a bare write; evaluate: lm-eval's requests in batches against one by
+    one; generate: sampling with and without the KV cache, and for many prompts at once; memory: the
+    memory that each ZeRO stage takes on two workers, against the cost model; gpu: all checks of a
+    GPU, part by part, with their own settings. num_workers applies to model, scaling and overhead.
+    gpus_per_worker=1 and dtype also apply to evaluate and generate, where dtype=auto is as in their
+    jobs: fp32 for evaluate; for generate, bf16 on a GPU that computes in it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"
@@ -49,7 +52,7 @@ class BenchConfig(PretrainConfig):
     new_tokens: Count = 512
     """generate: tokens to add to each prompt."""
     steps_per_round: Count = 10
-    """model: steps in a round; overhead: steps of A, then as many of B, in a round."""
+    """model and scaling: steps in a round; overhead: steps of A, then as many of B, in a round."""
     tokens: Count = 1 << 27
     """data: tokens of the generated dataset, all of which are read in a round."""
     text_bytes: Count = 256 << 20

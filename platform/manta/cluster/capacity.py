@@ -135,6 +135,25 @@ def workers_that_fit(cpus: float, gpus: float) -> int:
     return sum(min(_times(name, n, node) for name, n in bundle.items()) for node in alive)
 
 
+def recount() -> bool:
+    """Makes Ray count its nodes again, before it decides how many workers an elastic run gets.
+    Returns whether it did.
+
+    By itself Ray counts every 20 s. In between it takes a dead node for a live one, and waits
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S for workers that cannot start. (Nobody else needs the
+    count: if it fails, Ray's own count follows.)
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    name = "AutoscalingCoordinator"  # an actor of Ray's, of that name in the namespace of that name
+    with contextlib.suppress(ValueError, RayError):  # (ValueError: there is none yet)
+        counter: Any = ray.get_actor(name, namespace=name)
+        ray.get(counter.get_reserved_resources.remote("manta", recompute=True), timeout=10)
+        return True
+    return False
+
+
 def _times(name: str, each: float, node: dict[str, float]) -> int:
     """How many times `each` of a resource fits on a node; a share of a GPU cannot span two GPUs."""
     has = node.get(name, 0)

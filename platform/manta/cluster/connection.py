@@ -47,7 +47,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # How soon Ray Train notices that a worker died or finished. Its own 2 s would be lost twice.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Ray counts a node for some seconds after it has died: an elastic run asks again after this.
+    # A node may die while workers start: an elastic run asks for fewer workers after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault(*TRAIN_RECORDS)

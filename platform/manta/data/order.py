@@ -23,11 +23,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-# Recorded with each run, because another version of this arithmetic would read other tokens.
-VERSION = 1
 WINDOW_TOKENS = 1 << 24
+# A window has this many batches even if they are large, as long as it has at most WIDEST times as
+# many tokens: a worker's share of a batch may be less than the row group that it has to read.
+WINDOW_BATCHES = 8
+WIDEST = 4
 BLOCK_ROW_GROUPS = 8  # neighbours in the file, so that a block is one read
 LANES = 256
+# A batch of more than LANES times this many tokens has more lanes. A worker reads whole lanes, so
+# with a fixed number of them each of very many workers would read what others need.
+LANE_TOKENS = 1 << 12
 PERIOD = 1000
 
 
@@ -169,7 +174,8 @@ class Order:
         return self.sequences_before(window.stop_batch if is_begun else batch)
 
     def window_at(self, batch: int) -> Window:
-        """The window that contains a batch: about WINDOW_TOKENS, or an epoch if that is less.
+        """The window that contains a batch: about WINDOW_TOKENS (more if batches are large), or an
+        epoch if that is less.
 
         The epoch is that of the first mix, so that a later mix moves no window before it.
         """
@@ -177,7 +183,9 @@ class Order:
         per_batch = stage.sequences_per_batch
         mixed = zip(self.lines, self.phases[0].counts, strict=True)
         epoch = sum(line.total_tokens for line, count in mixed if count)
-        size = max(1, min(WINDOW_TOKENS, epoch) // (per_batch * self.seq_len))
+        tokens = per_batch * self.seq_len
+        wanted = max(WINDOW_TOKENS, min(WINDOW_BATCHES * tokens, WIDEST * WINDOW_TOKENS))
+        size = max(1, min(wanted, epoch) // tokens)
         first = batch - (batch - stage.first_batch) % size
         later = [s.first_batch for s in self.stages if s.first_batch > batch]
         stop = min([first + size, *later])
@@ -198,28 +206,33 @@ class Order:
         The worker's rows are its slots in the window's batches from `first_batch` on, batch by
         batch: row j * share + i is its i-th slot in the j-th of these batches.
         """
-        share, rest = divmod(window.sequences_per_batch, world_size)
+        per_batch = window.sequences_per_batch
+        share, rest = divmod(per_batch, world_size)
         assert rest == 0, "checked with the config: a batch divides over the workers"
-        width = lane_width(window.sequences_per_batch)
+        width = lane_width(per_batch, self.seq_len)
         own = range(rank * share, (rank + 1) * share)
         lanes = range(own.start // width, -(-own.stop // width))
-        batches = window.stop_batch - window.first_batch
         skipped = max(0, first_batch - window.first_batch)
-        datasets = self.datasets(window.first_sequence, batches * window.sequences_per_batch)
-        datasets = datasets.reshape(batches, window.sequences_per_batch)
-        before = self.taken(window.first_sequence)
+        # Only what this worker reads is laid out, so that planning costs it no more if the batch
+        # grows with the number of workers.
+        batches = np.arange(window.stop_batch - window.first_batch)
+        starts = window.first_sequence + batches * per_batch
+        columns = np.arange(lanes.start * width, lanes.stop * width)
+        datasets = self.datasets(starts[:, None] + columns)
+        in_earlier_lanes = self.taken(starts + lanes.start * width) - self.taken(starts)
+        before = self.taken(starts[:1])[0] + in_earlier_lanes.sum(axis=0)
         found = []
         for index, line in enumerate(self.lines):
             is_ours = datasets == index
-            first = before[index] + int(is_ours[:, : lanes.start * width].sum())
+            first = int(before[index])
             for lane in lanes:
                 # The places of the lane's sequences, ordered by batch and then by slot.
-                columns = slice(lane * width, (lane + 1) * width)
-                places_batch, places_slot = np.nonzero(is_ours[:, columns])
+                inside = (lane - lanes.start) * width
+                places_batch, places_slot = np.nonzero(is_ours[:, inside : inside + width])
                 count = len(places_batch)
                 if not count:
                     continue
-                slots = places_slot + columns.start
+                slots = places_slot + lane * width
                 rows = (places_batch - skipped) * share + slots - own.start
                 is_own = (slots >= own.start) & (slots < own.stop) & (places_batch >= skipped)
                 order = permutation(count, self.seed, 2, line.key, window.first_sequence, lane)
@@ -229,39 +242,49 @@ class Order:
                 first += count
         return found
 
-    def datasets(self, first: int, count: int) -> np.ndarray:
-        """The dataset (index into `lines`) of each position from `first` on: (count,)."""
-        if len(self.lines) == 1:
-            return np.zeros(count, dtype=np.uint16)
-        positions = np.arange(first, first + count)
-        found = np.empty(count, dtype=np.uint16)
-        for phase in self.phases:
-            later = positions >= phase.start
-            pattern = self._pattern(phase)
-            found[later] = pattern[(positions[later] - phase.start) % PERIOD]
+    def datasets(self, positions: np.ndarray) -> np.ndarray:
+        """The dataset (index into `lines`) at each of these positions, in their shape."""
+        found = np.zeros(positions.shape, dtype=np.uint16)
+        if len(self.lines) > 1:
+            for phase in self.phases:
+                later = positions >= phase.start
+                found[later] = self._pattern(phase)[(positions[later] - phase.start) % PERIOD]
         return found
 
-    def taken(self, position: int) -> list[int]:
-        """The number of positions before this one that belong to each dataset."""
-        totals = np.zeros(len(self.lines), dtype=np.int64)
+    def taken(self, positions: np.ndarray) -> np.ndarray:
+        """The number of positions before each of these (N,) that belong to each dataset: (N,
+        lines)."""
+        totals = np.zeros((len(positions), len(self.lines)), dtype=np.int64)
         stops = [*(phase.start for phase in self.phases[1:]), None]
         for phase, stop in zip(self.phases, stops, strict=True):
-            count = max(0, (position if stop is None else min(position, stop)) - phase.start)
-            periods, rest = divmod(count, PERIOD)
-            part = np.bincount(self._pattern(phase)[:rest], minlength=len(self.lines))
-            totals += np.asarray(phase.counts) * periods + part
-        return totals.tolist()
+            until = positions if stop is None else np.minimum(positions, stop)
+            periods, rest = np.divmod(np.maximum(0, until - phase.start), PERIOD)
+            begun = _counts_within(phase.counts, tuple(line.key for line in self.lines))
+            totals += np.asarray(phase.counts) * periods[:, None] + begun[rest]
+        return totals
 
     def _pattern(self, phase: Phase) -> np.ndarray:
         return mix_pattern(phase.counts, tuple(line.key for line in self.lines))
 
 
-def lane_width(sequences_per_batch: int) -> int:
-    """The number of slots in a lane: a batch has about LANES lanes, all of one width."""
-    lanes = min(sequences_per_batch, LANES)
+def lane_width(sequences_per_batch: int, seq_len: int) -> int:
+    """The number of slots in a lane: a batch has about `_lanes` lanes, all of one width."""
+    lanes = min(sequences_per_batch, _lanes(sequences_per_batch * seq_len))
     while sequences_per_batch % lanes:
         lanes += 1
     return sequences_per_batch // lanes
+
+
+def _lanes(batch_tokens: int) -> int:
+    return max(LANES, batch_tokens // LANE_TOKENS)
+
+
+def version(stages: Sequence[Stage], seq_len: int) -> int:
+    """The version of this arithmetic for these batches. It is recorded with each run, because
+    another one would read other tokens. (Version 1 had the lanes and windows of small batches for
+    large ones, too.)"""
+    largest = max(stage.sequences_per_batch for stage in stages) * seq_len
+    return 1 if _lanes(largest) == LANES else 2
 
 
 def make_stages(ramp: Mapping[int, int], seq_len: int, tokens_per_batch: int) -> tuple[Stage, ...]:
@@ -335,6 +358,13 @@ def mix_pattern(counts: tuple[int, ...], keys: tuple[int, ...]) -> np.ndarray:
         pattern[position] = chosen
     pattern.flags.writeable = False
     return pattern
+
+
+@functools.lru_cache(maxsize=64)
+def _counts_within(counts: tuple[int, ...], keys: tuple[int, ...]) -> np.ndarray:
+    """How many of the first p positions of a pattern belong to each dataset: (PERIOD + 1, D)."""
+    is_there = mix_pattern(counts, keys)[:, None] == np.arange(len(counts))
+    return np.concatenate([np.zeros((1, len(counts)), np.int64), np.cumsum(is_there, axis=0)])
 
 
 def permutation(count: int, *key: int) -> np.ndarray:

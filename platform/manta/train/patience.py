@@ -76,6 +76,7 @@ class Restarts(UserCallback):
         """Returns if the workers can simply start again. Otherwise raises the workers' MantaError,
         WorkersFailed if something has to change first, or GivenUp."""
         del run_context  # Ray Train passes this argument by its name
+        capacity.recount()  # a node may be gone
         deaths = map(failures.death_of, worker_exceptions.values())
         if any(death is not None and death.preempted for death in deaths):
             return  # the machine left as announced; Ray Train calls this repeatedly

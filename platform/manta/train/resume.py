@@ -47,7 +47,7 @@ def check_enough_data(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> None
 def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
     """The values that decide which tokens each step reads; they stay the same for a whole run."""
     return {
-        "order": orders.VERSION,
+        "order": orders.version(c.stages, c.sequence_length),
         "seed": c.seed,
         "seq_len": c.sequence_length,
         "tokens_per_batch": c.tokens_per_batch,

@@ -33,6 +33,8 @@ from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig, memory_setup
 from manta.train.worker import worker
 
+MOST_HANGING = 3  # lines about workers that hang; the others are only counted
+
 
 @dataclasses.dataclass
 class Supervisor:
@@ -44,6 +46,8 @@ class Supervisor:
     callbacks: Callable[[], list[Any]]
     micro_batch: int | None = None
     """Sequences that each worker computes at once; None: the workers have not decided yet."""
+    hanging: int = 0
+    """Workers that said that they hang, since another line came."""
 
     def run(self) -> signal.Signals | None:
         """Trains the run. Returns None if it reached its end, else the signal that stopped it; all
@@ -92,11 +96,25 @@ class Supervisor:
         self.micro_batch = None
         fit(worker, arguments, self.c, self._hear, self.callbacks())
 
-    def _hear(self, message: str | messages.Decided) -> None:
+    def _hear(self, message: str | messages.Decided | messages.Hanging) -> None:
         if isinstance(message, messages.Decided):
             self.micro_batch = message.micro_batch
-        else:
-            self.say(message)
+            return
+        if isinstance(message, messages.Hanging):
+            self.hanging += 1
+            if self.hanging <= MOST_HANGING:
+                self.say(
+                    f"rank {message.rank} has made no progress for {message.seconds:g} s: its "
+                    f"stacks are in {message.path}"
+                )
+            return
+        if self.hanging > MOST_HANGING:
+            self.say(
+                f"{self.hanging - MOST_HANGING:,} more ranks have made no progress either; their "
+                "stacks are in the same folder"
+            )
+        self.hanging = 0
+        self.say(message)
 
     def _wait_for_room(self) -> None:
         """Waits up to `wait_seconds` for a new node, as one may have left. Raises ClusterError."""
@@ -155,8 +173,11 @@ def fit(
     """
     use_gpu = bool(c.gpus_per_worker)
     resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
-    # See `device.keep_freed_memory`: the worker trains in a thread that is not its main one.
-    environment = {} if use_gpu else {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
+    # gloo connects two workers when they first have something to tell each other. By itself each
+    # of its groups, of which a worker is in three, connects each worker with all others.
+    environment = {"TORCH_GLOO_LAZY_INIT": "1"}
+    if not use_gpu:  # see `device.keep_freed_memory`: training is not in the main thread
+        environment["MALLOC_ARENA_MAX"] = "1"
     with (
         messages.listening(say) as queue,
         ownership.scratch(c.run_folder, layout.RAY_RECORDS) as records,
@@ -180,10 +201,11 @@ def fit(
                     max_failures=-1,  # `Restarts` decides what is worth another start
                     controller_failure_limit=5,  # type: ignore[call-arg]  # Train V2's
                 ),
-                worker_runtime_env=environment,
+                worker_runtime_env={"env_vars": environment},
                 callbacks=[*callbacks, Restarts(c, queue.put)],  # type: ignore[list-item]  # V2's
             ),
         )
+        capacity.recount()
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, RayError) as e:  # (the controller may die, too)

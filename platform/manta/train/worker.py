@@ -19,7 +19,7 @@ from manta import layout, storage
 from manta.cluster import nodes
 from manta.data import stream
 from manta.data.manifest import Manifest
-from manta.messages import Decided, mailbox
+from manta.messages import Decided, Hanging, mailbox
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
 from manta.train import rollbacks
@@ -339,9 +339,9 @@ def _fit_bigrams(
     )
 
 
-def _keep_stacks(c: PretrainConfig, rank: int, say: Callable[[str], None], stacks: str) -> None:
+def _keep_stacks(c: PretrainConfig, rank: int, say: Callable[[Any], None], stacks: str) -> None:
     path = storage.join(c.run_folder, layout.STACKS, f"{time.time_ns()}-rank-{rank:05d}.txt")
-    say(f"rank {rank} has made no progress for {c.hang_seconds:g} s: its stacks are in {path}")
+    say(Hanging(rank, c.hang_seconds or 0.0, path))
     storage.write_bytes(path, stacks.encode())
 
 

@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from manta import foreign, layout, storage
-from manta.config import Natural
+from manta.config import Count, Natural
 from manta.errors import CheckpointError
 from manta.train.checkpoints import tensors
 from manta.train.step.engine import Engine, Fragment, to_cpu
 
+RANK_FILE = re.compile(r"rank-(\d{5,9})\.safetensors")
+Piece = tuple[int, int, str]  # start, size, file
+MOST_RANKS = 1 << 20  # a damaged index may name more
 STEP = "step"  # the only state that is a number and not a tensor of values: AdamW counts its steps
 
 
@@ -70,15 +74,45 @@ def write(state: State, file: Path) -> dict[str, Any]:
 
 
 def index_of(shares: list[dict[str, Any]]) -> dict[str, Any]:
-    """The index that says in which file each weight's state is, from all ranks' entries:
-    {weight: {"step": S, "parts": {key: [[start, size, file], ...]}}}."""
+    """The index that says in which file each weight's state is, from the entries of all ranks, in
+    their order: {weight: {"step": S, "parts": {key: [[start, size, file, count], ...]}}}.
+
+    A part is a run of `count` pieces of one size, end to end, in the files of as many consecutive
+    ranks from `file` on. So the index is no longer for more ranks, however many share a weight. (A
+    part without `count` is one piece.)
+    """
     index: dict[str, Any] = {}
     for share in shares:
         for name, start in share["starts"].items():
             entry = index.setdefault(name, {"step": share["steps"].get(name), "parts": {}})
             for key, size in share["sizes"].get(name, {}).items():
-                entry["parts"].setdefault(key, []).append([start, size, share["file"]])
+                parts = entry["parts"].setdefault(key, [])
+                if parts and _follows(parts[-1], start, size, share["file"]):
+                    parts[-1][3] += 1
+                else:
+                    parts.append([start, size, share["file"], 1])
     return index
+
+
+def _follows(part: list[Any], start: int, size: int, file: str) -> bool:
+    """Whether a piece is the next one of this run."""
+    first, each, _, count = part
+    return (each, first + each * count) == (size, start) and file == _file_of(part, count)
+
+
+def _file_of(part: Sequence[Any], index: int) -> str:
+    """The file of a run's piece number `index`."""
+    number = RANK_FILE.fullmatch(part[2])
+    return layout.rank_file(int(number[1]) + index) if number and index else part[2]
+
+
+def pieces(part: Sequence[Any], low: int = 0, high: int | None = None) -> Iterator[Piece]:
+    """The pieces of a run that have values from `low` up to `high` (None: up to its end)."""
+    start, size, _, *more = part
+    count = more[0] if more else 1
+    last = count if high is None else min(count, -(-(high - start) // size))
+    for index in range(max(0, (low - start) // size), last):
+        yield start + index * size, size, _file_of(part, index)
 
 
 @dataclasses.dataclass
@@ -86,7 +120,7 @@ class _Entry:
     """What the index says of one weight; see `index_of`."""
 
     step: float | None
-    parts: dict[str, list[tuple[Natural, Natural, str]]]
+    parts: dict[str, list[tuple[Natural, Count, str, Count] | tuple[Natural, Count, str]]]
 
 
 def read_index(path: str) -> dict[str, Any]:
@@ -98,8 +132,10 @@ def read_index(path: str) -> dict[str, Any]:
     file = storage.join(path, layout.OPTIMIZER_INDEX)
     found = foreign.read_json(file, dict[str, _Entry], CheckpointError)
     index = {name: {"step": entry.step, "parts": entry.parts} for name, entry in found.items()}
-    for name in files_in(index):
-        if "/" in name or not foreign.is_plain_name(name):
+    for _, (_, _, name, *count) in _runs(index):
+        is_run = count not in ([], [1])
+        is_a_name = RANK_FILE.fullmatch(name) if is_run else foreign.is_plain_name(name)
+        if "/" in name or not is_a_name or (is_run and count[0] > MOST_RANKS):
             raise CheckpointError(f"{file}: {foreign.line(name)!r} is no file of a rank")
     return index
 
@@ -112,13 +148,17 @@ def check_index(path: str) -> None:
     """
     index = read_index(path)
     folder = storage.join(path, layout.OPTIMIZER)
-    headers = {file: tensors.header(storage.join(folder, file)) for file in files_in(index)}
+
+    @functools.cache
+    def header(file: str) -> dict[str, tensors.Entry]:
+        return tensors.header(storage.join(folder, file))
+
     for name, entry in index.items():
         for key, parts in entry["parts"].items():
             what = f"{foreign.line(name)}'s {foreign.line(key)}"
             end = 0
-            for start, size, file in sorted(parts):
-                found = headers[file].get(f"{name}:{key}")
+            for start, size, file in itertools.chain(*map(pieces, sorted(parts))):
+                found = header(file).get(f"{name}:{key}")
                 if start != end or found is None or found.shape != (size,):
                     raise CheckpointError(
                         f"{storage.join(folder, file)}: does not have the values {start} to "
@@ -139,7 +179,7 @@ def files_for(engine: Engine, index: dict[str, Any]) -> set[str]:
         file
         for fragment in engine.fragments()
         for parts in index.get(fragment.name, {"parts": {}})["parts"].values()
-        for file, *_ in _overlaps(fragment, parts)
+        for (_, _, file), *_ in _overlaps(fragment, parts)
     }
 
 
@@ -169,8 +209,10 @@ def load_state(engine: Engine, index: dict[str, Any], folder: Path) -> None:
                         if key not in state:
                             state[key] = torch.zeros_like(holder.detach())
                         target, read = part.of(state[key]), 0
-                        for file, start, low, high in _overlaps(part, saved):
+                        for (start, size, file), low, high in _overlaps(part, saved):
                             values = opened(file).get_slice(f"{part.name}:{key}")
+                            if values.get_shape() != [size]:
+                                break
                             values = values[low - start : high - start]
                             target[low - part.start : high - part.start] = values
                             read += high - low
@@ -185,25 +227,36 @@ def whole_state(index: dict[str, Any], folder: Path) -> dict[str, Tensor]:
     """The whole state of each weight, flat, by "WEIGHT:KEY", whichever ranks saved it."""
     loaded = {file: tensors.load(folder / file) for file in files_in(index)}
     return {
-        f"{name}:{key}": torch.cat([loaded[file][f"{name}:{key}"] for _, _, file in sorted(parts)])
+        f"{name}:{key}": torch.cat(
+            [
+                loaded[file][f"{name}:{key}"]
+                for _, _, file in itertools.chain(*map(pieces, sorted(parts)))
+            ]
+        )
         for name, entry in index.items()
         for key, parts in entry["parts"].items()
     }
 
 
 def files_in(index: dict[str, Any]) -> set[str]:
-    return {f for e in index.values() for parts in e["parts"].values() for _, _, f in parts}
+    return {file for _, run in _runs(index) for _, _, file in pieces(run)}
 
 
-def _overlaps(
-    part: Fragment, saved: list[tuple[int, int, str]]
-) -> Iterator[tuple[str, int, int, int]]:
-    """(file, start of its piece, start and end of the overlap) of each saved piece that overlaps
-    this fragment."""
-    for start, size, file in saved:
-        low, high = max(start, part.start), min(start + size, part.start + part.size)
+def _runs(index: dict[str, Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Each run of an index, with the name of its weight."""
+    for name, entry in index.items():
+        for parts in entry["parts"].values():
+            for part in parts:
+                yield name, part
+
+
+def _overlaps(part: Fragment, saved: list[Sequence[Any]]) -> Iterator[tuple[Piece, int, int]]:
+    """Each saved piece that overlaps this fragment, with start and end of the overlap."""
+    end = part.start + part.size
+    for piece in itertools.chain(*(pieces(run, part.start, end) for run in saved)):
+        low, high = max(piece[0], part.start), min(piece[0] + piece[1], end)
         if low < high:
-            yield file, start, low, high
+            yield piece, low, high
 
 
 def _by_holder(parts: list[Fragment]) -> list[tuple[Tensor, list[Fragment]]]:

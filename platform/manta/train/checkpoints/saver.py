@@ -10,6 +10,7 @@ machine's temporary folder, one at a time, so $TMPDIR should be on a disk.
 
 import dataclasses
 import errno
+import json
 import shutil
 import tempfile
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -149,20 +151,20 @@ class Saver:
         staging = Path(tempfile.mkdtemp(prefix="manta-")) if not storage.is_local(path) else None
         # An interrupted save may have left files in the folder.
         problem = _attempt(lambda: checkpoint.delete(path)) if rank == 0 else None
-        problem = _first(self._everyone(problem))
+        problem = self._from_first(problem)
         written: dict[str, Any] = {}
         if problem is None:
             problem = _attempt(lambda: written.update(self._write_share(snapshot, staging)))
-        everyone = self._everyone((problem, written, self._memory.problem))
-        problem = _first([found for found, *_ in everyone])
+        everyone = self._to_first((problem, written, self._memory.problem))
         if rank == 0:
+            problem = _first([found for found, *_ in everyone])
             self._tell_of_memory([unlocked for *_, unlocked in everyone])
             if problem is None:
                 shares = [share for _, share, _ in everyone]
                 problem = _attempt(lambda: _commit(path, shares))
             if problem is not None:
                 _attempt(lambda: checkpoint.delete(path))  # makes room for the next save
-        self.problem = _first(self._everyone(problem))
+        self.problem = self._from_first(problem)
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
         step, seconds = snapshot.state.step, time.perf_counter() - started
@@ -189,7 +191,7 @@ class Saver:
         rank, path = dist.get_rank(), snapshot.path
         folder = staging or Path(storage.filesystem(path)[1])
         (folder / layout.OPTIMIZER).mkdir(parents=True, exist_ok=True)
-        name = f"{layout.OPTIMIZER}/rank-{rank:05d}.safetensors"
+        name = f"{layout.OPTIMIZER}/{layout.rank_file(rank)}"
         entry = fragments.write(snapshot.share, folder / name)
         files = checkpoint.publish(path, folder, [name], self._beat)
         if rank == 0:
@@ -211,11 +213,25 @@ class Saver:
                 "allow more locked memory there (ulimit -l)"
             )
 
-    def _everyone(self, value: Any) -> list[Any]:
-        """The `value` of each rank, in the order of ranks (a collective call)."""
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, value, group=self._group)
-        return found
+    def _to_first(self, value: Any) -> list[Any]:
+        """The `value` (as JSON) of each rank, in the order of ranks, on rank 0; [] on the others:
+        what grows with the number of ranks is on one of them. (A collective call.)"""
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        longest = torch.tensor(len(data))
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=self._group)
+        padded = torch.zeros(int(longest), dtype=torch.uint8)
+        padded[: len(data)] = data
+        everyone: list[Tensor] = []
+        if dist.get_rank() == 0:
+            everyone = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+        dist.gather(padded, everyone or None, dst=0, group=self._group)
+        return [json.loads(each.numpy().tobytes().rstrip(b"\0")) for each in everyone]
+
+    def _from_first(self, value: Any) -> Any:
+        """Rank 0's `value`, on each rank. (A collective call.)"""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
 
 
 def _commit(path: str, shares: list[dict[str, Any]]) -> None:

@@ -6,8 +6,10 @@ to end. At all three stages (0, 1 and 2) the gradients are already averaged and 
 sees them, so the same rule applies.
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -121,24 +123,36 @@ class MuonAdamW(torch.optim.AdamW):
         """Orthogonalises all matrices in place: each one on one rank, which sends it to all."""
         rank, world_size = _rank_and_world_size()
         starts = _starts(shapes)
-        shares = _shares(shapes, world_size)
+        shares = _shares(tuple(map(tuple, shapes)), world_size)
         sizes = [sum(math.prod(shapes[i]) for i in share) for share in shares]
-        mine = torch.zeros(max(sizes), device=self.device, dtype=self.dtype)
-        at = 0
         whole = [flat[starts[i] : starts[i + 1]].view(shapes[i]) for i in shares[rank]]
-        for matrix in self._orthogonal(whole):
-            mine[at : at + matrix.numel()] = matrix.flatten()
-            at += matrix.numel()
-        everyone = [mine]
-        if world_size > 1:
-            everyone = [torch.empty_like(mine) for _ in range(world_size)]
-            dist.all_gather(everyone, mine)
+        mine = [matrix.flatten() for matrix in self._orthogonal(whole)]
+        everyone = self._everyone(mine, sizes) if world_size > 1 else [torch.cat(mine)]
         for share, done in zip(shares, everyone, strict=True):
             at = 0
             for i in share:
                 size = math.prod(shapes[i])
                 flat[starts[i] : starts[i + 1]] = done[at : at + size].float() * _scale(*shapes[i])
                 at += size
+
+    def _everyone(self, mine: list[Tensor], sizes: list[int]) -> Sequence[Tensor]:
+        """The matrices of each rank, end to end, where those of rank r have `sizes[r]` values and
+        `mine` are this rank's. (A collective call.)"""
+        rank, world_size = _rank_and_world_size()
+        if _is_gathered(sizes):
+            padded = torch.zeros(max(sizes), device=self.device, dtype=self.dtype)
+            padded[: sizes[rank]] = torch.cat(mine) if mine else 0.0
+            everyone = [torch.empty_like(padded) for _ in range(world_size)]
+            dist.all_gather(everyone, padded)
+            return everyone
+        # Most ranks have no matrix, or a small one: with padding for all of them, memory and
+        # traffic of each rank would grow with their number.
+        joined = torch.zeros(sum(sizes), device=self.device, dtype=self.dtype)
+        everyone = list(joined.split(sizes))
+        if mine:
+            everyone[rank].copy_(torch.cat(mine))
+        dist.all_reduce(joined)  # exact: each value has only one nonzero summand
+        return everyone
 
     def _orthogonalise_slice(self, flat: Tensor, shapes: list[tuple[int, int]]) -> None:
         """Orthogonalises this rank's slice in place. A matrix that lies in several slices is put
@@ -215,7 +229,8 @@ def _starts(shapes: list[tuple[int, int]]) -> list[int]:
     return [0, *itertools.accumulate(rows * columns for rows, columns in shapes)]
 
 
-def _shares(shapes: list[tuple[int, int]], world_size: int) -> list[list[int]]:
+@functools.cache
+def _shares(shapes: tuple[tuple[int, int], ...], world_size: int) -> list[list[int]]:
     """The indices of the matrices that each rank orthogonalises; all ranks get about equal work."""
     work = [rows * columns * min(rows, columns) for rows, columns in shapes]
     shares: list[list[int]] = [[] for _ in range(world_size)]
@@ -225,6 +240,18 @@ def _shares(shapes: list[tuple[int, int]], world_size: int) -> list[list[int]]:
         shares[rank].append(i)
         loads[rank] += work[i]
     return shares
+
+
+def _is_gathered(sizes: list[int]) -> bool:
+    """Whether ranks send `sizes` values padded to the largest of them, and not a sum of all."""
+    return len(sizes) * max(sizes) <= 2 * sum(sizes)
+
+
+def exchanged(shapes: tuple[tuple[int, int], ...], world_size: int) -> int:
+    """The values that a rank receives of the others in a step, at ZeRO stage 0."""
+    sizes = [sum(math.prod(shapes[i]) for i in s) for s in _shares(shapes, world_size)]
+    # A sum over all ranks takes each value around their ring twice.
+    return (world_size - 1) * max(sizes) if _is_gathered(sizes) else 2 * sum(sizes)
 
 
 def _rank_and_world_size() -> tuple[int, int]:

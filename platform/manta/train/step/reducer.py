@@ -5,6 +5,8 @@ grouped into buckets in the order in which the backward pass makes them, and a b
 soon as it is full.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class Reducer:
             size += parameter.numel()
         self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
         self._missing = [len(bucket) for bucket in self._buckets]
-        self._sent: list[tuple[Tensor, dist.Work | None]] = []
+        self._sent: list[tuple[Tensor, Any]] = []
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._ready)
 
@@ -43,22 +45,22 @@ class Reducer:
 
     def _send(self, bucket: list[nn.Parameter]) -> None:
         flat = torch.cat([_gradient(p).flatten() for p in bucket]).to(self._dtype)
-        # On CPUs this call waits: they have no time to spare while they compute.
-        self._sent.append((flat, dist.all_reduce(flat, async_op=flat.is_cuda)))
+        # The backward pass goes on at once, on a CPU too: gloo's threads work while this one would
+        # wait for the slowest worker.
+        self._sent.append((flat, dist.all_reduce(flat, async_op=True)))
 
     def finish(self) -> None:
-        """Waits for the averages, and writes them over the gradients. (On a GPU, the stream waits,
-        and this process does not.)"""
+        """Waits for the averages, which become the gradients. (On a GPU, the stream waits, and this
+        process does not.)"""
         for bucket in self._buckets[len(self._sent) :]:  # some weights got no gradient
             self._send(bucket)
         world_size = dist.get_world_size()
         for bucket, (flat, work) in zip(self._buckets, self._sent, strict=True):
-            if work is not None:
-                work.wait()
-            average = flat.float() / world_size
+            work.wait()
+            average = flat.float().div_(world_size)
             parts = average.split([p.numel() for p in bucket])
             for parameter, part in zip(bucket, parts, strict=True):
-                _gradient(parameter).copy_(part.view_as(parameter))
+                parameter.grad = part.view_as(parameter)  # a copy would cost a pass through memory
         self._sent.clear()
         self._missing = [len(bucket) for bucket in self._buckets]
         self.armed = False
