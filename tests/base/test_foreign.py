@@ -115,7 +115,7 @@ def read_dataset(folder: Path) -> None:
 
 def read_scores(folder: Path) -> None:
     for scores in report.all_of(str(folder)):
-        assert report.table(scores["results"]).count("documents") >= len(scores["results"])
+        assert report.table(scores["results"]).startswith("task")
     report._read(str(folder / SCORES))
 
 
