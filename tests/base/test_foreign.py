@@ -103,7 +103,7 @@ def read_llmc(folder: Path) -> None:
 
 def read_dataset(folder: Path) -> None:
     file = folder / "MANIFEST.json"
-    with contextlib.suppress(ValueError, RecursionError, AttributeError):  # as an attacker would
+    with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):  # an attacker
         content = json.loads(file.read_bytes())
         content.pop("sha256", None)
         content["sha256"] = manifests._digest(content)
