@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationType
 
 from manta.errors import ConfigError
+from manta.terminal import visible
 
 # A file may refer to its other keys, `${a.b}`, and to nothing else: OmegaConf's own functions also
 # read the environment, so that someone else's file could copy a secret into logs and records.
@@ -139,7 +140,8 @@ def to_yaml(tree: Any) -> str:
     """Writes a plain tree as YAML that `read` reads back equal."""
     tree = _each(tree, _escaped)
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    if any(break_ in text for break_ in "\x85\u2028\u2029"):  # written raw, read back as a space
+    # What YAML writes raw and reads back as a space, or a terminal shows as an escape, is quoted.
+    if visible(text) != text:
         text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
     return text
 

@@ -103,7 +103,7 @@ def read_llmc(folder: Path) -> None:
 
 def read_dataset(folder: Path) -> None:
     file = folder / "MANIFEST.json"
-    with contextlib.suppress(ValueError, RecursionError, AttributeError):  # as an attacker would
+    with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):  # an attacker
         content = json.loads(file.read_bytes())
         content.pop("sha256", None)
         content["sha256"] = manifests._digest(content)
@@ -115,7 +115,7 @@ def read_dataset(folder: Path) -> None:
 
 def read_scores(folder: Path) -> None:
     for scores in report.all_of(str(folder)):
-        assert report.table(scores["results"]).count("documents") >= len(scores["results"])
+        assert report.table(scores["results"]).startswith("task")
     report._read(str(folder / SCORES))
 
 
