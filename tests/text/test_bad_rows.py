@@ -24,7 +24,7 @@ BAD = {
     b'{"text": NaN}': "not text",
     b'{"text": {"a": []}}': "not text",
     b'{"text": "cut off': "not JSON",
-    b'{"text": "a\0"}': "not JSON",
+    b'{"text": "a\tb"}': "not JSON",
     b'{"text": "b\xffd"}': "not UTF-8",
     b'{"text": "\\ud800"}': "not Unicode",
     b'{"text": "a", "text": "b"}': "two texts",
@@ -163,11 +163,11 @@ def test_a_dictionary_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 def test_a_column_of_another_type_is_named_with_it(column: list, tmp_path: Path) -> None:
     array = pa.array(column)
     pq.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
-    message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path}/a.parquet: 'text' is a column of {array.type}, not a")
-    kind = "null" if column[0] is None else "not text"
+    message, kind = refusal(tmp_path), str(array.type).partition("<")[0]
+    assert message.startswith(f"{tmp_path}/a.parquet: 'text' is a column of {kind}")
+    reason = "null" if column[0] is None else "not text"
     found = parts(Source(str(tmp_path), on_bad_rows="skip"))
-    assert skipping(found) == ([], {f"{tmp_path}/a.parquet": {kind: 2}})
+    assert skipping(found) == ([], {f"{tmp_path}/a.parquet": {reason: 2}})
     found = parts(Source(str(tmp_path), text_key="body", on_bad_rows="skip"))
     assert skipping(found) == ([], {f"{tmp_path}/a.parquet": {"missing": 2}})
 
@@ -182,7 +182,6 @@ def test_rows_of_a_hugging_face_dataset_are_named_or_counted(tmp_path: Path) -> 
     (tmp_path / "train.jsonl").write_bytes(jsonl(["a", "b"]) + b'\n{"text": null}\n{"n": 1}\n')
     location = f"hf:{tmp_path}"
     assert refusal(location).startswith(f"{location}, row 3: 'text' is null, not a text; fix the")
-    assert skipping(parts(Source(location))[:0]) == ([], {})
     found = parts(Source(location, on_bad_rows="skip"))
     assert skipping(found) == (["a", "b"], {location: {"null": 2}})
     found = parts(Source(location, text_key="n", on_bad_rows="skip"))

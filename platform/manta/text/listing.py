@@ -102,7 +102,8 @@ def find(location: str) -> Listing:
             )
         elif problem or kind(file.path) is None:
             ending = foreign.line(visible_name(Path(file.path).suffix.lower()))
-            passed[(problem or ending or "without an ending").removeprefix("a ")] += 1
+            name = ending if problem == BAD_NAME else problem or ending
+            passed[(name or "without an ending").removeprefix("a ")] += 1
         else:
             files.append(file)
     if not files:
