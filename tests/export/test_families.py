@@ -311,7 +311,8 @@ def test_data_are_prepared_with_such_a_tokenizer(
     texts = [f"The cat number {i} <|endoftext|> went <think> 12345" for i in range(40)]
     source = write_rows(tmp_path / "rows", [texts])
     monkeypatch.setattr(prepare, "_over_ray", in_this_process)
-    made = prepare.prepare(config_of(source, tokenizer=str(encoding), vocab_size=None), silent)
+    c = config_of(source, tokenizer=str(encoding), vocab_size=None)
+    made = prepare.prepare(c, str(tmp_path), silent)
     assert (made.eot, made.vocab_size) == (ours.eot, ours.vocab_size)
     ids = np.concatenate([tokens_of(made, split) for split in ("train", "val")])
     documents = np.split(ids, np.flatnonzero(ids == ours.eot) + 1)[:-1]
