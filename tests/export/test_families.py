@@ -284,7 +284,8 @@ def test_gguf_has_the_same_model_and_tokens(family: str) -> None:
         assert kinds[token.id] == kind
     eos = theirs(family).eos_token_id
     assert value("tokenizer.ggml.eos_token_id") == eos
-    assert value("tokenizer.ggml.bos_token_id") == ours.start
+    bos = theirs(family).bos_token_id
+    assert value("tokenizer.ggml.bos_token_id") == (ours.start if bos is None else bos)
     assert value("tokenizer.ggml.add_bos_token") == (ours.extras.bos is not None)
     assert value("tokenizer.chat_template") == theirs(family).chat_template
     arch = value("general.architecture")
@@ -310,7 +311,8 @@ def test_data_are_prepared_with_such_a_tokenizer(
     texts = [f"The cat number {i} <|endoftext|> went <think> 12345" for i in range(40)]
     source = write_rows(tmp_path / "rows", [texts])
     monkeypatch.setattr(prepare, "_over_ray", in_this_process)
-    made = prepare.prepare(config_of(source, tokenizer=str(encoding), vocab_size=None), silent)
+    c = config_of(source, tokenizer=str(encoding), vocab_size=None)
+    made = prepare.prepare(c, str(tmp_path), silent)
     assert (made.eot, made.vocab_size) == (ours.eot, ours.vocab_size)
     ids = np.concatenate([tokens_of(made, split) for split in ("train", "val")])
     documents = np.split(ids, np.flatnonzero(ids == ours.eot) + 1)[:-1]

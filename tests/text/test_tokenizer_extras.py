@@ -157,6 +157,7 @@ def test_extras_are_kept_in_the_file_and_by_pickle(ranks: dict[bytes, int]) -> N
         (lambda c: c["extras"]["added"][0].update(special=False), "not the id of a special token"),
         (lambda c: c["extras"].update(bos=1 << 40), "there is no id 1099511627776"),
         (lambda c: c["extras"].update(ends=[-1]), "extras.ends.0=-1"),
+        (lambda c: c["extras"].update(names={"eos_token": "x"}), "names: eos_token is no added"),
         (lambda c: c["extras"].update(normalization="NFKC"), "extras.normalization='NFKC'"),
         (lambda c: c.update(eot=5), "eot=5: not the id of a special token"),
         (lambda c: c["tokens"].remove("YQ=="), "no token for byte 97"),

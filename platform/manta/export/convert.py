@@ -44,7 +44,7 @@ class ExportConfig(HomeConfig):
 @config
 class ImportConfig(HomeConfig):
     from_: Literal["hf", "llmc"] = "hf"
-    """hf: a transformers folder (GPT-2, Llama, Qwen3; weights as safetensors); llmc: a .bin of
+    """hf: a transformers folder (GPT-2, Llama, Qwen3, SmolLM2; safetensors); llmc: a .bin of
     llm.c."""
     path: str | None = None
     """The folder or file to import."""

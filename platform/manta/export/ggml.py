@@ -111,12 +111,13 @@ def _add_tokenizer(writer: Any, c: ModelConfig, tokenizer: Tokenizer, gguf: Any)
     writer.add_token_types(kinds)
     writer.add_token_merges(pairs)
     ids = {token.content: token.id for token in extras.added}
-    writer.add_bos_token_id(tokenizer.start)
-    writer.add_eos_token_id(ids[extras.names["eos_token"]] if extras.names else tokenizer.eot)
+    names = extras.names
+    writer.add_bos_token_id(ids[names["bos_token"]] if "bos_token" in names else tokenizer.start)
+    writer.add_eos_token_id(ids[names["eos_token"]] if "eos_token" in names else tokenizer.eot)
     if len(tokenizer.ends) > 1:  # one of the chat's, and the end of a document
         writer.add_eot_token_id(tokenizer.eot)
-    if "pad_token" in extras.names:
-        writer.add_pad_token_id(ids[extras.names["pad_token"]])
+    if "pad_token" in names:
+        writer.add_pad_token_id(ids[names["pad_token"]])
     writer.add_add_bos_token(extras.bos is not None)
     if extras.chat_template is not None:
         template = extras.chat_template

@@ -77,7 +77,7 @@ class Tokenizer:
         self._opening, self._closing = np.array(bos, self.dtype), np.array([eot], self.dtype)
         bytes_ = [bytes([byte]) for byte in range(256)]
         self.lacking = b"".join(byte for byte in bytes_ if byte not in ranks)
-        """Bytes without a token, which a text loses, as in transformers (SmolLM2 has 21)."""
+        """Bytes without a token, which a text loses, as in transformers (SmolLM2 lacks some)."""
         # tiktoken needs a token for each byte: these get ids that `encode_array` takes out.
         stand_ins = {bytes([b]): self.vocab_size + i for i, b in enumerate(self.lacking)}
         self._encoding = tiktoken.Encoding(

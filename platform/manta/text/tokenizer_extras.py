@@ -81,6 +81,10 @@ class Extras:
             found.append(f"eot={eot}: not the id of a special token")
         used = [*self.ends] if self.bos is None else [self.bos, *self.ends]
         found += [f"bos, ends: there is no id {token}" for token in used if token >= size]
+        contents = {token.content for token in self.added}
+        found += [
+            f"names: {key} is no added token" for key, n in self.names.items() if n not in contents
+        ]
         return found
 
 

@@ -42,7 +42,7 @@ def to_json(tokenizer: Tokenizer) -> str:
     if extras.normalization is not None:
         made.normalizer = NFC()
     if tokenizer.pattern == GPT2_DIGITS:
-        first = pre_tokenizers.Digits(individual_digits=True)
+        first: Any = pre_tokenizers.Digits(individual_digits=True)
         second = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     else:
         first = pre_tokenizers.Split(Regex(tokenizer.pattern), "isolated")
@@ -238,10 +238,10 @@ def _check_merges(model: _Model, ranks: dict[bytes, int], where: str) -> None:
     wrong -= len(places)
     last = -1
     for token in sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__):
-        pair = halves(token, ranks)
-        if pair is None and model.ignore_merges:
+        parts = halves(token, ranks)
+        if parts is None and model.ignore_merges:
             continue
-        place = places.get(pair, -1) if pair else -1
+        place = places.get(parts, -1) if parts else -1
         wrong += place <= last
         last = max(place, last)
     if wrong:
@@ -311,7 +311,8 @@ def _extras(
         _bos(content.post_processor, ids, roles, where),
         tuple(sorted(ends - {eot})),
         roles.names,
-        *given,
+        given[0],
+        given[1],
         roles.chat_template,
     )
     parts = {*roles.names.values(), END_OF_TEXT}
