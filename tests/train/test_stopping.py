@@ -1,5 +1,6 @@
 """Stopping a run: which signals do, and how long Ray lets a submitted job save."""
 
+import contextlib
 import json
 import queue
 import signal
@@ -69,8 +70,12 @@ def test_rays_own_handler_of_ctrl_c_is_the_one_that_is_replaced() -> None:
 def test_the_processes_of_a_jobs_own_ray_ignore_a_signal_that_is_for_the_job(
     ray_session: None,
 ) -> None:
-    mine = psutil.Process().children(recursive=True)
-    found = [p for p in mine if Path(p.cmdline()[0]).name in ("raylet", "gcs_server")]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # another one that has just ended
+            words = process.cmdline()
+            if words and Path(words[0]).name in ("raylet", "gcs_server"):
+                found.append(process)
     assert len(found) == 2
     for process in found:
         status = Path(f"/proc/{process.pid}/status").read_text()
