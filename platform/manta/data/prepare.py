@@ -92,6 +92,10 @@ def prepare(
         if listed is not None:
             say(listed.line())
         parts += sources.parts(source, listed)
+    if if_changed or find(c, home) is None:
+        capacity.require(1, 1.0, 0.0, wait_seconds, say)
+        pieces = [piece.path for part in parts for piece in part.pieces]
+        nodes.require(layout.datasets_folder(home), pieces[:1] + pieces[-1:], say=say)
     try:
         with _lock(c, home):
             manifest = find(c, home)  # another process may just have prepared it
@@ -99,9 +103,6 @@ def prepare(
                 _set_aside(path, say)
                 manifest = None
             if manifest is None:
-                capacity.require(1, 1.0, 0.0, wait_seconds, say)
-                pieces = [piece.path for part in parts for piece in part.pieces]
-                nodes.require(layout.datasets_folder(home), pieces[:1] + pieces[-1:], say=say)
                 manifest = _prepare(c, path, parts, before, say)
             _clear_work(path)
     except OSError as e:
