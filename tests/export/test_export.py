@@ -375,6 +375,15 @@ def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
         load(ImportConfig, ["from=gguf", "path=x"])
 
 
+def test_transformers_has_no_llama_whose_heads_do_not_divide_its_width(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    save(model_of({"n_head": 6, "head_dim": 8}, tokenizer.vocab_size), tokenizer, tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.n_embd=64 with model\.n_head=6.*to=gguf"):
+        exported(tmp_path, f"out={tmp_path / 'model'}")
+    assert exported(tmp_path, "to=gguf", f"out={tmp_path / 'model.gguf'}").is_file()
+
+
 def test_the_check_finds_a_wrong_weight_and_a_wrong_token(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -44,12 +44,13 @@ LLAMA3 = (
 def folder_of(
     family: str, folder: Path, dtype: str = "float32", shard: str = "5GB", **keys: Any
 ) -> Any:
-    """Writes such a folder with random weights; returns transformers' model. `keys` change its
-    config."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """Writes such a folder with random weights; returns transformers' model of it, fp32. `keys`
+    change its config."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     folder.mkdir(parents=True)
     made = {"gpt2": gpt2, "llama3": llama3, "qwen3": qwen3, "smollm2": smollm2}[family](folder)
+    generation = made.pop("generation", {})
     kind = {"gpt2": "gpt2", "qwen3": "qwen3"}.get(family, "llama")
     torch.manual_seed(1)
     c = AutoConfig.for_model(kind, **{**made, **keys})
@@ -57,16 +58,10 @@ def folder_of(
     for weight in theirs.parameters():
         weight.data += torch.randn(weight.shape) * 0.1
     theirs = theirs.to(getattr(torch, dtype))
-    theirs.generation_config = _generation(made)
+    ids = {key: made[key] for key in ("bos_token_id", "eos_token_id")}
+    theirs.generation_config = GenerationConfig(**{**ids, **generation})
     theirs.save_pretrained(folder, max_shard_size=shard)
-    return theirs.float()
-
-
-def _generation(made: dict[str, Any]) -> Any:
-    from transformers import GenerationConfig
-
-    ids = {key: made[key] for key in ("bos_token_id", "eos_token_id") if key in made}
-    return GenerationConfig(**{**ids, **made.get("generation", {})})
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def gpt2(folder: Path) -> dict[str, Any]:
@@ -108,7 +103,7 @@ def llama3(folder: Path) -> dict[str, Any]:
     _save(folder, made, [], bos_token=names[0], eos_token=names[1])
     rope = {
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 40,
     }  # fmt: skip
     return {
         **SHAPE, "vocab_size": 331, "rope_parameters": rope, "tie_word_embeddings": True,

@@ -116,7 +116,7 @@ def test_gpt2_family_equals_transformers_gpt2(
         {"qk_norm": True},
         {"qk_norm": True, "n_kv_head": 2, "tie_embeddings": False, "norm_eps": 0.1},
         {"qk_norm": True, "head_dim": 24, "n_kv_head": 2},
-        {"head_dim": 4, "n_head": 6},
+        {"head_dim": 4, "n_head": 8},
         {"rope_scaling": {"kind": "linear", "factor": 2.5}},
         {"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_context": 16}},
         {

@@ -46,8 +46,17 @@ ADVERSARIAL = [
 
 
 def write(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
-    """Writes weights, config, tokenizer and model card to an existing folder."""
+    """Writes weights, config, tokenizer and model card to an existing folder.
+
+    Raises:
+        CheckpointError: transformers has no such model.
+    """
     c = model.config
+    if weights.model_type(c) == "llama" and c.n_embd % c.n_head:
+        raise CheckpointError(
+            f"to=hf: transformers' Llama has no model.n_embd={c.n_embd} with model.n_head="
+            f"{c.n_head}, which does not divide it; use to=gguf"
+        )
     state = {name: w.detach().float().cpu() for name, w in model.state_dict().items()}
     tensors.save(weights.to_theirs(c, state), folder / WEIGHTS)
     write_json(folder / "config.json", weights.to_config(c, special_tokens.ids(tokenizer)))

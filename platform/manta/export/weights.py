@@ -202,7 +202,7 @@ def to_config(c: ModelConfig, ids: Mapping[str, Any]) -> dict[str, Any]:
             "n_embd": c.n_embd,
             "n_layer": c.n_layer,
             "n_head": c.n_head,
-            "n_inner": c.hidden,
+            "n_inner": c.mlp_hidden,
             "activation_function": "gelu_new",
             "layer_norm_epsilon": c.norm_eps,
             **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout),
