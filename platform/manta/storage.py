@@ -58,23 +58,31 @@ def absolute(path: str) -> str:
     Raises:
         ConfigError: no file can have this path.
     """
+    _check_characters(path)
     if "://" in path:
         return path.rstrip("/")
     try:
         found = str(Path(path).expanduser().absolute())
-        longest, size = max(map(len, found.encode().split(b"/"))), len(found.encode())
-    except UnicodeEncodeError:
-        raise ConfigError(f"{line(path)}: a path that is not UTF-8; rename the file") from None
     except RuntimeError:  # ~name, where nobody has this name
         raise ConfigError(f"{line(path)}: nobody has this name here; give the folder") from None
-    if longest > LONGEST_NAME or size > LONGEST_PATH or "\0" in found:
+    _check_characters(found)
+    longest, size = max(map(len, found.encode().split(b"/"))), len(found.encode())
+    if longest > LONGEST_NAME or size > LONGEST_PATH:
         why = f"has a name of {longest} bytes" if longest > LONGEST_NAME else f"has {size} bytes"
-        why = "has a character that no file name has" if "\0" in found else why
         raise ConfigError(
             f"{line(path)}: this path {why}, and file systems take names of up to {LONGEST_NAME} "
             f"and paths of up to {LONGEST_PATH}: check it"
         )
     return found
+
+
+def _check_characters(path: str) -> None:
+    """Raises ConfigError for a path that is not UTF-8, which pyarrow cannot open, or has a NUL."""
+    name = path.encode(errors="backslashreplace").decode().replace("\0", r"\x00")
+    if name != path:
+        raise ConfigError(
+            f"{line(name)}: this path is not UTF-8, or has a NUL character; rename the file"
+        )
 
 
 def is_local(path: str) -> bool:
@@ -92,9 +100,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         ConfigError: the storage cannot be opened, or pyarrow and fsspec do not know its scheme; the
             path is not UTF-8, which pyarrow cannot open, or has a NUL character.
     """
-    name = path.encode(errors="backslashreplace").decode().replace("\0", r"\x00")
-    if name != path:
-        raise ConfigError(f"{name}: this path is not UTF-8, or has a NUL character; rename it")
+    _check_characters(path)
     if "://" not in path:
         return _local(), absolute(path)
     scheme, _, rest = path.partition("://")

@@ -10,14 +10,14 @@ import pytest
 from helpers.datasets import SIZES, Data, random_ids, write_dataset
 from helpers.preparing import (
     config_of,
-    in_this_process,
     set_sizes,
     silent,
     some_files,
     stopped_before_the_end,
+    without_ray,
     write_rows,
 )
-from manta.data import passes, prepare
+from manta.data import prepare
 from manta.data.manifest import Manifest
 
 
@@ -44,7 +44,7 @@ def data(original: Data, tmp_path: Path) -> Data:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     set_sizes(monkeypatch)
-    monkeypatch.setattr(passes, "over_ray", in_this_process)
+    without_ray(monkeypatch)
     return monkeypatch
 
 
@@ -71,5 +71,5 @@ def stopped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the dataset without its manifest, to be copied."""
     with pytest.MonkeyPatch.context() as patch:
         set_sizes(patch)
-        patch.setattr(passes, "over_ray", in_this_process)
+        without_ray(patch)
         return stopped_before_the_end(config_of(source), tmp_path_factory.mktemp("stopped"))

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from helpers.preparing import in_this_process
-from manta.data import near, passes, runs
+from helpers.preparing import without_ray
+from manta.data import near, runs
 from manta.data.runs import ORDER, REST, Collector
 from manta.data.shuffle import Key
 
@@ -25,7 +25,7 @@ VAL = 0.3
 
 @pytest.fixture(autouse=True)
 def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "over_ray", in_this_process)
+    without_ray(monkeypatch)
 
 
 def ngrams(text: str) -> set[tuple[str, ...]]:

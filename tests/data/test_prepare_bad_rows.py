@@ -42,7 +42,7 @@ def test_bad_rows_are_named_or_left_out_and_counted(
         f"{file} (1 missing, 1 not JSON, 1 not text, 1 null)"
     )
     assert line in lines
-    assert line in prepare.summary(made).splitlines()
+    assert line in report.summary(made).splitlines()
     shown = inspect.inspect(inspect.InspectConfig(home=home, dataset="rows", samples=0))
     assert line in "\n".join(shown).splitlines()
     assert origin.changes(made) == ""

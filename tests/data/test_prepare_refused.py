@@ -63,7 +63,7 @@ def test_bytes_that_are_not_utf8_are_named_over_ray_or_replaced(
     (folder / "3.txt").write_bytes(b"good text\n\nbad \xff text")
     c = config_of(folder, document_bytes=8)
     said = refusal(lambda: prepare.prepare(c, home, silent))
-    assert said.startswith(f"{folder}/3.txt: not UTF-8 at byte 15 (0xff)")
+    assert said.startswith(f"{folder}/3.txt, from line 3: not UTF-8 at byte 15 (0xff)")
     assert "data.errors=replace" in said
     assert prepare.find(c, home) is None
     assert not (Path(c.folder(home)) / layout.MANIFEST).exists()

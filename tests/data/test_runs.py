@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers.datasets import refusal
-from helpers.preparing import Killed, in_this_process, killed_at
+from helpers.preparing import Killed, killed_at, without_ray
 from manta import storage
-from manta.data import passes, runs
+from manta.data import runs
 from manta.data.runs import ORDER, REST
 from manta.data.shuffle import Gather
 
@@ -25,7 +25,7 @@ keys = st.sampled_from([0, 1, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
 
 @pytest.fixture(autouse=True)
 def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "over_ray", in_this_process)
+    without_ray(monkeypatch)
 
 
 def written(folder: str, rows: list[list[Row]], step: int) -> list[runs.Run]:

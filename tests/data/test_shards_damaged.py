@@ -54,7 +54,7 @@ def test_verify_names_every_bad_shard(data: Data) -> None:
     for file, reason in wrong.items():
         assert f"{data.path(file)}: {reason}" in said
     assert VAL not in said  # its row groups' bytes are read only with full=True
-    assert refusal(lambda: shards.verify(data.manifest, full=True)) == f"{said} (and 1 more)"
+    assert refusal(lambda: shards.verify(data.manifest, full=True)) == f"{said}; and 1 more"
     for file in (A, B, C):
         shutil.rmtree(data.path(file), ignore_errors=True)
     said = refusal(lambda: shards.verify(data.manifest, full=True, splits=("val",)))

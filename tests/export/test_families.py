@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from helpers.families import CHAT, FAMILIES, folder_of, spelled
 from helpers.models import some_tokens
-from helpers.preparing import config_of, in_this_process, silent, tokens_of, write_rows
+from helpers.preparing import config_of, silent, tokens_of, without_ray, write_rows
 from manta.config import load
 from manta.data import prepare
 from manta.errors import CheckpointError, DataError
@@ -310,7 +310,7 @@ def test_data_are_prepared_with_such_a_tokenizer(
     encoding.write_bytes(ours.serialized)
     texts = [f"The cat number {i} <|endoftext|> went <think> 12345" for i in range(40)]
     source = write_rows(tmp_path / "rows", [texts])
-    monkeypatch.setattr(prepare, "_over_ray", in_this_process)
+    without_ray(monkeypatch)
     c = config_of(source, tokenizer=str(encoding), vocab_size=None)
     made = prepare.prepare(c, str(tmp_path), silent)
     assert (made.eot, made.vocab_size) == (ours.eot, ours.vocab_size)

@@ -14,7 +14,7 @@ import pytest
 
 from manta import storage
 from manta.config import from_dict
-from manta.data import prepare, shuffle
+from manta.data import passes, prepare, shuffle
 from manta.data.manifest import Manifest
 from manta.data.passes import Task
 from manta.data.recipe import PrepareConfig
@@ -44,6 +44,12 @@ def in_this_process(task: Task, indexes: list[int]) -> Iterator[dict[str, Any]]:
     """Runs a task as Ray Data does."""
     for index in indexes:
         yield {key: values[0] for key, values in task({"index": np.array([index])}).items()}
+
+
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Prepares in this process: there are no nodes to look at, and no tasks to hand out."""
+    patch.setattr(passes, "over_ray", in_this_process)
+    patch.setattr(passes, "require_nodes", lambda *_: None)
 
 
 def silent(line: str) -> None:

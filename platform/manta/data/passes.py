@@ -6,13 +6,13 @@ it describes, and a task that has one is not done again: so a preparation resume
 
 import abc
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray.data
 
 from manta import storage
-from manta.cluster import capacity
+from manta.cluster import capacity, nodes
 from manta.errors import DataError, MantaError
 from manta.progress import Progress
 
@@ -88,3 +88,16 @@ def over_ray(task: Task, indexes: list[int]) -> Iterable[dict[str, Any]]:
     tasks = min(len(items), TASKS_PER_CPU * capacity.workers_that_fit(1.0, 0.0))
     dataset = ray.data.from_items(items, override_num_blocks=tasks)
     return dataset.map_batches(task, batch_size=1, num_cpus=1).iter_rows()
+
+
+def require_nodes(
+    folder: str, files: list[str], wait_seconds: float, say: Callable[[str], None]
+) -> None:
+    """Checks that a node has a CPU for the passes, and that all nodes see the folder of the
+    datasets and these files of the corpus. Waits up to `wait_seconds` for a first node.
+
+    Raises:
+        ClusterError: no node has a CPU, or a node does not see them.
+    """
+    capacity.require(1, 1.0, 0.0, wait_seconds, say)
+    nodes.require(folder, files, say=say)

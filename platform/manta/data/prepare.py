@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from manta import layout, ownership, plot, storage
-from manta.cluster import capacity, nodes
 from manta.data import decontaminate, near, origin, passes, report, runs
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, NearPair, Shard
@@ -93,9 +92,9 @@ def prepare(
             say(listed.line())
         parts += sources.parts(source, listed)
     if if_changed or find(c, home) is None:
-        capacity.require(1, 1.0, 0.0, wait_seconds, say)
         pieces = [piece.path for part in parts for piece in part.pieces]
-        nodes.require(layout.datasets_folder(home), pieces[:1] + pieces[-1:], say=say)
+        ends = pieces[:1] + pieces[-1:]
+        passes.require_nodes(layout.datasets_folder(home), ends, wait_seconds, say)
     try:
         with _lock(c, home):
             manifest = find(c, home)  # another process may just have prepared it

@@ -169,7 +169,8 @@ def pick(logits: Tensor, sampling: Sampling, numbers: Tensor) -> Tensor:
         logits = logits.masked_fill(logits < least, float("-inf"))
     # Take the first id at which the sum passes the number's share of the whole. This needs a tenth
     # of the time of torch.multinomial, which draws a number for each id.
-    shares = torch.softmax(logits.double() / sampling.temperature, dim=1)
+    logits = logits.double() - logits.max(dim=1, keepdim=True).values  # at most 0: none overflows
+    shares = torch.softmax(logits / sampling.temperature, dim=1)
     if sampling.top_p < 1:
         shares = nucleus(shares, sampling.top_p)
     sums = shares.cumsum(1)
