@@ -8,7 +8,7 @@ import pytest
 
 from helpers.datasets import refusal
 from helpers.preparing import all_texts, config_of, content, set_sizes, silent, write_rows
-from manta.data import decontaminate, inspect, origin, prepare
+from manta.data import decontaminate, inspect, origin, prepare, report
 from manta.data import manifest as manifests
 from manta.data.recipe import PrepareConfig
 from manta.errors import DataError
