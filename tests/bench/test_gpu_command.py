@@ -27,11 +27,8 @@ def config(*arguments: str) -> BenchConfig:
     return load(BenchConfig, [*TINY, *arguments])
 
 
-@pytest.mark.parametrize(
-    "names",
-    [WITHOUT_RAY, pytest.param(list(PARTS), marks=pytest.mark.long)],
-    ids=["without Ray", "all"],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("names", [WITHOUT_RAY, list(PARTS)], ids=["without Ray", "all"])
 def test_the_parts_pass_on_a_cpu(names: list[str], tmp_path: Path) -> None:
     answer = tmp_path / "gpu.json"
     job = [sys.executable, str(ROOT / "jobs" / "bench.py"), *TINY, f"json={answer}", "patience=4"]
