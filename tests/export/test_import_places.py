@@ -1,4 +1,4 @@
-"""Where an import goes, and what is left of one, or of an export, that could not end."""
+"""The place of an import, and what is left of one, or of an export, that could not end."""
 
 import shutil
 import subprocess

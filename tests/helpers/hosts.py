@@ -85,7 +85,7 @@ def found(program: str) -> bool:
 
 
 def in_lab(folder: Path, script: str, seconds: int) -> str:
-    """What a shell script prints that runs on the person's machine, beside the two others.
+    """What a shell script prints that runs on the person's machine, while the two others run.
 
     `folder` has a short path and becomes /mnt/lab on the machines; `key` in it lets the script in.
     """

@@ -104,7 +104,7 @@ def test_versions_stand_in_pyproject_alone() -> None:
 
 
 def test_pins_write_what_is_installed(tmp_path: Path) -> None:
-    """On a checkout whose files have other versions, all of them change, and then none."""
+    """All files with other versions change, and at the second time none."""
     (tmp_path / "clusters" / "image").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text(
         '[project]\ndependencies = ["ray[default]>=2", "pyyaml"]\n'

@@ -147,7 +147,7 @@ def look(asked: Look, name: str) -> str | None:
 
 
 def unseen(mark: str, names: Iterable[str]) -> list[str]:
-    """Those of these files in the mark that are not to be seen here."""
+    """The files of the mark, of these, that are not to be seen here."""
     return [name for name in names if not storage.exists(storage.join(mark, name))]
 
 

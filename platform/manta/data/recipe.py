@@ -75,7 +75,7 @@ class PrepareConfig:
     shuffle_seed: Seed = 0
     """Seed of the shuffled order of the documents."""
     deduplicate: Literal["none", "exact", "near"] = "exact"
-    """Which copies of documents to drop. none: no copies; exact: copies of the same text; near:
+    """The copies of documents to drop. none: no copies; exact: copies of the same text; near:
     also documents that share most of their runs of five words with another one, estimated by
     MinHash. The first in the shuffled order is kept, of the val split if there is one. Documents of
     fewer than five words have only exact copies."""

@@ -211,7 +211,7 @@ def _batches(tables: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
 
 
 def merge(path: str, found: list[Run], title: str) -> list[Run]:
-    """At most FAN_IN runs with the rows of those found, which are deleted as they are merged."""
+    """Merges runs until at most FAN_IN are left; those found are deleted as they are merged."""
     level = 0
     while len(found) > FAN_IN:
         groups, others = _groups(found)

@@ -21,7 +21,7 @@ def frequencies(c: ModelConfig) -> Tensor:
 
 
 def slowdown(c: ModelConfig) -> Tensor:
-    """By how much the config's scaling divides each of the frequencies, (D / 2,)."""
+    """The numbers that divide the frequencies under the config's scaling, (D / 2,)."""
     plain = dataclasses.replace(c, rope_scaling=RopeScaling())
     return _slowdown(c.rope_scaling, frequencies(plain))
 

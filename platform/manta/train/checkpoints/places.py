@@ -1,4 +1,4 @@
-"""Where runs and their checkpoints are: by name, by path, and all of them."""
+"""The places of runs and their checkpoints: by name, by path, and all of them."""
 
 import contextlib
 from collections.abc import Iterator
