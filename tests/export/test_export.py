@@ -330,6 +330,7 @@ def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
         refused(CheckpointError, f"Manta has no such model: {key}=", **{key: value})
     refused(CheckpointError, r"n_layer=1000000 \(there are", num_hidden_layers=10**6)
     refused(CheckpointError, "n_embd=1099511627776", hidden_size=1 << 40, head_dim=None)
+    refused(CheckpointError, "n_head x head_dim=", head_dim=1 << 31)
     refused(CheckpointError, "context_length=.*at most", max_position_embeddings=10**9)
     for dtype in (torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn):
         tensors = load_file(out / "model.safetensors")

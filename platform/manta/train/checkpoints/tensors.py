@@ -139,6 +139,8 @@ def check_sizes(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: s
     sizes = {"vocab_size": c.vocab_size or 0, "n_embd": c.n_embd, "mlp_hidden": c.hidden}
     if c.family == "gpt2":
         sizes["context_length"] = c.context_length
+    else:
+        sizes["n_head x head_dim"] = c.query_size
     largest = max((n for shape in tensors.values() for n in shape), default=0)
     found = [
         f"{key}={size} (the largest size of a tensor there is {largest})"
