@@ -5,7 +5,6 @@ processes, homes and SSH servers of their own (helpers/hosts.py), from the start
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,24 +20,22 @@ pytestmark = [
 ]
 SLURM = ("slurmctld", "slurmd", "munged", "sbatch")
 RUN = "num_workers=2 cpus_per_worker=1"
-SSH = "ssh -i /mnt/lab/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
-TOKEN = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
+ADDRESSES = hosts.ADDRESSES[:2]
+SSH, TOKEN = hosts.SSH, hosts.TOKEN
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder outside /tmp's long paths of pytest: sockets have short ones."""
-    made = Path(tempfile.mkdtemp(prefix="lab", dir="/var/tmp"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with hosts.lab_folder() as made:
+        yield made
 
 
 def filled_in() -> str:
     """clusters/local.yaml for the two machines, on which the environment is there already."""
     text = (ROOT / "clusters" / "local.yaml").read_text()
     for old, new in (
-        ("192.0.2.10", hosts.ADDRESSES[0]),
-        ("192.0.2.11", hosts.ADDRESSES[1]),
+        ("192.0.2.10", ADDRESSES[0]),
+        ("192.0.2.11", ADDRESSES[1]),
         ("ssh_user: FILL_IN", "ssh_user: root\n  ssh_private_key: /mnt/lab/key"),
         ("/FILL_IN/manta", "/mnt/lab/manta"),
     ):
@@ -53,7 +50,7 @@ step() {{ echo "=== $1 $SECONDS"; }}
 up() {{ ray up -y --no-config-cache /mnt/lab/cluster.yaml; }}
 joined() {{
     for try in $(seq 90); do
-        {SSH} {hosts.ADDRESSES[0]} RAY_AUTH_MODE=token manta-venv/bin/ray status \\
+        {SSH} {ADDRESSES[0]} RAY_AUTH_MODE=token manta-venv/bin/ray status \\
             > /mnt/lab/status || true
         [ "$(grep -c '^ 2 local.cluster.node' /mnt/lab/status)" = 1 ] && break
         sleep 2
@@ -70,14 +67,14 @@ submit() {{ RAY_AUTH_MODE=token ray job submit --working-dir . -- python jobs/pr
 cd {ROOT}
 """
 END = f"""
-for address in {" ".join(hosts.ADDRESSES)}; do
+for address in {" ".join(ADDRESSES)}; do
     {SSH} $address 'sh ~/.manta/stop-ray.sh /tmp/manta-$USER; echo "left: $(pgrep -af session_)"'
 done
 step stopped
 ray down -y /mnt/lab/cluster.yaml && step down
 """
 UP = f"""{BEGIN}
-for address in {" ".join(hosts.ADDRESSES)}; do
+for address in {" ".join(ADDRESSES)}; do
     {SSH} $address 'sh -c "sleep 600 # --session-dir=/tmp/ray/session_other" > /dev/null 2>&1 &'
 done
 python -m manta.cluster check /mnt/lab/cluster.yaml num_workers=2 && step checked
@@ -89,18 +86,11 @@ step trained
 {END}"""
 
 
-def seconds(said: str) -> dict[str, int]:
-    """The seconds after the start at which a script had done each of its steps."""
-    found = {name: int(at) for name, at in re.findall(r"^=== (\w+) (\d+)$", said, re.MULTILINE)}
-    print(found)
-    return found
-
-
 def test_a_lab_is_brought_up_trains_on_all_machines_and_nothing_is_left(folder: Path) -> None:
     (folder / "cluster.yaml").write_text(filled_in())
     said = hosts.in_lab(folder, UP, seconds=560)
     assert "ready: /mnt/lab/cluster.yaml" in said
-    assert list(seconds(said)) == ["checked", "up", "joined", "trained", "stopped", "down"]
+    assert list(hosts.seconds_of(said)) == ["checked", "up", "joined", "trained", "stopped", "down"]
     assert "2 worker(s)" in said and "starting on 2 workers" in said
     # Another Ray of the same login goes on, and of this cluster's nothing is left.
     left = re.findall(r"^left: (.*)$", said, re.MULTILINE)
@@ -121,7 +111,7 @@ for try in $(seq 900); do
     [ "$(cat $run/metrics.jsonl 2> /dev/null | wc -l)" -ge {EVERY * 3 // 2} ] && break
     sleep 0.2
 done
-{SSH} {hosts.ADDRESSES[0]} \\
+{SSH} {ADDRESSES[0]} \\
     'pkill -KILL -f "[/]tmp/manta-root/|jobs/[p]retrain|[g]cs_server"' || true
 step lost
 tail -n 1 $run/metrics.jsonl
@@ -144,7 +134,7 @@ def test_after_the_loss_of_the_head_the_same_commands_go_on(folder: Path) -> Non
     (folder / "cluster.yaml").write_text(filled_in())
     said = hosts.in_lab(folder, LOSE, seconds=590)
     steps = "joined lost up again next trained whole stopped down"
-    assert list(seconds(said)) == steps.split()
+    assert list(hosts.seconds_of(said)) == steps.split()
     (last,) = (int(n) for n in re.findall(r'^\{"step": (\d+),', said, re.MULTILINE))
     (resumed,) = (int(n) for n in re.findall(r"resuming at step (\d+) .* on 2 workers", said))
     print({"steps lost": last - resumed})
