@@ -20,6 +20,7 @@ from manta.terminal import line
 WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 LEASE_SECONDS = 60.0
 SETTLE_SECONDS = 2.0
+WATCH_SECONDS = 25.0  # two renewals, one of which may fail, and the time that writing takes
 
 
 @contextlib.contextmanager
@@ -28,7 +29,8 @@ def lock(path: str, what: str) -> Iterator[None]:
 
     On a local disk this is the kernel's lock, which ends with the process, however that ends. In an
     object store, or on a filesystem without such locks, it is a lease that is renewed while the
-    block runs, and that lasts for LEASE_SECONDS after its owner has died.
+    block runs, and that lasts for LEASE_SECONDS after its owner has died. The owner's clock may be
+    wrong, so a lease that looks old is also watched for WATCH_SECONDS before it is taken.
 
     Raises:
         DataError: another process holds it (`what` says what is locked), or it cannot be locked.
@@ -75,14 +77,12 @@ def _opened(file: Path) -> int:
 
 @contextlib.contextmanager
 def _lease(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
-    if storage.exists(path):
-        text = storage.read_bytes(path).decode(errors="replace")
-        if time.time() - _renewed(text) < LEASE_SECONDS:
-            raise _held(what, text)
+    if text := _holder(path):
+        raise _held(what, text)
     _renew(path, owner)
     # If several processes found it free, the last one to write has it.
     time.sleep(SETTLE_SECONDS)
-    text = storage.read_bytes(path).decode(errors="replace")
+    text = _read(path)
     if f'"{owner["id"]}"' not in text:
         raise _held(what, text)
     stop = threading.Event()
@@ -100,6 +100,28 @@ def _lease(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
         stop.set()
         thread.join()
         storage.delete_file(path)
+
+
+def _holder(path: str) -> str:
+    """The content of a lease that a living process holds; empty if there is none."""
+    first = _read(path)
+    if not first or abs(time.time() - _renewed(first)) < LEASE_SECONDS:
+        return first
+    # The owner is dead, or its clock differs from ours: then it renews the lease meanwhile.
+    for _ in range(50):
+        time.sleep(WATCH_SECONDS / 50)
+        if (text := _read(path)) != first:
+            return text
+    return ""
+
+
+def _read(path: str) -> str:
+    """The content of a lease; empty if there is none, as it is deleted when its owner ends."""
+    if not storage.exists(path):
+        return ""
+    with contextlib.suppress(DataError):  # deleted since
+        return storage.read_bytes(path).decode(errors="replace")
+    return ""
 
 
 def _renew(path: str, owner: dict[str, object]) -> None:

@@ -27,6 +27,10 @@ HOLDER = """
 import sys, time
 from manta import lock
 lock.SETTLE_SECONDS = 0.0
+true, ahead = time.time, float(sys.argv[2])
+time.time = lambda: true() + ahead
+if ahead:
+    lock.LEASE_SECONDS = 0.3  # renewed every 0.05 s
 with lock.lock(sys.argv[1], "preparing x"):
     print("held", flush=True)
     time.sleep(600)
@@ -36,6 +40,7 @@ with lock.lock(sys.argv[1], "preparing x"):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 0.01)
 
 
 @pytest.fixture(params=KINDS)
@@ -55,10 +60,11 @@ def free(path: str) -> None:
 
 
 @contextlib.contextmanager
-def another_process(path: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the path and does not let go by itself."""
+def another_process(path: str, ahead: float = 0) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the path and does not let go by itself. Its clock is `ahead` of ours, in
+    seconds."""
     env = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
-    command = [sys.executable, "-c", HOLDER, path]
+    command = [sys.executable, "-c", HOLDER, path, str(ahead)]
     with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -156,6 +162,35 @@ def test_a_lease_is_good_for_its_time_and_no_longer(lease: Path) -> None:
         assert json.loads(lease.read_text())["pid"] == os.getpid()
         refused(uri(lease))
     assert not lease.exists()
+
+
+@pytest.mark.parametrize("ahead", [-90, 3600])
+def test_a_lease_is_kept_and_taken_whatever_the_clock_of_its_owner(
+    ahead: float, lease: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with another_process(uri(lease), ahead) as process:
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, "WATCH_SECONDS", 10.0)  # it ends with the first renewal
+            refused(uri(lease), process.pid)
+        process.kill()
+        process.wait()
+    free(uri(lease))
+    assert not lease.exists()
+
+
+def test_a_lease_that_ends_while_it_is_watched_is_free(
+    lease: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left(lease, lock.LEASE_SECONDS + 1)
+    wait = time.sleep
+
+    def meanwhile(seconds: float) -> None:
+        lease.unlink(missing_ok=True)
+        wait(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", meanwhile)
+        assert lock._holder(uri(lease)) == ""
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"time": "soon"}', "\udcff"])

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from manta.bench.command import bench
-from manta.bench.growth import BOUNDED, LINEAR, WORKERS, checkpoint, data, memory
+from manta.bench.growth import (
+    BOUNDED,
+    CONSTANT,
+    LINEAR,
+    WORKERS,
+    checkpoint,
+    data,
+    memory,
+    speech,
+)
 from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.model.shape import ModelConfig
@@ -37,6 +46,16 @@ def test_checkpoints_and_memory_do_not_grow_for_each_worker(model: str) -> None:
     check(few, many)
 
 
+@pytest.mark.parametrize("keys", [[], ["data.log_fingerprint=true", "log_every=1"]])
+def test_the_driver_hears_and_a_run_keeps_the_same_from_any_number_of_ranks(
+    keys: list[str],
+) -> None:
+    c = load(BenchConfig, ["what=growth", *keys])
+    one, many = (speech(n, MODELS["narrow"], c) for n in (1, FEW))
+    assert one == many and one.keys() == CONSTANT.keys()
+    assert one["messages"] == 1 and 10 <= one["series"] <= 20
+
+
 @pytest.mark.parametrize("seq_len", [256, 1024, 4096])
 @pytest.mark.parametrize("sequences", [1, 8])
 def test_reading_and_planning_do_not_grow_for_each_worker(sequences: int, seq_len: int) -> None:
@@ -52,7 +71,10 @@ def test_the_table_has_every_row(capsys: pytest.CaptureFixture, tmp_path: object
     keys = ["model.n_layer=1", "model.n_embd=32", "model.n_head=2", f"home={tmp_path}"]
     found = bench(load(BenchConfig, ["what=growth", *keys]))
     shown = capsys.readouterr().out
-    for text in (*BOUNDED.values(), *LINEAR.values(), "4,096"):
+    for text in (*BOUNDED.values(), *LINEAR.values(), *CONSTANT.values(), "4,096"):
         assert text in shown
-    assert [set(row) for row in found["rows"]] == [{*BOUNDED, *LINEAR}] * len(WORKERS)
+    every = {*BOUNDED, *LINEAR, *CONSTANT}
+    assert [set(row) for row in found["rows"]] == [every] * len(WORKERS)
+    for key in CONSTANT:
+        assert len({row[key] for row in found["rows"]}) == 1
     assert np.all(np.diff([row["files"] for row in found["rows"]]) > 0)

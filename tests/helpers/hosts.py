@@ -3,15 +3,21 @@
 Everything is in namespaces, and ends and disappears with the command that made it. It needs root.
 """
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.common import ROOT
 
-ADDRESSES = ["10.99.0.11", "10.99.0.12"]
+ADDRESSES = ["10.99.0.11", "10.99.0.12", "10.99.0.13"]
+SSH = "ssh -i /mnt/lab/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+TOKEN = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
 VENV = Path(sys.executable).parents[1]
 ALONE = ["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
 
@@ -21,7 +27,8 @@ NETWORK = f"""
 hostname desk
 mount -t tmpfs tmpfs /mnt && mkdir /mnt/lab /mnt/home && mount --bind "$PWD" /mnt/lab && cd /mnt/lab
 mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /tmp
-printf "127.0.0.1 localhost\\n10.99.0.1 desk\\n10.99.0.11 m11\\n10.99.0.12 m12\\n" > /run/hosts
+printf "127.0.0.1 localhost\\n10.99.0.1 desk\\n" > /run/hosts
+printf "10.99.0.%d m%d\\n" 11 11 12 12 13 13 >> /run/hosts
 mount --bind /run/hosts /etc/hosts
 ip link set lo up
 ip link add br0 type bridge && ip addr add 10.99.0.1/24 dev br0 && ip link set br0 up
@@ -34,6 +41,7 @@ for address in {" ".join(ADDRESSES)}; do
     ip -n m$n addr add $address/24 dev e$n && ip -n m$n route add default dev e$n
     ip netns exec m$n unshare --uts --pid --mount --fork --kill-child --mount-proc \\
         bash machine.sh m$n > m$n.log 2>&1 &
+    echo $! > m$n.pid
 done
 """
 
@@ -84,8 +92,26 @@ def found(program: str) -> bool:
     return shutil.which(program) is not None
 
 
+@contextlib.contextmanager
+def lab_folder() -> Iterator[Path]:
+    """A folder for a lab, outside /tmp's long paths of pytest: sockets have short ones."""
+    made = Path(tempfile.mkdtemp(prefix="lab", dir="/var/tmp"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def seconds_of(said: str) -> dict[str, int]:
+    """The seconds after the start at which a script had done each of its steps; it prints a line
+    `=== NAME $SECONDS` after each."""
+    found = {name: int(at) for name, at in re.findall(r"^=== (\w+) (\d+)$", said, re.MULTILINE)}
+    print(found)
+    return found
+
+
 def in_lab(folder: Path, script: str, seconds: int) -> str:
-    """What a shell script prints that runs on the person's machine, while the two others run.
+    """What a shell script prints that runs on the person's machine, while the others run.
 
     `folder` has a short path and becomes /mnt/lab on the machines; `key` in it lets the script in.
     """

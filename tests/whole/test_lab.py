@@ -5,7 +5,6 @@ processes, homes and SSH servers of their own (helpers/hosts.py), from the start
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,24 +20,22 @@ pytestmark = [
 ]
 SLURM = ("slurmctld", "slurmd", "munged", "sbatch")
 RUN = "num_workers=2 cpus_per_worker=1"
-SSH = "ssh -i /mnt/lab/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
-TOKEN = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
+ADDRESSES = hosts.ADDRESSES[:2]
+SSH, TOKEN = hosts.SSH, hosts.TOKEN
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder outside /tmp's long paths of pytest: sockets have short ones."""
-    made = Path(tempfile.mkdtemp(prefix="lab", dir="/var/tmp"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with hosts.lab_folder() as made:
+        yield made
 
 
 def filled_in() -> str:
     """clusters/local.yaml for the two machines, on which the environment is there already."""
     text = (ROOT / "clusters" / "local.yaml").read_text()
     for old, new in (
-        ("192.0.2.10", hosts.ADDRESSES[0]),
-        ("192.0.2.11", hosts.ADDRESSES[1]),
+        ("192.0.2.10", ADDRESSES[0]),
+        ("192.0.2.11", ADDRESSES[1]),
         ("ssh_user: FILL_IN", "ssh_user: root\n  ssh_private_key: /mnt/lab/key"),
         ("/FILL_IN/manta", "/mnt/lab/manta"),
     ):
@@ -47,48 +44,103 @@ def filled_in() -> str:
     return re.sub(r"  - (python3\.11 -m venv|~/manta-venv/bin/pip) .*\n", "", text)
 
 
-UP = f"""
+BEGIN = f"""
 exec 2>&1
 step() {{ echo "=== $1 $SECONDS"; }}
+up() {{ ray up -y --no-config-cache /mnt/lab/cluster.yaml; }}
+joined() {{
+    for try in $(seq 90); do
+        {SSH} {ADDRESSES[0]} RAY_AUTH_MODE=token manta-venv/bin/ray status \\
+            > /mnt/lab/status || true
+        [ "$(grep -c '^ 2 local.cluster.node' /mnt/lab/status)" = 1 ] && break
+        sleep 2
+    done
+    grep -A2 '^Active' /mnt/lab/status
+}}
+reach() {{
+    ray dashboard /mnt/lab/cluster.yaml > /mnt/lab/dashboard.log 2>&1 &
+    for try in $(seq 60); do (: < /dev/tcp/127.0.0.1/8265) 2> /dev/null && break; sleep 1; done
+}}
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
+submit() {{ RAY_AUTH_MODE=token ray job submit --working-dir . -- python jobs/pretrain.py "$@"; }}
 {TOKEN}
 cd {ROOT}
-for address in {" ".join(hosts.ADDRESSES)}; do
-    {SSH} $address 'sh -c "sleep 600 # --session-dir=/tmp/ray/session_other" > /dev/null 2>&1 &'
-done
-python -m manta.cluster check /mnt/lab/cluster.yaml num_workers=2 && step checked
-ray up -y --no-config-cache /mnt/lab/cluster.yaml && step up
-for try in $(seq 90); do
-    {SSH} {hosts.ADDRESSES[0]} RAY_AUTH_MODE=token manta-venv/bin/ray status \\
-        > /mnt/lab/status || true
-    [ "$(grep -c '^ 2 local.cluster.node' /mnt/lab/status)" = 1 ] && break
-    sleep 2
-done
-grep -A2 '^Active' /mnt/lab/status && step joined
-ray dashboard /mnt/lab/cluster.yaml > /mnt/lab/dashboard.log 2>&1 &
-for try in $(seq 60); do (: < /dev/tcp/127.0.0.1/8265) 2> /dev/null && break; sleep 1; done
-export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
-ray job submit --working-dir . -- python jobs/pretrain.py {RUN} total_tokens=40960
-step trained
-for address in {" ".join(hosts.ADDRESSES)}; do
+"""
+END = f"""
+for address in {" ".join(ADDRESSES)}; do
     {SSH} $address 'sh ~/.manta/stop-ray.sh /tmp/manta-$USER; echo "left: $(pgrep -af session_)"'
 done
 step stopped
 ray down -y /mnt/lab/cluster.yaml && step down
 """
+UP = f"""{BEGIN}
+for address in {" ".join(ADDRESSES)}; do
+    {SSH} $address 'sh -c "sleep 600 # --session-dir=/tmp/ray/session_other" > /dev/null 2>&1 &'
+done
+python -m manta.cluster check /mnt/lab/cluster.yaml num_workers=2 && step checked
+up && step up
+joined && step joined
+reach
+submit {RUN} total_tokens=40960
+step trained
+{END}"""
 
 
 def test_a_lab_is_brought_up_trains_on_all_machines_and_nothing_is_left(folder: Path) -> None:
     (folder / "cluster.yaml").write_text(filled_in())
     said = hosts.in_lab(folder, UP, seconds=560)
     assert "ready: /mnt/lab/cluster.yaml" in said
-    seconds = dict(re.findall(r"^=== (\w+) (\d+)$", said, re.MULTILINE))
-    print(seconds)
-    assert list(seconds) == ["checked", "up", "joined", "trained", "stopped", "down"]
+    assert list(hosts.seconds_of(said)) == ["checked", "up", "joined", "trained", "stopped", "down"]
     assert "2 worker(s)" in said and "starting on 2 workers" in said
     # Another Ray of the same login goes on, and of this cluster's nothing is left.
     left = re.findall(r"^left: (.*)$", said, re.MULTILINE)
     assert len(left) == 2 and all("session_other" in line for line in left)
     assert not re.search(r"/tmp/manta-root/session_", "".join(left))
+
+
+EVERY = 20
+LONGER = f"{RUN} total_tokens=204800 checkpoint.every={EVERY} log_every=1 eval.every=100000"
+WEIGHTS = "checkpoints/step-00000100/model.safetensors"
+# All of Ray on the head dies in the middle between two checkpoints, and with it the job's driver.
+LOSE = f"""{BEGIN}
+up && joined && step joined
+reach
+submit {LONGER} name=lost > /mnt/lab/first.log 2>&1 &
+run=/mnt/lab/manta/runs/lost
+for try in $(seq 900); do
+    [ "$(cat $run/metrics.jsonl 2> /dev/null | wc -l)" -ge {EVERY * 3 // 2} ] && break
+    sleep 0.2
+done
+{SSH} {ADDRESSES[0]} \\
+    'pkill -KILL -f "[/]tmp/manta-root/|jobs/[p]retrain|[g]cs_server"' || true
+step lost
+tail -n 1 $run/metrics.jsonl
+up && step up
+joined && step again
+(: < /dev/tcp/127.0.0.1/8265) 2> /dev/null || reach
+submit {LONGER} name=lost > /mnt/lab/second.log 2>&1 &
+for try in $(seq 900); do grep -q '^step ' /mnt/lab/second.log && break; sleep 0.2; done
+step next
+wait $!
+step trained
+submit {LONGER} name=whole > /mnt/lab/third.log 2>&1
+step whole
+cat /mnt/lab/second.log
+sha256sum $run/{WEIGHTS} /mnt/lab/manta/runs/whole/{WEIGHTS}
+{END}"""
+
+
+def test_after_the_loss_of_the_head_the_same_commands_go_on(folder: Path) -> None:
+    (folder / "cluster.yaml").write_text(filled_in())
+    said = hosts.in_lab(folder, LOSE, seconds=590)
+    steps = "joined lost up again next trained whole stopped down"
+    assert list(hosts.seconds_of(said)) == steps.split()
+    (last,) = (int(n) for n in re.findall(r'^\{"step": (\d+),', said, re.MULTILINE))
+    (resumed,) = (int(n) for n in re.findall(r"resuming at step (\d+) .* on 2 workers", said))
+    print({"steps lost": last - resumed})
+    assert 0 < resumed <= last < 100 and last - resumed <= EVERY
+    lost, whole = re.findall(r"^([0-9a-f]{64})  ", said, re.MULTILINE)
+    assert lost == whole
 
 
 SLURM_CONF = """\

@@ -3,18 +3,23 @@ itself uses.
 
 Scaling is weak: each worker has `tokens_per_batch` tokens of a step. What each worker reads, holds
 or says must not grow with their number, or only until it reaches a bound; what is in one place (a
-file, rank 0's memory) may grow in proportion. `BOUNDED` and `LINEAR` name the rows of each kind,
-and a test holds them to it.
+file, rank 0's memory) may grow in proportion. What the driver hears, and the metrics that are kept
+of a run, must not grow at all. `BOUNDED`, `LINEAR` and `CONSTANT` name the rows of each kind, and a
+test holds them to it.
 """
 
 import dataclasses
 import itertools
 import json
+import tempfile
 import tracemalloc
 from collections.abc import Iterator
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
 from manta import layout, storage
 from manta.bench.settings import BenchConfig
@@ -26,7 +31,16 @@ from manta.model.groups import GROUPS
 from manta.model.memory import Setup, costs
 from manta.model.shape import ModelConfig
 from manta.train.checkpoints import fragments
+from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.faults.spikes import Detector
+from manta.train.meter import Meter
+from manta.train.records.gauges import series
+from manta.train.records.ledger import Ledger
+from manta.train.run import Run
+from manta.train.step.device import Device
 from manta.train.step.muon import exchanged
+from manta.train.validation import Sums, metrics_of
+from manta.train.worker import Rank, open_logbook
 
 WORKERS = (1, 8, 64, 512, 4096)
 VOCABULARY = 50257  # of a model whose config has none
@@ -45,6 +59,10 @@ BOUNDED = {
     **{f"memory_{n}": f"memory by the cost model, bytes (stage {n})" for n in STAGES},
     "muon": "Muon's updates received in a step, bytes (stage 0)",
     **{f"index_{n}": f"index, which each worker reads, bytes (stage {n})" for n in STAGES},
+}
+CONSTANT = {
+    "messages": "messages to the driver in a logged step",
+    "series": "series of metrics of a run",
 }
 LINEAR = {
     "files": "files",
@@ -67,6 +85,7 @@ def growth(c: BenchConfig) -> dict[str, Any]:
                 **data(n, c.tokens_per_batch, c.sequence_length),
                 **checkpoint(n, model),
                 **memory(n, model, c.sequence_length),
+                **speech(n, model, c),
             }
             for n in WORKERS
         ],
@@ -201,15 +220,50 @@ def memory(count: int, model: ModelConfig, seq_len: int) -> dict[str, float]:
     }
 
 
+def speech(count: int, model: ModelConfig, c: BenchConfig) -> dict[str, float]:
+    """What all ranks together say to the driver in a step that is logged, and how many series of
+    metrics they keep, evaluations included. GPUs have three more."""
+    c = dataclasses.replace(c, num_workers=count, tokens_per_batch=count * c.tokens_per_batch)
+    said: list[str] = []
+    kept: set[tuple[int, str]] = set()
+    device = Device(torch.device("cpu"), "fp32", measured=1e12, description="not used")
+    evaluated = metrics_of({"val": Sums(1.0, 1.0, 1.0, 1.0)}, TrainState(), c)
+    # Each rank logs by itself here: the group stands for theirs.
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with tempfile.TemporaryDirectory(prefix="manta-") as folder:
+            for rank in range(count):
+
+                def publish(record: dict[str, Any], rank: int = rank) -> None:
+                    kept.update((rank, name) for name in series(record).values())
+
+                place = Rank(rank, world_size=count, local_world_size=1)
+                logbook = open_logbook(folder, place, said.append, 0, publish)
+                run = SimpleNamespace(
+                    config=c, model=model, device=device, state=TrainState(step=1),
+                    logbook=logbook, ledger=Ledger(None, 0.0), detector=Detector(c.spikes, {}),
+                    log_fingerprint=c.data.log_fingerprint, may_skip=False,
+                )  # fmt: skip
+                meter = Meter(cast(Run, run))
+                meter.record([torch.tensor(1.0)], 1.0, lr=1.0)
+                meter.log()
+                if logbook is not None:
+                    logbook.log_metrics([evaluated])
+                    logbook.close()
+    finally:
+        dist.destroy_process_group()
+    return {"messages": len(said), "series": len(kept)}
+
+
 def table(result: dict[str, Any]) -> str:
-    rows, names = result["rows"], {**BOUNDED, **LINEAR}
+    rows, names = result["rows"], {**BOUNDED, **LINEAR, **CONSTANT}
     width = max(map(len, names.values()))
     lines = [
         f"{result['tokens_per_worker']:,} tokens of a step for each worker, sequences of "
         f"{result['seq_len']}, {result['tensors']} weights; counted, not measured",
         f"{'workers':<{width}}" + "".join(f"{n:>10,}" for n in result["workers"]),
     ]
-    for title, kind in (("each worker", BOUNDED), ("all together", LINEAR)):
+    for title, kind in (("each worker", BOUNDED), ("all together", {**LINEAR, **CONSTANT})):
         lines.append(f"{title}:")
         lines += [
             f"{text:<{width}}" + "".join(f"{_short(row[key]):>10}" for row in rows)

@@ -93,7 +93,7 @@ def require(
                 say(
                     f"the clock of node {_name(node)} is {abs(apart):.0f} s "
                     f"{'ahead' if apart > 0 else 'behind'}: set it (NTP), as the times in logs "
-                    "and the locks in object stores depend on it"
+                    "depend on it"
                 )
 
 

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 
 from manta.model.gpt import IGNORED
+from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.run import Run, documents_of, to_device
+from manta.train.settings import TrainConfig
 
 
 def validate(run: Run) -> dict[str, float]:
@@ -19,14 +21,8 @@ def validate(run: Run) -> dict[str, float]:
     state, c = run.state, run.config
     with run.ledger.timing("evaluation"):
         sums = {name: measure(run, batches) for name, batches in run.val.items()}
-    metrics: dict[str, float] = {"step": state.step, "tokens": c.tokens_before(state.step)}
-    total = sum(sums.values(), Sums())
-    metrics |= {"val_loss": total.loss, "val_bpb": total.bits_per_byte}
-    if len(sums) > 1:
-        for name, part in sums.items():
-            metrics |= {f"val_loss/{name}": part.loss, f"val_bpb/{name}": part.bits_per_byte}
-    metrics["train_seconds"] = state.train_seconds
-    loss = state.val_loss = total.loss
+    metrics = metrics_of(sums, state, c)
+    loss = state.val_loss = metrics["val_loss"]
     if state.best_val_loss is None or loss < state.best_val_loss:
         state.best_val_loss, state.evals_since_best = loss, 0
     else:
@@ -37,7 +33,7 @@ def validate(run: Run) -> dict[str, float]:
         parts = ", ".join(f"{name} {part.loss:.4f}" for name, part in sums.items())
         run.logbook.say(
             f"step {state.step}/{c.total_steps} | val loss {loss:.4f} | "
-            f"val bpb {total.bits_per_byte:.4f}" + (f" | {parts}" if len(sums) > 1 else "")
+            f"val bpb {metrics['val_bpb']:.4f}" + (f" | {parts}" if len(sums) > 1 else "")
         )
         if state.stopped_early:
             run.logbook.say(
@@ -73,6 +69,17 @@ class Sums:
     @property
     def bits_per_byte(self) -> float:
         return self.text_nats / math.log(2) / max(self.text_bytes, 1)
+
+
+def metrics_of(sums: dict[str, Sums], state: TrainState, c: TrainConfig) -> dict[str, float]:
+    """The numbers of an evaluation's record, from the sums of each dataset, by its name."""
+    metrics: dict[str, float] = {"step": state.step, "tokens": c.tokens_before(state.step)}
+    total = sum(sums.values(), Sums())
+    metrics |= {"val_loss": total.loss, "val_bpb": total.bits_per_byte}
+    if len(sums) > 1:
+        for name, part in sums.items():
+            metrics |= {f"val_loss/{name}": part.loss, f"val_bpb/{name}": part.bits_per_byte}
+    return metrics | {"train_seconds": state.train_seconds}
 
 
 def measure(run: Run, batches: list[np.ndarray]) -> Sums:

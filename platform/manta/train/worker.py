@@ -185,9 +185,7 @@ def setup(
     data = open_data(c, datasets, state.step, rank, say)
     engine = start_engine(c, model, device, state, path, data.reader, say)
     state = with_length(c, state, engine.set_lr(1.0), speak)
-    logbook = None
-    if rank.is_first:
-        logbook = Logbook(c.run_folder, say, state.step, gauges(c.name))
+    logbook = open_logbook(c.run_folder, rank, say, state.step, gauges(c.name))
     watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank.rank, say))
     return Run(
         folder=c.run_folder,
@@ -212,6 +210,17 @@ def setup(
         log_fingerprint=c.data.log_fingerprint,
         may_skip=data.reader.skip_corrupt,
     )
+
+
+def open_logbook(
+    run: str,
+    rank: Rank,
+    say: Callable[[str], None],
+    step: int,
+    publish: Callable[[dict[str, Any]], None],
+) -> Logbook | None:
+    """The logbook from `step` on, if this rank is the one that speaks and writes for all."""
+    return Logbook(run, say, step, publish) if rank.is_first else None
 
 
 def decide(

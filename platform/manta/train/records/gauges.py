@@ -15,12 +15,18 @@ def gauges(run: str) -> Callable[[dict[str, Any]], None]:
     made: dict[str, Gauge] = {}
 
     def publish(record: dict[str, Any]) -> None:
-        for key, value in record.items():
-            if not isinstance(value, int | float):
-                continue
+        for key, name in series(record).items():
             if key not in made:
-                name = "manta_" + re.sub(r"\W", "_", key)
                 made[key] = Gauge(name, f"{key} of a run's newest step", tag_keys=("run",))
-            made[key].set(value, {"run": quote(run)})
+            made[key].set(record[key], {"run": quote(run)})
 
     return publish
+
+
+def series(record: dict[str, Any]) -> dict[str, str]:
+    """The name of the metric for each number in a record, by its key."""
+    return {
+        key: "manta_" + re.sub(r"\W", "_", key)
+        for key, value in record.items()
+        if isinstance(value, int | float)
+    }
