@@ -5,6 +5,7 @@ Its files, in reading order:
     order           which tokens global batch k reads: pure arithmetic
     packing         reorders whole documents so that the ends of rows cut few of them
     fingerprint     one number that stands for the tokens of a global batch
+    conversations   which tokens of conversations are trained
     recipe          the configs of a dataset and of a run's data, and a dataset's recipe
     manifest        a dataset's table of contents, with the checksums of its shards
     origin          what a dataset was made from, and whether that has changed since
