@@ -5,9 +5,9 @@ Its files, in reading order:
     order           which tokens global batch k reads: pure arithmetic
     packing         reorders whole documents so that the ends of rows cut few of them
     fingerprint     one number that stands for the tokens of a global batch
-    conversations   which tokens of conversations are trained
     recipe          the configs of a dataset and of a run's data, and a dataset's recipe
     manifest        a dataset's table of contents, with the checksums of its shards
+    conversations   conversations as ids, and which of these are trained
     origin          what a dataset was made from, and whether that has changed since
     shards          Parquet files of token ids
     decontaminate   drops documents that share a run of words with evaluation examples
@@ -16,6 +16,7 @@ Its files, in reading order:
     near            finds near duplicates by MinHash
     shuffle         shuffles documents and drops duplicates, in two passes over disk
     report          what a preparation tells a person
+    vocabulary      the tokenizer of a dataset
     prepare         turns a corpus into a dataset
     inspect         shows what is in a dataset, for a person to read
     mixture         opens and checks the dataset or datasets that a run trains on

@@ -1,19 +1,25 @@
-"""Which tokens of conversations are trained, found in the token ids alone.
+"""Conversations as ids, and which of these are trained, found in the ids alone.
 
 A dataset of conversations (`data.kind=chat`) has no column for its mask. Each row of `row_tokens`
 ids holds whole conversations, each opened by the start token, and start tokens as padding. The mask
-follows from the ids and from a rule, which the chat template decides.
+follows from the ids and from a rule, which the chat template decides. Preparation refuses or leaves
+out every conversation for which the rule does not find what the template marks.
 """
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 
+from manta.data.manifest import Manifest
+from manta.data.recipe import Chat, TrainOn
+from manta.errors import DataError
+from manta.text.conversations import turns_of
+from manta.text.rows import BadRow
+from manta.text.templates import Encoded, Template
 from manta.text.tokenizer import Tokenizer
 
-TrainOn = Literal["assistant", "all"]
+KIND = "chat"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,29 @@ class Rule:
         """(B, T) the number of the conversation that each input of ids (B, T + 1) belongs to,
         counted within its row."""
         return (ids[:, :-1] == self.start).cumsum(1)
+
+
+def rule_of(manifest: Manifest) -> Rule:
+    """The rule of a dataset of conversations.
+
+    Raises:
+        DataError: it is another kind of dataset, or its tokenizer is missing or damaged.
+    """
+    if manifest.recipe.get("kind") != KIND:
+        raise DataError(
+            f"{manifest.path}: not a dataset of conversations; prepare it with data.kind={KIND}"
+        )
+    return rule(manifest.load_tokenizer(), manifest.recipe["train_on"])
+
+
+def rule(tokenizer: Tokenizer, train_on: TrainOn = "assistant") -> Rule:
+    """The rule of the chat template that a tokenizer has. Raises DataError if it has none."""
+    return _rule(Template.of(tokenizer), train_on)
+
+
+def _rule(template: Template, train_on: TrainOn) -> Rule:
+    made = template.tokenizer
+    return Rule(template.header, template.end, made.start, made.eot, tokens_of(made), train_on)
 
 
 def tokens_of(tokenizer: Tokenizer) -> tuple[bytes, ...]:
@@ -145,3 +174,67 @@ def _after_text(rule: Rule, ids: np.ndarray) -> Iterator[int]:
         last = int(np.searchsorted(ends, stop))
         yield last + int(ends[last] == stop)
         at = text.find(header, stop)
+
+
+# --- preparation ---------------------------------------------------------------------------------
+
+
+class Unlabelled(BadRow):
+    """A conversation without a trained token."""
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__("without a trained token", what, remedy)
+
+
+class Encoder:
+    """Encodes conversations with the chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, chat: Chat):
+        self._chat, self._template = chat, Template.of(tokenizer)
+        # Answers must be there, and be found, whatever is trained.
+        self._rule = _rule(self._template, "assistant")
+
+    def __call__(self, text: str) -> tuple[np.ndarray, bool]:
+        """The ids of a conversation (`text.conversations`), at most `row_tokens`, and whether turns
+        at its end were cut off for that.
+
+        Raises:
+            Unlabelled: there is no answer, or the first one does not fit.
+            BadRow: the template refuses the conversation, or the rule finds other answers in it.
+        """
+        turns, most = turns_of(text), self._chat.row_tokens
+        found, is_cut = self._template.encode(turns), False
+        if len(found.ids) > most:
+            found, is_cut = self._cut(text, len(found.ids)), True
+        if not found.trained.any():
+            raise Unlabelled("no turn of the assistant, so nothing would be trained", "add one")
+        followed = np.append(found.ids.astype(np.int64), self._rule.start)
+        mask = trained(self._rule, followed[None])[0]
+        if found.trained[0] or mask[-1] or (mask[:-1] != found.trained[1:]).any():
+            raise BadRow(
+                "ambiguous",
+                "its text has what the template writes around an answer, so that its answers "
+                "cannot be told from its ids",
+                "change its text, or give another data.template",
+            )
+        return found.ids, is_cut
+
+    def _cut(self, text: str, length: int) -> Encoded:
+        """The most turns that end with an answer and fit in a row."""
+        turns, most = turns_of(text), self._chat.row_tokens
+        counts = [n for n, turn in enumerate(turns, 1) if turn.role == "assistant"]
+        best, low, high = None, 0, len(counts)
+        while low < high:
+            middle = (low + high) // 2
+            found = self._template.encode(turns[: counts[middle]])
+            if len(found.ids) <= most:
+                best, low = found, middle + 1
+            else:
+                high = middle
+        if best is None:
+            raise Unlabelled(
+                f"its {length:,} tokens do not fit in a row of {most:,}, nor do those up to its "
+                "first answer",
+                "raise data.row_tokens",
+            )
+        return best

@@ -26,7 +26,8 @@ FORMS = (
 )
 # What a message can have that would change its meaning if it were ignored.
 REFUSED = (
-    "tool_calls", "tool_call_id", "function_call", "refusal", "audio", "reasoning_content", "weight",
+    "tool_calls", "tool_call_id", "function_call", "refusal", "audio", "reasoning_content",
+    "weight",
 )  # fmt: skip
 INPUT = "\n\n"  # between the instruction and the input of a row
 ALPACA_INPUT = "\n\n### Input:\n"

@@ -85,6 +85,12 @@ def total(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[s
     return listed
 
 
+def most(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums of numbers of rows by file, for the files with most of them, as `total` has them."""
+    nested = total({path: {"": n} for path, n in found.items()} for found in counts)
+    return {path: kinds[""] for path, kinds in nested.items()}
+
+
 def line(counts: dict[str, dict[str, int]], shown: int = 3) -> str:
     """A phrase for the numbers of skipped rows, in all, by kind and by file."""
     kinds: Counter[str] = sum(map(Counter, counts.values()), Counter())

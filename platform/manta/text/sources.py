@@ -83,6 +83,10 @@ class Part:
     shard: int = 0
     num_shards: int = 1
 
+    def file(self, index: int) -> str:
+        """The file of a piece, or the dataset on the hub: what rows are counted by."""
+        return self.pieces[index].path if self.pieces else self.source.location
+
 
 def list_files(source: Source) -> Listing | None:
     """The files of the source at this time; None if it is not made of files that a person gave.

@@ -11,7 +11,6 @@ import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
