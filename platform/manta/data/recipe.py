@@ -240,8 +240,7 @@ class PrepareConfig:
     def strict_recipe(self) -> dict[str, Any]:
         """The recipe that ends at bad rows and at conversations without a trained token. What was
         made from it had none, so it is the same as what skips them."""
-        changed = {"on_unlabelled": "fail"} if self.kind == "chat" else {}
-        return dataclasses.replace(self, on_bad_rows="fail", **changed).recipe()
+        return dataclasses.replace(self, on_bad_rows="fail", on_unlabelled="fail").recipe()
 
 
 def first_difference(was: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:

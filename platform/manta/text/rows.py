@@ -162,7 +162,13 @@ def described(value: object) -> str:
     shown = foreign.line(reprlib.repr(value))
     if value is None or isinstance(value, bool):
         return str(json.dumps(value))
-    names = {int: "the number", float: "the number", dict: "an object", list: "a list"}
+    names = {
+        str: "the text",
+        int: "the number",
+        float: "the number",
+        dict: "an object",
+        list: "a list",
+    }
     name = next((n for kind, n in names.items() if isinstance(value, kind)), type(value).__name__)
     return f"{name} {shown}"
 

@@ -96,7 +96,8 @@ class _Generation(ext.Extension):
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        markers = [nodes.Name(name, "load") for name in ("generation_opens", "generation_closes")]
+        names = ("generation_opens", "generation_closes")
+        markers: list[nodes.Expr] = [nodes.Name(name, "load") for name in names]
         return nodes.CallBlock(self.call_method("_marked", markers), [], [], body).set_lineno(line)
 
     def _marked(self, opens: str, closes: str, caller: Any) -> str:
