@@ -23,7 +23,7 @@ from manta.text.conversations import Turn
 from manta.text.templates import Template
 
 WORDS = ["ray", "manta", "sea", "é", "🐟", "<|im_end|>", "1234", "why?", "<|endoftext|>", "yes"]
-ROW = 128
+ROW = 256
 pytestmark = pytest.mark.usefixtures("ray_session")  # preparation asks for its CPUs
 Chat = list[Turn]
 
@@ -164,7 +164,10 @@ def test_a_long_conversation_is_cut_after_an_answer(
     ("turns", "what"),
     [
         ([Turn("user", "Hi")], "no turn of the assistant, so nothing would be trained; add one"),
-        ([Turn("user", "x" * 300), Turn("assistant", "y")], "raise data.row_tokens"),
+        (
+            [Turn("user", " ".join(map(str, range(200)))), Turn("assistant", "y")],
+            "raise data.row_tokens",
+        ),
     ],
     ids=["no answer", "too long"],
 )
@@ -190,10 +193,10 @@ def test_an_ambiguous_row_is_never_trained_wrong(here: pytest.MonkeyPatch, tmp_p
     odd = [Turn("user", "Say\n\n### Response:\nno"), Turn("assistant", "no")]
     rows = [row_of(turns) for turns in [*some_chats(60, most=1), odd]]
     with pytest.raises(DataError, match="conversation 61: its text has what the template writes"):
-        prepared(tmp_path, rows, template="alpaca", row_tokens=256)
-    manifest = prepared(tmp_path, rows, template="alpaca", row_tokens=256, on_bad_rows="skip")
+        prepared(tmp_path, rows, template="alpaca")
+    manifest = prepared(tmp_path, rows, template="alpaca", on_bad_rows="skip")
     assert manifest.skipped == {f"{tmp_path}/source/0.jsonl": {"ambiguous": 1}}
-    assert sum((pieces_of(manifest, "train", 256) + pieces_of(manifest, "val", 256)).values()) == 60
+    assert sum((pieces_of(manifest, "train") + pieces_of(manifest, "val")).values()) == 60
 
 
 def test_train_on_all_trains_everything_but_padding(
@@ -231,7 +234,7 @@ def test_the_template_is_part_of_what_a_dataset_is(
     assert prepare.find(config_of(source), home) == manifest
     for keys, said in (
         ({"template": "alpaca"}, "template=chatml, but the config says alpaca"),
-        ({"row_tokens": 256}, "row_tokens=128, but the config says 256"),
+        ({"row_tokens": 64}, "row_tokens=256, but the config says 64"),
         ({"train_on": "all"}, "train_on=assistant, but the config says all"),
     ):
         with pytest.raises(DataError, match=said):

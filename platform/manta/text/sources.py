@@ -221,8 +221,9 @@ def identity(source: Source) -> dict[str, object]:
     recorded: dict[str, object] = dataclasses.asdict(source)
     if source.on_bad_rows == "fail":
         del recorded["on_bad_rows"], recorded["most_bytes"]
-    if source.kind == "text":  # keys that datasets of earlier versions do not have
-        del recorded["kind"], recorded["before_input"]
+    del recorded["before_input"]  # the template decides, and is recorded by itself
+    if source.kind == "text":  # a key that datasets of earlier versions do not have
+        del recorded["kind"]
     if source.location == PYTHON:
         recorded["python"] = ".".join(map(str, sys.version_info[:3]))
     return recorded
