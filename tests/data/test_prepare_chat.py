@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from manta.config import from_dict
 from manta.data import conversations, prepare, report, stream
 from manta.data import manifest as manifests
 from manta.data.conversations import rule_of, trained
+from manta.data.inspect import InspectConfig, inspect
 from manta.data.manifest import Manifest
 from manta.data.mixture import make_order
 from manta.data.order import PERIOD, Phase, make_stages
 from manta.data.recipe import DataConfig, PrepareConfig
 from manta.errors import ConfigError, DataError
+from manta.terminal import show
 from manta.text.conversations import Turn
 from manta.text.templates import Template
 
@@ -261,6 +264,25 @@ def test_a_dataset_of_text_has_the_recipe_that_it_always_had() -> None:
 def test_it_is_no_dataset_of_conversations(dataset: Manifest) -> None:
     with pytest.raises(DataError, match=r"prepare it with data\.kind=chat"):
         rule_of(dataset)
+
+
+@pytest.mark.parametrize("template", ["chatml", "alpaca"])
+def test_inspecting_marks_what_is_trained(
+    here: pytest.MonkeyPatch, tmp_path: Path, template: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chats = [
+        [Turn("user", f"Is {i} big?\x1b[2J"), Turn("assistant", f"No, {i}.")] for i in range(40)
+    ]
+    manifest = prepared(tmp_path, [row_of(turns) for turns in chats], template=template)
+    for line in inspect(from_dict(InspectConfig, {"dataset": manifest.path, "samples": 99})):
+        show(line)
+    said = capsys.readouterr().out
+    end = {"chatml": "<|im_end|>", "alpaca": "<|endoftext|>"}[template]
+    answers = re.findall(r"Is (\d+) big\?\\x1b\[2J.*?\[\[(.*?)\]\]", said, re.DOTALL)
+    assert len(answers) == said.count("[[") == said.count("\nsample ") > 5
+    assert all(answer == f"No, {number}.{end}" for number, answer in answers)
+    with pytest.raises(DataError, match=r"seq_len=64: the rows of .* have 256 tokens"):
+        list(inspect(from_dict(InspectConfig, {"dataset": manifest.path, "seq_len": 64})))
 
 
 @pytest.mark.parametrize(

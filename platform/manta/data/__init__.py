@@ -7,9 +7,9 @@ Its files, in reading order:
     fingerprint     one number that stands for the tokens of a global batch
     recipe          the configs of a dataset and of a run's data, and a dataset's recipe
     manifest        a dataset's table of contents, with the checksums of its shards
-    conversations   conversations as ids, and which of these are trained
     origin          what a dataset was made from, and whether that has changed since
     shards          Parquet files of token ids
+    conversations   conversations as ids, and which of these are trained
     decontaminate   drops documents that share a run of words with evaluation examples
     passes          tasks over Ray Data whose records let a preparation resume
     runs            sorted files of rows, read in ranges, and merged until they are few

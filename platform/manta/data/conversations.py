@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from manta.data.manifest import Manifest
+from manta.data import shards
+from manta.data.manifest import Manifest, Shard
 from manta.data.recipe import Chat, TrainOn
 from manta.errors import DataError
 from manta.text.conversations import turns_of
@@ -61,6 +62,21 @@ def rule_of(manifest: Manifest) -> Rule:
             f"{manifest.path}: not a dataset of conversations; prepare it with data.kind={KIND}"
         )
     return rule(manifest.load_tokenizer(), manifest.recipe["train_on"])
+
+
+def conversations_of(manifest: Manifest, shard: Shard) -> Iterator[np.ndarray]:
+    """Yields the ids of each conversation of a shard, from the start token on, without padding.
+
+    Raises:
+        DataError: the shard, or the dataset's tokenizer, is missing or damaged.
+    """
+    made = manifest.load_tokenizer()
+    start, has_end = made.start, Template.of(made).end == made.start
+    tokens = shards.tokens_of(manifest, shard)
+    pieces = iter(np.split(tokens, np.flatnonzero(tokens == start))[1:])
+    for piece in pieces:
+        if len(piece) > 1:
+            yield np.append(piece, next(pieces)) if has_end else piece
 
 
 def rule(tokenizer: Tokenizer, train_on: TrainOn = "assistant") -> Rule:
