@@ -13,7 +13,7 @@ from pathlib import Path
 # library's `inspect`.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.data.inspect import InspectConfig, inspect
+from manta.data.inspect import InspectConfig, inspect, is_of_text
 from manta.job import hint, run_job
 from manta.terminal import show
 
@@ -21,7 +21,7 @@ from manta.terminal import show
 def main(config: InspectConfig) -> None:
     for line in inspect(config):
         show(line)
-    if "/" not in config.dataset:
+    if "/" not in config.dataset and is_of_text(config):
         hint(f"next     python jobs/pretrain.py 'data.mix={{{config.dataset}: 1}}' name=my-run")
 
 

@@ -1,5 +1,6 @@
 """Chats have the ids, and the trained ones among them, that transformers gives them."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,9 @@ def test_ids_and_mask_are_those_of_transformers(
     made = with_template(tokenizer_of(name, tmp_path / "there"), templates.read(form), form)
     template, found = Template.of(made), rule(made)
     theirs = exported(made, tmp_path / "exported")
+    written = json.loads((tmp_path / "exported" / "generation_config.json").read_text())
+    ends = written["eos_token_id"]
+    assert template.end in (ends if isinstance(ends, list) else [ends])
     draw = random.Random(0)
     ids = answers = ambiguous = 0
     for _ in range(count):

@@ -73,6 +73,12 @@ def inspect(c: InspectConfig) -> Iterator[str]:
     yield f"\nwhole    every shard's {checked} match the manifest"
 
 
+def is_of_text(c: InspectConfig) -> bool:
+    """Whether the dataset is one to pretrain on. Raises DataError as `inspect` does."""
+    manifest = manifests.load(manifests.resolve(c.dataset, c.home_folder))
+    return manifest.recipe.get("kind") != KIND
+
+
 def _documents(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
     if c.seq_len is not None:
         yield packing(manifest, c.seq_len)

@@ -48,6 +48,7 @@ ALPACA = (
     "{% generation %}{{ turns[1]['content'] + eos_token }}{% endgeneration %}"
     "{% elif add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}"
 )
+Ids = dict[str, int | list[int]]  # `Extras.ids`
 NAMED = {"chatml": CHATML, "alpaca": ALPACA}
 UNKNOWN = re.compile(r"<\|[^|<>\s]+\|>")
 MOST_BYTES = 1 << 20  # of a template's file
@@ -347,7 +348,21 @@ def with_template(tokenizer: Tokenizer, source: str, where: str) -> Tokenizer:
     end = Template(source, made, where).end
     if end in made.ends:
         return made
-    return _with(made, name, dataclasses.replace(changed, ends=(*extras.ends, end)))
+    ends = dataclasses.replace(
+        changed,
+        ends=(*extras.ends, end),
+        ids=_with_end(extras.ids, end),
+        generation_ids=_with_end(extras.generation_ids, end),
+    )
+    return _with(made, name, ends)
+
+
+def _with_end(ids: Ids, end: int) -> Ids:
+    """The ids of a published model's config, in which generation ends at one more token."""
+    if "eos_token_id" not in ids:
+        return ids
+    there = ids["eos_token_id"]
+    return {**ids, "eos_token_id": [*([there] if isinstance(there, int) else there), end]}
 
 
 def _with(tokenizer: Tokenizer, name: str, extras: Extras) -> Tokenizer:
