@@ -18,6 +18,9 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from manta.config import Natural
 
 END_OF_TEXT = "<|endoftext|>"
+# The tokens around a turn of a chat (ChatML), and some for later uses.
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+RESERVED = (*CHAT_TOKENS, *(f"<|reserved_{i}|>" for i in range(4)))
 
 # How Llama 3 and Qwen split text into words.
 LLAMA3 = (
@@ -66,7 +69,7 @@ class Extras:
     generation_ids: dict[str, Natural | list[Natural]] = dataclasses.field(default_factory=dict)
     """The same, as in a generation_config.json."""
     chat_template: str | dict[str, str] | None = None
-    """The template of a chat, or several by name, in Jinja. Manta keeps it and does not run it."""
+    """The template of a chat, or several by name, in Jinja (`templates`)."""
 
     def problems(self, plain: int, eot: int) -> list[str]:
         """Lists what contradicts itself, for a vocabulary with `plain` tokens that merges make."""
