@@ -106,6 +106,18 @@ class Tokenizer:
         """Number of ids, including those of the end-of-text token and of other special tokens."""
         return len(self.ranks) + len(self.extras.added)
 
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether this tokenizer makes the same ids of every text as `other`, and has all special
+        tokens of it. It may have more of them."""
+        return (
+            self.pattern == other.pattern
+            and self.ranks == other.ranks
+            and self.eot == other.eot
+            and self.extras.normalization == other.extras.normalization
+            and self.extras.bos == other.extras.bos
+            and self.extras.added[: len(other.extras.added)] == other.extras.added
+        )
+
     @property
     def dtype(self) -> np.dtype:
         """The smallest type for ids. The largest uint16 is never an id, so it can mark padding."""
