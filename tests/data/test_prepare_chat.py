@@ -24,6 +24,7 @@ from manta.errors import ConfigError, DataError
 from manta.terminal import show
 from manta.text.conversations import Turn
 from manta.text.templates import Template
+from manta.text.tokenizer_extras import RESERVED
 
 WORDS = ["ray", "manta", "sea", "é", "🐟", "<|im_end|>", "1234", "why?", "<|endoftext|>", "yes"]
 ROW = 256
@@ -248,6 +249,17 @@ def test_the_template_is_part_of_what_a_dataset_is(
     assert recipe["template"] == str(file)
     assert recipe["template_sha256"] == manifest.recipe["template_sha256"]
     assert conversations.rule_of(manifest).train_on == "assistant"
+
+
+@pytest.mark.parametrize(("size", "reserved"), [(263, RESERVED), (262, ()), (300, RESERVED)])
+def test_a_trained_tokenizer_has_the_tokens_for_chats_if_there_is_room(
+    here: pytest.MonkeyPatch, tmp_path: Path, size: int, reserved: tuple[str, ...]
+) -> None:
+    rows = [{"text": " ".join(turns[0].content)} for turns in some_chats(40)]
+    c = from_dict(PrepareConfig, {"source": str(write(tmp_path / "a", rows)), "vocab_size": size})
+    made = prepare.prepare(c, str(tmp_path / "home"), silent).load_tokenizer()
+    assert made.vocab_size <= size and made.eot == len(made.ranks)
+    assert [token.content for token in made.extras.added] == ["<|endoftext|>", *reserved]
 
 
 def test_a_dataset_of_text_has_the_recipe_that_it_always_had() -> None:

@@ -47,6 +47,20 @@ def exported(made: Tokenizer, folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("form", ["chatml", "alpaca"])
+@pytest.mark.parametrize("name", ["bpe", "r50k-like"])
+def test_a_tokenizer_of_mantas_with_a_template_comes_back_from_an_export(
+    tmp_path: Path, name: str, form: str
+) -> None:
+    made = with_template(tokenizer_of(name, tmp_path), templates.read(form), form)
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json.to_json(made))
+    special_tokens.write(tmp_path, made, 1024)
+    special_tokens.write_json(tmp_path / "config.json", special_tokens.ids(made))
+    data = (tmp_path / "tokenizer.json").read_bytes()
+    back = tokenizer_json.from_json(data, "there", special_tokens.read(tmp_path))
+    assert (back.extras, back.ranks, back.eot) == (made.extras, made.ranks, made.eot)
+
+
 def conversation(draw: random.Random, most: int) -> list[Turn]:
     def content() -> str:
         text = ""

@@ -350,7 +350,7 @@ def with_template(tokenizer: Tokenizer, source: str, where: str) -> Tokenizer:
         return made
     ends = dataclasses.replace(
         changed,
-        ends=(*extras.ends, end),
+        ends=tuple(sorted((*extras.ends, end))),
         ids=_with_end(extras.ids, end),
         generation_ids=_with_end(extras.generation_ids, end),
     )

@@ -96,6 +96,19 @@ def only(eot: int) -> Extras:
     return Extras((Added(END_OF_TEXT, eot),))
 
 
+def usual_names(extras: Extras, eot: int) -> dict[str, str]:
+    """The tokens by their part that Manta writes where no `Extras.names` are."""
+    content = {token.id: token.content for token in extras.added}
+    start = eot if extras.bos is None else extras.bos
+    return {"bos_token": content[start], "eos_token": content[eot], "pad_token": content[eot]}
+
+
+def usual_ids(extras: Extras, eot: int) -> dict[str, int | list[int]]:
+    """The same as ids of a config.json; that of padding is in generation_config.json alone."""
+    start = eot if extras.bos is None else extras.bos
+    return {"bos_token_id": start, "eos_token_id": [eot, *extras.ends] if extras.ends else eot}
+
+
 class Splitter:
     """Splits a text into its words that are tokens of their own, and normalized text between."""
 
