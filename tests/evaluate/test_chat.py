@@ -1,8 +1,14 @@
 """A conversation with a model: the cache that is kept, where answers end, a full context."""
 
+import fcntl
+import io
+import os
+import pty
 import random
+import select
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +21,10 @@ from helpers.checkpoints import MODELS, model_of, save
 from helpers.common import ROOT
 from helpers.evaluation import TEXT
 from manta.config import from_dict
-from manta.errors import ConfigError
+from manta.errors import ConfigError, DataError
 from manta.evaluate.chat import Chat, Exchange, until
 from manta.evaluate.inference_settings import ChatConfig
+from manta.evaluate.lines import PROMPT, lines
 from manta.model.gpt import GPT
 from manta.model.inference import inference
 from manta.model.reader import Reader
@@ -27,6 +34,7 @@ from manta.text.conversations import Turn
 from manta.text.templates import Template, with_template
 from manta.text.tokenizer import Tokenizer
 
+JOB = [sys.executable, str(ROOT / "jobs" / "chat.py"), "checkpoint=run"]
 CONTEXT = 120  # tokens, which a few turns fill
 BASE = tokenizers.train([TEXT], 300)
 FORMS = {
@@ -70,7 +78,7 @@ def test_answers_with_the_cache_are_those_computed_from_the_beginning(
             kept, again = (chat_of(model, tokenizer, **keys) for _ in range(2))
             again._reader = Forgetful(model)
             dropped = []
-            for _ in range(9):
+            for _ in range(9 if kept.form.has_turns else 2):
                 question, most = draw.choice(QUESTIONS), draw.choice([3, 99])
                 for chat in (kept, again):
                     texts = chat.answer(question)
@@ -148,14 +156,38 @@ def test_an_answer_ends_at_the_other_speakers_turn_and_in_whole_characters(said:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_answer_ends_before_the_end_token_which_the_next_prompt_has_once(form: str) -> None:
+def test_an_answer_ends_before_the_end_token(form: str) -> None:
     tokenizer = FORMS[form]
     model = model_for(tokenizer)
     chat = chat_of(model, tokenizer)
     end = tokenizer.ends[-1]
     chat._reader = Scripted(model, [*tokenizer.encode("Yes"), end])
     assert "".join(chat.answer("What?")) == "Yes" and chat.notes == []
-    assert chat.prompt("x").count(end) == {"chatml": 2, "alpaca": 1, "transcript": 0}[form]
+    if form == "chatml":  # two questions and an answer, each with one end
+        assert chat.prompt("x").count(end) == 3
+
+
+class Interrupted(Scripted):
+    """Reads a script until Ctrl-C."""
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        try:
+            return super().logits(ids)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+
+def test_an_answer_that_ctrl_c_stops_stays_in_the_conversation_as_far_as_it_went() -> None:
+    tokenizer = FORMS["chatml"]
+    model = model_for(tokenizer)
+    chat = chat_of(model, tokenizer)
+    for said in ("Yes", ""):
+        chat._reader = Interrupted(model, tokenizer.encode(said))
+        with pytest.raises(KeyboardInterrupt):
+            list(chat.answer("What?"))
+        assert [tokenizer.decode(e.answer) for e in chat.exchanges] == ["Yes"]
+    turns = [Turn("user", "What?"), Turn("assistant", "Yes"), Turn("user", "x")]
+    assert chat.prompt("x") == Template.of(tokenizer).encode(turns, True).ids.tolist()
 
 
 def test_a_question_longer_than_the_context_is_not_answered_and_drops_nothing() -> None:
@@ -181,15 +213,14 @@ def test_a_template_without_a_place_for_a_system_message_is_named() -> None:
         chat_of(model_for(tokenizer), tokenizer, system="Be brief.")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["transcript", "chatml"])
 def test_the_job_answers_each_line_of_a_pipe(form: str, tmp_path: Path) -> None:
-    """Only answers are on the standard output; it is the same again with the same seed."""
+    """Only answers are on the standard output; they are the same again with the same seed."""
     tokenizer = FORMS[form]
     model = model_for(tokenizer)
     save(model, tokenizer, tmp_path)
     said = b"The cat\n\n  the dog \n/reset\nThe cat\n/quit\nnever asked\n"
-    command = [sys.executable, str(ROOT / "jobs" / "chat.py"), f"home={tmp_path}", "checkpoint=run"]
-    command += ["max_tokens=6", "device=cpu", "top_k=5", "seed=3"]
+    command = [*JOB, f"home={tmp_path}", "max_tokens=6", "device=cpu", "top_k=5", "seed=3"]
     done = subprocess.run(command, input=said, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     with inference(torch.device("cpu"), "fp32"):
@@ -204,9 +235,40 @@ def test_the_job_answers_each_line_of_a_pipe(form: str, tmp_path: Path) -> None:
     assert "forgotten" in done.stderr.decode()
 
 
-def test_a_pipe_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
-    save(model_for(BASE), BASE, tmp_path)
-    command = [sys.executable, str(ROOT / "jobs" / "chat.py"), f"home={tmp_path}", "checkpoint=run"]
-    done = subprocess.run(command, input=b"\xff\n", capture_output=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.decode().startswith("error: standard input, at line 1: not UTF-8")
+def test_a_terminal_gets_a_prompt_and_its_escapes_are_shown(tmp_path: Path) -> None:
+    """Ctrl-C at the prompt says what ends the job, and Ctrl-D ends it."""
+    tokenizer = FORMS["chatml"]
+    model = model_for(tokenizer)
+    with torch.no_grad():
+        model.head.weight[tokenizer.encode("\x1b")[0]] *= 50  # the byte of a terminal's escape
+    save(model, tokenizer, tmp_path)
+    ours, theirs = pty.openpty()
+    command = [*JOB, f"home={tmp_path}", "max_tokens=30", "device=cpu", "temperature=1", "top_k=2"]
+    job = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = ""
+    for key in (b"The cat\n", b"\x03", b"\x04"):
+        shown += until_prompt(ours)
+        os.write(ours, key)
+    assert job.wait(60) == 0
+    os.close(ours)
+    assert "\\x1b" in shown and "Ctrl-D" in shown
+    # (readline itself writes escapes, of which these are all that may be there)
+    assert "\x1b" not in shown.replace("\x1b[?2004h", "").replace("\x1b[?2004l", "")
+
+
+def until_prompt(terminal: int) -> str:
+    shown = b""
+    while not shown.replace(b"\x1b[?2004h", b"").endswith(PROMPT.encode()):
+        assert select.select([terminal], [], [], 60)[0], shown
+        shown += os.read(terminal, 4096)
+    return shown.decode()
+
+
+def test_a_pipe_that_is_not_utf8_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n\xff\n")))
+    with pytest.raises(DataError, match=r"^standard input, at line \d+: not UTF-8"):
+        list(lines(print))
