@@ -20,7 +20,7 @@ from manta.job import hint, run_job
 def main(config: QuestionsConfig) -> None:
     path = write(config)
     print(path)
-    hint(f"next  python jobs/prepare.py kind=chat template=chatml source={path}")
+    hint(f"next  python jobs/prepare.py data.kind=chat data.source={path}")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_answers_with_the_cache_are_those_computed_from_the_beginning(
                     texts = chat.answer(question)
                     for _, _ in zip(range(most), texts, strict=False):
                         pass
-                    texts.close()  # type: ignore[attr-defined]
+                    texts.close()
                 assert kept.exchanges == again.exchanges and kept.notes == again.notes
                 assert len(kept.exchanges[-1].answer) > 0
                 dropped += [note for note in kept.notes if "dropped" in note]
@@ -135,7 +135,7 @@ class Scripted(Reader):
         self.script = iter(script)
 
     def logits(self, ids: list[int]) -> torch.Tensor:
-        logits = torch.zeros(1, self._model.config.vocab_size)
+        logits = torch.zeros(1, self._model.config.padded_vocab_size)
         logits[0, next(self.script)] = 1
         return logits
 

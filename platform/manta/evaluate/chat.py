@@ -6,7 +6,7 @@ answer ends where the other speaker's turn begins.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from manta.errors import ConfigError, DataError
 from manta.evaluate.inference_settings import ChatConfig
@@ -110,7 +110,7 @@ class Chat:
         """Forgets all turns."""
         self.exchanges.clear()
 
-    def answer(self, question: str) -> Iterator[str]:
+    def answer(self, question: str) -> Generator[str, None, None]:
         """Yields the text of the answer as it comes, in whole characters. An answer that is not
         read to its end becomes part of the conversation as far as it was computed.
 
