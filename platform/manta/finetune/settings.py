@@ -1,6 +1,7 @@
 """The config of a fine-tuning."""
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 from manta import layout, storage
@@ -55,6 +56,11 @@ class FinetuneConfig(PretrainConfig):
         data = self.data
         if data.tokenizer == type(data).tokenizer:
             data = dataclasses.replace(data, tokenizer=storage.join(path, layout.ENCODING))
+        if data.name is None:
+            stem = data.source.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+            run = layout.split_checkpoint(path)[0].rpartition("/")[2]
+            name = re.sub(r"[^\w.-]+", "-", f"{stem}-{self.kind}-for-{run}").strip("-")
+            data = dataclasses.replace(data, name=name)
         if self.kind == "chat":
             rows = self.seq_len or model.context_length
             data = dataclasses.replace(data, kind="chat", row_tokens=rows)
