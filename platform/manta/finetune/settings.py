@@ -5,7 +5,8 @@ import re
 from typing import Any, Literal
 
 from manta import layout, storage
-from manta.config import PositiveFloat, RunName, config
+from manta.config import PositiveFloat, RunName, config, find_problems
+from manta.errors import ConfigError
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.settings import PretrainConfig, load_run_config
 
@@ -23,7 +24,9 @@ class FinetuneConfig(PretrainConfig):
     """Length of the run, in passes over the data; it replaces total_tokens."""
 
     def problems(self) -> list[str]:
-        found = super().problems()
+        # The model, and so the length of a sequence, is known once `base` is opened: see `run`.
+        model = dataclasses.replace(self.model, context_length=self.seq_len or 1)
+        found = PretrainConfig.problems(dataclasses.replace(self, model=model))
         if self.base is None:
             found.append("base is missing: give the run to start from, as in base=NAME")
         set_by_us = {
@@ -44,6 +47,7 @@ class FinetuneConfig(PretrainConfig):
 
         Raises:
             CheckpointError: there is no such checkpoint.
+            ConfigError: its model and the other keys do not go together.
         """
         assert self.base is not None
         fields = [f.name for f in dataclasses.fields(PretrainConfig)]
@@ -64,10 +68,13 @@ class FinetuneConfig(PretrainConfig):
         if self.kind == "chat":
             rows = self.seq_len or model.context_length
             data = dataclasses.replace(data, kind="chat", row_tokens=rows)
-        return dataclasses.replace(
+        made = dataclasses.replace(
             plain,
             data=data,
             model=dataclasses.replace(model, dropout=self.model.dropout),
             init=dataclasses.replace(self.init, checkpoint=path),
             document_mask=self.document_mask or self.kind == "chat",
         )
+        if problems := find_problems(made):
+            raise ConfigError(f"base={self.base}: {'; '.join(problems)}")
+        return made
