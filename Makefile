@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Print lines without delay, even if the output is piped.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help quickstart test test-long faults gpu check format clean
+.PHONY: help quickstart chat test test-long faults gpu check format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
@@ -45,6 +45,15 @@ quickstart: $(INSTALLED)  ## Train and evaluate a small GPT on this machine, in 
 	@echo "  python jobs/pretrain.py name=mine data.source=FILE_OR_FOLDER     your own text"
 	@echo "  python jobs/sweep.py                           find a better learning rate"
 	@echo "  ray dashboard: http://127.0.0.1:8265           ray stop: end Ray"
+
+chat: $(INSTALLED)  ## Fine-tune the quickstart's model on conversations, and count its answers
+	@$(BIN)/python -m manta.cluster up
+	python jobs/questions.py
+	ray job submit -- python jobs/pretrain.py
+	ray job submit -- python jobs/finetune.py base=quickstart data.source=$${MANTA_HOME:-$$HOME/manta}/questions.jsonl
+	python jobs/answers.py checkpoint=chat
+	@echo
+	@echo "Talk with it: python jobs/chat.py checkpoint=chat"
 
 test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

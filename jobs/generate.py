@@ -13,7 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.inference_settings import GenerateConfig, place_of
 from manta.job import hint, run_job
-from manta.model.generate import Sampling, generate_batch
+from manta.model.generate import generate_batch
 from manta.model.inference import inference
 from manta.terminal import exact_pipe
 from manta.train.checkpoints import checkpoint
@@ -32,9 +32,7 @@ def main(config: GenerateConfig) -> None:
         prompts,
         config.max_tokens,
         seeds=seeds,
-        sampling=Sampling(
-            config.temperature, config.top_k, config.top_p, vocab_size=tokenizer.vocab_size
-        ),
+        sampling=config.sampling(tokenizer.vocab_size),
         stop=tokenizer.ends,
     )
     with exact_pipe(), inference(device, dtype):

@@ -1,4 +1,5 @@
-"""Show a prepared dataset: totals, lengths, decoded samples.
+"""Show a prepared dataset: totals, lengths, decoded samples. Of conversations, what is trained is
+green on a terminal, and elsewhere in [[ ]].
 
 python jobs/inspect.py [config.yaml ...] [key=value ...]
 python jobs/inspect.py dataset=python-bpe4096
@@ -12,14 +13,15 @@ from pathlib import Path
 # library's `inspect`.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
-from manta.data.inspect import InspectConfig, inspect
+from manta.data.inspect import InspectConfig, inspect, is_of_text
 from manta.job import hint, run_job
+from manta.terminal import show
 
 
 def main(config: InspectConfig) -> None:
     for line in inspect(config):
-        print(line)
-    if "/" not in config.dataset:
+        show(line)
+    if "/" not in config.dataset and is_of_text(config):
         hint(f"next     python jobs/pretrain.py 'data.mix={{{config.dataset}: 1}}' name=my-run")
 
 

@@ -32,7 +32,8 @@ def main(config: PretrainConfig) -> None:
             print(f"it existed already; to prepare it again, delete {manifest.path}")
     arguments = shlex.join(sys.argv[1:])
     print(f"look   python jobs/inspect.py dataset={manifest.name}")
-    print("next   python jobs/pretrain.py" + (f" {arguments}" if arguments else ""))
+    if config.data.kind == "text":  # conversations are what a trained model is fine-tuned on
+        print("next   python jobs/pretrain.py" + (f" {arguments}" if arguments else ""))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ The rooms, in the order that data flows; imports point up this list, never down:
     failures    why Ray's workers failed                                [ray]
     messages    messages between a driver and its workers               [ray]
     job         what all jobs share: arguments, errors, exit codes
-    text        documents from anywhere; tokenizers        [datasets, tiktoken, tokenizers]
+    text        documents and conversations from           [datasets, tiktoken, tokenizers,
+                anywhere; tokenizers, chat templates        jinja2]
     model       the GPT, its presets, generation, cost
     data        documents to shards, without evaluation documents;      [ray.data, rensa]
                 shards to an exact stream
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,
                 and the loop inside Ray Train                            ray.train]
+    finetune    training that goes on from a checkpoint, on conversations
     evaluate    lm-eval on a checkpoint                                 [lm_eval]
     export      to and from transformers, llama.cpp, llm.c              [transformers, gguf]
     sweep       many runs, compared                                     [ray.tune]

@@ -18,6 +18,8 @@ _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+_OPENS, _CLOSES = "\x0e", "\x0f"  # which no visible text has
+
 
 def visible(text: str) -> str:
     r"""The text with each character that steers a terminal as its escape, such as \x1b."""
@@ -72,10 +74,29 @@ def visible_output() -> Iterator[None]:
 def exact_pipe() -> Iterator[None]:
     """Leaves what is printed to stdout while the block runs as it is, unless a terminal shows
     it."""
-    with contextlib.redirect_stdout(
-        sys.stdout if sys.stdout.isatty() else getattr(sys.stdout, "exact", sys.stdout)
-    ):
+    with contextlib.redirect_stdout(sys.stdout if sys.stdout.isatty() else _exact()):
         yield
+
+
+def marked(text: str) -> str:
+    """The text, visible, for a line of which `show` makes it stand out."""
+    return f"{_OPENS}{visible(text)}{_CLOSES}"
+
+
+def show(line: str) -> None:
+    """Prints a line. What is `marked` in it is green on a terminal, and in [[ ]] elsewhere and on a
+    terminal without colours (NO_COLOR is set, or TERM=dumb)."""
+    has_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if has_colour and os.environ.get("TERM") != "dumb":
+        marks = {_OPENS: "\x1b[32m", _CLOSES: "\x1b[0m"}
+    else:
+        marks = {_OPENS: "[[", _CLOSES: "]]"}
+    pieces = re.split(f"([{_OPENS}{_CLOSES}])", line)
+    print("".join(marks.get(piece) or visible(piece) for piece in pieces), file=_exact())
+
+
+def _exact() -> Any:
+    return getattr(sys.stdout, "exact", sys.stdout)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ ROOMS = {
     "datasets": ["text/sources", "evaluate/suites"],
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],
+    "jinja2": ["text/templates"],
     "lm_eval": ["evaluate"],
     "deepspeed": ["train/step/deepspeed_config"],
     "rensa": ["data/near"],

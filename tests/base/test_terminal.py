@@ -17,7 +17,7 @@ from manta import storage
 from manta.errors import DataError
 from manta.job import run_job
 from manta.progress import Progress
-from manta.terminal import exact_pipe, message, named, visible, visible_output
+from manta.terminal import exact_pipe, marked, message, named, show, visible, visible_output
 
 ATTACK = "\x1b]0;title\x07\x1b[2K\rdone\u202e\u2066\x9b31m\x85\u2028"
 
@@ -104,3 +104,24 @@ def test_a_completion_is_exact_in_a_pipe_and_visible_in_a_terminal(
         print("\r", end="")
     shown = visible(ATTACK) if stream.isatty() else ATTACK
     assert stream.getvalue() == shown + r"\r"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "no_colour", "expected"),
+    [
+        (True, "", "a \\x1b[2J \x1b[32mb\\x0e\x1b[0m c\n"),
+        (True, "1", "a \\x1b[2J [[b\\x0e]] c\n"),
+        (False, "", "a \\x1b[2J [[b\\x0e]] c\n"),
+    ],
+)
+def test_what_is_marked_is_green_on_a_terminal_and_in_brackets_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, no_colour: str, expected: str
+) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    monkeypatch.setenv("TERM", "xterm")
+    with visible_output():
+        show(f"a \x1b[2J {marked('b' + chr(14))} c")
+    assert stream.getvalue() == expected

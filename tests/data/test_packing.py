@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from manta.data.packing import count_cuts, pack
+from manta.data.packing import count_cuts, fill, pack
 
 wide = settings(deadline=None, max_examples=150)
 
@@ -159,3 +159,26 @@ def test_of_documents_like_those_of_the_web_almost_none_is_cut(
     # Long documents are cut no more often than they must be, where short ones fill up their rows.
     assert np.mean(packed[seq_len:-1:seq_len] == made.eot) > full_rows
     assert np.mean(made.line[seq_len:-1:seq_len] == made.eot) < 0.01
+
+
+# --- rows of whole documents ---------------------------------------------------------------------
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=60), extra=st.integers(0, 20))
+def test_rows_are_filled_with_whole_documents_until_none_fits(
+    lengths: list[int], extra: int
+) -> None:
+    row_tokens = max(lengths, default=1) + extra
+    rows = fill(lengths, row_tokens)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    for number, row in enumerate(rows):
+        room = row_tokens - sum(lengths[i] for i in row)
+        assert room >= 0 and lengths[row[0]] == max(lengths[i] for i in row)
+        assert all(lengths[i] > room for later in rows[number + 1 :] for i in later)
+
+
+@pytest.mark.parametrize("row_tokens", [512, 1024, 2048])
+def test_of_rows_of_short_conversations_almost_nothing_is_padding(row_tokens: int) -> None:
+    lengths = (20 + np.random.default_rng(0).lognormal(3.0, 0.7, 5000)).astype(int).clip(max=500)
+    rows = fill(lengths.tolist(), row_tokens)
+    assert len(rows) <= 1.01 * lengths.sum() / row_tokens + 1

@@ -33,7 +33,7 @@ from helpers.preparing import (
 from manta import layout
 from manta.config import from_dict
 from manta.data import manifest as manifests
-from manta.data import passes, prepare, report, shards
+from manta.data import passes, prepare, report, shards, vocabulary
 from manta.data.manifest import Manifest
 from manta.data.recipe import PrepareConfig
 from manta.data.shuffle import SPLITS, Key
@@ -191,7 +191,7 @@ def test_odd_documents_come_back_as_they_were(
     letters: int, size: int, tmp_path: Path, here: pytest.MonkeyPatch
 ) -> None:
     set_sizes(here, run_bytes=1 << 20, shard_tokens=1 << 19)
-    here.setattr(prepare, "TOKENIZER_SAMPLE_BYTES", 100_000)  # all but the last one
+    here.setattr(vocabulary, "SAMPLE_BYTES", 100_000)  # all but the last one
     odd = [
         "",
         " \n\t　",

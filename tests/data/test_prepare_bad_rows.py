@@ -8,7 +8,7 @@ import pytest
 
 from helpers.datasets import refusal
 from helpers.preparing import all_texts, config_of, content, set_sizes, silent, write_rows
-from manta.data import decontaminate, inspect, origin, prepare, report
+from manta.data import decontaminate, inspect, origin, prepare, report, vocabulary
 from manta.data import manifest as manifests
 from manta.data.recipe import PrepareConfig
 from manta.errors import DataError
@@ -52,7 +52,7 @@ def test_the_remedies_of_a_bad_row_do_not_start_over(
     tmp_path: Path, here: pytest.MonkeyPatch
 ) -> None:
     """Nothing that is done had a bad row, so both remedies go on from there."""
-    here.setattr(prepare, "TOKENIZER_SAMPLE_BYTES", 300)
+    here.setattr(vocabulary, "SAMPLE_BYTES", 300)
     set_sizes(here, part_bytes=300)
     corpus(tmp_path / "rows", bad_file=3)
     c, home = config_of(tmp_path / "rows"), str(tmp_path / "home")

@@ -10,7 +10,7 @@ import pytest
 from helpers.datasets import refusal
 from helpers.preparing import all_texts, config_of, content, set_sizes, silent, write_rows
 from manta import layout, storage
-from manta.data import passes, prepare
+from manta.data import passes, prepare, vocabulary
 from manta.data.manifest import Manifest
 from manta.text import tokenizer
 
@@ -55,7 +55,7 @@ def test_bytes_that_are_not_utf8_are_named_over_ray_or_replaced(
 ) -> None:
     set_sizes(monkeypatch, part_bytes=300)
     # The sample for the tokenizer ends before the bad file: a worker meets it.
-    monkeypatch.setattr(prepare, "TOKENIZER_SAMPLE_BYTES", 300)
+    monkeypatch.setattr(vocabulary, "SAMPLE_BYTES", 300)
     folder, home = tmp_path / "texts", str(tmp_path / "home")
     folder.mkdir()
     for i in range(5):

@@ -25,6 +25,7 @@ from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers
 from manta.text import tokenizer_json
 from manta.text.tokenizer import Tokenizer
+from manta.text.tokenizer_extras import RESERVED
 from manta.train.checkpoints import checkpoint
 from manta.train.resume import check_tokenizer
 
@@ -33,7 +34,7 @@ few = settings(deadline=None, max_examples=100)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return tokenizers.train([TEXT], 330)
+    return tokenizers.train([TEXT], 330, RESERVED)
 
 
 def exported(home: Path, *keys: str) -> Path:

@@ -9,12 +9,14 @@ Its files, in reading order:
     manifest        a dataset's table of contents, with the checksums of its shards
     origin          what a dataset was made from, and whether that has changed since
     shards          Parquet files of token ids
+    conversations   conversations as ids, and which of these are trained
     decontaminate   drops documents that share a run of words with evaluation examples
     passes          tasks over Ray Data whose records let a preparation resume
     runs            sorted files of rows, read in ranges, and merged until they are few
     near            finds near duplicates by MinHash
     shuffle         shuffles documents and drops duplicates, in two passes over disk
     report          what a preparation tells a person
+    vocabulary      the tokenizer of a dataset
     prepare         turns a corpus into a dataset
     inspect         shows what is in a dataset, for a person to read
     mixture         opens and checks the dataset or datasets that a run trains on

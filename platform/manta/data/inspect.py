@@ -5,11 +5,14 @@ from typing import Literal
 
 import numpy as np
 
+from manta import terminal
 from manta.config import Count, Natural, Seed, config
 from manta.data import manifest as manifests
 from manta.data import report, shards
+from manta.data.conversations import KIND, conversations_of, rule_of, trained
 from manta.data.manifest import Manifest
 from manta.data.packing import count_cuts, pack
+from manta.errors import DataError
 from manta.storage import HomeConfig
 
 BAR = 40
@@ -42,6 +45,12 @@ def inspect(c: InspectConfig) -> Iterator[str]:
     """
     manifest = manifests.load(manifests.resolve(c.dataset, c.home_folder))
     manifests.check(manifest)
+    is_chat = manifest.recipe.get("kind") == KIND
+    if is_chat and c.seq_len is not None:
+        raise DataError(
+            f"seq_len={c.seq_len}: the rows of {manifest.path} have "
+            f"{manifest.recipe['row_tokens']} tokens, and cut no conversation; omit it"
+        )
     shards.verify(manifest, full=c.verify)
     size = sum(shard.size for shard in manifest.shards)
     yield f"dataset  {manifest.path}"
@@ -56,6 +65,21 @@ def inspect(c: InspectConfig) -> Iterator[str]:
     )
     yield report.summary(manifest)
     yield from histogram(manifest)
+    if is_chat:
+        yield from _conversations(manifest, c)
+    else:
+        yield from _documents(manifest, c)
+    checked = "size, footer, row count" + (", dtype and sha256" if c.verify else " and dtype")
+    yield f"\nwhole    every shard's {checked} match the manifest"
+
+
+def is_of_text(c: InspectConfig) -> bool:
+    """Whether the dataset is one to pretrain on. Raises DataError as `inspect` does."""
+    manifest = manifests.load(manifests.resolve(c.dataset, c.home_folder))
+    return manifest.recipe.get("kind") != KIND
+
+
+def _documents(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
     if c.seq_len is not None:
         yield packing(manifest, c.seq_len)
     tokenizer = manifest.load_tokenizer()
@@ -63,8 +87,25 @@ def inspect(c: InspectConfig) -> Iterator[str]:
         text = tokenizer.text_of(tokens[: 4 * SAMPLE_CHARACTERS].tolist())
         shown = text[:SAMPLE_CHARACTERS] + (" ..." if len(text) > SAMPLE_CHARACTERS else "")
         yield f"\nsample {number}: document {index:,} of {c.split}, {len(tokens):,} tokens\n{shown}"
-    checked = "size, footer, row count" + (", dtype and sha256" if c.verify else " and dtype")
-    yield f"\nwhole    every shard's {checked} match the manifest"
+
+
+def _conversations(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
+    """Yields some conversations, in which what is trained is marked (`terminal.show`)."""
+    rule, decode = rule_of(manifest), manifest.load_tokenizer().decode
+    for number, (index, tokens) in enumerate(sample(manifest, c), 1):
+        followed = np.append(tokens.astype(np.int64), rule.start)
+        flags = np.append(False, trained(rule, followed[None])[0][:-1])
+        borders = np.flatnonzero(np.diff(flags)) + 1
+        shown = "".join(
+            terminal.marked(decode(ids.tolist()))
+            if are[0]
+            else terminal.visible(decode(ids.tolist()))
+            for ids, are in zip(np.split(tokens, borders), np.split(flags, borders), strict=True)
+        )
+        yield (
+            f"\nsample {number}: conversation {index:,} of {c.split}, {len(tokens):,} tokens, "
+            f"{flags.sum():,} of them trained, which are marked\n{shown}"
+        )
 
 
 def histogram(manifest: Manifest) -> Iterator[str]:
@@ -108,6 +149,12 @@ def sample(manifest: Manifest, c: InspectConfig) -> Iterator[tuple[int, np.ndarr
     before = sum(shard.documents for shard in there[:index])
     count = min(c.samples, there[index].documents)
     wanted = set(draw.choice(there[index].documents, count, replace=False).tolist())
-    for number, tokens in enumerate(shards.documents(manifest, there[index])):
+    is_chat = manifest.recipe.get("kind") == KIND
+    each = (
+        conversations_of(manifest, there[index])
+        if is_chat
+        else shards.documents(manifest, there[index])
+    )
+    for number, tokens in enumerate(each):
         if number in wanted:
             yield before + number, tokens

@@ -70,7 +70,7 @@ class Manifest:
     row_group_tokens: Count
     dropped: dict[str, Natural]
     """Numbers of documents left out, by reason: empty, duplicate, contaminated, and near_duplicate
-    if these were looked for."""
+    if these were looked for; of conversations also unlabelled: without a trained token."""
     lengths: dict[str, list[Natural]]
     """Numbers of documents of 2^i to 2^(i+1) - 1 tokens for each i, and the tokens in them."""
     shards: tuple[Shard, ...]
@@ -78,6 +78,8 @@ class Manifest:
     """Numbers of rows without a usable text that were left out, by file and by reason."""
     near_pairs: tuple[NearPair, ...] = ()
     """Some of the near duplicates, as examples."""
+    cut: dict[str, Natural] = dataclasses.field(default_factory=dict)
+    """Numbers of conversations that were cut at a turn to fit in a row, by file."""
 
     def split(self, name: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == name]
@@ -106,6 +108,8 @@ class Manifest:
             del content["skipped"]
         if not self.near_pairs:  # a key that datasets of earlier versions do not have
             del content["near_pairs"]
+        if not self.cut:
+            del content["cut"]
         return {**content, "sha256": _digest(content)}
 
     @property

@@ -1,4 +1,5 @@
-"""Reorders whole documents so that the ends of rows cut few of them. Pure arithmetic.
+"""Reorders whole documents so that the ends of rows cut few of them, and fills rows with whole
+conversations. Pure arithmetic.
 
 A line of N * seq_len + 1 tokens is cut into N rows; the last token is only a target. Each document
 starts with the end-of-text token, so the token after a document is that same token, whichever
@@ -135,6 +136,10 @@ class _Stock:
         """Whether some candidates have `room` tokens together (no candidates have 0)."""
         return self._search()[-1] >> room & 1 == 1
 
+    def fullest(self, room: int) -> int:
+        """The most tokens, up to `room`, that some candidates have together; 0 if all have more."""
+        return (self._search()[-1] & ((2 << room) - 1)).bit_length() - 1
+
     def take(self, room: int) -> list[int]:
         """Removes candidates that have `room` tokens together; prefers long ones to many."""
         sums, candidates = self._search(), self._candidates
@@ -177,3 +182,25 @@ class _Stock:
                 last = self._sums[-1]
                 self._sums.append(last | last << length & self._row)
         return self._sums
+
+
+def fill(lengths: list[int], row_tokens: int) -> list[list[int]]:
+    """Puts documents of these lengths, each at most `row_tokens`, into rows without cutting any.
+
+    A row gets the longest document that is left, and others that fill its rest exactly, or as far
+    as possible. Returns the indexes of the documents in each row, the longest first.
+    """
+    assert max(lengths, default=0) <= row_tokens
+    stock = _Stock(list(range(len(lengths))), lengths, row_tokens)
+    rows: list[list[int]] = []
+    while stock.tokens:
+        row = [stock.pop(stock.longest(row_tokens))]
+        room = row_tokens - lengths[row[0]]
+        while room and stock.longest(
+            room
+        ):  # candidates are not all: others may fit in what is left
+            filled = stock.fullest(room)
+            row += stock.take(filled) if filled else [stock.pop(stock.longest(room))]
+            room = row_tokens - sum(lengths[i] for i in row)
+        rows.append(row)
+    return rows

@@ -10,28 +10,26 @@ import fnmatch
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from manta import layout, ownership, plot, storage
-from manta.data import decontaminate, near, origin, passes, report, runs
+from manta.data import decontaminate, near, origin, passes, report, runs, vocabulary
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, NearPair, Shard
 from manta.data.passes import WORK
-from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig, first_difference
+from manta.data.recipe import PrepareConfig, first_difference
 from manta.data.runs import Run
 from manta.data.shuffle import SPLITS, Gather, Scatter
 from manta.errors import DataError
 from manta.lock import lock
-from manta.text import rows, sources, tokenizer, tokenizer_r50k
-from manta.text.rows import BadRows
+from manta.text import rows, sources, templates
 from manta.text.tokenizer import Tokenizer
 
 ROW_GROUP_TOKENS = 1 << 14
 # A shard is a task of the second pass: a large dataset has many shards, and none fills memory.
 LEAST_SHARD_TOKENS, MOST_SHARD_TOKENS = 1 << 22, 1 << 26
 SHARDS_WANTED = 64
-TOKENIZER_SAMPLE_BYTES = 64 << 20
 PLAN = "plan"
 # Manta's own files in a dataset's folder: preparation deletes these, and no others.
 _ENDING = rf"({storage.UNFINISHED_ENDING})?"
@@ -146,9 +144,11 @@ def _prepare(
     say: Callable[[str], None],
 ) -> Manifest:
     _resume_or_clear(c, path, parts, before, say)
-    made = _tokenizer_of(c, path, parts)
+    made = vocabulary.of(c, path, parts)
     scattered = scatter(c, path, parts, made)
-    skipped = rows.total(record["skipped"] for record in scattered)
+    skipped = rows.total(
+        record[kind] for record in scattered for kind in ("skipped", "unlabelled") if kind in record
+    )
     if skipped:
         say(f"left out {rows.line(skipped)}")
     documents = merge(path, scattered)
@@ -164,6 +164,8 @@ def _prepare(
     manifest.save()
     if pairs:
         say(report.examples(manifest))
+    if manifest.cut:
+        say(report.cut(manifest))
     return manifest
 
 
@@ -177,7 +179,7 @@ def scatter(
         evals = decontaminate.build(files, c.decontaminate_ngram, c.max_document_bytes)
     val = c.val_fraction if c.val_corpus is None else c.val_corpus
     similarity = c.deduplicate_similarity if c.deduplicate == "near" else None
-    task = Scatter(path, parts, made.serialized, c.shuffle_seed, val, evals, similarity)
+    task = Scatter(path, parts, made.serialized, c.shuffle_seed, val, evals, similarity, c.chat)
     return passes.run(task, len(parts), "tokenizing", "parts")
 
 
@@ -208,10 +210,16 @@ def gather(
     train, val = (sum(r["tokens"] for r in documents if r["split"] == s) for s in SPLITS)
     counts = _shards_for(train), _shards_for(val)
     task = Gather(
-        path, documents, counts, str(made.dtype), ROW_GROUP_TOKENS,
-        c.deduplicate, list(near_duplicates),
+        path, documents, counts, str(made.dtype), _row_group_tokens(c),
+        c.deduplicate, list(near_duplicates), c.chat, made.start,
     )  # fmt: skip
     return passes.run(task, sum(counts), "shuffling", "shards")
+
+
+def _row_group_tokens(c: PrepareConfig) -> int:
+    """The size of the pieces in which a shard is read; whole rows of conversations."""
+    rows = max(1, ROW_GROUP_TOKENS // c.row_tokens) * c.row_tokens
+    return rows if c.kind == "chat" else ROW_GROUP_TOKENS
 
 
 def _resume_or_clear(
@@ -269,6 +277,8 @@ def _refuse_overlap(c: PrepareConfig, path: str, parts: list[sources.Part]) -> N
         read[storage.absolute(c.tokenizer)] = "data.tokenizer"
     if c.tokenizer_file is not None:
         read[storage.absolute(c.tokenizer_file)] = "data.tokenizer_file"
+    if c.kind == "chat" and c.template not in templates.NAMED:
+        read[storage.absolute(c.template)] = "data.template"
     remedy = "give another data.name, or another home="
     for file, key in read.items():
         if ownership.is_inside(file, path):
@@ -288,39 +298,6 @@ def _digest(parts: list[sources.Part], states: origin.States) -> str:
     """A digest of the parts of the corpus, and of the files that decide the tokens."""
     cut = [[part.source.location, part.pieces, part.shard, part.num_shards] for part in parts]
     return storage.sha256_of(json.dumps([cut, states]).encode())
-
-
-def _tokenizer_of(c: PrepareConfig, path: str, parts: list[sources.Part]) -> Tokenizer:
-    """The tokenizer that the config names, saved with the dataset; `bpe` is trained on (the start
-    of) the corpus."""
-    file = storage.join(path, layout.ENCODING)
-    if storage.exists(file):
-        return tokenizer.load(file)
-    if c.tokenizer == tokenizer.R50K:
-        made = tokenizer_r50k.named(tokenizer.R50K, c.tokenizer_file)
-    elif c.tokenizer != "bpe":
-        made = tokenizer.load(storage.absolute(c.tokenizer))
-    else:
-        made = tokenizer.train(_sample(parts), c.vocab_size or BPE_VOCAB_SIZE)
-    storage.write_bytes(file, made.serialized)
-    return made
-
-
-def _sample(parts: list[sources.Part]) -> Iterator[str]:
-    size = 0
-    bad = BadRows(parts[0].source.on_bad_rows)
-    for part in parts:
-        for text in sources.documents(part, bad):
-            yield text
-            size += len(text)
-            if size >= TOKENIZER_SAMPLE_BYTES:
-                return
-    if not size:
-        skipped = rows.total([bad.counts])
-        raise DataError(
-            f"data.source={parts[0].source.location}: the corpus holds no text"
-            + (f"; left out {rows.line(skipped)}" if skipped else "")
-        )
 
 
 def _shards_for(tokens: int) -> int:
@@ -344,6 +321,9 @@ def _manifest(
     dropped["duplicate"] = sum(record["duplicates"] for record in gathered)
     if c.deduplicate == "near":
         dropped["near_duplicate"] = sum(record["near_duplicates"] for record in gathered)
+    if c.kind == "chat":
+        found = [record["unlabelled"].values() for record in scattered]
+        dropped["unlabelled"] = sum(sum(kinds.values()) for files in found for kinds in files)
     whole = [record for record in gathered if record["shard"] is not None]
     lengths = {
         kind: [sum(column) for column in zip(*(r["lengths"][i] for r in whole), strict=True)]
@@ -357,12 +337,13 @@ def _manifest(
         vocab_size=made.vocab_size,
         eot=made.eot,
         dtype=str(made.dtype),  # type: ignore[arg-type]
-        row_group_tokens=ROW_GROUP_TOKENS,
+        row_group_tokens=_row_group_tokens(c),
         dropped=dropped,
         lengths=lengths,
         shards=tuple(Shard(**record["shard"]) for record in whole),
         skipped=skipped,
         near_pairs=pairs,
+        cut=rows.most(record.get("cut", {}) for record in scattered),
     )
 
 

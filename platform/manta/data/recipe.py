@@ -19,12 +19,26 @@ from manta.config import (
 )
 from manta.data.order import PERIOD, Phase, thousandths
 from manta.errors import ConfigError
-from manta.text import sources, tokenizer
+from manta.text import conversations, sources, templates, tokenizer
 
 BPE_VOCAB_SIZE = 4096
 LEAST_SIMILARITY = 0.3
 # Settings that a recipe has only if they are not these: recipes of earlier versions lack them.
-UNSAID = {"deduplicate": "exact", "deduplicate_similarity": None}
+UNSAID = {"deduplicate": "exact", "deduplicate_similarity": None, "kind": "text"}
+
+
+TrainOn = Literal["assistant", "all"]
+OF_CHAT = ("template", "train_on", "row_tokens", "on_unlabelled")
+OF_TEXT = ("text_key", "document_bytes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """How a dataset of conversations is made; the fields are keys of `PrepareConfig`."""
+
+    row_tokens: int
+    train_on: TrainOn
+    on_unlabelled: str
 
 
 @config
@@ -33,12 +47,32 @@ class PrepareConfig:
         ("vocab_size", "tokenizer", ("bpe",)),
         ("tokenizer_file", "tokenizer", (tokenizer.R50K,)),
         ("val_fraction", "val_source", (None,)),
+        *((key, "kind", ("chat",)) for key in OF_CHAT),
+        *((key, "kind", ("text",)) for key in OF_TEXT),
     )
 
     source: str = sources.PYTHON
     """Location of the documents: `python` (source code and documentation of the running Python), a
     file, folder or glob of .txt, .md, .py, .jsonl (.gz, .zst) or .parquet files (local or s3://,
     gs://, ...), or `hf:OWNER/NAME`, a Hugging Face dataset, which is streamed."""
+    kind: Literal["text", "chat"] = "text"
+    """What the documents are. text: plain texts; chat: conversations, for fine-tuning, in the rows
+    of .json, .jsonl (.gz, .zst) or .parquet files or of a Hugging Face dataset, with one of these
+    sets of fields: messages (a list of role and content), conversations (a list of from and value),
+    instruction, input and output, or prompt and completion."""
+    template: str = "chatml"
+    """How a conversation is written: `chatml` (<|im_start|>ROLE ... <|im_end|>), `alpaca` (an
+    instruction and a response, as plain text), or a file with a chat template in Jinja, as
+    transformers has them, with {% generation %} around answers and their end token."""
+    train_on: TrainOn = "assistant"
+    """Which tokens of a conversation are trained: those of the assistant's turns with their end
+    token, or all."""
+    row_tokens: Count = 1024
+    """Tokens in a row of whole conversations: the sequence length of the training. A longer
+    conversation is cut after the last of the assistant's turns that fits."""
+    on_unlabelled: Literal["fail", "skip"] = "fail"
+    """What to do about a conversation without a trained token (the assistant says nothing in it, or
+    its first answer does not fit in a row): stop and name it, or leave it out and count it."""
     name: DatasetName | None = None
     """Name of the dataset, a folder under HOME/data; null: made from source and tokenizer."""
     subset: str | None = None
@@ -105,6 +139,12 @@ class PrepareConfig:
             found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
         if self.val_source is not None and self.val_fraction != type(self).val_fraction:
             found.append("val_fraction is for a split of `source`; with val_source omit it")
+        is_chat = self.kind == "chat"
+        if is_chat and self.source == sources.PYTHON:
+            found.append("source=python has no conversations: give files or a Hugging Face dataset")
+        for key in OF_TEXT if is_chat else OF_CHAT:
+            if getattr(self, key) != getattr(type(self), key):
+                found.append(f"{key} is for kind={'text' if is_chat else 'chat'}: omit it")
         if self.deduplicate_similarity < LEAST_SIMILARITY:
             found.append(
                 f"deduplicate_similarity={self.deduplicate_similarity}: valid are "
@@ -131,13 +171,21 @@ class PrepareConfig:
     def _source(self, location: str) -> sources.Source:
         cut = self.document_bytes
         if cut is None:
-            cut = 0 if location == sources.PYTHON else 16384
+            cut = 0 if location == sources.PYTHON or self.kind == "chat" else 16384
+        before = conversations.ALPACA_INPUT if self.template == "alpaca" else conversations.INPUT
         if location != sources.PYTHON and not location.startswith(sources.HUGGING_FACE):
             location = storage.absolute(location)
         return sources.Source(
             location, self.subset, self.split, self.text_key, self.errors, cut,
-            self.max_document_bytes, self.on_bad_rows,
+            self.max_document_bytes, self.on_bad_rows, self.kind,
+            before if self.kind == "chat" else "",
         )  # fmt: skip
+
+    @property
+    def chat(self) -> Chat | None:
+        """How conversations are made; None for texts."""
+        is_chat = self.kind == "chat"
+        return Chat(self.row_tokens, self.train_on, self.on_unlabelled) if is_chat else None
 
     @property
     def dataset_name(self) -> str:
@@ -149,6 +197,7 @@ class PrepareConfig:
             words.append(f"bpe{self.vocab_size or BPE_VOCAB_SIZE}")
         else:
             words.append(self.tokenizer.rpartition("/")[2].removesuffix(".json"))
+        words += ["chat"] if self.kind == "chat" else []
         return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-")
 
     def folder(self, home: str) -> str:
@@ -171,12 +220,27 @@ class PrepareConfig:
             "vocab_size": (self.vocab_size or BPE_VOCAB_SIZE) if self.tokenizer == "bpe" else None,
             **split,
             **{key: value for key, value in copies.items() if value != UNSAID[key]},
+            **self._chat_recipe(),
+        }
+
+    def _chat_recipe(self) -> dict[str, Any]:
+        """Raises DataError if the template's file is missing or no template."""
+        if self.kind != "chat":
+            return {}
+        is_named = self.template in templates.NAMED
+        return {
+            "kind": self.kind,
+            "template": self.template if is_named else storage.absolute(self.template),
+            "template_sha256": storage.sha256_of(templates.read(self.template).encode()),
+            "train_on": self.train_on,
+            "row_tokens": self.row_tokens,
+            "on_unlabelled": self.on_unlabelled,
         }
 
     def strict_recipe(self) -> dict[str, Any]:
-        """The recipe that ends at bad rows. What was made from it had none, so it is the same as
-        what skips them."""
-        return dataclasses.replace(self, on_bad_rows="fail").recipe()
+        """The recipe that ends at bad rows and at conversations without a trained token. What was
+        made from it had none, so it is the same as what skips them."""
+        return dataclasses.replace(self, on_bad_rows="fail", on_unlabelled="fail").recipe()
 
 
 def first_difference(was: dict[str, Any], now: dict[str, Any]) -> tuple[str, str]:
@@ -241,6 +305,11 @@ class DataConfig(PrepareConfig):
                     )
         if self.mix_switches and not self.mix:
             found.append("mix_switches is for a mix: set mix too")
+        if self.kind == "chat" and self.packing != "concat":
+            found.append(
+                f"packing={self.packing} is for kind=text; conversations are packed whole when "
+                "they are prepared: omit it"
+            )
         if self.mix and self.on_changed == "prepare":
             found.append(
                 "on_changed=prepare is for one dataset; those of a mix are prepared again by "

@@ -39,6 +39,17 @@ def examples(manifest: Manifest) -> str:
     return f"dropped {count:,} near duplicates, such as {', '.join(shown)}"
 
 
+def cut(manifest: Manifest) -> str:
+    """The line that says how many conversations were cut, and in which files."""
+    found = manifest.cut
+    files = ", ".join(f"{path} ({count:,})" for path, count in list(found.items())[:3])
+    more = f", and {len(found) - 3:,} more" if len(found) > 3 else ""
+    return (
+        f"cut {sum(found.values()):,} conversations after the last answer that fits in a row of "
+        f"{manifest.recipe['row_tokens']:,} tokens: {files}{more}"
+    )
+
+
 def counts(dropped: dict[str, int]) -> str:
     """Numbers of documents that were left out, with the reasons."""
     return ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in dropped.items())
@@ -57,5 +68,14 @@ def summary(manifest: Manifest) -> str:
     lines.append(f"dropped  {counts(manifest.dropped)} documents")
     if manifest.skipped:
         lines.append(f"left out {rows.line(manifest.skipped)}")
+    if manifest.cut:
+        lines.append(cut(manifest))
+    if "row_tokens" in manifest.recipe:
+        tokens = sum(manifest.tokens(split) for split in SPLITS)
+        filled = sum(manifest.lengths["tokens"])
+        lines.append(
+            f"packing  rows of {manifest.recipe['row_tokens']:,} tokens, whole conversations, "
+            f"{1 - filled / max(tokens, 1):.2%} padding"
+        )
     lines.append(f"lengths  {storage.join(manifest.path, layout.LENGTHS)}")
     return "\n".join(lines)

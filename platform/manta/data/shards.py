@@ -259,12 +259,17 @@ def documents(manifest: Manifest, shard: Shard) -> Iterator[np.ndarray]:
     Raises:
         DataError: the shard is missing or damaged.
     """
-    reader = open_shard(manifest.path, shard, manifest.dtype, manifest.row_group_tokens)
-    tokens = reader.read(0, shard.tokens)
+    tokens = tokens_of(manifest, shard)
     start = 0
     for end in np.flatnonzero(tokens == manifest.eot).tolist():
         yield tokens[start:end]
         start = end + 1
+
+
+def tokens_of(manifest: Manifest, shard: Shard) -> np.ndarray:
+    """All tokens of a shard, (T,). Raises DataError if it is missing or damaged."""
+    reader = open_shard(manifest.path, shard, manifest.dtype, manifest.row_group_tokens)
+    return reader.read(0, shard.tokens)
 
 
 def verify(manifest: Manifest, *, full: bool, splits: tuple[str, ...] = ("train", "val")) -> None:

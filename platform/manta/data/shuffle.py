@@ -12,7 +12,10 @@ work/part-00007-000-train.arrow   a run         work/part-00007.json    record o
 """
 
 import dataclasses
+import functools
 import hashlib
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,14 +23,17 @@ import pyarrow as pa
 
 from manta import storage
 from manta.data import near, runs
+from manta.data.conversations import Encoder, Unlabelled
 from manta.data.decontaminate import Decontaminator
 from manta.data.manifest import Shard
 from manta.data.order import fold, mix_bits
+from manta.data.packing import fill
 from manta.data.passes import Task
+from manta.data.recipe import Chat
 from manta.data.runs import ORDER, REST, Collector, Run
 from manta.data.shards import ShardWriter
-from manta.text import sources, tokenizer
-from manta.text.rows import BadRows
+from manta.text import conversations, sources, tokenizer
+from manta.text.rows import BadRow, BadRows
 from manta.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "val")
@@ -90,34 +96,51 @@ class Scatter(Task):
     decontaminator: Decontaminator | None = None
     similarity: float | None = None
     """The least similarity of near duplicates, if their bands are to be written."""
+    chat: Chat | None = None
+    """How conversations are encoded, if the documents are conversations."""
 
     def name(self, index: int) -> str:
         return part_name(index)
 
     def work(self, index: int) -> dict[str, Any]:
         made = tokenizer.from_bytes(self.tokenizer)
-        name = part_name(index)
+        encode = _encoder(made, self.chat)
+        part, name = self.parts[index], part_name(index)
         written: list[Run] = []
         dropped = {"empty": 0, "contaminated": 0}
         with_signatures = self.similarity is not None
-        held = _Held(made, with_signatures)
+        held = _Held(with_signatures)
         bands = Collector(self.path, name, "-bands", near.COLLECTED_ROWS)
-        bad = BadRows(self.parts[index].source.on_bad_rows)
-        for piece, number, text in sources.located_documents(self.parts[index], bad):
-            if not text.strip():
+        cut: Counter[str] = Counter()
+        bad = BadRows(part.source.on_bad_rows)
+        unlabelled = BadRows(self.chat.on_unlabelled if self.chat else "fail", "data.on_unlabelled")
+        for piece, number, text in sources.located_documents(part, bad):
+            words = text if self.chat is None else conversations.plain(text)
+            if not words.strip():
                 dropped["empty"] += 1
-            elif self.decontaminator is not None and self.decontaminator.contaminated(text):
+            elif self.decontaminator is not None and self.decontaminator.contaminated(words):
                 dropped["contaminated"] += 1
             else:
-                held.add(text, (index, piece, number))
+                try:
+                    ids, is_cut = encode(text)
+                except BadRow as e:
+                    rows = unlabelled if isinstance(e, Unlabelled) else bad
+                    place = f"{sources.name_of_piece(part, piece)}, conversation {number}"
+                    rows.add(e, part.file(piece), functools.partial(str, place))
+                    continue
+                cut[part.file(piece)] += is_cut
+                held.add(text, words, ids, (index, piece, number))
             if held.text_bytes >= RUN_BYTES or len(held.signatures) >= RUN_SIGNATURES:
                 written += self._write(held, index, f"{name}-{len(written):03d}", bands)
-                held = _Held(made, with_signatures)
+                held = _Held(with_signatures)
         if held.documents:
             written += self._write(held, index, f"{name}-{len(written):03d}", bands)
-        return {
+        record = {
             "runs": written, "bands": bands.close(), "dropped": dropped, "skipped": bad.counts,
         }  # fmt: skip
+        if self.chat is not None:
+            record |= {"unlabelled": unlabelled.counts, "cut": {f: n for f, n in cut.items() if n}}
+        return record
 
     def _write(
         self, held: "_Held", index: int, name: str, bands: Collector | None = None
@@ -164,8 +187,8 @@ class Scatter(Task):
 class _Held:
     """The documents of a run, before the run is sorted."""
 
-    def __init__(self, made: Tokenizer, with_signatures: bool):
-        self._tokenizer, self._with_signatures = made, with_signatures
+    def __init__(self, with_signatures: bool):
+        self._with_signatures = with_signatures
         self.documents: list[np.ndarray] = []
         self.digests: list[bytes] = []
         self.sizes: list[int] = []
@@ -173,15 +196,23 @@ class _Held:
         self.places: list[tuple[int, int, int]] = []
         self.signatures: list[np.ndarray | None] = []
 
-    def add(self, text: str, place: tuple[int, int, int]) -> None:
+    def add(self, text: str, words: str, ids: np.ndarray, place: tuple[int, int, int]) -> None:
+        """Adds a document; `words` is the text, or all that is said in a conversation."""
         data = text.encode()
-        self.documents.append(self._tokenizer.document(text))
+        size = len(words.encode())
+        self.documents.append(ids)
         self.digests.append(Key.digest(data))
-        self.sizes.append(len(data))
-        self.text_bytes += len(data)
+        self.sizes.append(size)
+        self.text_bytes += size
         if self._with_signatures:
             self.places.append(place)
-            self.signatures.append(near.signature(text))
+            self.signatures.append(near.signature(words))
+
+
+def _encoder(made: Tokenizer, chat: Chat | None) -> Callable[[str], tuple[np.ndarray, bool]]:
+    if chat is not None:
+        return Encoder(made, chat)
+    return lambda text: (made.document(text), False)
 
 
 def _cuts(offsets: np.ndarray) -> list[int]:
@@ -202,6 +233,10 @@ class Gather(Task):
     deduplicate: str = "exact"
     near_duplicates: list[Run] = dataclasses.field(default_factory=list)
     """Runs of the numbers of near duplicates (`near.Found`)."""
+    chat: Chat | None = None
+    """The rows of whole conversations; None: documents follow each other."""
+    padding: int = 0
+    """Id of the token that fills the rest of a row."""
 
     def name(self, index: int) -> str:
         return shard_name(*self.place(index)[:2])
@@ -251,7 +286,11 @@ class Gather(Task):
         lists = table["tokens"].combine_chunks()
         offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
         starts, stops = offsets[kept], offsets[kept + 1]
-        tokens = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
+        if self.chat is None:
+            tokens = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
+        else:
+            order = table[ORDER].to_numpy()[kept]
+            tokens = _rows(values, starts, stops, order, self.chat.row_tokens, self.padding)
         file = f"{name}.parquet"
         writer = ShardWriter(
             storage.join(self.path, file), np.dtype(self.dtype), self.row_group_tokens
@@ -267,6 +306,28 @@ class Gather(Task):
             "shard": dataclasses.asdict(shard),
             "lengths": length_counts(stops - starts),
         }
+
+
+def _rows(
+    values: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    order: np.ndarray,
+    row_tokens: int,
+    padding: int,
+) -> np.ndarray:
+    """Rows of whole conversations, one after the other, (rows x row_tokens,).
+
+    The place of the longest conversation in the shuffle decides on the place of its row, so that
+    rows come in a random order too.
+    """
+    filled = fill((stops - starts).tolist(), row_tokens)
+    filled.sort(key=lambda row: int(order[row[0]]))
+    tokens = np.full((len(filled), row_tokens), padding, values.dtype)
+    for row, documents in zip(tokens, filled, strict=True):
+        joined = np.concatenate([values[starts[i] : stops[i]] for i in documents])
+        row[: len(joined)] = joined
+    return tokens.reshape(-1)
 
 
 def length_counts(lengths: np.ndarray) -> list[list[int]]:

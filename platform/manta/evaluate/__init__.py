@@ -5,6 +5,9 @@ Its files, in reading order:
     catalog             the suites of evals/, and suggestions for a misspelt name
     settings            settings of an evaluation
     inference_settings  settings of a job that runs a model in its own process
+    chat                a conversation with a model, as text that is streamed
+    lines               lines that a person types, or that a pipe gives
+    questions           questions about words and numbers, and how well a model answers them
     rows                requests to a model, as rows of tokens in batches
     worker              a model that scores rows and completes prompts
     farm                Ray workers that evaluate checkpoints

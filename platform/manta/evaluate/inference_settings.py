@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from manta.config import Count, NonNegativeFloat, PositiveFraction, Seed, config
+from manta.model.generate import Sampling
 from manta.storage import HomeConfig
 from manta.train.step.device import choose_dtype, pick_device
 
@@ -24,11 +25,9 @@ class InferenceConfig(HomeConfig):
 
 
 @config
-class GenerateConfig(InferenceConfig):
-    prompt: str = "def main("
-    """Text to complete."""
-    prompts: tuple[str, ...] = ()
-    """Several texts to complete, all at once, instead of `prompt`."""
+class DrawConfig(InferenceConfig):
+    """The keys of a job that draws tokens."""
+
     max_tokens: Count = 128
     """Most tokens to add; the model may end its text earlier."""
     temperature: NonNegativeFloat = 0.8
@@ -38,10 +37,33 @@ class GenerateConfig(InferenceConfig):
     top_p: PositiveFraction = 1.0
     """Sample among the fewest of the likeliest tokens whose probability, after temperature and
     top_k, is at least this; 1: all."""
-    num_samples: Count = 1
-    """Completions of each text; several are printed all at once, at the end."""
     seed: Seed = 0
     """Seed of the draws: the same seed gives the same text again on the same device."""
+
+    def sampling(self, vocab_size: int) -> Sampling:
+        """How tokens are chosen among the ids that a tokenizer has."""
+        return Sampling(self.temperature, self.top_k, self.top_p, vocab_size)
+
+
+@config
+class GenerateConfig(DrawConfig):
+    prompt: str = "def main("
+    """Text to complete."""
+    prompts: tuple[str, ...] = ()
+    """Several texts to complete, all at once, instead of `prompt`."""
+    num_samples: Count = 1
+    """Completions of each text; several are printed all at once, at the end."""
+
+
+@config
+class ChatConfig(DrawConfig):
+    system: str | None = None
+    """Message before the conversation, which is never dropped; null: none."""
+    max_tokens: Count = 512
+    """Most tokens of an answer; the model may end it earlier."""
+    transcript: bool = False
+    """Whether the model continues a transcript ("User: ...", "Assistant: ...") although its
+    checkpoint has a chat template. One without a template always does."""
 
 
 def place_of(c: InferenceConfig) -> tuple[torch.device, str]:

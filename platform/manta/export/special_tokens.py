@@ -10,6 +10,7 @@ from manta import foreign
 from manta.config import Natural
 from manta.errors import DataError
 from manta.text.tokenizer import Tokenizer
+from manta.text.tokenizer_extras import usual_ids, usual_names
 from manta.text.tokenizer_json import Roles
 
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -108,8 +109,7 @@ def _chat_template(folder: Path, names: _Names) -> str | dict[str, str] | None:
 
 def ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """The keys of a config.json for the ids of tokens."""
-    found = tokenizer.extras.ids
-    return found or {"bos_token_id": tokenizer.start, "eos_token_id": _one_or_all(tokenizer.ends)}
+    return tokenizer.extras.ids or usual_ids(tokenizer.extras, tokenizer.eot)
 
 
 def write(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:
@@ -117,14 +117,11 @@ def write(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:
     extras = tokenizer.extras
     derived = {**ids(tokenizer), "pad_token_id": tokenizer.eot}
     write_json(folder / GENERATION_CONFIG, extras.generation_ids or derived)
-    content = {token.id: token.content for token in extras.added}
-    eot = content[tokenizer.eot]
-    names = {"bos_token": content[tokenizer.start], "eos_token": eot, "pad_token": eot}
     template = extras.chat_template
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context_length,
-        **(extras.names or names),
+        **(extras.names or usual_names(extras, tokenizer.eot)),
         "clean_up_tokenization_spaces": False,
         # Text that spells a special token is plain text. (transformers renders a chat to text,
         # special tokens included, and then encodes it, so there it must not be.)
@@ -135,10 +132,6 @@ def write(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:
     elif template is not None:
         (folder / CHAT_TEMPLATE).write_text(template)
     write_json(folder / TOKENIZER_CONFIG, settings)
-
-
-def _one_or_all(ends: tuple[int, ...]) -> int | list[int]:
-    return ends[0] if len(ends) == 1 else list(ends)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

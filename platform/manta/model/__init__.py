@@ -17,6 +17,7 @@ Its files, in reading order:
     groups          the groups into which the optimizer sorts weights
     init            how a new model's weights start
     generate        text, token by token
+    reader          a text that grows, read with a KV cache that is kept
     cost            parameters and floating-point operations, by arithmetic
     activations     bytes that a forward pass keeps for its backward pass, op by op
     traffic         bytes that the head's loss moves through memory

@@ -80,8 +80,12 @@ class KVCache:
 
     def clear(self) -> None:
         """Forgets all tokens."""
-        self.lengths = [0] * len(self.lengths)
-        self._starts.zero_()
+        self.cut(0)
+
+    def cut(self, length: int) -> None:
+        """Forgets all tokens but the first `length` of each row, which has at least as many."""
+        self.lengths = [length] * len(self.lengths)
+        self._starts.fill_(length)
 
     def keep(self, rows: list[int]) -> None:
         """Keeps only these rows, in this order."""

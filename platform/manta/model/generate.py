@@ -86,7 +86,7 @@ def generate_batch(
     # (ZeRO stage 3; empty until a layer runs), which could not be trained afterwards.
     fast = all(weight.numel() for weight in model.parameters())
     windows = [prompt[-length:] for prompt in prompts]
-    numbers = _numbers(seeds, device)
+    numbers = draws(seeds, device)
     was_training = model.training
     model.eval()
     try:
@@ -125,7 +125,7 @@ def generate_batch(
         model.train(was_training)
 
 
-def _numbers(seeds: list[int], device: torch.device) -> Iterator[Tensor]:
+def draws(seeds: list[int], device: torch.device) -> Iterator[Tensor]:
     """Yields (B,) numbers in [0, 1) for each token, the next of each seed's own sequence.
 
     The CPU draws them, many at once, so that a seed gives the same numbers on every device.

@@ -5,6 +5,7 @@ Its files, in reading order:
     unicode           which encoding of Unicode a file is in
     files             kinds of files, and their lines
     rows              the texts in rows, and what happens to rows without one
+    conversations     conversations in the forms of data sets, as turns
     parquet           documents in Parquet files
     pieces            documents in files of every kind, and pieces of large files
     listing           which files of a folder are read, and which are passed over
@@ -12,5 +13,6 @@ Its files, in reading order:
     tokenizer_extras  special tokens and other things that published models' tokenizers have
     tokenizer         text to ids and back; byte-pair encodings trained on the corpus
     tokenizer_r50k    GPT-2's own encoding
+    templates         chat templates: conversations to ids, and which are trained       [jinja2]
     tokenizer_json    tokenizers to and from Hugging Face's tokenizer.json
 """

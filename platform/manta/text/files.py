@@ -20,6 +20,8 @@ PLAIN_JSONL = (".jsonl", ".ndjson")
 JSONL = (*PLAIN_JSONL, ".jsonl.gz", ".jsonl.zst", ".json.gz")
 PARQUET = (".parquet",)
 READABLE = TEXT + JSONL + PARQUET
+LISTS = (".json", ".json.gz", ".json.zst")  # one JSON list of rows, or JSONL
+ROWS = (".json", ".json.zst", *JSONL, *PARQUET)  # what conversations are read from
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SPECIAL = {
     stat.S_IFIFO: "a pipe",
@@ -39,10 +41,10 @@ class Piece(NamedTuple):
     stop: int = END
 
 
-def kind(path: str) -> str | None:
+def kind(path: str, readable: tuple[str, ...] = READABLE) -> str | None:
     """The ending of a readable file's name, in lower case; None if files of its kind are not
     read."""
-    return next((ending for ending in READABLE if path.lower().endswith(ending)), None)
+    return next((ending for ending in readable if path.lower().endswith(ending)), None)
 
 
 def compression(path: str) -> str | None:

@@ -12,10 +12,11 @@ from pyarrow import fs as pafs
 
 from manta import foreign, storage
 from manta.errors import DataError
-from manta.text.files import READABLE, SPECIAL, kind, what_is
+from manta.text.files import READABLE, ROWS, SPECIAL, kind, what_is
 
 LINK = "link to a folder that is read already"
 BROKEN = "broken link"
+ANY = (*READABLE, *ROWS)
 BAD_NAME = "its name is not UTF-8"
 # What keeps a file with the name of a readable one from being read, and the remedy.
 REFUSED = {BAD_NAME: "rename it", **dict.fromkeys(SPECIAL.values(), "give a file")}
@@ -37,7 +38,7 @@ class Listing(NamedTuple):
     passed_over: Counter[str]
 
     def line(self) -> str:
-        kinds = Counter(kind(file.path) or "other" for file in self.files)
+        kinds = Counter(kind(file.path, ANY) or "other" for file in self.files)
         read = f"reading {_files(len(self.files))} of {self.location} ({_counts(kinds)})"
         passed = self.passed_over.total()
         return read + (f"; passing over {passed} ({_counts(self.passed_over)})" if passed else "")
@@ -53,8 +54,8 @@ def _counts(kinds: Counter[str]) -> str:
     return ", ".join([f"{count:,} {name}" for name, count in shown[:8]] + more)
 
 
-def find(location: str) -> Listing:
-    """The files at a file, folder or glob.
+def find(location: str, readable: tuple[str, ...] = READABLE) -> Listing:
+    """The files at a file, folder or glob whose names have one of these endings.
 
     Files are hidden if their name, or that of a folder between them and the location, begins with a
     dot; a glob that spells out such a dot reads them. Each folder is visited once, however many
@@ -76,9 +77,9 @@ def find(location: str) -> Listing:
     if top.type == pafs.FileType.NotFound:
         raise DataError(f"data.source={location}: no such file or folder")
     if top.type == pafs.FileType.File:
-        if kind(base) is None:
+        if kind(base, readable) is None:
             raise DataError(
-                f"data.source={location}: unknown kind of file; readable are {', '.join(READABLE)}"
+                f"data.source={location}: unknown kind of file; readable are {', '.join(readable)}"
             )
         return Listing(location, (File(base, top.size, top.mtime_ns),), Counter())
     if top.type == pafs.FileType.Unknown:
@@ -96,11 +97,11 @@ def find(location: str) -> Listing:
             continue
         if not shows_hidden and "/." in file.path[len(inside) :]:
             passed["hidden"] += 1
-        elif kind(file.path) and problem in REFUSED:
+        elif kind(file.path, readable) and problem in REFUSED:
             raise DataError(
                 f"{visible_name(file.path)}: {problem}; {REFUSED[problem]}, or leave it out"
             )
-        elif problem or kind(file.path) is None:
+        elif problem or kind(file.path, readable) is None:
             ending = foreign.line(visible_name(Path(file.path).suffix.lower()))
             name = ending if problem == BAD_NAME else problem or ending
             passed[(name or "without an ending").removeprefix("a ")] += 1
@@ -110,7 +111,7 @@ def find(location: str) -> Listing:
         there = f" (there are: {_counts(passed)})" if passed else ""
         raise DataError(
             f"data.source={location}: no readable file there{there}; readable are "
-            f"{', '.join(READABLE)}"
+            f"{', '.join(readable)}"
         )
     return Listing(location, tuple(sorted(files)), passed)
 

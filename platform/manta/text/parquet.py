@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from manta import foreign, storage
 from manta.errors import DataError
-from manta.text import files, rows
+from manta.text import conversations, files, rows
 from manta.text.files import END, Piece
 from manta.text.rows import BadRow, BadRows, Reading
 
@@ -91,6 +91,9 @@ def texts(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
     """Yields the texts of the piece's rows. Raises DataError if a row has none, or the file is
     damaged."""
     path, key = piece.path, reading.text_key
+    if reading.kind == "chat":
+        yield from _conversations(piece, reading, bad)
+        return
     with opened(path) as file:
         columns = file.schema_arrow.names
         refuse_namesakes([c for c in columns if c == key], path)
@@ -109,6 +112,34 @@ def texts(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
                     yield text_of_scalar(value, reading)
                 except BadRow as e:
                     bad.add(e, path, lambda number=row: f"{path}, row {number}")  # type: ignore[misc]
+
+
+def _conversations(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
+    """Yields the conversations of the piece's rows."""
+    path = piece.path
+    with opened(path) as file:
+        refuse_namesakes(file.schema_arrow.names, path)
+        groups = list(range(piece.start, min(piece.stop, file.num_row_groups)))
+        row = sum(file.metadata.row_group(i).num_rows for i in range(piece.start))
+        for batch in batches(file, groups=groups):
+            for index in range(batch.num_rows):
+                row += 1
+                try:
+                    yield conversation_of(batch.slice(index, 1), reading)
+                except BadRow as e:
+                    bad.add(e, path, lambda number=row: f"{path}, row {number}")  # type: ignore[misc]
+
+
+def conversation_of(table: pa.RecordBatch | pa.Table, reading: Reading) -> str:
+    """The conversation in a table of one row. Raises BadRow if there is none."""
+    if table.nbytes > reading.most_bytes:
+        raise rows.too_large(f"a row of {table.nbytes:,} bytes", reading)
+    try:
+        (row,) = table.to_pylist()
+    except UnicodeDecodeError as e:
+        what = f"not UTF-8 at byte {e.start} of a text"
+        raise BadRow("not UTF-8", what, "fix the row") from None
+    return conversations.text_of_row(row, reading)
 
 
 def _problem_of_column(schema: pa.Schema, reading: Reading) -> BadRow | None:

@@ -4,11 +4,12 @@ A piece is read by itself, from its own place in the file. Its documents depend 
 the piece, so it does not matter which pieces are read together.
 """
 
+import codecs
 import functools
 import io
 from collections.abc import Iterable, Iterator
 
-from manta.text import files, parquet, rows, unicode
+from manta.text import conversations, files, parquet, rows, unicode
 from manta.text.files import END, JSONL, PARQUET, PLAIN_JSONL, TEXT, Piece, is_blank, kind
 from manta.text.rows import BadRow, BadRows, Reading
 
@@ -52,7 +53,9 @@ def read(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
         DataError: the file is missing or damaged, or a row is bad and not skipped.
     """
     with files.named_errors(piece.path):
-        if kind(piece.path) in PARQUET:
+        if reading.kind == "chat" and files.kind(piece.path, files.LISTS):
+            yield from _json_list(piece, reading, bad)
+        elif kind(piece.path) in PARQUET:
             yield from parquet.texts(piece, reading, bad)
         elif kind(piece.path) in JSONL:
             yield from _jsonl(piece, reading, bad)
@@ -75,9 +78,41 @@ def _jsonl(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
                 if not offset:
                     data = data.removeprefix("\ufeff")
                 if data and not data.isspace():
-                    yield rows.text_of_json(data, reading)
+                    yield _text(data, reading)
             except BadRow as e:
                 bad.add(e, piece.path, functools.partial(_line, piece.path, offset))
+
+
+def _text(data: str, reading: Reading) -> str:
+    if reading.kind == "chat":
+        return conversations.text_of_row(rows.object_of_json(data), reading)
+    return rows.text_of_json(data, reading)
+
+
+def _json_list(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
+    """Yields the conversations of a file that is one JSON list of rows; of another file, those of
+    its lines."""
+    with files.opened(piece, reading.errors) as file:
+        data = file.read(reading.most_bytes + 1)
+    if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from _jsonl(piece, reading, bad)
+        return
+    try:
+        if len(data) > reading.most_bytes:
+            raise rows.too_large(f"a list of more than {reading.most_bytes:,} bytes", reading)
+        text = rows.text_of_bytes(data, reading).removeprefix("\ufeff")
+        found = rows.value_of_json(text)
+    except BadRow as e:
+        bad.add(e, piece.path, lambda: piece.path)
+        return
+    for number, row in enumerate(found, 1):
+        try:
+            if not isinstance(row, dict):
+                shown = rows.described(row)
+                raise BadRow("not an object", f"{shown}, but a row is a JSON object", "fix it")
+            yield conversations.text_of_row(row, reading)
+        except BadRow as e:
+            bad.add(e, piece.path, functools.partial("{}, row {}".format, piece.path, number))
 
 
 def _line(path: str, offset: int) -> str:

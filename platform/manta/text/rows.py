@@ -13,17 +13,22 @@ from typing import Any, NamedTuple
 from manta import foreign
 from manta.errors import DataError
 
-SKIP = "leave such rows out with data.on_bad_rows=skip"
 LISTED = 100  # files that are counted by name; a manifest has no room for a million of them
 
 
 class Reading(NamedTuple):
-    """How rows are read; the fields are those of `sources.Source`."""
+    """How rows are read; the fields are those of `sources.Source`.
+
+    kind: "text", or "chat" for rows that are conversations (`conversations`).
+    before_input: what is put between the instruction and the input of such a row.
+    """
 
     text_key: str
     errors: str
     cut_bytes: int
     most_bytes: int
+    kind: str = "text"
+    before_input: str = ""
 
 
 class BadRow(Exception):
@@ -41,9 +46,10 @@ class BadRow(Exception):
 class BadRows:
     """What happens to bad rows: the first one ends the reading, or all are skipped and counted."""
 
-    def __init__(self, on_bad_rows: str):
+    def __init__(self, on_bad_rows: str, key: str = "data.on_bad_rows"):
         assert on_bad_rows in ("fail", "skip")
         self.skips = on_bad_rows == "skip"
+        self._key = key
         self.counts: dict[str, Counter[str]] = {}
         """Numbers of skipped rows by file and kind."""
 
@@ -57,7 +63,9 @@ class BadRows:
             DataError: bad rows are not to be skipped.
         """
         if not self.skips:
-            raise DataError(f"{where()}: {row.what}; {row.remedy}, or {SKIP}")
+            raise DataError(
+                f"{where()}: {row.what}; {row.remedy}, or leave such rows out with {self._key}=skip"
+            )
         if count:
             self.counts.setdefault(path, Counter())[row.kind] += count
 
@@ -75,6 +83,12 @@ def total(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[s
         rest: Counter[str] = sum((sums[path] for path in others), Counter())
         listed[f"{len(others):,} more files"] = dict(sorted(rest.items()))
     return listed
+
+
+def most(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums of numbers of rows by file, for the files with most of them, as `total` has them."""
+    nested = total({path: {"": n} for path, n in found.items()} for found in counts)
+    return {path: kinds[""] for path, kinds in nested.items()}
 
 
 def line(counts: dict[str, dict[str, int]], shown: int = 3) -> str:
@@ -118,7 +132,7 @@ def too_large(what: str, reading: Reading) -> BadRow:
 def text_of_value(value: object, reading: Reading) -> str:
     """The text that a row has under the key. Raises BadRow if it is no text."""
     if not isinstance(value, str):
-        raise no_text(_describe(value), reading, "null" if value is None else "not text")
+        raise no_text(described(value), reading, "null" if value is None else "not text")
     try:
         value.encode()
     except UnicodeEncodeError as e:  # JSON can spell half of a surrogate pair
@@ -143,11 +157,18 @@ def missing(keys: Iterable[str], reading: Reading) -> BadRow:
     return BadRow("missing", f"no '{reading.text_key}' (it has: {has})", "set data.text_key")
 
 
-def _describe(value: object) -> str:
+def described(value: object) -> str:
+    """A phrase for a value in a row."""
     shown = foreign.line(reprlib.repr(value))
     if value is None or isinstance(value, bool):
         return str(json.dumps(value))
-    names = {int: "the number", float: "the number", dict: "an object", list: "a list"}
+    names = {
+        str: "the text",
+        int: "the number",
+        float: "the number",
+        dict: "an object",
+        list: "a list",
+    }
     name = next((n for kind, n in names.items() if isinstance(value, kind)), type(value).__name__)
     return f"{name} {shown}"
 
@@ -195,20 +216,31 @@ def _decode(data: str) -> Any:
         return _THOROUGH.decode(data)
 
 
-def text_of_json(data: str, reading: Reading) -> str:
-    """The text in one line of JSONL. Raises BadRow if there is none."""
+def object_of_json(data: str) -> dict[str, Any]:
+    """The object in one line of JSONL. Raises BadRow if there is none."""
+    value = value_of_json(data)
+    if not isinstance(value, dict):
+        raise BadRow(
+            "not an object", f"{described(value)}, but a line of JSONL is a JSON object", "fix it"
+        )
+    return value
+
+
+def value_of_json(data: str) -> Any:
+    """The value that is JSON in a text. Raises BadRow if it is not JSON."""
     try:
-        row = _decode(data)
+        return _decode(data)
     except ValueError as e:
         raise BadRow("not JSON", f"not valid JSON ({foreign.line(str(e))})", "fix it") from None
     except RecursionError:
         raise BadRow(
             "not JSON", "lists and objects in each other, deeper than Manta reads", "fix it"
         ) from None
-    if not isinstance(row, dict):
-        raise BadRow(
-            "not an object", f"{_describe(row)}, but a line of JSONL is a JSON object", "fix it"
-        )
+
+
+def text_of_json(data: str, reading: Reading) -> str:
+    """The text in one line of JSONL. Raises BadRow if there is none."""
+    row = object_of_json(data)
     if reading.text_key not in row:
         raise missing(row, reading)
     if isinstance(row, _Twice) and reading.text_key in row.keys_twice:

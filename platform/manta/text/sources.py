@@ -17,7 +17,7 @@ from typing import Any
 
 from manta import storage
 from manta.errors import DataError
-from manta.text import listing, parquet, pieces, rows
+from manta.text import files, listing, parquet, pieces, rows
 from manta.text.files import PARQUET, Piece, kind
 from manta.text.listing import Listing
 from manta.text.rows import BadRow, BadRows, Reading
@@ -53,6 +53,8 @@ class Source:
         this size; 0: a file is one document.
     most_bytes: the size of the largest document, and of the longest line of JSONL.
     on_bad_rows: what happens to rows without a usable text (`rows.BadRows`): "fail" or "skip".
+    kind: "text", or "chat": each row is a conversation (`conversations`).
+    before_input: what is put between the instruction and the input of such a row.
     """
 
     location: str
@@ -63,6 +65,13 @@ class Source:
     cut_bytes: int = 0
     most_bytes: int = MOST_BYTES
     on_bad_rows: str = "fail"
+    kind: str = "text"
+    before_input: str = ""
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The endings of the names of the files that are read."""
+        return files.ROWS if self.kind == "chat" else files.READABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +83,10 @@ class Part:
     shard: int = 0
     num_shards: int = 1
 
+    def file(self, index: int) -> str:
+        """The file of a piece, or the dataset on the hub: what rows are counted by."""
+        return self.pieces[index].path if self.pieces else self.source.location
+
 
 def list_files(source: Source) -> Listing | None:
     """The files of the source at this time; None if it is not made of files that a person gave.
@@ -83,7 +96,7 @@ def list_files(source: Source) -> Listing | None:
     """
     if source.location == PYTHON or source.location.startswith(HUGGING_FACE):
         return None
-    return listing.find(source.location)
+    return listing.find(source.location, source.readable)
 
 
 def parts(source: Source, listed: Listing | None = None) -> list[Part]:
@@ -99,7 +112,7 @@ def parts(source: Source, listed: Listing | None = None) -> list[Part]:
     if source.location == PYTHON:
         found = [(str(path), path.stat().st_size) for path in _python_files()]
     else:
-        listed = listed or listing.find(source.location)
+        listed = listed or listing.find(source.location, source.readable)
         found = [(file.path, file.size) for file in listed.files]
     cut = list(_pieces(found, source))
     total = sum(size for _, size in cut)
@@ -150,7 +163,10 @@ def located_documents(part: Part, bad: BadRows | None = None) -> Iterator[tuple[
     rows without a usable text have no number."""
     source = part.source
     bad = bad or BadRows(source.on_bad_rows)
-    reading = Reading(source.text_key, source.errors, source.cut_bytes, source.most_bytes)
+    reading = Reading(
+        source.text_key, source.errors, source.cut_bytes, source.most_bytes, source.kind,
+        source.before_input,
+    )  # fmt: skip
     if source.location.startswith(HUGGING_FACE):
         dataset = _hugging_face(source).shard(num_shards=part.num_shards, index=part.shard)
         shard = f" (shard {part.shard + 1} of {part.num_shards})" if part.num_shards > 1 else ""
@@ -176,6 +192,9 @@ def _texts_of_rows(
 ) -> Iterator[str]:
     for number, table in enumerate(tables, 1):
         try:
+            if reading.kind == "chat":
+                yield parquet.conversation_of(table, reading)
+                continue
             if reading.text_key not in table.schema.names:
                 raise rows.missing(table.schema.names, reading)
             yield parquet.text_of_scalar(table[reading.text_key][0], reading)
@@ -202,6 +221,9 @@ def identity(source: Source) -> dict[str, object]:
     recorded: dict[str, object] = dataclasses.asdict(source)
     if source.on_bad_rows == "fail":
         del recorded["on_bad_rows"], recorded["most_bytes"]
+    del recorded["before_input"]  # the template decides, and is recorded by itself
+    if source.kind == "text":  # a key that datasets of earlier versions do not have
+        del recorded["kind"]
     if source.location == PYTHON:
         recorded["python"] = ".".join(map(str, sys.version_info[:3]))
     return recorded

@@ -23,11 +23,20 @@ from manta import foreign
 from manta.config import Natural
 from manta.errors import DataError, MantaError
 from manta.terminal import without_stderr
-from manta.text.tokenizer_extras import Extras, Splitter, can_cut, nfc, only
+from manta.text.tokenizer_extras import (
+    END_OF_TEXT,
+    Added,
+    Extras,
+    Splitter,
+    can_cut,
+    nfc,
+    only,
+)
 
 FORMAT = "manta-bpe-1"
 FORMAT_WITH_EXTRAS = "manta-bpe-2"
 R50K = "r50k_base"
+LEAST_SIZE = 257  # ids of a tokenizer without merges: the bytes, and end-of-text
 R50K_SIZE = 50257  # ids, end-of-text included
 # A longer text is encoded in windows of this many characters. Windows change no id. They bound what
 # one very long word costs in tiktoken: 50 MB of the letter "a" take 31 s and 2.3 GB more memory
@@ -96,6 +105,18 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, including those of the end-of-text token and of other special tokens."""
         return len(self.ranks) + len(self.extras.added)
+
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether this tokenizer makes the same ids of every text as `other`, and has all special
+        tokens of it. It may have more of them."""
+        return (
+            self.pattern == other.pattern
+            and self.ranks == other.ranks
+            and self.eot == other.eot
+            and self.extras.normalization == other.extras.normalization
+            and self.extras.bos == other.extras.bos
+            and self.extras.added[: len(other.extras.added)] == other.extras.added
+        )
 
     @property
     def dtype(self) -> np.dtype:
@@ -315,9 +336,9 @@ def checked(
     return made
 
 
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE with at most `vocab_size` ids, end-of-text included. It has fewer if
-    the text does not have enough pairs to merge.
+def train(texts: Iterable[str], vocab_size: int, reserved: Sequence[str] = ()) -> Tokenizer:
+    """Trains a byte-level BPE with at most `vocab_size` ids, end-of-text and the special tokens
+    `reserved` included. It has fewer if the text does not have enough pairs to merge.
 
     It splits text as r50k_base does. The first 256 ids are bytes; merges follow in the order in
     which they were learned, so that rank order is merge order and tiktoken encodes as the trainer
@@ -334,7 +355,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
+        vocab_size=vocab_size - 1 - len(reserved),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -344,7 +365,10 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         bytes(byte_of[character] for character in token): rank
         for token, rank in trainee.get_vocab().items()
     }
-    return Tokenizer(f"bpe-{len(ranks) + 1}", r50k_pat_str, ranks, eot=len(ranks))
+    eot, size = len(ranks), len(ranks) + 1 + len(reserved)
+    names = enumerate((END_OF_TEXT, *reserved), eot)
+    extras = Extras(tuple(Added(name, token) for token, name in names))
+    return Tokenizer(f"bpe-{size}", r50k_pat_str, ranks, eot, extras)
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

@@ -18,6 +18,9 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from manta.config import Natural
 
 END_OF_TEXT = "<|endoftext|>"
+# The tokens around a turn of a chat (ChatML), and some for later uses.
+CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+RESERVED = (*CHAT_TOKENS, *(f"<|reserved_{i}|>" for i in range(4)))
 
 # How Llama 3 and Qwen split text into words.
 LLAMA3 = (
@@ -66,7 +69,7 @@ class Extras:
     generation_ids: dict[str, Natural | list[Natural]] = dataclasses.field(default_factory=dict)
     """The same, as in a generation_config.json."""
     chat_template: str | dict[str, str] | None = None
-    """The template of a chat, or several by name, in Jinja. Manta keeps it and does not run it."""
+    """The template of a chat, or several by name, in Jinja (`templates`)."""
 
     def problems(self, plain: int, eot: int) -> list[str]:
         """Lists what contradicts itself, for a vocabulary with `plain` tokens that merges make."""
@@ -91,6 +94,19 @@ class Extras:
 def only(eot: int) -> Extras:
     """The extras of a tokenizer with one special token, <|endoftext|>."""
     return Extras((Added(END_OF_TEXT, eot),))
+
+
+def usual_names(extras: Extras, eot: int) -> dict[str, str]:
+    """The tokens by their part that Manta writes where no `Extras.names` are."""
+    content = {token.id: token.content for token in extras.added}
+    start = eot if extras.bos is None else extras.bos
+    return {"bos_token": content[start], "eos_token": content[eot], "pad_token": content[eot]}
+
+
+def usual_ids(extras: Extras, eot: int) -> dict[str, int | list[int]]:
+    """The same as ids of a config.json; that of padding is in generation_config.json alone."""
+    start = eot if extras.bos is None else extras.bos
+    return {"bos_token_id": start, "eos_token_id": [eot, *extras.ends] if extras.ends else eot}
 
 
 class Splitter:

@@ -13,7 +13,15 @@ from manta import foreign
 from manta.config import Natural
 from manta.errors import DataError
 from manta.text.tokenizer import Tokenizer, byte_of_character, checked, r50k_pat_str
-from manta.text.tokenizer_extras import END_OF_TEXT, GPT2_DIGITS, Added, Extras, only
+from manta.text.tokenizer_extras import (
+    END_OF_TEXT,
+    GPT2_DIGITS,
+    Added,
+    Extras,
+    only,
+    usual_ids,
+    usual_names,
+)
 
 # The names of tokens that end a document in published models, where their configs name another
 # one, which ends a turn of a chat: GPT-2, Qwen and SmolLM2; Llama 3.
@@ -319,6 +327,10 @@ def _extras(
     numbers = [number for kept in given for number in kept.values()]
     is_plain = len(parts) == 1 and all(number in (eot, [eot]) for number in numbers)
     bare = dataclasses.replace(found, names={}, ids={}, generation_ids={})
+    usual = usual_ids(bare, eot)
+    padded = {**usual, "pad_token_id": eot}
+    if [found.names, *given] == [usual_names(bare, eot), usual, padded]:  # Manta wrote it
+        found = bare
     is_last = eot == len(content.model.vocab.keys() - ids.keys())
     return None if is_plain and is_last and bare == only(eot) else found
 

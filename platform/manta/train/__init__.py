@@ -7,6 +7,7 @@ Its sub-rooms and files, in reading order:
     faults          what goes wrong while training runs: signals, loss spikes, workers that hang
     records         the records of a run: metrics, and where its time went
     settings        the configs of the training loop and of a run on Ray
+    objective       what a run learns from a batch: each next token, or answers of conversations
     run             the state that the loop works on, and the exceptions that end it early
     validation      val loss and bits per byte while a run trains
     meter           times steps, logs them, and looks for loss spikes

@@ -16,7 +16,8 @@ from manta.model.generate import Sampling, generate_batch
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.signals import Asked
 from manta.train.meter import Meter
-from manta.train.run import Interrupted, Run, documents_of, to_device
+from manta.train.objective import weighted
+from manta.train.run import Interrupted, Run, to_device
 from manta.train.step.schedule import lr_at
 from manta.train.validation import validate
 
@@ -51,11 +52,15 @@ def _train(run: Run, until: int | None) -> TrainState:
         micro_batches = c.grad_accum_steps(step)
         run.engine.set_grad_accum_steps(micro_batches)
         with run.engine.casting_once():
-            for index in range(micro_batches):
-                tokens, targets = to_device(meter.next_batch(), run.device)
+            drawn = weighted(
+                run.objective, meter.next_batch, micro_batches, run.device.torch_device
+            )
+            for index, (batch, trained, weight) in enumerate(drawn):
+                tokens, targets = to_device(batch, run.device, trained)
                 if step in run.passed_over:
                     continue
-                loss = run.engine(tokens, targets, documents=documents_of(run, tokens))
+                loss = run.engine(tokens, targets, documents=run.objective.documents(tokens))
+                loss = loss if trained is None else weight * loss
                 run.engine.backward(loss, is_last=index == micro_batches - 1)
                 losses.append(loss.detach())
                 run.watchdog.beat()
@@ -125,7 +130,7 @@ def sample(run: Run) -> None:
     ):
         batch = generate_batch(
             run.engine.module,
-            [tokenizer.prompt(prompt) for prompt in c.prompts],
+            [run.objective.prompt(prompt) for prompt in c.prompts],
             c.tokens,
             seeds=[_mix(run.config.seed, index) for index in range(len(c.prompts))],
             sampling=Sampling(c.temperature, c.top_k, vocab_size=tokenizer.vocab_size),

@@ -24,8 +24,16 @@ def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
     return dataclasses.replace(c, model=model, init=init)
 
 
-def with_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model with this tokenizer's vocabulary. Raises ConfigError if its own is too small."""
+def with_vocabulary(
+    model: ModelConfig, tokenizer: Tokenizer, extending: bool = False
+) -> ModelConfig:
+    """The model with this tokenizer's vocabulary. Raises ConfigError if its own is too small.
+
+    With weights that are there already, `extending` tells that the tokenizer extends theirs: the
+    model gets rows for the new ids.
+    """
+    if extending and model.vocab_size is not None:
+        return dataclasses.replace(model, vocab_size=max(model.vocab_size, tokenizer.vocab_size))
     if model.vocab_size is not None and model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"model.vocab_size={model.vocab_size} is less than the tokenizer's "

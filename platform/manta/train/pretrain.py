@@ -17,6 +17,7 @@ from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.stopping import ask_for_time
+from manta.train.objective import check_kind
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
 from manta.train.records.logbook import duration, evaluations, read_metrics
@@ -92,8 +93,11 @@ def pretrain(
     rollbacks.passed_over(c.run_folder)  # so that a damaged file is said now
     c = from_weights(c, path)
     datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
+    check_kind(c, datasets)
     check_enough_data(c, datasets)
-    model = with_vocabulary(c.model, datasets[0].load_tokenizer())
+    model = with_vocabulary(
+        c.model, datasets[0].load_tokenizer(), extending=c.init.checkpoint is not None
+    )
     if path is not None:
         check_resumable(c, path, model, datasets)
     elif c.init.checkpoint is not None:

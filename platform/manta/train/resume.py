@@ -15,6 +15,7 @@ from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.objective import is_chat
 from manta.train.plan import order_of
 from manta.train.settings import PretrainConfig
 from manta.train.step.schedule import Extension, lr_at, warmup_steps
@@ -29,9 +30,10 @@ def is_finished(c: PretrainConfig, path: str) -> bool:
 
 
 def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError if the weights at `path` were trained with another tokenizer."""
+    """Raises ConfigError if the weights at `path` were trained with another tokenizer than this one
+    or one that it extends."""
     theirs = checkpoint.load_tokenizer(path)
-    if theirs.sha256 != tokenizer.sha256:
+    if theirs.sha256 != tokenizer.sha256 and not tokenizer.extends(theirs):
         raise ConfigError(
             f"init.checkpoint={path} has the tokenizer {theirs.name}, the data has "
             f"{tokenizer.name}: set data.tokenizer={storage.join(path, layout.ENCODING)}, and "
@@ -56,6 +58,7 @@ def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str
         "document_mask": c.document_mask,
         "tokenizer": datasets[0].tokenizer_sha256,
         "mix": mixture.shares(datasets, c.data.phases(c.sequence_length)),
+        **({"train_on": datasets[0].recipe["train_on"]} if is_chat(datasets) else {}),
     }
 
 

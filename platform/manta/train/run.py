@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manta.model.gpt import ModelConfig
+from manta.model.gpt import IGNORED, ModelConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.checkpoints.saver import Saver
 from manta.train.faults.signals import Asked, Signals
 from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
+from manta.train.objective import NextToken
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
 from manta.train.settings import TrainConfig
@@ -46,6 +47,7 @@ class Run:
     folder: str
     config: TrainConfig
     model: ModelConfig
+    objective: NextToken
     tokenizer: Tokenizer
     device: Device
     engine: Engine
@@ -78,17 +80,17 @@ class Run:
             self.logbook.close()
 
 
-def to_device(batch: np.ndarray, device: Device) -> tuple[Tensor, Tensor]:
+def to_device(
+    batch: np.ndarray, device: Device, trained: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """(B, T + 1) ids -> inputs and targets, (B, T) int64 each, on the device. An id that is IGNORED
-    stays so as a target; as an input, it becomes an arbitrary valid id."""
+    stays so as a target, and targets that are not `trained`, (B, T) bool, become so; as an input,
+    it becomes an arbitrary valid id."""
     tokens = torch.from_numpy(batch.astype(np.int64))
     if device.torch_device.type == "cuda":
         tokens = tokens.pin_memory().to(device.torch_device, non_blocking=True)
-    return tokens[:, :-1].clamp(min=0), tokens[:, 1:].contiguous()
-
-
-def documents_of(run: Run, tokens: Tensor) -> Tensor | None:
-    """(B, T) the number of the document that each input belongs to, counted within its sequence;
-    None if attention is not masked by documents. The end-of-text token opens a document, as a
-    model is given that token to begin one."""
-    return (tokens == run.tokenizer.eot).cumsum(1) if run.config.document_mask else None
+    inputs, targets = tokens[:, :-1].clamp(min=0), tokens[:, 1:].contiguous()
+    if trained is not None:
+        is_left_out = torch.from_numpy(~trained).to(device.torch_device)
+        targets = targets.masked_fill(is_left_out, IGNORED)
+    return inputs, targets

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from manta.model.gpt import IGNORED
 from manta.train.checkpoints.checkpoint import TrainState
-from manta.train.run import Run, documents_of, to_device
+from manta.train.run import Run, to_device
 from manta.train.settings import TrainConfig
 
 
@@ -88,8 +88,8 @@ def measure(run: Run, batches: list[np.ndarray]) -> Sums:
     sums = torch.zeros(4, dtype=torch.float64, device=run.device.torch_device)
     with run.engine.evaluating():
         for batch in batches:
-            tokens, targets = to_device(batch, run.device)
-            documents = documents_of(run, tokens)
+            tokens, targets = to_device(batch, run.device, run.objective.trained(batch))
+            documents = run.objective.documents(tokens)
             nats = run.engine(tokens, targets, reduction="none", documents=documents).double()
             counted = targets != IGNORED
             lengths = token_bytes[targets.clamp(min=0)] * counted

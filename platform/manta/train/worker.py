@@ -22,6 +22,7 @@ from manta.data.manifest import Manifest
 from manta.messages import Decided, Hanging, mailbox
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import fit_bigrams, initialise
+from manta.text.tokenizer import Tokenizer
 from manta.train import rollbacks
 from manta.train.build import build, compiles, micro_batch, slow_attention
 from manta.train.checkpoints import checkpoint
@@ -31,6 +32,7 @@ from manta.train.faults.signals import Asked, Moving, Signals, sigterm
 from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
 from manta.train.loop import train
+from manta.train.objective import objective_of
 from manta.train.plan import order_of, with_vocabulary
 from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
@@ -161,7 +163,7 @@ def setup(
     """Everything that the loop works on, for this rank, at the step of the checkpoint at `path`; at
     the start if that is None."""
     tokenizer = datasets[0].load_tokenizer()
-    model = with_vocabulary(c.model, tokenizer)
+    model = with_vocabulary(c.model, tokenizer, extending=c.init.checkpoint is not None)
     state = checkpoint.load_state(path) if path else TrainState()
     c, device, compiled = decide(c, model, state, rank)
     if rank.is_first:
@@ -183,7 +185,7 @@ def setup(
     speak = say if rank.is_first else lambda _: None
     state = with_sample(state, val_sample(c, datasets), speak)
     data = open_data(c, datasets, state.step, rank, say)
-    engine = start_engine(c, model, device, state, path, data.reader, say)
+    engine = start_engine(c, model, device, state, path, tokenizer, data.reader, say)
     state = with_length(c, state, engine.set_lr(1.0), speak)
     logbook = open_logbook(c.run_folder, rank, say, state.step, gauges(c.name))
     watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank.rank, say))
@@ -191,6 +193,7 @@ def setup(
         folder=c.run_folder,
         config=c,
         model=model,
+        objective=objective_of(c, datasets, tokenizer),
         tokenizer=tokenizer,
         device=device.probed_again(),
         engine=engine,
@@ -303,18 +306,20 @@ def start_engine(
     device: Device,
     state: TrainState,
     path: str | None,
+    tokenizer: Tokenizer,
     reader: stream.Reader,
     say: Callable[[str], None],
 ) -> Any:
     """Builds an engine with the weights and the optimizer's state of the checkpoint at `path`. If
     that is None, the run starts from the weights of `init.checkpoint`, or from new ones."""
     start: Callable[[GPT], None]
-    weights = path or c.init.checkpoint
-    if weights is None:
+    if path is not None:
+        start = functools.partial(checkpoint.load_weights, path)
+    elif c.init.checkpoint is not None:
+        start = functools.partial(checkpoint.load_weights_for, c.init.checkpoint, tokenizer)
+    else:
         fit = functools.partial(_fit_bigrams, c, reader, say)
         start = functools.partial(initialise, c=c.init, fit=fit)
-    else:
-        start = functools.partial(checkpoint.load_weights, weights)
     engine = build(
         c,
         model,

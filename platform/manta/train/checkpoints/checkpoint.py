@@ -188,6 +188,32 @@ def load_weights(path: str, model: GPT) -> None:
     _read_weights(path, model)
 
 
+def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
+    """Loads the checkpoint's weights, without verifying it, into a model of its config for a
+    tokenizer that extends the checkpoint's. Rows for new ids begin at the mean of the others'
+    (Hewitt 2021).
+
+    Raises:
+        CheckpointError: the weights belong to another model, or are not finite numbers.
+    """
+    known = load_tokenizer(path).vocab_size
+    if tokenizer.vocab_size == known:
+        load_weights(path, model)
+        return
+    theirs = load_model_config(path)
+    assert theirs.vocab_size is not None and model.config.vocab_size is not None
+    _check_fit(path, theirs)
+    with local(path, [layout.WEIGHTS]) as folder:
+        weights = tensors.load(folder / layout.WEIGHTS)
+    tensors.check_finite(weights, storage.join(path, layout.WEIGHTS))
+    for name in {"embedding.weight", "head.weight"} & weights.keys():
+        rows = weights[name].float()
+        mean = rows[:known].mean(0, keepdim=True)
+        new = mean.expand(tokenizer.vocab_size - known, -1)
+        weights[name] = torch.cat([rows[:known], new, rows[tokenizer.vocab_size :]])
+    model.load_state_dict(weights, strict=False)  # a tied head is saved once, as the embedding
+
+
 def _read_weights(path: str, model: GPT) -> None:
     """Reads weights that are known to fit the model."""
     with local(path, [layout.WEIGHTS]) as folder:

@@ -1,0 +1,33 @@
+"""Fine-tune a model: go on from a checkpoint, on conversations or on texts.
+
+    python jobs/finetune.py base=quickstart data.source=chats.jsonl
+    ray job submit -- python jobs/finetune.py base=RUN data.source=FILE kind=chat name=chat
+
+Rows of conversations have OpenAI's messages, ShareGPT's conversations, Alpaca's instruction, input
+and output, or prompt and completion. The loss is that of the assistant's answers. The run is one
+like any other: the same command continues it, and evaluate, generate and export take it.
+"""
+
+import sys
+from pathlib import Path
+
+# Run the code next to this job, and take jobs/ off the path: jobs/evaluate.py would hide the
+# package `evaluate`, which lm-eval imports.
+sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
+
+from manta.evaluate.beside import beside, check
+from manta.finetune.finetune import finetune
+from manta.finetune.settings import FinetuneConfig
+from manta.job import run_job, say
+from manta.train.pretrain import summary
+
+
+def main(config: FinetuneConfig) -> int:
+    check(config)
+    run, done = finetune(config, say, beside=beside)
+    print("\n" + summary(run, done))
+    return done.exit_code
+
+
+if __name__ == "__main__":
+    run_job(main, FinetuneConfig, Path(__file__).parent / "configs" / "chat.yaml")

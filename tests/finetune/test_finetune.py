@@ -1,0 +1,153 @@
+"""Fine-tuning through Ray: a base run, conversations, a longer run on another number of workers."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.common import tiny
+from manta import storage
+from manta.config import load
+from manta.data import conversations, mixture, shards
+from manta.data import manifest as manifests
+from manta.errors import ConfigError
+from manta.finetune.finetune import finetune
+from manta.finetune.settings import FinetuneConfig
+from manta.model.gpt import IGNORED
+from manta.text.templates import Template
+from manta.train.checkpoints import checkpoint
+from manta.train.objective import Answers, check_kind
+from manta.train.pretrain import Outcome, pretrain
+from manta.train.settings import PretrainConfig
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+ROWS = 96  # tokens of a row
+
+
+def silent(line: Any) -> None:
+    pass
+
+
+def fingerprints(run: PretrainConfig) -> dict[int, str]:
+    lines = (Path(run.run_folder) / "metrics.jsonl").read_text().splitlines()
+    return {r["step"]: r["fingerprint"] for r in map(json.loads, lines) if "fingerprint" in r}
+
+
+@pytest.fixture(scope="module")
+def base(prepared: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a base run, `base`, and a file of conversations, `chats.jsonl`."""
+    home = tmp_path_factory.mktemp("finetune")
+    storage.make_folder(str(home / "data"))
+    (home / "data" / "animals-bpe300").symlink_to(prepared / "data" / "animals-bpe300")
+    c = tiny(home, corpus, "name=base", f"model.context_length={ROWS}", "tokens_per_batch=768")
+    pretrain(dataclasses.replace(c, sample=dataclasses.replace(c.sample, prompts=())), silent)
+    rng, animals = random.Random(5), ("cat", "dog", "ray", "bird")
+    rows = []
+    for number in range(300):
+        who = rng.choice(animals)
+        turns = [("user", f"Who is {number}?"), ("assistant", f"The {who}.")]
+        rows.append({"messages": [{"role": r, "content": text} for r, text in turns]})
+    (home / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return home
+
+
+def config(home: Path, *arguments: str) -> FinetuneConfig:
+    common = [
+        f"home={home}", "base=base", f"data.source={home}/chats.jsonl", "data.val_fraction=0.1",
+        "tokens_per_batch=384", "optimizer.lr=3e-3", "eval.every=20", "eval.tokens=200",
+        "checkpoint.every=5", "threads_per_worker=1", "dtype=fp32", "log_every=1",
+        "data.log_fingerprint=true", "sample.prompts=[Who is 7?]", "sample.tokens=4",
+    ]  # fmt: skip
+    return load(FinetuneConfig, [*common, *arguments])
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Path) -> tuple[PretrainConfig, Outcome]:
+    return finetune(config(base, "name=whole", "epochs=2"), silent)
+
+
+def test_a_fine_tuning_learns_the_answers_and_is_a_run_like_any_other(
+    base: Path, tuned: tuple[PretrainConfig, Outcome], load_job: Callable[[str], Any]
+) -> None:
+    run, done = tuned
+    evaluations = [r["val_loss"] for r in done.metrics if "val_loss" in r]
+    assert evaluations[-1] < evaluations[0] / 2
+    made = checkpoint.load_tokenizer(done.checkpoint)
+    theirs = checkpoint.load_tokenizer(str(run.init.checkpoint))
+    assert made.extends(theirs)
+    assert Template.of(made).end in made.ends
+    assert checkpoint.load_model(done.checkpoint).config.vocab_size >= made.vocab_size
+    again, same = finetune(config(base, "name=whole", "epochs=2"), silent)
+    assert same.finished_before and again.run_folder == run.run_folder
+
+
+def test_it_reads_the_same_batches_when_it_goes_on_with_another_number_of_workers(
+    base: Path, tuned: tuple[PretrainConfig, Outcome]
+) -> None:
+    finetune(config(base, "name=parts", "epochs=1"), silent)
+    more = ["name=parts", "epochs=2", "num_workers=2", "zero_stage=2"]
+    run, done = finetune(config(base, *more), silent)
+    assert fingerprints(run) == fingerprints(tuned[0])
+    assert done.state.step == tuned[1].state.step
+
+
+def test_a_packed_conversation_has_the_loss_that_it_has_alone(
+    tuned: tuple[PretrainConfig, Outcome],
+) -> None:
+    run, done = tuned
+    (data,) = mixture.open_datasets(run.data, run.home_folder, silent)
+    model, made = checkpoint.load_model(done.checkpoint).eval(), data.load_tokenizer()
+    rule = conversations.rule_of(data)
+    objective = Answers(made, True, rule)
+
+    def losses(row: np.ndarray) -> torch.Tensor:
+        """The loss of each trained target of one row."""
+        ids = row[None].astype(np.int64)
+        mask = objective.trained(ids)
+        assert mask is not None
+        tokens = torch.from_numpy(ids[:, :-1])
+        targets = torch.from_numpy(np.where(mask, ids[:, 1:], IGNORED))
+        documents = objective.documents(tokens)
+        with torch.no_grad():
+            found = model(tokens, targets, documents=documents, reduction="none")
+        return found.flatten()[torch.from_numpy(mask.flatten())]
+
+    whole = shards.split_tokens(data, "train")
+    compared = 0
+    for row in whole[: len(whole) // ROWS * ROWS].reshape(-1, ROWS)[:20]:
+        borders = np.flatnonzero(row == rule.start)
+        pieces = [p for p in np.split(row, borders[1:]) if len(p) > 1]
+        alone = [losses(np.append(piece, rule.start)) for piece in pieces]
+        together = losses(np.append(row, rule.start))
+        assert torch.allclose(torch.cat(alone), together, atol=1e-5)
+        compared += len(pieces)
+    assert compared > 20
+
+
+def test_what_would_train_conversations_wrongly_is_refused(
+    base: Path, tuned: tuple[PretrainConfig, Outcome]
+) -> None:
+    run, _ = tuned
+    data = (manifests.load(run.data.folder(run.home_folder)),)
+    check_kind(run, data)
+    with pytest.raises(ConfigError, match="would see each other: set document_mask=true"):
+        check_kind(dataclasses.replace(run, document_mask=False), data)
+    with pytest.raises(ConfigError, match=f"rows of {ROWS} tokens, .* set seq_len={ROWS}"):
+        check_kind(dataclasses.replace(run, seq_len=24), data)
+    texts = manifests.load(str(base / "data" / "animals-bpe300"))
+    with pytest.raises(ConfigError, match=r"data\.mix: .* differ in kind"):
+        check_kind(run, (*data, texts))
+    for keys, words in (
+        (["base=null"], "base is missing: give the run to start from"),
+        (["total_tokens=999"], "total_tokens=999: a fine-tuning takes epochs="),
+        (["init.checkpoint=x"], "init.checkpoint=x: a fine-tuning takes base="),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            config(base, *keys)
