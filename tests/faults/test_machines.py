@@ -86,6 +86,7 @@ def test_a_run_goes_on_on_other_machines(note: Callable[..., None]) -> None:
     places = [i for i, line in enumerate(lines) if line.startswith("resuming at step ")]
     resumed = [int(lines[i].split()[3]) for i in places]
     drained, killed = (last_step(lines[:i]) - step for i, step in zip(places, resumed, strict=True))
+    print({"steps lost": (drained, killed)})
     assert drained == 0 and killed <= EVERY
     found, whole = re.findall(r"^([0-9a-f]{64})  ", said, re.MULTILINE)
     assert found == whole
