@@ -130,6 +130,11 @@ def is_step(name: str) -> bool:
     return re.fullmatch(f"{STEP}[0-9]{{1,18}}", name) is not None
 
 
+def tokenizer_file(home: str, sha256: str) -> str:
+    """A copy of a tokenizer that stays when the checkpoint that it came from is deleted."""
+    return storage.join(home, "tokenizers", f"{sha256[:16]}.json")
+
+
 def split_checkpoint(path: str) -> tuple[str, str]:
     """The run's folder and the checkpoint's name, step-00000500; for a checkpoint that is not in a
     run, its own folder and "model"."""

@@ -17,6 +17,7 @@ from manta.config import load
 from manta.data import conversations, mixture, shards
 from manta.data import manifest as manifests
 from manta.errors import ConfigError
+from manta.evaluate.inference_settings import GenerateConfig
 from manta.finetune.finetune import finetune
 from manta.finetune.settings import FinetuneConfig
 from manta.model.gpt import IGNORED
@@ -85,7 +86,15 @@ def test_a_fine_tuning_learns_the_answers_and_is_a_run_like_any_other(
     assert Template.of(made).end in made.ends
     assert checkpoint.load_model(done.checkpoint).config.vocab_size >= made.vocab_size
     again, same = finetune(config(base, "name=whole", "epochs=2"), silent)
-    assert same.finished_before and again.run_folder == run.run_folder
+    assert same.finished_before and again == run
+    job = load_job("generate")
+    job.main(load(GenerateConfig, [f"home={base}", "checkpoint=whole", "prompt=Who is 7?"]))
+
+
+def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> None:
+    keys = ["kind=text", "name=text", f"data.source={corpus}", "data.document_bytes=500"]
+    run, done = finetune(config(base, *keys, "epochs=0.1"), silent)
+    assert not run.document_mask and run.data.kind == "text" and done.state.step == run.total_steps
 
 
 def test_it_reads_the_same_batches_when_it_goes_on_with_another_number_of_workers(
@@ -151,3 +160,24 @@ def test_what_would_train_conversations_wrongly_is_refused(
     ):
         with pytest.raises(ConfigError, match=words):
             config(base, *keys)
+
+
+def test_a_run_goes_on_without_its_base_and_is_no_other_fine_tuning(
+    base: Path, tuned: tuple[PretrainConfig, Outcome]
+) -> None:
+    run, _ = tuned
+    for keys, words in (
+        (["base=nosuch"], "name=whole: the run of this name started from .*, not from base=nosuch"),
+        (["data.source=other.jsonl"], r"trains on data\.source=.*chats\.jsonl, not .*other\.jsonl"),
+        (["data.train_on=all"], r"trains on data\.train_on=assistant, not all; give another name="),
+        (["name=base"], "name=base: the run of this name did not start from a checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            config(base, "name=whole", "epochs=2", *keys).run()
+    folder = base / "runs" / "base"
+    folder.rename(base / "runs" / "elsewhere")
+    try:
+        _, done = finetune(config(base, "name=whole", "epochs=2.2"), silent)
+    finally:
+        (base / "runs" / "elsewhere").rename(folder)
+    assert done.state.step > run.total_steps

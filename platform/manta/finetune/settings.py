@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 from manta import layout, storage
 from manta.config import PositiveFloat, RunName, config, find_problems
+from manta.data.recipe import DataConfig
 from manta.errors import ConfigError
+from manta.model.gpt import ModelConfig
+from manta.text import sources
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.settings import PretrainConfig, load_run_config
 
@@ -23,6 +26,10 @@ class FinetuneConfig(PretrainConfig):
     epochs: PositiveFloat = 2.0
     """Length of the run, in passes over the data; it replaces total_tokens."""
 
+    @classmethod
+    def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        return {**super().beneath(tree), "data": {"kind": tree.get("kind", "chat")}}
+
     def problems(self) -> list[str]:
         # The model, and so the length of a sequence, is known once `base` is opened: see `run`.
         model = dataclasses.replace(self.model, context_length=self.seq_len or 1)
@@ -31,7 +38,7 @@ class FinetuneConfig(PretrainConfig):
             found.append("base is missing: give the run to start from, as in base=NAME")
         set_by_us = {
             "init.checkpoint": (self.init.checkpoint, None, "base"),
-            "data.kind": (self.data.kind, "text", "kind"),
+            "data.kind": (self.data.kind, self.kind, "kind"),
             "total_tokens": (self.total_tokens, type(self).total_tokens, "epochs"),
         }
         for key, (value, default, ours) in set_by_us.items():
@@ -43,31 +50,26 @@ class FinetuneConfig(PretrainConfig):
 
     def run(self) -> PretrainConfig:
         """The run that this fine-tuning is, but for its length. An earlier start of it keeps the
-        checkpoint that it started from, whatever has been saved since.
+        weights that it started from, whatever has become of them.
 
         Raises:
             CheckpointError: there is no such checkpoint.
-            ConfigError: its model and the other keys do not go together.
+            ConfigError: a run of this name is something else's, or the base's model and the other
+                keys do not go together.
         """
         assert self.base is not None
         fields = [f.name for f in dataclasses.fields(PretrainConfig)]
-        values: dict[str, Any] = {name: getattr(self, name) for name in fields}
-        plain = PretrainConfig(**values)
+        plain = PretrainConfig(**{name: getattr(self, name) for name in fields})
         before = load_run_config(plain.run_folder)
-        path = before.init.checkpoint if before is not None else None
-        path = path or checkpoints.resolve(self.base, self.home_folder)
-        model = checkpoints.load_model_config(path)
-        data = self.data
-        if data.tokenizer == type(data).tokenizer:
-            data = dataclasses.replace(data, tokenizer=storage.join(path, layout.ENCODING))
-        if data.name is None:
-            stem = data.source.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
-            run = layout.split_checkpoint(path)[0].rpartition("/")[2]
-            name = re.sub(r"[^\w.-]+", "-", f"{stem}-{self.kind}-for-{run}").strip("-")
-            data = dataclasses.replace(data, name=name)
-        if self.kind == "chat":
-            rows = self.seq_len or model.context_length
-            data = dataclasses.replace(data, kind="chat", row_tokens=rows)
+        if before is None:
+            path = checkpoints.resolve(self.base, self.home_folder)
+            model = checkpoints.load_model_config(path)
+            data = self._data(path, model)
+        else:
+            self._check_is_ours(before)
+            path, model = str(before.init.checkpoint), before.model
+            kept = {key: getattr(before.data, key) for key in ("name", "tokenizer", "row_tokens")}
+            data = dataclasses.replace(self.data, **kept)
         made = dataclasses.replace(
             plain,
             data=data,
@@ -78,3 +80,48 @@ class FinetuneConfig(PretrainConfig):
         if problems := find_problems(made):
             raise ConfigError(f"base={self.base}: {'; '.join(problems)}")
         return made
+
+    def _data(self, path: str, model: ModelConfig) -> DataConfig:
+        """The data, made with the tokenizer of the checkpoint at `path`. It is copied to a place
+        where it stays when the checkpoint is deleted."""
+        data = self.data
+        if data.tokenizer == type(data).tokenizer:
+            theirs = checkpoints.load_tokenizer(path)
+            file = layout.tokenizer_file(self.home_folder, theirs.sha256)
+            if not storage.exists(file):
+                storage.write_bytes(file, theirs.serialized)
+            data = dataclasses.replace(data, tokenizer=file)
+        if self.kind == "chat":
+            data = dataclasses.replace(data, row_tokens=self.seq_len or model.context_length)
+        if data.name is None:
+            stem = data.source.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+            template = data.template.rpartition("/")[2].removesuffix(".jinja")
+            form = f"{template}-{data.row_tokens}" if self.kind == "chat" else self.kind
+            run = layout.split_checkpoint(path)[0].rpartition("/")[2]
+            name = re.sub(r"[^\w.-]+", "-", f"{stem}-{form}-for-{run}").strip("-")
+            data = dataclasses.replace(data, name=name)
+        return data
+
+    def _check_is_ours(self, before: PretrainConfig) -> None:
+        """Raises ConfigError unless the run of this name is this fine-tuning, started before."""
+        there = f"name={self.name}: the run of this name"
+        other = "give another name="
+        if before.init.checkpoint is None:
+            raise ConfigError(f"{there} did not start from a checkpoint; {other}")
+        started = before.init.checkpoint
+        places = (started, layout.split_checkpoint(started)[0])
+        if not set(places) & set(checkpoints.candidates(str(self.base), self.home_folder)):
+            raise ConfigError(f"{there} started from {started}, not from base={self.base}; {other}")
+        theirs, ours = before.data, self.data
+        for key in ("source", "kind", "template", "train_on"):
+            was, now = getattr(theirs, key), getattr(ours, key)
+            if key == "source":
+                was, now = (place_of(value) for value in (was, now))
+            if was != now:
+                raise ConfigError(f"{there} trains on data.{key}={was}, not {now}; {other}")
+
+
+def place_of(source: str) -> str:
+    """A source, with the whole path of a file."""
+    named = source == sources.PYTHON or source.startswith(sources.HUGGING_FACE)
+    return source if named else storage.absolute(source)
