@@ -1,4 +1,4 @@
-"""Which targets of packed conversations are trained, against a mask that is built with them."""
+"""The targets of packed conversations that are trained, against a mask that is built with them."""
 
 import numpy as np
 import pytest

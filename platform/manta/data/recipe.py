@@ -65,7 +65,7 @@ class PrepareConfig:
     instruction and a response, as plain text), or a file with a chat template in Jinja, as
     transformers has them, with {% generation %} around answers and their end token."""
     train_on: TrainOn = "assistant"
-    """Which tokens of a conversation are trained: those of the assistant's turns with their end
+    """The tokens of a conversation that are trained: those of the assistant's turns with their end
     token, or all."""
     row_tokens: Count = 1024
     """Tokens in a row of whole conversations: the sequence length of the training. A longer

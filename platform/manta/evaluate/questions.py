@@ -61,7 +61,7 @@ class AnswersConfig(ChatConfig):
 
 
 class Answered(NamedTuple):
-    """Of `asked` answers, the number that ended by themselves, and that are right."""
+    """The numbers of answers that ended by themselves and that are right, of `asked` ones."""
 
     asked: int
     ended: int

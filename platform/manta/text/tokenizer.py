@@ -295,7 +295,9 @@ def from_bytes(data: bytes) -> Tokenizer:
         except ValueError:
             raise ValueError(f"tokens.{rank}={foreign.line(text)}: not base64") from None
         if token in ranks:
-            raise ValueError(f"tokens.{rank}={text}: the same as token {ranks[token]}")
+            raise ValueError(
+                f"tokens.{rank}={foreign.line(text)}: the same as token {ranks[token]}"
+            )
         ranks[token] = rank
     return checked(content.name, content.pattern, ranks, content.eot, content.extras)
 

@@ -24,7 +24,7 @@ from manta.train.settings import PretrainConfig, TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """To predict each next token of documents: pretraining."""
+    """Pretraining: predicts each next token of documents."""
 
     tokenizer: Tokenizer
     document_mask: bool
@@ -47,7 +47,7 @@ class NextToken:
 
 @dataclasses.dataclass(frozen=True)
 class Answers(NextToken):
-    """To predict the trained tokens of conversations, which do not see each other."""
+    """Fine-tuning: predicts the trained tokens of conversations, which do not see each other."""
 
     rule: Rule
 
