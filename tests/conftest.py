@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", metavar="FILE", help="where the table of faults goes")
 
 
-SLOWEST = ("test_training.py", "test_jobs.py", "test_gpu_command.py", "test_engine.py")
+SLOWEST = ("test_training.py", "test_jobs.py", "test_finetune.py", "test_engine.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

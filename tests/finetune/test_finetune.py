@@ -97,6 +97,7 @@ def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> Non
     assert not run.document_mask and run.data.kind == "text" and done.state.step == run.total_steps
 
 
+@pytest.mark.long
 def test_it_reads_the_same_batches_when_it_goes_on_with_another_number_of_workers(
     base: Path, tuned: tuple[PretrainConfig, Outcome]
 ) -> None:
