@@ -109,14 +109,11 @@ class Tokenizer:
     def extends(self, other: "Tokenizer") -> bool:
         """Whether this tokenizer makes the same ids of every text as `other`, and has all special
         tokens of it. It may have more of them."""
-        return (
-            self.pattern == other.pattern
-            and self.ranks == other.ranks
-            and self.eot == other.eot
-            and self.extras.normalization == other.extras.normalization
-            and self.extras.bos == other.extras.bos
-            and self.extras.added[: len(other.extras.added)] == other.extras.added
+        theirs = other.extras.added
+        mine, others = (
+            (t.pattern, t.ranks, t.eot, t.extras.normalization, t.extras.bos) for t in (self, other)
         )
+        return mine == others and self.extras.added[: len(theirs)] == theirs
 
     @property
     def dtype(self) -> np.dtype:
