@@ -346,7 +346,7 @@ def fuzz(target: Target, folder: Path, examples: int) -> dict[str, Any]:
             other.write_bytes(content)
             os.utime(other, ns=(MADE, MADE))
         file.write_bytes(data)
-        # Of this one reading: hypothesis itself keeps the variants in memory.
+        # The memory of one reading alone counts: hypothesis keeps the variants.
         before = memory(reset=True) if examples > FEW else 0.0
         started = time.perf_counter()
         try:

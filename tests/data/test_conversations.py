@@ -127,4 +127,4 @@ def test_a_token_of_both_the_header_and_the_answer_is_the_answers() -> None:
 def test_conversations_are_numbered_within_their_row() -> None:
     rule = chatml(CHAT)
     ids = np.array([[CHAT.eot, 5, 6, CHAT.eot, 7, CHAT.eot, CHAT.eot]])
-    assert rule.documents(ids).tolist() == [[1, 1, 1, 2, 2, 3]]
+    assert rule.documents(ids[:, :-1]).tolist() == [[1, 1, 1, 2, 2, 3]]

@@ -116,7 +116,7 @@ def data(count: int, tokens_per_worker: int, seq_len: int) -> dict[str, float]:
     shards = {shard for shard, _ in groups}
     return {
         "read": len(groups) * ROW_GROUP_TOKENS / (steps * tokens_per_worker),
-        # Of a shard that is opened, its last bytes and its footer are read.
+        # To open a shard takes two requests: its last bytes, and its footer.
         "requests": (requests + 2 * len(shards)) / steps,
         "plan": plan,
     }

@@ -8,6 +8,7 @@ out every conversation for which the rule does not find what the template marks.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +46,10 @@ class Rule:
     train_on: TrainOn = "assistant"
     """`assistant`: answers; `all`: everything but what is between conversations."""
 
-    def documents(self, ids: np.ndarray) -> np.ndarray:
-        """(B, T) the number of the conversation that each input of ids (B, T + 1) belongs to,
-        counted within its row."""
-        return (ids[:, :-1] == self.start).cumsum(1)
+    def documents(self, inputs: Any) -> Any:
+        """(B, T) the number of the conversation that each input (B, T) belongs to, counted within
+        its row; an array or a tensor, as `inputs` is."""
+        return (inputs == self.start).cumsum(1)
 
 
 def rule_of(manifest: Manifest) -> Rule:

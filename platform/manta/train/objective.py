@@ -55,7 +55,7 @@ class Answers(NextToken):
         return conversations.trained(self.rule, batch.astype(np.int64))
 
     def documents(self, tokens: Tensor) -> Tensor | None:
-        return (tokens == self.rule.start).cumsum(1)
+        return self.rule.documents(tokens)
 
     def prompt(self, text: str) -> list[int]:
         template = Template.of(self.tokenizer)
