@@ -191,8 +191,8 @@ for try in $(seq 150); do requeued && break; sleep 2; done
 scontrol update job=1 StartTime=now
 trains() {{{{ sed '1,/back into the queue/d' /mnt/lab/job.log | grep -q '^step'; }}}}
 for try in $(seq 100); do trains && break; sleep 2; done
-scontrol show job 1 | grep -o 'Restarts=[0-9]*'
-scancel --batch --signal=TERM 1
+scontrol show job 1 | grep -E 'JobState|Restarts' || true
+scancel --batch --signal=TERM 1 || true
 for try in $(seq 90); do [ -z "$(squeue -h)" ] && break; sleep 2; done
 cat /mnt/lab/job.log
 """
