@@ -29,7 +29,7 @@ UNSAID = {"deduplicate": "exact", "deduplicate_similarity": None, "kind": "text"
 
 Kind = Literal["text", "chat", "preference"]
 TrainOn = Literal["assistant", "all"]
-CHATS = ("chat", "preference")  # the kinds whose documents are conversations
+CHATS: tuple[Kind, ...] = ("chat", "preference")  # the kinds whose documents are conversations
 ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "template": ("chat",), "train_on": ("chat",),
     "row_tokens": CHATS, "on_unlabelled": CHATS,
