@@ -246,7 +246,8 @@ def test_a_terminal_gets_a_prompt_and_its_escapes_are_shown(tmp_path: Path) -> N
     ours, theirs = pty.openpty()
     keys = ["max_tokens=4900", "device=cpu", "temperature=1", "top_k=2"]
     job = subprocess.Popen(
-        [*JOB, f"home={tmp_path}", *keys], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        [*JOB, f"home={tmp_path}", *keys], start_new_session=True,
+        stdin=theirs, stdout=theirs, stderr=theirs,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(theirs)
