@@ -73,7 +73,7 @@ class FinetuneConfig(PretrainConfig):
         made = dataclasses.replace(
             plain,
             data=data,
-            model=dataclasses.replace(model, dropout=self.model.dropout),
+            model=model.with_dropout_of(self.model),
             init=dataclasses.replace(self.init, checkpoint=path),
             document_mask=self.document_mask or self.kind == "chat",
         )
