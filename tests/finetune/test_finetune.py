@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from faults.kills import kill_all, start
 from helpers.common import tiny
 from manta import storage
 from manta.config import load
@@ -31,6 +33,7 @@ from manta.train.settings import PretrainConfig
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 ROWS = 96  # tokens of a row
+MORE_WORKERS = ("num_workers=2", "zero_stage=2")
 
 
 def silent(line: Any) -> None:
@@ -60,14 +63,17 @@ def base(prepared: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory)
     return home
 
 
-def config(home: Path, *arguments: str) -> FinetuneConfig:
-    common = [
+def arguments_of(home: Path) -> list[str]:
+    return [
         f"home={home}", "base=base", f"data.source={home}/chats.jsonl", "data.val_fraction=0.1",
         "tokens_per_batch=384", "optimizer.lr=3e-3", "eval.every=20", "eval.tokens=200",
         "checkpoint.every=5", "threads_per_worker=1", "dtype=fp32", "log_every=1",
         "data.log_fingerprint=true", "sample.prompts=[Who is 7?]", "sample.tokens=4",
     ]  # fmt: skip
-    return load(FinetuneConfig, [*common, *arguments])
+
+
+def config(home: Path, *arguments: str) -> FinetuneConfig:
+    return load(FinetuneConfig, [*arguments_of(home), *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +105,22 @@ def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> Non
 
 
 @pytest.mark.long
-def test_it_reads_the_same_batches_when_it_goes_on_with_another_number_of_workers(
+def test_killed_in_the_middle_it_reads_the_same_batches_with_another_number_of_workers(
     base: Path, tuned: tuple[PretrainConfig, Outcome]
 ) -> None:
-    finetune(config(base, "name=parts", "epochs=1"), silent)
-    more = ["name=parts", "epochs=2", "num_workers=2", "zero_stage=2"]
-    run, done = finetune(config(base, *more), silent)
-    assert fingerprints(run) == fingerprints(tuned[0])
-    assert done.state.step == tuned[1].state.step
+    keys = [*arguments_of(base), "epochs=20"]
+    metrics = base / "runs" / "killed" / "metrics.jsonl"
+    job = start(base, "killed", keys, "finetune.py")
+    for _ in range(6000):
+        if job.poll() is not None or (metrics.exists() and b'"step": 23' in metrics.read_bytes()):
+            break
+        time.sleep(0.02)
+    assert job.poll() is None, (base / "killed.log").read_text()[-2000:]
+    kill_all(job)
+    run, done = finetune(load(FinetuneConfig, [*keys, *MORE_WORKERS, "name=killed"]), silent)
+    found, expected = fingerprints(run), fingerprints(tuned[0])
+    assert done.state.step == run.total_steps == len(found) > len(expected) > 20
+    assert {step: found[step] for step in expected} == expected
 
 
 def test_a_packed_conversation_has_the_loss_that_it_has_alone(
