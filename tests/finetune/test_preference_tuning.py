@@ -110,7 +110,7 @@ def test_what_would_train_another_thing_is_refused(
         (["dpo.reference=x"], "dpo.reference=x: a fine-tuning takes base=; omit it|omit dpo.refer"),
         (["kind=chat", "dpo.beta=0.2"], "dpo.beta is for data.kind=preference: omit it"),
         (["data.template=alpaca"], "template is for kind=chat: omit it"),
-        (["dpo.label_smoothing=0.5"], "dpo.label_smoothing"),
+        (["dpo.label_smoothing=0.5"], "dpo.label_smoothing=0.5: it has to be below 0.5"),
     ):
         with pytest.raises(ConfigError, match=words):
             config(home, *keys)
