@@ -20,7 +20,7 @@ from manta.data import conversations, mixture, shards
 from manta.data import manifest as manifests
 from manta.errors import ConfigError
 from manta.evaluate.inference_settings import GenerateConfig
-from manta.finetune.finetune import finetune
+from manta.finetune.finetune import few_steps, finetune
 from manta.finetune.settings import FinetuneConfig
 from manta.model.gpt import IGNORED
 from manta.text.templates import Template
@@ -96,6 +96,15 @@ def test_a_fine_tuning_learns_the_answers_and_is_a_run_like_any_other(
     assert same.finished_before and again == run
     job = load_job("generate")
     job.main(load(GenerateConfig, [f"home={base}", "checkpoint=whole", "prompt=Who is 7?"]))
+
+
+def test_a_run_of_few_steps_is_told_of_smaller_batches() -> None:
+    few = PretrainConfig(total_tokens=8448, tokens_per_batch=8192)
+    assert few_steps(few) == (
+        "2 step(s) are few to learn from: tokens_per_batch=256 would make 33, and more epochs= more"
+    )
+    assert few_steps(dataclasses.replace(few, tokens_per_batch=256)) is None
+    assert few_steps(dataclasses.replace(few, total_tokens=819_200)) is None
 
 
 def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> None:
