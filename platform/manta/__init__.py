@@ -27,6 +27,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,
                 and the loop inside Ray Train                            ray.train]
     finetune    training that goes on from a checkpoint, on conversations
+                or preferences
     evaluate    lm-eval on a checkpoint                                 [lm_eval]
     export      to and from transformers, llama.cpp, llm.c              [transformers, gguf]
     sweep       many runs, compared                                     [ray.tune]
