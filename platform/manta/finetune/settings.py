@@ -79,7 +79,8 @@ class FinetuneConfig(PretrainConfig):
             init=dataclasses.replace(self.init, checkpoint=path),
             document_mask=self.document_mask or self.kind == "chat",
         )
-        problems = find_problems(made) or trainable.problems(made.trainable, made.model)
+        problems = find_problems(made)
+        problems += trainable.problems(made.trainable, model) + made.lora.conflicts(model)
         if problems:
             raise ConfigError(f"base={self.base}: {'; '.join(problems)}")
         return made
