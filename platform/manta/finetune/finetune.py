@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from manta import layout, storage
 from manta.cluster import connection
 from manta.data import mixture
 from manta.finetune.settings import FinetuneConfig
+from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.pretrain import Outcome, pretrain
 from manta.train.settings import PretrainConfig
 
@@ -25,9 +27,19 @@ def finetune(
         MantaError: the run cannot work; raised before anything starts.
     """
     run = dataclasses.replace(c.run(), home=c.home_folder)
+    keep_tokenizer(run)
     connection.connect(name=c.name)
-    (dataset,) = mixture.open_datasets(run.data, run.home_folder, say, run.wait_seconds)
-    tokens = math.ceil(c.epochs * dataset.tokens("train"))
+    datasets = mixture.open_datasets(run.data, run.home_folder, say, run.wait_seconds)
+    tokens = math.ceil(c.epochs * sum(dataset.tokens("train") for dataset in datasets))
     run = dataclasses.replace(run, total_tokens=max(tokens, run.tokens_per_batch))
-    say(f"{c.epochs:g} epochs of {dataset.tokens('train'):,} tokens: {run.total_steps} steps")
-    return run, pretrain(run, say, **arguments)
+    say(f"{c.epochs:g} epochs of {tokens / c.epochs:,.0f} tokens: {run.total_steps} steps")
+    return run, pretrain(run, say, datasets=datasets, **arguments)
+
+
+def keep_tokenizer(run: PretrainConfig) -> None:
+    """Copies the tokenizer of the run's base to the home, where it stays when the base is deleted.
+    Does nothing if the copy is there, or if the run's data have a tokenizer of their own."""
+    base, file = str(run.init.checkpoint), run.data.tokenizer
+    is_copy = file.startswith(layout.tokenizers_folder(run.home_folder))
+    if is_copy and not storage.exists(file):
+        storage.write_bytes(file, checkpoints.load_tokenizer(base).serialized)
