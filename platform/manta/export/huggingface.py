@@ -73,40 +73,57 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
         CheckpointError: something differs.
         ConfigError: transformers is not installed.
     """
+    found = difference(opened(folder), model)
+    if not found <= TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: logits of transformers' model differ by {found:.2g} (at most "
+            f"{TOLERANCE:g} is allowed); please report this with the model's config"
+        )
+    _check_tokenizer(folder, tokenizer, texts)
+    return {"logits_differ_by": found, "texts": len(ADVERSARIAL) + 1 + len(texts)}
+
+
+def opened(folder: Path) -> Any:
+    """transformers' model of a folder, fp32, in eval mode. Raises ConfigError if transformers is
+    not installed."""
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+        from transformers import AutoModelForCausalLM, logging
     except ImportError:
         raise ConfigError(
-            "to=hf opens what it wrote with transformers, which is not installed: run "
+            "this export opens what it wrote with transformers, which is not installed: run "
             "`pip install 'manta[export]'`"
         ) from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
+
+
+def difference(theirs: Any, model: GPT) -> float:
+    """The largest difference of a logit between transformers' model and ours, on random tokens."""
     c = model.config
     random = torch.Generator().manual_seed(0)
     length = min(c.context_length, COMPARED_TOKENS)
     tokens = torch.randint(c.vocab_size or 1, (2, length), generator=random)
     with torch.no_grad():
-        difference = (theirs(tokens).logits - model(tokens)).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise CheckpointError(
-            f"{folder}: logits of transformers' model differ by {difference:.2g} (at most "
-            f"{TOLERANCE:g} is allowed); please report this with the model's config"
-        )
+        return (theirs(tokens).logits - model(tokens)).abs().max().item()
+
+
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
+    """Raises CheckpointError if transformers reads a text as other tokens than our tokenizer."""
+    from transformers import AutoTokenizer
+
     fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     opening = [] if tokenizer.extras.bos is None else [tokenizer.extras.bos]
     names = "x".join(token.content for token in tokenizer.extras.added)
     for text in [*ADVERSARIAL, names, *texts]:
         mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        found = fast.encode(mended, split_special_tokens=True)
+        theirs = fast.encode(mended, split_special_tokens=True)
         expected = [*opening, *tokenizer.encode(text)]
-        if found != expected or fast.decode(found) != tokenizer.decode(expected):
+        if theirs != expected or fast.decode(theirs) != tokenizer.decode(expected):
             raise CheckpointError(
                 f"{folder}: transformers' tokenizer reads {text[:60]!r} as other tokens; please "
                 "report this with the text"
             )
-    return {"logits_differ_by": difference, "texts": len(ADVERSARIAL) + 1 + len(texts)}
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Tokenizer | None]:

@@ -197,20 +197,16 @@ def load_weights(path: str, model: GPT) -> None:
 def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
     """Loads the checkpoint's weights, without verifying it, into a model of its config for a
     tokenizer that extends the checkpoint's. Rows for new ids begin at the mean of the others'
-    (Hewitt 2021).
+    (Hewitt 2021). The checkpoint's adapters are merged into its weights; those of the model stay.
 
     Raises:
         CheckpointError: the weights belong to another model, or are not finite numbers.
     """
     known = load_tokenizer(path).vocab_size
-    if tokenizer.vocab_size == known:
-        load_weights(path, model)
-        return
-    theirs = load_model_config(path)
-    assert theirs.vocab_size is not None and model.config.vocab_size is not None
-    _check_fit(path, theirs)
+    _check_fit(path, load_model_config(path))
     weights = _merged(path)
-    for name in {"embedding.weight", "head.weight"} & weights.keys():
+    names = {"embedding.weight", "head.weight"} if tokenizer.vocab_size > known else set()
+    for name in names & weights.keys():
         rows = weights[name].float()
         mean = rows[:known].mean(0, keepdim=True)
         new = mean.expand(tokenizer.vocab_size - known, -1)
