@@ -13,6 +13,8 @@ from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.pretrain import Outcome, pretrain
 from manta.train.settings import PretrainConfig
 
+ENOUGH_STEPS = 100  # fewer steps than this are worth a word
+
 
 def finetune(
     c: FinetuneConfig, say: Callable[[str], None], **arguments: Any
@@ -33,7 +35,25 @@ def finetune(
     tokens = math.ceil(c.epochs * sum(dataset.tokens("train") for dataset in datasets))
     run = dataclasses.replace(run, total_tokens=max(tokens, run.tokens_per_batch))
     say(f"{c.epochs:g} epochs of {tokens / c.epochs:,.0f} tokens: {run.total_steps} steps")
+    if advice := few_steps(run):
+        say(advice)
     return run, pretrain(run, say, datasets=datasets, **arguments)
+
+
+def few_steps(run: PretrainConfig) -> str | None:
+    """Advice for a run of too few steps to learn much; None if it has enough, or could not have
+    more."""
+    whole = run.sequence_length * run.most_workers
+    if isinstance(run.micro_batch_size, int):
+        whole *= run.micro_batch_size
+    size = max(1, run.total_tokens // ENOUGH_STEPS // whole) * whole
+    if run.total_steps >= ENOUGH_STEPS or size >= run.tokens_per_batch:
+        return None
+    steps = dataclasses.replace(run, tokens_per_batch=size).total_steps
+    return (
+        f"{run.total_steps} step(s) are few to learn from: tokens_per_batch={size} would make "
+        f"{steps}, and more epochs= more"
+    )
 
 
 def keep_tokenizer(run: PretrainConfig) -> None:
