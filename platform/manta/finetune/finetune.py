@@ -8,21 +8,24 @@ from typing import Any
 from manta import layout, storage
 from manta.cluster import connection
 from manta.data import mixture
+from manta.data.manifest import Manifest
 from manta.finetune.settings import FinetuneConfig
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.pretrain import Outcome, pretrain
 from manta.train.settings import PretrainConfig
 
 ENOUGH_STEPS = 100  # fewer steps than this are worth a word
+Refer = Callable[[PretrainConfig, Manifest, Callable[[str], None]], PretrainConfig]
 
 
 def finetune(
-    c: FinetuneConfig, say: Callable[[str], None], **arguments: Any
+    c: FinetuneConfig, say: Callable[[str], None], refer: Refer | None = None, **arguments: Any
 ) -> tuple[PretrainConfig, Outcome]:
     """Trains from the checkpoint, or resumes, as the config says; returns the run and how it ended.
 
     Args:
         say: receives each line meant for a person.
+        refer: returns the config of a run on pairs with its reference (`evaluate.reference`).
         arguments: those of `train.pretrain.pretrain`.
 
     Raises:
@@ -37,6 +40,8 @@ def finetune(
     say(f"{c.epochs:g} epochs of {tokens / c.epochs:,.0f} tokens: {run.total_steps} steps")
     if advice := few_steps(run):
         say(advice)
+    if c.kind == "preference" and refer is not None:
+        run = refer(run, datasets[0], say)
     return run, pretrain(run, say, datasets=datasets, **arguments)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from manta import layout, storage
 from manta.config import PositiveFloat, RunName, config, find_problems
-from manta.data.recipe import DataConfig
+from manta.data.recipe import CHATS, DataConfig
 from manta.errors import ConfigError
 from manta.model import trainable
 from manta.model.gpt import ModelConfig
@@ -21,9 +21,10 @@ class FinetuneConfig(PretrainConfig):
     """Name of the run, and of its folder under HOME/runs."""
     base: str | None = None
     """A run's name, or a checkpoint's folder, to start from: its weights, model and tokenizer."""
-    kind: Literal["chat", "text"] = "chat"
+    kind: Literal["chat", "text", "preference"] = "chat"
     """What is learnt. chat: the assistant's answers in conversations (data.kind=chat has the forms
-    of the rows); text: every token of documents, as in pretraining."""
+    of the rows); text: every token of documents, as in pretraining; preference: to prefer the
+    chosen to the rejected answers of pairs, by DPO (the base is a chat model)."""
     epochs: PositiveFloat = 2.0
     """Length of the run, in passes over the data; it replaces total_tokens."""
 
@@ -42,6 +43,7 @@ class FinetuneConfig(PretrainConfig):
             "init.checkpoint": (self.init.checkpoint, None, "base"),
             "data.kind": (self.data.kind, self.kind, "kind"),
             "total_tokens": (self.total_tokens, type(self).total_tokens, "epochs"),
+            "dpo.reference": (self.dpo.reference, None, "base"),
         }
         for key, (value, default, ours) in set_by_us.items():
             if value != default:
@@ -66,18 +68,22 @@ class FinetuneConfig(PretrainConfig):
         if before is None:
             path = checkpoints.resolve(self.base, self.home_folder)
             model = checkpoints.load_model_config(path)
-            data = self._data(path, model)
+            data, dtype, dpo = self._data(path, model), self.dtype, self.dpo
         else:
             self._check_is_ours(before)
             path, model = str(before.init.checkpoint), before.model
             kept = {key: getattr(before.data, key) for key in ("name", "tokenizer", "row_tokens")}
             data = dataclasses.replace(self.data, **kept)
+            dtype = before.dtype if self.dtype == "auto" else self.dtype
+            dpo = dataclasses.replace(self.dpo, reference=before.dpo.reference)
         made = dataclasses.replace(
             plain,
             data=data,
+            dtype=dtype,
+            dpo=dpo,
             model=model.with_dropout_of(self.model),
             init=dataclasses.replace(self.init, checkpoint=path),
-            document_mask=self.document_mask or self.kind == "chat",
+            document_mask=self.document_mask or self.kind in CHATS,
         )
         problems = find_problems(made)
         problems += trainable.problems(made.trainable, model) + made.lora.conflicts(model)
@@ -88,17 +94,22 @@ class FinetuneConfig(PretrainConfig):
     def _data(self, path: str, model: ModelConfig) -> DataConfig:
         """The data, made with the tokenizer of the checkpoint at `path`. `keep_tokenizer` copies
         it to the place that is given here."""
-        data = self.data
+        data, theirs = self.data, checkpoints.load_tokenizer(path)
+        if self.kind == "preference" and not isinstance(theirs.extras.chat_template, str):
+            raise ConfigError(
+                f"base={self.base} has no chat template, so it has no answers yet: fine-tune it on "
+                "conversations first (kind=chat), and give that run as base"
+            )
         if data.tokenizer == type(data).tokenizer:
-            sha256 = checkpoints.load_tokenizer(path).sha256
-            file = layout.tokenizer_file(self.home_folder, sha256)
+            file = layout.tokenizer_file(self.home_folder, theirs.sha256)
             data = dataclasses.replace(data, tokenizer=file)
-        if self.kind == "chat":
+        if self.kind in CHATS:
             data = dataclasses.replace(data, row_tokens=self.seq_len or model.context_length)
         if data.name is None:
             stem = data.source.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
             template = data.template.rpartition("/")[2].removesuffix(".jinja")
-            form = f"{template}-{data.row_tokens}" if self.kind == "chat" else self.kind
+            form = {"chat": template, "preference": "preference"}.get(self.kind, self.kind)
+            form += f"-{data.row_tokens}" if self.kind in CHATS else ""
             run = layout.split_checkpoint(path)[0].rpartition("/")[2]
             name = re.sub(r"[^\w.-]+", "-", f"{stem}-{form}-for-{run}").strip("-")
             data = dataclasses.replace(data, name=name)

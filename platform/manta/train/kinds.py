@@ -1,13 +1,15 @@
 """The objective for a run's datasets, and what the config must have for it."""
 
+import dataclasses
 from typing import Any
 
-from manta.data import conversations
+from manta.data import conversations, preferences, reference
 from manta.data.manifest import Manifest
 from manta.errors import ConfigError
 from manta.text.tokenizer import Tokenizer
 from manta.train.objectives.answers import Answers
 from manta.train.objectives.next_token import NextToken
+from manta.train.objectives.preference import Preference
 from manta.train.settings import PretrainConfig, TrainConfig
 
 TEXT = "text"
@@ -22,13 +24,19 @@ def objective_of(c: TrainConfig, datasets: tuple[Manifest, ...], tokenizer: Toke
     """The objective for these datasets, which `check_kind` has let pass."""
     if kind_of(datasets) == conversations.KIND:
         return Answers(tokenizer, True, conversations.rule_of(datasets[0]))
+    if kind_of(datasets) == preferences.KIND:
+        (data,) = datasets
+        before = reference.read(data, str(c.dpo.reference))
+        return Preference(tokenizer, True, conversations.rule_of(data), c.dpo, before)
     return NextToken(tokenizer, c.document_mask)
 
 
-def identity(datasets: tuple[Manifest, ...]) -> dict[str, Any]:
+def identity(c: TrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
     """What decides a run's objective; it stays the same for a whole run."""
     if kind_of(datasets) == conversations.KIND:
         return {"train_on": datasets[0].recipe["train_on"]}
+    if kind_of(datasets) == preferences.KIND:
+        return {f"dpo.{key}": value for key, value in dataclasses.asdict(c.dpo).items()}
     return {}
 
 
@@ -37,7 +45,8 @@ def check_kind(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> None:
 
     Raises:
         ConfigError: a mix has texts and conversations, or conversations that are trained
-            differently; or the config lets conversations see each other, or cuts their rows.
+            differently; or the config lets conversations see each other, or cuts their rows; or
+            pairs have no reference, or are mixed.
     """
     first, *others = datasets
     for other in others:
@@ -59,4 +68,13 @@ def check_kind(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> None:
     if not c.document_mask:
         raise ConfigError(
             f"{first.path} holds conversations, which would see each other: set document_mask=true"
+        )
+    if kind_of(datasets) != preferences.KIND:
+        return
+    if others:
+        raise ConfigError("data.mix is for texts and conversations: pairs are trained from one set")
+    if c.dpo.reference is None:
+        raise ConfigError(
+            f"{first.path} holds pairs of answers, for which a run needs the log-probabilities of "
+            "its start: jobs/finetune.py kind=preference base=RUN data.source=FILE computes them"
         )
