@@ -21,6 +21,8 @@ class Reading(NamedTuple):
 
     kind: "text", or "chat" for rows that are conversations (`conversations`).
     before_input: what is put between the instruction and the input of such a row.
+    label_key: the key or column of the label (`labels`).
+    quotes: whether quotes hold a field together in a table (`tables`).
     """
 
     text_key: str
@@ -29,6 +31,8 @@ class Reading(NamedTuple):
     most_bytes: int
     kind: str = "text"
     before_input: str = ""
+    label_key: str = "label"
+    quotes: str = "auto"
 
 
 class BadRow(Exception):
