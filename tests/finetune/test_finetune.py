@@ -23,7 +23,8 @@ from manta.finetune.settings import FinetuneConfig
 from manta.model.gpt import IGNORED
 from manta.text.templates import Template
 from manta.train.checkpoints import checkpoint
-from manta.train.objective import Answers, check_kind
+from manta.train.kinds import check_kind
+from manta.train.objectives.answers import Answers
 from manta.train.pretrain import Outcome, pretrain
 from manta.train.settings import PretrainConfig
 
@@ -120,7 +121,7 @@ def test_a_packed_conversation_has_the_loss_that_it_has_alone(
     def losses(row: np.ndarray) -> torch.Tensor:
         """The loss of each trained target of one row."""
         ids = row[None].astype(np.int64)
-        mask = objective.trained(ids)
+        mask = objective.batch(ids).trained
         assert mask is not None
         tokens = torch.from_numpy(ids[:, :-1])
         targets = torch.from_numpy(np.where(mask, ids[:, 1:], IGNORED))

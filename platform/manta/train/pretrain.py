@@ -17,7 +17,7 @@ from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.stopping import ask_for_time
-from manta.train.objective import check_kind
+from manta.train.kinds import check_kind
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
 from manta.train.records.logbook import duration, evaluations, read_metrics
@@ -176,5 +176,5 @@ def _losses(done: Outcome) -> list[str]:
     if not last:
         return []
     at = f" (step {last['step']})" if last["step"] != done.state.step else ""
-    loss, bits = float(last["val_loss"]), float(last["val_bpb"])
-    return [f"val loss     {loss:.4f}{at}   bits per byte {bits:.4f}"]
+    bits = f"   bits per byte {float(last['val_bpb']):.4f}" if "val_bpb" in last else ""
+    return [f"val loss     {float(last['val_loss']):.4f}{at}{bits}"]
