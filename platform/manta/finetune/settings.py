@@ -8,6 +8,7 @@ from manta import layout, storage
 from manta.config import PositiveFloat, RunName, config, find_problems
 from manta.data.recipe import DataConfig
 from manta.errors import ConfigError
+from manta.model import trainable
 from manta.model.gpt import ModelConfig
 from manta.text import sources
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -33,7 +34,8 @@ class FinetuneConfig(PretrainConfig):
     def problems(self) -> list[str]:
         # The model, and so the length of a sequence, is known once `base` is opened: see `run`.
         model = dataclasses.replace(self.model, context_length=self.seq_len or 1)
-        found = PretrainConfig.problems(dataclasses.replace(self, model=model))
+        init = dataclasses.replace(self.init, checkpoint=self.base or "")
+        found = PretrainConfig.problems(dataclasses.replace(self, model=model, init=init))
         if self.base is None:
             found.append("base is missing: give the run to start from, as in base=NAME")
         set_by_us = {
@@ -77,7 +79,8 @@ class FinetuneConfig(PretrainConfig):
             init=dataclasses.replace(self.init, checkpoint=path),
             document_mask=self.document_mask or self.kind == "chat",
         )
-        if problems := find_problems(made):
+        problems = find_problems(made) or trainable.problems(made.trainable, made.model)
+        if problems:
             raise ConfigError(f"base={self.base}: {'; '.join(problems)}")
         return made
 

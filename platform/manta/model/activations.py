@@ -13,10 +13,11 @@ import dataclasses
 from typing import Literal
 
 from manta.model import cpu_attention
-from manta.model.cost import weights
+from manta.model.cost import learning
 from manta.model.loss import loss_chunk
 from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
+from manta.model.trainable import Trainable, blocks_trained
 
 FP32, BF16, INT64 = 4, 2, 8  # bytes
 
@@ -65,6 +66,7 @@ def activations(
     checkpointing: Recompute = "none",
     device: DeviceType = "cuda",
     compiled_loss: bool = False,
+    trainable: Trainable = "all",
 ) -> Activations:
     """Computes the bytes of a micro batch of `micro_batch_size` sequences of `seq_len` tokens.
 
@@ -74,10 +76,17 @@ def activations(
             products and attention; full keeps a block's input.
         device: on cuda, the kernel for RMSNorm keeps only its input; on the CPU, RMSNorm also keeps
             the normalized values.
+        trainable: the weights that learn. Blocks before the first of them keep nothing, as the
+            backward pass does not reach them.
         compiled_loss: whether the head's loss is compiled (model/loss.py) and so holds no fp32
             logits.
+        trainable: the weights that learn. Blocks before the first of them keep nothing: the
+            backward pass does not reach them.
     """
-    C, H, D, F, L = c.n_embd, c.n_head, c.head_size, c.hidden, c.n_layer
+    C, H, D, F, L = c.n_embd, c.n_head, c.head_size, c.hidden, blocks_trained(trainable, c.n_layer)
+    learnt = learning(c, trainable)
+    head_learns = trainable == "all" or not c.tie_embeddings
+    embeds = any(w.kind == "embedding" for w in learnt)
     N, a = micro_batch_size * seq_len, BF16 if dtype == "bf16" else FP32
     HD, KD, is_gpt2 = c.query_size, c.kv_heads * D, c.family == "gpt2"
     qkv = a * (HD + 2 * KD)
@@ -111,29 +120,34 @@ def activations(
         "full": N * FP32 * C,
     }[checkpointing]
 
-    ends = N * (INT64 + norm + (C if c.dropout else 0))
-    ends += seq_len * (INT64 if is_gpt2 else 2 * FP32 * D)  # positions; RoPE's cos and sin
+    # On a CPU the first RMSNorm that learns keeps its input only for what comes before it.
+    unread = N * (FP32 * C + FP32) if not (embeds or is_gpt2 or device == "cuda") else 0
+    ends = N * norm - (0 if L else unread)
+    if embeds:
+        ends += N * (INT64 + (C if c.dropout else 0)) + (seq_len * INT64 if is_gpt2 else 0)
+    if L and not is_gpt2:
+        ends += seq_len * 2 * FP32 * D  # RoPE's cos and sin
     V = c.padded_vocab_size
     chunk = min(N, loss_chunk(device, compiled_loss))
     # The plain loss holds logits and probabilities, the compiled one logits and their gradient. In
     # bf16, softmax first makes fp32 logits, and there are also a bf16 copy of the head's weight and
-    # the product that is added to the weight's gradient.
+    # the product that is added to the weight's gradient, if it learns.
     at_loss = chunk * V * 2 * FP32
     if dtype == "bf16":
         at_once = 2 * BF16 if compiled_loss else BF16 + 2 * FP32
         copy = BF16 * V * C
-        at_loss = copy + max(chunk * V * at_once, chunk * V * BF16 + copy)
-    linear = [w for w in weights(c) if w.is_linear]
+        at_loss = copy + max(chunk * V * at_once, chunk * V * BF16 + (copy if head_learns else 0))
+    linear = [w for w in learnt if w.is_linear]
     autocast = BF16 * sum(w.total for w in linear) if dtype == "bf16" else 0
     # The MLP has the gradients of its hidden values and of the stream on both sides, and a weight's
     # gradient before it is added to the accumulated one; autocast makes it from a bf16 gradient.
-    weight = max(w.numel for w in linear) * (FP32 + (BF16 if dtype == "bf16" else 0))
+    weight = max((w.numel for w in linear), default=0) * (FP32 + (BF16 if dtype == "bf16" else 0))
     return Activations(
-        blocks=L * kept,
+        blocks=L * kept - (unread if L and checkpointing == "none" else 0),
         ends=ends,
-        loss=N * FP32 * C + FP32 * V * C,
+        loss=N * FP32 * C + (FP32 * V * C if head_learns else 0),
         autocast=autocast,
-        recomputed=whole - kept,
-        block_work=N * (a * F + 2 * FP32 * C) + weight,
+        recomputed=whole - kept if L else 0,
+        block_work=N * (a * F + 2 * FP32 * C) + weight if L else 0,
         loss_work=at_loss + N * FP32 * C,
     )

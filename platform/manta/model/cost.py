@@ -9,6 +9,7 @@ from typing import Literal
 
 from manta.model.groups import Group, group_of
 from manta.model.shape import ModelConfig
+from manta.model.trainable import Trainable, blocks_trained
 
 Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "head"]
 
@@ -65,6 +66,17 @@ def weights(c: ModelConfig) -> list[Weight]:
     if not c.tie_embeddings:
         found.append(Weight("head", (rows, C), 1))
     return found
+
+
+def learning(c: ModelConfig, which: Trainable) -> list[Weight]:
+    """Lists the weight tensors of `GPT(c)` that learn."""
+    found = weights(c)
+    if which == "all":
+        return found
+    blocks = blocks_trained(which, c.n_layer)
+    ours = [w for w in found if w.in_block or w.kind in ("norms", "head")]
+    counts = [w.count // c.n_layer * blocks if w.in_block else w.count for w in ours]
+    return [dataclasses.replace(w, count=n) for w, n in zip(ours, counts, strict=True) if n]
 
 
 @dataclasses.dataclass(frozen=True)

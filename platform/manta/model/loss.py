@@ -131,7 +131,8 @@ def fused_loss(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor
 
 
 class _MeanLoss(torch.autograd.Function):
-    """The mean over the targets that count, with its gradient: softmax minus one-hot."""
+    """The mean over the targets that count, with its gradient: softmax minus one-hot. A weight that
+    does not learn costs no gradient."""
 
     @staticmethod
     def forward(
@@ -148,6 +149,7 @@ class _MeanLoss(torch.autograd.Function):
         total = torch.zeros((), device=x.device)
         d_x = torch.empty_like(x)
         d_weight: Tensor | None = None
+        learns = ctx.needs_input_grad[1]
         with torch.autocast(x.device.type, enabled=False):
             weight = weight.to(compute)
             for start in range(0, len(x), chunk):
@@ -156,6 +158,8 @@ class _MeanLoss(torch.autograd.Function):
                 nats, gradient = loss_of(rows @ weight.T, targets[part], vocab_size)
                 total += nats
                 d_x[part] = gradient @ weight
+                if not learns:
+                    continue
                 if d_weight is None:
                     d_weight = (gradient.T @ rows).float()
                 elif compute == torch.float32:
@@ -173,4 +177,6 @@ class _MeanLoss(torch.autograd.Function):
         d_x, d_weight = ctx.gradients
         ctx.gradients = None
         scale = upstream[0] / ctx.count
-        return d_x.mul_(scale), d_weight.mul_(scale), None, None, None, None
+        if d_weight is not None:
+            d_weight.mul_(scale)
+        return d_x.mul_(scale), d_weight, None, None, None, None

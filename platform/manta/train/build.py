@@ -20,6 +20,7 @@ from manta.model.cost import flops_per_token
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import initialise
 from manta.model.memory import USABLE, largest_micro_batch
+from manta.model.trainable import freeze
 from manta.train.settings import TrainConfig, memory_setup
 from manta.train.step.device import DTYPES, Device
 from manta.train.step.engine import Engine
@@ -122,13 +123,15 @@ def build(
     """Builds a model in an engine for micro batches of `size`; an optimizer step has `steps` of
     these at first. `start`, called on rank 0, sets the model's weights. Without it, the weights are
     new, drawn from the config's seed by the device's own random number generator. All ranks start
-    from rank 0's weights, which DeepSpeed sends to them."""
+    from rank 0's weights, which DeepSpeed sends to them. Only the weights that `c.trainable` names
+    learn."""
     torch.manual_seed(c.seed)
     with device.torch_device:  # weights are made here, as drawing them on the host takes longer
         made = GPT(model)
     made.to(device.torch_device)  # some tensors are made on the CPU in any case
     if dist.get_rank() == 0:
         (start or functools.partial(initialise, c=c.init))(made)
+    freeze(made, c.trainable)
     made.recompute = c.activation_checkpointing
     if compiled:
         made.compile_blocks()

@@ -21,7 +21,13 @@ from manta.train.kinds import check_kind
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
 from manta.train.records.logbook import duration, evaluations, read_metrics
-from manta.train.resume import check_enough_data, check_resumable, check_tokenizer, is_finished
+from manta.train.resume import (
+    check_enough_data,
+    check_resumable,
+    check_tokenizer,
+    check_what_learns,
+    is_finished,
+)
 from manta.train.settings import PretrainConfig, save_run_config
 from manta.train.supervise import Supervisor
 
@@ -102,6 +108,7 @@ def pretrain(
         check_resumable(c, path, model, datasets)
     elif c.init.checkpoint is not None:
         check_tokenizer(c.init.checkpoint, datasets[0].load_tokenizer())
+        check_what_learns(c, model, datasets[0].load_tokenizer())
         say(f"starting from the weights of {c.init.checkpoint}")
     elif problems := c.init.conflicts(model):
         raise ConfigError(problems[0])

@@ -11,6 +11,7 @@ from manta.data import mixture, stream
 from manta.data import order as orders
 from manta.data.manifest import Manifest
 from manta.errors import CheckpointError, ConfigError
+from manta.model import trainable
 from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train import kinds
@@ -38,6 +39,22 @@ def check_tokenizer(path: str, tokenizer: Tokenizer) -> None:
             f"init.checkpoint={path} has the tokenizer {theirs.name}, the data has "
             f"{tokenizer.name}: set data.tokenizer={storage.join(path, layout.ENCODING)}, and "
             "another data.name="
+        )
+
+
+def check_what_learns(c: PretrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError if none of the weights that should learn is in the model, or if tokens
+    that `init.checkpoint` does not know would keep the rows that they begin with."""
+    assert c.init.checkpoint is not None
+    if problems := trainable.problems(c.trainable, model):
+        raise ConfigError(problems[0])
+    theirs = checkpoint.load_tokenizer(c.init.checkpoint).vocab_size
+    new = tokenizer.vocab_size - theirs
+    if new and not trainable.learns("embedding.weight", c.trainable, model):
+        raise ConfigError(
+            f"trainable={c.trainable}: the data's tokenizer has {new} tokens that the model at "
+            f"{c.init.checkpoint} does not know, and their embeddings would not learn; use "
+            "trainable=all"
         )
 
 
@@ -148,6 +165,11 @@ def check_resumable(
         raise CheckpointError(
             f"{path} holds the state of {state.optimizer or 'an earlier version'}, the config says "
             f"optimizer.kind={c.optimizer.kind}; {remedy}"
+        )
+    if state.trainable != c.trainable:
+        raise CheckpointError(
+            f"{path} holds the optimizer's state of a run with trainable={state.trainable}, the "
+            f"config says trainable={c.trainable}; {remedy}"
         )
     if c.schedule.extend == "continue" and state.step and not state.total_steps:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from manta.model.gpt import ModelConfig, num_parameters
 from manta.model.init import InitConfig
 from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
+from manta.model.trainable import Trainable
 from manta.storage import HomeConfig
 from manta.text.tokenizer import R50K, R50K_SIZE
 from manta.train.checkpoints.checkpoint import CheckpointConfig
@@ -114,6 +115,10 @@ class TrainConfig:
     speed. (On CPUs, every run is the same to the bit.)"""
     document_mask: bool = False
     """Whether attention stays within each document of a sequence; positions restart with each."""
+    trainable: Trainable = "all"
+    """Weights that learn, in a run that starts from a checkpoint. all; last_block or last_two: the
+    last one or two blocks, the final norm and the head; head: the final norm and the head. A head
+    that is tied to the embedding does not learn, except with all."""
     log_every: Count = 10
     """Steps between log lines; metrics.jsonl has every step."""
     model: ModelConfig = ModelConfig()
@@ -160,11 +165,28 @@ class TrainConfig:
             found.append(f"batch_ramp={self.batch_ramp}: two sizes end at the same token count")
         found += self.optimizer.conflicts(self.zero_stage, self.model.tie_embeddings)
         found += self.init.conflicts(self.expected_model)
+        found += self._of_what_learns()
         if self.eval.arguments and not self.eval.suites:
             found.append("eval.arguments are for eval.suites: omit them, or set that")
         if self.memory_per_worker is not None and self.micro_batch_size != "auto":
             found.append("memory_per_worker is for micro_batch_size=auto: omit it, or set that")
         return found
+
+    def _of_what_learns(self) -> list[str]:
+        """Messages about the choice of the weights that learn."""
+        if self.trainable == "all":
+            return []
+        if self.init.checkpoint is None:
+            return [
+                f"trainable={self.trainable}: weights that do not learn come from a checkpoint; "
+                "omit it, or start from one, as in jobs/finetune.py base=RUN"
+            ]
+        if self.trainable == "head" and self.optimizer.kind == "muon":
+            return [
+                "optimizer.kind=muon is for the matrices of blocks, of which trainable=head trains "
+                "none: set optimizer.kind=adamw"
+            ]
+        return []
 
     @property
     def batch_sizes(self) -> list[tuple[str, int]]:
@@ -273,6 +295,7 @@ def memory_setup(
         dtype=dtype,
         optimizer_kind=c.optimizer.kind,
         activation_checkpointing=c.activation_checkpointing,
+        trainable=c.trainable,
         offload_optimizer=c.engine.offload_optimizer != "none",
         offload_parameters=c.engine.offload_parameters != "none",
         overlap_comm=c.engine.overlaps(c.zero_stage, c.most_workers, device == "cuda"),

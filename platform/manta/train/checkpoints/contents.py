@@ -39,6 +39,8 @@ class TrainState:
     stopped_early: bool = False
     dtype: str = ""
     optimizer: str = ""
+    trainable: str = "all"
+    """The weights that learn: the optimizer has the state of these alone."""
     compiled: bool | None = None
     micro_batch: Natural = 0
     """Sequences that a worker computes at once. The first start's choice is kept, so that a resumed
