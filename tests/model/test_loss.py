@@ -47,6 +47,41 @@ def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
     return found
 
 
+@few
+@given(
+    count=st.integers(1, 40),
+    vocab_size=st.integers(2, 200),
+    chunk=st.integers(1, 50),
+    ignored=st.floats(0, 1),
+    bf16=st.booleans(),
+)
+def test_the_loss_of_each_target_has_the_gradient_of_cross_entropy(
+    count: int, vocab_size: int, chunk: int, ignored: float, bf16: bool
+) -> None:
+    torch.manual_seed(count)
+    head = Head(8, vocab_size, -(-vocab_size // 128) * 128)
+    x = torch.randn(count, 8, requires_grad=True)
+    targets = torch.randint(vocab_size, (count,)).masked_fill(torch.rand(count) < ignored, IGNORED)
+    factors = torch.randn(count)
+    context = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
+    with pytest.MonkeyPatch.context() as patch, context:
+        patch.setattr(losses, "CPU_CHUNK", chunk)
+        each = head(x, targets, "none")
+        with torch.no_grad():
+            assert torch.equal(each, head(x, targets, "none"))
+        (factors * each).sum().backward()
+    found = [each, x.grad, head.weight.grad]
+    again, weight = x.detach().requires_grad_(), head.weight[:vocab_size].detach().requires_grad_()
+    nats = F.cross_entropy(again @ weight.T, targets, ignore_index=IGNORED, reduction="none")
+    (factors * nats).sum().backward()
+    assert weight.grad is not None
+    padding = torch.zeros(len(head.weight) - vocab_size, 8)
+    expected = [nats, again.grad, torch.cat([weight.grad, padding])]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None and ours.dtype == torch.float32
+        assert torch.allclose(ours, theirs, rtol=0, atol=0.05 if bf16 else 1e-5)
+
+
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CPU_CHUNK", 7)

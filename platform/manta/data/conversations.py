@@ -8,20 +8,20 @@ out every conversation for which the rule does not find what the template marks.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from manta.data import shards
 from manta.data.manifest import Manifest, Shard
-from manta.data.recipe import Chat, TrainOn
+from manta.data.recipe import CHATS, Chat
 from manta.errors import DataError
 from manta.text.conversations import turns_of
 from manta.text.rows import BadRow
 from manta.text.templates import Encoded, Template
 from manta.text.tokenizer import Tokenizer
 
-KIND = "chat"
+Trained = Literal["assistant", "all", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,9 @@ class Rule:
     """Id of the token that ends a document."""
     tokens: tuple[bytes, ...] = dataclasses.field(repr=False)
     """The bytes of each id; none for special tokens."""
-    train_on: TrainOn = "assistant"
-    """`assistant`: answers; `all`: everything but what is between conversations."""
+    train_on: Trained = "assistant"
+    """`assistant`: answers; `last`: the last answer of each conversation; `all`: everything but
+    what is between conversations."""
 
     def documents(self, inputs: Any) -> Any:
         """(B, T) the number of the conversation that each input (B, T) belongs to, counted within
@@ -58,11 +59,16 @@ def rule_of(manifest: Manifest) -> Rule:
     Raises:
         DataError: it is another kind of dataset, or its tokenizer is missing or damaged.
     """
-    if manifest.recipe.get("kind") != KIND:
+    if not is_of_conversations(manifest):
         raise DataError(
-            f"{manifest.path}: not a dataset of conversations; prepare it with data.kind={KIND}"
+            f"{manifest.path}: not a dataset of conversations; prepare it with data.kind=chat"
         )
     return rule(manifest.load_tokenizer(), manifest.recipe["train_on"])
+
+
+def is_of_conversations(manifest: Manifest) -> bool:
+    """Whether a dataset has rows of whole conversations, be they pairs or not."""
+    return manifest.recipe.get("kind") in CHATS
 
 
 def conversations_of(manifest: Manifest, shard: Shard) -> Iterator[np.ndarray]:
@@ -80,14 +86,11 @@ def conversations_of(manifest: Manifest, shard: Shard) -> Iterator[np.ndarray]:
             yield np.append(piece, next(pieces)) if has_end else piece
 
 
-def rule(tokenizer: Tokenizer, train_on: TrainOn = "assistant") -> Rule:
+def rule(tokenizer: Tokenizer, train_on: Trained = "assistant") -> Rule:
     """The rule of the chat template that a tokenizer has. Raises DataError if it has none."""
-    return _rule(Template.of(tokenizer), train_on)
-
-
-def _rule(template: Template, train_on: TrainOn) -> Rule:
-    made = template.tokenizer
-    return Rule(template.header, template.end, made.start, made.eot, tokens_of(made), train_on)
+    template = Template.of(tokenizer)
+    start, eot, tokens = tokenizer.start, tokenizer.eot, tokens_of(tokenizer)
+    return Rule(template.header, template.end, start, eot, tokens, train_on)
 
 
 def tokens_of(tokenizer: Tokenizer) -> tuple[bytes, ...]:
@@ -111,13 +114,14 @@ def trained(rule: Rule, ids: np.ndarray) -> np.ndarray:
         return found
     mask = np.zeros(ids.shape, dtype=bool)
     for row, out in zip(ids, mask, strict=True):
-        for start, stop in _conversations(rule, row):
-            for first, last in _answers(rule, row[start:stop]):
+        for start, stop in places_of(rule, row):
+            answers = list(_answers(rule, row[start:stop]))
+            for first, last in answers[-1:] if rule.train_on == "last" else answers:
                 out[start + first : start + last] = True
     return mask[:, 1:]
 
 
-def _conversations(rule: Rule, row: np.ndarray) -> Iterator[tuple[int, int]]:
+def places_of(rule: Rule, row: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yields the place of each conversation in a row, with one start token after it, if that one
     may be its end token."""
     is_border = (row == rule.start) | (row < 0)
@@ -197,10 +201,24 @@ def _after_text(rule: Rule, ids: np.ndarray) -> Iterator[int]:
 
 
 class Unlabelled(BadRow):
-    """A conversation without a trained token."""
+    """A conversation without a trained token, or a pair that has none for its length."""
 
-    def __init__(self, what: str, remedy: str):
-        super().__init__("without a trained token", what, remedy)
+    def __init__(self, what: str, remedy: str, kind: str = "without a trained token"):
+        super().__init__(kind, what, remedy)
+
+
+def refuse_ambiguous(rule: Rule, found: Encoded) -> None:
+    """Raises BadRow unless the rule, which has to be for all answers, finds in the ids of a
+    conversation what the template marks."""
+    followed = np.append(found.ids.astype(np.int64), rule.start)
+    mask = trained(rule, followed[None])[0]
+    if found.trained[0] or mask[-1] or (mask[:-1] != found.trained[1:]).any():
+        raise BadRow(
+            "ambiguous",
+            "its text has what the template writes around an answer, so that its answers cannot be "
+            "told from its ids",
+            "change its text, or give another data.template",
+        )
 
 
 class Encoder:
@@ -209,7 +227,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, chat: Chat):
         self._chat, self._template = chat, Template.of(tokenizer)
         # Answers must be there, and be found, whatever is trained.
-        self._rule = _rule(self._template, "assistant")
+        self._rule = rule(tokenizer)
 
     def __call__(self, text: str) -> tuple[np.ndarray, bool]:
         """The ids of a conversation (`text.conversations`), at most `row_tokens`, and whether turns
@@ -225,15 +243,7 @@ class Encoder:
             found, is_cut = self._cut(text, len(found.ids)), True
         if not found.trained.any():
             raise Unlabelled("no turn of the assistant, so nothing would be trained", "add one")
-        followed = np.append(found.ids.astype(np.int64), self._rule.start)
-        mask = trained(self._rule, followed[None])[0]
-        if found.trained[0] or mask[-1] or (mask[:-1] != found.trained[1:]).any():
-            raise BadRow(
-                "ambiguous",
-                "its text has what the template writes around an answer, so that its answers "
-                "cannot be told from its ids",
-                "change its text, or give another data.template",
-            )
+        refuse_ambiguous(self._rule, found)
         return found.ids, is_cut
 
     def _cut(self, text: str, length: int) -> Encoded:

@@ -8,8 +8,8 @@ import numpy as np
 from manta import terminal
 from manta.config import Count, Natural, Seed, config
 from manta.data import manifest as manifests
-from manta.data import report, shards
-from manta.data.conversations import KIND, conversations_of, rule_of, trained
+from manta.data import preferences, report, shards
+from manta.data.conversations import conversations_of, is_of_conversations, rule_of, trained
 from manta.data.manifest import Manifest
 from manta.data.packing import count_cuts, pack
 from manta.errors import DataError
@@ -45,7 +45,7 @@ def inspect(c: InspectConfig) -> Iterator[str]:
     """
     manifest = manifests.load(manifests.resolve(c.dataset, c.home_folder))
     manifests.check(manifest)
-    is_chat = manifest.recipe.get("kind") == KIND
+    is_chat = is_of_conversations(manifest)
     if is_chat and c.seq_len is not None:
         raise DataError(
             f"seq_len={c.seq_len}: the rows of {manifest.path} have "
@@ -76,7 +76,11 @@ def inspect(c: InspectConfig) -> Iterator[str]:
 def is_of_text(c: InspectConfig) -> bool:
     """Whether the dataset is one to pretrain on. Raises DataError as `inspect` does."""
     manifest = manifests.load(manifests.resolve(c.dataset, c.home_folder))
-    return manifest.recipe.get("kind") != KIND
+    return not is_of_conversations(manifest)
+
+
+def is_of_pairs(manifest: Manifest) -> bool:
+    return manifest.recipe.get("kind") == preferences.KIND
 
 
 def _documents(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
@@ -90,7 +94,11 @@ def _documents(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
 
 
 def _conversations(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
-    """Yields some conversations, in which what is trained is marked (`terminal.show`)."""
+    """Yields some conversations, in which what is trained is marked (`terminal.show`), or pairs of
+    them, in which the two answers are."""
+    unit, marked = "conversation", "trained, which are marked"
+    if is_of_pairs(manifest):
+        unit, marked = "pair", "in the chosen and then the rejected answer, which are marked"
     rule, decode = rule_of(manifest), manifest.load_tokenizer().decode
     for number, (index, tokens) in enumerate(sample(manifest, c), 1):
         followed = np.append(tokens.astype(np.int64), rule.start)
@@ -103,8 +111,8 @@ def _conversations(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
             for ids, are in zip(np.split(tokens, borders), np.split(flags, borders), strict=True)
         )
         yield (
-            f"\nsample {number}: conversation {index:,} of {c.split}, {len(tokens):,} tokens, "
-            f"{flags.sum():,} of them trained, which are marked\n{shown}"
+            f"\nsample {number}: {unit} {index:,} of {c.split}, {len(tokens):,} tokens, "
+            f"{flags.sum():,} of them {marked}\n{shown}"
         )
 
 
@@ -149,12 +157,10 @@ def sample(manifest: Manifest, c: InspectConfig) -> Iterator[tuple[int, np.ndarr
     before = sum(shard.documents for shard in there[:index])
     count = min(c.samples, there[index].documents)
     wanted = set(draw.choice(there[index].documents, count, replace=False).tolist())
-    is_chat = manifest.recipe.get("kind") == KIND
-    each = (
-        conversations_of(manifest, there[index])
-        if is_chat
-        else shards.documents(manifest, there[index])
-    )
+    read = shards.documents
+    if is_of_conversations(manifest):
+        read = preferences.pairs_of if is_of_pairs(manifest) else conversations_of
+    each = read(manifest, there[index])
     for number, tokens in enumerate(each):
         if number in wanted:
             yield before + number, tokens

@@ -70,7 +70,8 @@ class Manifest:
     row_group_tokens: Count
     dropped: dict[str, Natural]
     """Numbers of documents left out, by reason: empty, duplicate, contaminated, and near_duplicate
-    if these were looked for; of conversations also unlabelled: without a trained token."""
+    if these were looked for; of conversations also unlabelled: without a trained token, or
+    pairs longer than a row."""
     lengths: dict[str, list[Natural]]
     """Numbers of documents of 2^i to 2^(i+1) - 1 tokens for each i, and the tokens in them."""
     shards: tuple[Shard, ...]

@@ -219,7 +219,7 @@ def gather(
 def _row_group_tokens(c: PrepareConfig) -> int:
     """The size of the pieces in which a shard is read; whole rows of conversations."""
     rows = max(1, ROW_GROUP_TOKENS // c.row_tokens) * c.row_tokens
-    return rows if c.kind == "chat" else ROW_GROUP_TOKENS
+    return ROW_GROUP_TOKENS if c.chat is None else rows
 
 
 def _resume_or_clear(
@@ -321,7 +321,7 @@ def _manifest(
     dropped["duplicate"] = sum(record["duplicates"] for record in gathered)
     if c.deduplicate == "near":
         dropped["near_duplicate"] = sum(record["near_duplicates"] for record in gathered)
-    if c.kind == "chat":
+    if c.chat is not None:
         found = [record["unlabelled"].values() for record in scattered]
         dropped["unlabelled"] = sum(sum(kinds.values()) for files in found for kinds in files)
     whole = [record for record in gathered if record["shard"] is not None]

@@ -18,7 +18,7 @@ from manta.config import (
     name_of_dataset,
 )
 from manta.data.order import PERIOD, Phase, thousandths
-from manta.errors import ConfigError
+from manta.errors import ConfigError, DataError
 from manta.text import conversations, sources, templates, tokenizer
 
 BPE_VOCAB_SIZE = 4096
@@ -27,17 +27,24 @@ LEAST_SIMILARITY = 0.3
 UNSAID = {"deduplicate": "exact", "deduplicate_similarity": None, "kind": "text"}
 
 
+Kind = Literal["text", "chat", "preference"]
 TrainOn = Literal["assistant", "all"]
-OF_CHAT = ("template", "train_on", "row_tokens", "on_unlabelled")
-OF_TEXT = ("text_key", "document_bytes")
+CHATS = ("chat", "preference")  # the kinds whose documents are conversations
+ONLY_FOR: dict[str, tuple[Kind, ...]] = {
+    "template": ("chat",), "train_on": ("chat",),
+    "row_tokens": CHATS, "on_unlabelled": CHATS,
+    "text_key": ("text",), "document_bytes": ("text",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """How a dataset of conversations is made; the fields are keys of `PrepareConfig`."""
+    """How a dataset of conversations is made; the fields are keys of `PrepareConfig`, but for
+    `train_on`, which is `last` for pairs: the last answer of each of the two conversations."""
 
+    kind: Kind
     row_tokens: int
-    train_on: TrainOn
+    train_on: Literal["assistant", "all", "last"]
     on_unlabelled: str
 
 
@@ -47,19 +54,21 @@ class PrepareConfig:
         ("vocab_size", "tokenizer", ("bpe",)),
         ("tokenizer_file", "tokenizer", (tokenizer.R50K,)),
         ("val_fraction", "val_source", (None,)),
-        *((key, "kind", ("chat",)) for key in OF_CHAT),
-        *((key, "kind", ("text",)) for key in OF_TEXT),
+        *((key, "kind", kinds) for key, kinds in ONLY_FOR.items()),
     )
 
     source: str = sources.PYTHON
     """Location of the documents: `python` (source code and documentation of the running Python), a
     file, folder or glob of .txt, .md, .py, .jsonl (.gz, .zst) or .parquet files (local or s3://,
     gs://, ...), or `hf:OWNER/NAME`, a Hugging Face dataset, which is streamed."""
-    kind: Literal["text", "chat"] = "text"
+    kind: Kind = "text"
     """What the documents are. text: plain texts; chat: conversations, for fine-tuning, in the rows
     of .json, .jsonl (.gz, .zst) or .parquet files or of a Hugging Face dataset, with one of these
     sets of fields: messages (a list of role and content), conversations (a list of from and value),
-    instruction, input and output, or prompt and completion."""
+    instruction, input and output, or prompt and completion; preference: pairs of a chosen and a
+    rejected answer, in rows with prompt (or instruction and input), chosen and rejected, or with
+    chosen and rejected that are whole conversations, alike up to the last answer. Their tokenizer
+    is that of a chat model, with its template."""
     template: str = "chatml"
     """How a conversation is written: `chatml` (<|im_start|>ROLE ... <|im_end|>), `alpaca` (an
     instruction and a response, as plain text), or a file with a chat template in Jinja, as
@@ -69,10 +78,12 @@ class PrepareConfig:
     token, or all."""
     row_tokens: Count = 1024
     """Tokens in a row of whole conversations: the sequence length of the training. A longer
-    conversation is cut after the last of the assistant's turns that fits."""
+    conversation is cut after the last of the assistant's turns that fits; both conversations of a
+    pair are in one row, and are not cut."""
     on_unlabelled: Literal["fail", "skip"] = "fail"
     """What to do about a conversation without a trained token (the assistant says nothing in it, or
-    its first answer does not fit in a row): stop and name it, or leave it out and count it."""
+    its first answer does not fit in a row), and about a pair that does not fit in a row: stop and
+    name it, or leave it out and count it."""
     name: DatasetName | None = None
     """Name of the dataset, a folder under HOME/data; null: made from source and tokenizer."""
     subset: str | None = None
@@ -139,12 +150,11 @@ class PrepareConfig:
             found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
         if self.val_source is not None and self.val_fraction != type(self).val_fraction:
             found.append("val_fraction is for a split of `source`; with val_source omit it")
-        is_chat = self.kind == "chat"
-        if is_chat and self.source == sources.PYTHON:
+        if self.kind in CHATS and self.source == sources.PYTHON:
             found.append("source=python has no conversations: give files or a Hugging Face dataset")
-        for key in OF_TEXT if is_chat else OF_CHAT:
-            if getattr(self, key) != getattr(type(self), key):
-                found.append(f"{key} is for kind={'text' if is_chat else 'chat'}: omit it")
+        for key, kinds in ONLY_FOR.items():
+            if self.kind not in kinds and getattr(self, key) != getattr(type(self), key):
+                found.append(f"{key} is for kind={' or '.join(kinds)}: omit it")
         if self.deduplicate_similarity < LEAST_SIMILARITY:
             found.append(
                 f"deduplicate_similarity={self.deduplicate_similarity}: valid are "
@@ -171,21 +181,51 @@ class PrepareConfig:
     def _source(self, location: str) -> sources.Source:
         cut = self.document_bytes
         if cut is None:
-            cut = 0 if location == sources.PYTHON or self.kind == "chat" else 16384
-        before = conversations.ALPACA_INPUT if self.template == "alpaca" else conversations.INPUT
+            cut = 0 if location == sources.PYTHON or self.kind in CHATS else 16384
         if location != sources.PYTHON and not location.startswith(sources.HUGGING_FACE):
             location = storage.absolute(location)
         return sources.Source(
             location, self.subset, self.split, self.text_key, self.errors, cut,
-            self.max_document_bytes, self.on_bad_rows, self.kind,
-            before if self.kind == "chat" else "",
+            self.max_document_bytes, self.on_bad_rows, self.kind, self._before_input,
         )  # fmt: skip
+
+    @property
+    def _before_input(self) -> str:
+        """What is put between the instruction and the input of a row."""
+        if self.kind not in CHATS:
+            return ""
+        is_alpaca = self.template == "alpaca"
+        if self.kind == "preference":
+            is_alpaca = self.template_source() == templates.ALPACA
+        return conversations.ALPACA_INPUT if is_alpaca else conversations.INPUT
+
+    def template_source(self) -> str:
+        """The chat template: that of a named template or file or, for pairs, the tokenizer's.
+
+        Raises:
+            DataError: the file is missing or no template, or the tokenizer has none.
+        """
+        if self.kind == "chat":
+            return templates.read(self.template)
+        remedy = (
+            "preferences are learnt by a model that chats, with its tokenizer and its template: "
+            "fine-tune a model on conversations first (jobs/finetune.py kind=chat), and give "
+            f"data.tokenizer=CHECKPOINT/{layout.ENCODING}"
+        )
+        if not self.tokenizer.endswith(".json"):
+            raise DataError(f"data.tokenizer={self.tokenizer} has no chat template; {remedy}")
+        source = tokenizer.load(storage.absolute(self.tokenizer)).extras.chat_template
+        if not isinstance(source, str):
+            raise DataError(f"data.tokenizer={self.tokenizer} has no chat template; {remedy}")
+        return source
 
     @property
     def chat(self) -> Chat | None:
         """How conversations are made; None for texts."""
-        is_chat = self.kind == "chat"
-        return Chat(self.row_tokens, self.train_on, self.on_unlabelled) if is_chat else None
+        if self.kind not in CHATS:
+            return None
+        trained = "last" if self.kind == "preference" else self.train_on
+        return Chat(self.kind, self.row_tokens, trained, self.on_unlabelled)
 
     @property
     def dataset_name(self) -> str:
@@ -197,7 +237,7 @@ class PrepareConfig:
             words.append(f"bpe{self.vocab_size or BPE_VOCAB_SIZE}")
         else:
             words.append(self.tokenizer.rpartition("/")[2].removesuffix(".json"))
-        words += ["chat"] if self.kind == "chat" else []
+        words += [self.kind] if self.kind in CHATS else []
         return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-")
 
     def folder(self, home: str) -> str:
@@ -225,17 +265,14 @@ class PrepareConfig:
 
     def _chat_recipe(self) -> dict[str, Any]:
         """Raises DataError if the template's file is missing or no template."""
-        if self.kind != "chat":
+        if self.chat is None:
             return {}
-        is_named = self.template in templates.NAMED
-        return {
-            "kind": self.kind,
-            "template": self.template if is_named else storage.absolute(self.template),
-            "template_sha256": storage.sha256_of(templates.read(self.template).encode()),
-            "train_on": self.train_on,
-            "row_tokens": self.row_tokens,
-            "on_unlabelled": self.on_unlabelled,
-        }
+        found = dataclasses.asdict(self.chat)
+        if self.kind == "chat":
+            is_named = self.template in templates.NAMED
+            found["template"] = self.template if is_named else storage.absolute(self.template)
+        digest = storage.sha256_of(self.template_source().encode())
+        return {**found, "template_sha256": digest}
 
     def strict_recipe(self) -> dict[str, Any]:
         """The recipe that ends at bad rows and at conversations without a trained token. What was
@@ -305,7 +342,7 @@ class DataConfig(PrepareConfig):
                     )
         if self.mix_switches and not self.mix:
             found.append("mix_switches is for a mix: set mix too")
-        if self.kind == "chat" and self.packing != "concat":
+        if self.kind in CHATS and self.packing != "concat":
             found.append(
                 f"packing={self.packing} is for kind=text; conversations are packed whole when "
                 "they are prepared: omit it"

@@ -29,6 +29,7 @@ from manta.data.manifest import Shard
 from manta.data.order import fold, mix_bits
 from manta.data.packing import fill
 from manta.data.passes import Task
+from manta.data.preferences import PairEncoder
 from manta.data.recipe import Chat
 from manta.data.runs import ORDER, REST, Collector, Run
 from manta.data.shards import ShardWriter
@@ -125,7 +126,8 @@ class Scatter(Task):
                     ids, is_cut = encode(text)
                 except BadRow as e:
                     rows = unlabelled if isinstance(e, Unlabelled) else bad
-                    place = f"{sources.name_of_piece(part, piece)}, conversation {number}"
+                    unit = "pair" if part.source.kind == "preference" else "conversation"
+                    place = f"{sources.name_of_piece(part, piece)}, {unit} {number}"
                     rows.add(e, part.file(piece), functools.partial(str, place))
                     continue
                 cut[part.file(piece)] += is_cut
@@ -211,7 +213,7 @@ class _Held:
 
 def _encoder(made: Tokenizer, chat: Chat | None) -> Callable[[str], tuple[np.ndarray, bool]]:
     if chat is not None:
-        return Encoder(made, chat)
+        return (PairEncoder if chat.kind == "preference" else Encoder)(made, chat)
     return lambda text: (made.document(text), False)
 
 

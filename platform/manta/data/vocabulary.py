@@ -32,8 +32,7 @@ def of(c: PrepareConfig, path: str, parts: list[sources.Part]) -> Tokenizer:
         reserved = RESERVED if size >= tokenizer.LEAST_SIZE + len(RESERVED) else ()
         made = tokenizer.train(_sample(parts), size, reserved)
     if c.kind == "chat":
-        source = templates.read(c.template)
-        made = templates.with_template(made, source, f"data.template={c.template}")
+        made = templates.with_template(made, c.template_source(), f"data.template={c.template}")
     storage.write_bytes(file, made.serialized)
     return made
 

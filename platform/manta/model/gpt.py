@@ -207,7 +207,7 @@ class GPT(nn.Module):
             documents: (B, T) integers, the number of each token's document; they never decrease
                 along a row. A token sees only its own document, whose positions start at 0.
             reduction: "mean" over the targets that count (0 if none does), or "none": the loss of
-                each target, (B, T), 0 where ignored, without a gradient.
+                each target, (B, T), 0 where ignored.
             cache: keys and values of earlier tokens; these tokens are added to it.
             last_only: whether to give logits of the last position only, (B, 1, V).
             branches: (B, T) integers, never decreasing along a row: 0 for a common beginning, then

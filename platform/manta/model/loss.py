@@ -4,7 +4,9 @@ Shapes: N tokens, C channels, V vocabulary, P padded vocabulary (V up to a multi
 
 The head makes the logits of a chunk of tokens, turns them into the loss and its gradient, and drops
 them. All logits together, (N, P), would take most of a small model's memory, and pass through it
-several times. The gradient is made in the forward pass, so that no logits are computed twice.
+several times. The gradient of the mean is made in the forward pass, so that no logits are computed
+twice. If each target's loss is wanted, its factor in the gradient is known only later: then the
+backward pass computes each chunk's logits again.
 
 Between the matrix products, a chunk's logits go through one of two forms of the same formula. The
 plain form is a few of torch's operations, each of which passes through all logits. The compiled
@@ -58,7 +60,7 @@ class Head(nn.Linear):
         reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
         """Computes logits (..., V) or, with targets (...), the cross-entropy in nats: its mean over
-        the targets that count or, without a gradient, that of each target, 0 where ignored."""
+        the targets that count, or that of each target, 0 where ignored."""
         if targets is None:
             return super().forward(x)[..., : self.vocab_size]
         compute = x.dtype
@@ -66,8 +68,8 @@ class Head(nn.Linear):
             compute = torch.get_autocast_dtype(x.device.type)
         x, flat = x.flatten(0, -2), targets.flatten()
         if reduction == "none":
-            assert not torch.is_grad_enabled(), "each target's loss has no gradient"
-            return _each(x, self.weight, flat, self.vocab_size, compute).view_as(targets)
+            each = _EachLoss.apply if torch.is_grad_enabled() else _each
+            return each(x, self.weight, flat, self.vocab_size, compute).view_as(targets)
         if torch.is_grad_enabled():
             return _MeanLoss.apply(x, self.weight, flat, self.vocab_size, compute, self.compiled)
         nats = _each(x, self.weight, flat, self.vocab_size, compute)
@@ -180,3 +182,45 @@ class _MeanLoss(torch.autograd.Function):
         if d_weight is not None:
             d_weight.mul_(scale)
         return d_x.mul_(scale), d_weight, None, None, None, None
+
+
+class _EachLoss(torch.autograd.Function):
+    """Each target's loss (`_each`). Nothing of the size of the logits is kept for its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        compute: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, targets)
+        ctx.vocab_size, ctx.compute = vocab_size, compute
+        return _each(x, weight, targets, vocab_size, compute)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, targets = ctx.saved_tensors
+        factors = upstream[0].masked_fill(targets == IGNORED, 0.0).unsqueeze(1)
+        chunk = loss_chunk(x.device.type)
+        d_x = torch.empty_like(x)
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        with torch.autocast(x.device.type, enabled=False):
+            weight = weight.to(ctx.compute)
+            for start in range(0, len(x), chunk):
+                part = slice(start, start + chunk)
+                rows, at = x[part].to(ctx.compute), targets[part].clamp(min=0).unsqueeze(1)
+                logits = rows @ weight.T
+                logits[:, ctx.vocab_size :] = -torch.inf
+                gradient = torch.softmax(logits, dim=1, dtype=torch.float32)
+                gradient.scatter_(1, at, gradient.gather(1, at) - 1.0)
+                gradient = gradient.mul_(factors[part]).to(ctx.compute)
+                d_x[part] = gradient @ weight
+                if ctx.compute == torch.float32:
+                    d_weight.addmm_(gradient.T, rows)
+                else:
+                    d_weight += gradient.T @ rows
+        return d_x, d_weight, None, None, None

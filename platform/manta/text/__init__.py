@@ -6,6 +6,8 @@ Its files, in reading order:
     files             kinds of files, and their lines
     rows              the texts in rows, and what happens to rows without one
     conversations     conversations in the forms of data sets, as turns
+    preferences       pairs of a chosen and a rejected answer in the forms of data sets
+    records           rows of any kind, as one text each
     parquet           documents in Parquet files
     pieces            documents in files of every kind, and pieces of large files
     listing           which files of a folder are read, and which are passed over

@@ -47,10 +47,20 @@ def text_of_row(row: Mapping[str, Any], reading: Reading) -> str:
         BadRow: the row has no conversation, or one with an empty turn, an unknown role, or roles
             out of order.
     """
+    refuse_twice(row)
+    turns = _turns(row, reading)
+    check_order([turn.role for turn in turns])
+    return joined(turns, reading)
+
+
+def refuse_twice(row: Mapping[str, Any]) -> None:
+    """Raises BadRow if a field is there twice: one of them would be ignored."""
     if twice := getattr(row, "keys_twice", None):  # rows.value_of_json
         raise BadRow("two texts", f"'{min(twice)}' is there twice", "leave out one of them")
-    turns = _turns(row, reading)
-    _check_order([turn.role for turn in turns])
+
+
+def joined(turns: list[Turn], reading: Reading) -> str:
+    """Turns as one text. Raises BadRow if it is too large."""
     text = json.dumps(turns, ensure_ascii=False)
     if len(text) > reading.most_bytes or len(text.encode()) > reading.most_bytes:
         raise too_large(f"a conversation of {len(text):,} characters", reading)
@@ -87,34 +97,38 @@ def _turns(row: Mapping[str, Any], reading: Reading) -> list[Turn]:
         raise BadRow("two forms", f"it has {named}", "leave out one of them")
     if found[0] < 2:
         key = ("messages", "conversations")[found[0]]
-        return _messages(row[key], key, reading)
+        return messages(row[key], key, reading)
     if found[0] == 2:
         return _instruction(row, reading)
     parts = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = row[key]
         if isinstance(value, str):
-            parts.append(Turn(role, _content(value, key, reading)))
+            parts.append(Turn(role, content_of(value, key, reading)))
         else:
-            parts += _messages(value, key, reading)
+            parts += messages(value, key, reading)
     return parts
 
 
 def _instruction(row: Mapping[str, Any], reading: Reading) -> list[Turn]:
+    turns = question(row, "instruction", reading)
+    return [*turns, Turn("assistant", content_of(row["output"], "output", reading))]
+
+
+def question(row: Mapping[str, Any], key: str, reading: Reading) -> list[Turn]:
+    """The turns before an answer that fields of texts have: a system's turn if there is one, and
+    the user's, of the text under `key` and of the input of an instruction."""
     turns = []
     if row.get("system") not in (None, ""):
-        turns.append(Turn("system", _content(row["system"], "system", reading)))
-    asked = _content(row["instruction"], "instruction", reading)
-    if row.get("input") not in (None, ""):
-        asked += reading.before_input + _content(row["input"], "input", reading)
-    return [
-        *turns,
-        Turn("user", asked),
-        Turn("assistant", _content(row["output"], "output", reading)),
-    ]
+        turns.append(Turn("system", content_of(row["system"], "system", reading)))
+    asked = content_of(row[key], key, reading)
+    if key == "instruction" and row.get("input") not in (None, ""):
+        asked += reading.before_input + content_of(row["input"], "input", reading)
+    return [*turns, Turn("user", asked)]
 
 
-def _messages(value: Any, key: str, reading: Reading) -> list[Turn]:
+def messages(value: Any, key: str, reading: Reading) -> list[Turn]:
+    """The turns in a list of messages. Raises BadRow if it is none."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not len(value):
         raise BadRow(
             "no turns", f"'{key}' is {described(value)}, not a list of turns", "fix the row"
@@ -146,10 +160,11 @@ def _message(item: Any, key: str, reading: Reading) -> Turn:
             f"'{key}.{names[0]}' is {described(role)}; known are {', '.join(ROLE_OF)}",
             "rename it",
         )
-    return Turn(ROLE_OF[role], _content(item[names[1]], f"{key}.{names[1]}", reading))
+    return Turn(ROLE_OF[role], content_of(item[names[1]], f"{key}.{names[1]}", reading))
 
 
-def _content(value: Any, key: str, reading: Reading) -> str:
+def content_of(value: Any, key: str, reading: Reading) -> str:
+    """The text of a turn. Raises BadRow if it has none."""
     if isinstance(value, Sequence) and not isinstance(value, str):  # OpenAI's parts
         texts = [
             part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
@@ -175,7 +190,8 @@ def _content(value: Any, key: str, reading: Reading) -> str:
     return value
 
 
-def _check_order(roles: list[str]) -> None:
+def check_order(roles: list[str]) -> None:
+    """Raises BadRow unless, after an optional system, user and assistant take turns."""
     turns = roles[1:] if roles[:1] == ["system"] else roles
     expected = [("user", "assistant")[i % 2] for i in range(len(turns))]
     if turns != expected or not turns:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from manta import foreign, storage
 from manta.errors import DataError
-from manta.text import conversations, files, rows
+from manta.text import files, records, rows
 from manta.text.files import END, Piece
 from manta.text.rows import BadRow, BadRows, Reading
 
@@ -91,8 +91,8 @@ def texts(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
     """Yields the texts of the piece's rows. Raises DataError if a row has none, or the file is
     damaged."""
     path, key = piece.path, reading.text_key
-    if reading.kind == "chat":
-        yield from _conversations(piece, reading, bad)
+    if reading.kind != "text":
+        yield from _records(piece, reading, bad)
         return
     with opened(path) as file:
         columns = file.schema_arrow.names
@@ -114,8 +114,8 @@ def texts(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
                     bad.add(e, path, lambda number=row: f"{path}, row {number}")  # type: ignore[misc]
 
 
-def _conversations(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
-    """Yields the conversations of the piece's rows."""
+def _records(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
+    """Yields the piece's rows, each as one text."""
     path = piece.path
     with opened(path) as file:
         refuse_namesakes(file.schema_arrow.names, path)
@@ -125,13 +125,13 @@ def _conversations(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str
             for index in range(batch.num_rows):
                 row += 1
                 try:
-                    yield conversation_of(batch.slice(index, 1), reading)
+                    yield record_of(batch.slice(index, 1), reading)
                 except BadRow as e:
                     bad.add(e, path, lambda number=row: f"{path}, row {number}")  # type: ignore[misc]
 
 
-def conversation_of(table: pa.RecordBatch | pa.Table, reading: Reading) -> str:
-    """The conversation in a table of one row. Raises BadRow if there is none."""
+def record_of(table: pa.RecordBatch | pa.Table, reading: Reading) -> str:
+    """A table of one row as one text. Raises BadRow if it is not of the kind that is read."""
     if table.nbytes > reading.most_bytes:
         raise rows.too_large(f"a row of {table.nbytes:,} bytes", reading)
     try:
@@ -139,7 +139,7 @@ def conversation_of(table: pa.RecordBatch | pa.Table, reading: Reading) -> str:
     except UnicodeDecodeError as e:
         what = f"not UTF-8 at byte {e.start} of a text"
         raise BadRow("not UTF-8", what, "fix the row") from None
-    return conversations.text_of_row(row, reading)
+    return records.text_of_row(row, reading)
 
 
 def _problem_of_column(schema: pa.Schema, reading: Reading) -> BadRow | None:

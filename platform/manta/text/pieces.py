@@ -9,7 +9,7 @@ import functools
 import io
 from collections.abc import Iterable, Iterator
 
-from manta.text import conversations, files, parquet, rows, unicode
+from manta.text import files, parquet, records, rows, unicode
 from manta.text.files import END, JSONL, PARQUET, PLAIN_JSONL, TEXT, Piece, is_blank, kind
 from manta.text.rows import BadRow, BadRows, Reading
 
@@ -53,7 +53,7 @@ def read(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
         DataError: the file is missing or damaged, or a row is bad and not skipped.
     """
     with files.named_errors(piece.path):
-        if reading.kind == "chat" and files.kind(piece.path, files.LISTS):
+        if reading.kind != "text" and files.kind(piece.path, files.LISTS):
             yield from _json_list(piece, reading, bad)
         elif kind(piece.path) in PARQUET:
             yield from parquet.texts(piece, reading, bad)
@@ -84,14 +84,14 @@ def _jsonl(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
 
 
 def _text(data: str, reading: Reading) -> str:
-    if reading.kind == "chat":
-        return conversations.text_of_row(rows.object_of_json(data), reading)
+    if reading.kind != "text":
+        return records.text_of_row(rows.object_of_json(data), reading)
     return rows.text_of_json(data, reading)
 
 
 def _json_list(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
-    """Yields the conversations of a file that is one JSON list of rows; of another file, those of
-    its lines."""
+    """Yields the rows of a file that is one JSON list of rows, each as one text; of another file,
+    those of its lines."""
     with files.opened(piece, reading.errors) as file:
         data = file.read(reading.most_bytes + 1)
     if not data.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
@@ -110,7 +110,7 @@ def _json_list(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
             if not isinstance(row, dict):
                 shown = rows.described(row)
                 raise BadRow("not an object", f"{shown}, but a row is a JSON object", "fix it")
-            yield conversations.text_of_row(row, reading)
+            yield records.text_of_row(row, reading)
         except BadRow as e:
             bad.add(e, piece.path, functools.partial("{}, row {}".format, piece.path, number))
 

@@ -19,7 +19,7 @@ LISTED = 100  # files that are counted by name; a manifest has no room for a mil
 class Reading(NamedTuple):
     """How rows are read; the fields are those of `sources.Source`.
 
-    kind: "text", or "chat" for rows that are conversations (`conversations`).
+    kind: "text", or what a row is: "chat" (`conversations`) or "preference" (`preferences`).
     before_input: what is put between the instruction and the input of such a row.
     label_key: the key or column of the label (`labels`).
     quotes: whether quotes hold a field together in a table (`tables`).

@@ -53,7 +53,7 @@ class Source:
         this size; 0: a file is one document.
     most_bytes: the size of the largest document, and of the longest line of JSONL.
     on_bad_rows: what happens to rows without a usable text (`rows.BadRows`): "fail" or "skip".
-    kind: "text", or "chat": each row is a conversation (`conversations`).
+    kind: "text", or what each row is: "chat" (`conversations`) or "preference" (`preferences`).
     before_input: what is put between the instruction and the input of such a row.
     """
 
@@ -71,7 +71,7 @@ class Source:
     @property
     def readable(self) -> tuple[str, ...]:
         """The endings of the names of the files that are read."""
-        return files.ROWS if self.kind == "chat" else files.READABLE
+        return files.ROWS if self.kind != "text" else files.READABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +192,8 @@ def _texts_of_rows(
 ) -> Iterator[str]:
     for number, table in enumerate(tables, 1):
         try:
-            if reading.kind == "chat":
-                yield parquet.conversation_of(table, reading)
+            if reading.kind != "text":
+                yield parquet.record_of(table, reading)
                 continue
             if reading.text_key not in table.schema.names:
                 raise rows.missing(table.schema.names, reading)
