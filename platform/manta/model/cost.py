@@ -64,7 +64,7 @@ def weights(c: ModelConfig) -> list[Weight]:
     if c.qk_norm:
         found.append(Weight("norms", (c.head_size,), 2 * L, in_block=True))
     if not c.tie_embeddings:
-        found.append(Weight("head", (rows, C), 1))
+        found.append(Weight("head", (c.head_rows, C), 1))
     return found
 
 
@@ -120,6 +120,6 @@ def flops_per_token(c: ModelConfig, seq_len: int) -> float:
     assert c.vocab_size is not None
     found = parameters(c)
     # The head, tied or not, multiplies by one row per token id.
-    head = c.vocab_size * c.n_embd
+    head = 0 if c.labels else c.vocab_size * c.n_embd  # a classifier's is for one token of a text
     n = found.attention + found.mlp + found.norms + head
     return 6.0 * n + 12.0 * c.n_layer * c.query_size * seq_len

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from manta import foreign
 from manta.errors import DataError
-from manta.text import files, labels, rows
+from manta.text import files, labels
 from manta.text.files import END, Piece
 from manta.text.rows import BadRow, BadRows, Reading
 
@@ -46,7 +46,7 @@ def read(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
                     continue
             try:
                 if len(fields) != len(columns.names):
-                    raise _uneven(fields, columns, reading)
+                    raise _uneven(fields, columns)
                 row = dict(zip(columns.names, fields, strict=True))
                 yield labels.text_of_row(row, reading)
             except BadRow as e:
@@ -150,11 +150,11 @@ def _records(lines: _Lines, reading: Reading, bad: BadRows) -> Iterator[tuple[in
             yield first, fields
 
 
-def _uneven(fields: list[str], columns: Columns, reading: Reading) -> BadRow:
+def _uneven(fields: list[str], columns: Columns) -> BadRow:
     known = "its first line has" if columns.in_header else "there are"
+    is_quoted = any(field.startswith('"') for field in fields)
     return BadRow(
         "other columns",
         f"{len(fields)} columns, where {known} {len(columns.names)}",
-        "fix it" + (", or set data.quotes=double if its fields are quoted"
-                    if any(field.startswith('"') for field in fields) else ""),
-    )  # fmt: skip
+        "fix it, or set data.quotes=double if its fields are quoted" if is_quoted else "fix it",
+    )

@@ -23,6 +23,7 @@ from manta.config import Count, PositiveFloat, config
 from manta.errors import CheckpointError, ConfigError
 from manta.job import hint
 from manta.model.gpt import GPT, ModelConfig
+from manta.terminal import named
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments, tensors
@@ -112,19 +113,35 @@ def _tokenizer(path: str) -> Tokenizer:
     return tokenizers.load(storage.join(path, layout.ENCODING), CheckpointError)
 
 
-def load_model(path: str, device: torch.device | None = None) -> GPT:
-    """The checkpoint's model, in eval mode.
+def load_model(path: str, device: torch.device | None = None, *, classifies: bool = False) -> GPT:
+    """The checkpoint's model, in eval mode: a language model, or one that `classifies` texts.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights belong to another model or are
-            not finite numbers.
+        CheckpointError: a file is missing or damaged, the weights belong to another model or are
+            not finite numbers, or the model is of the other sort.
     """
     verify(path, only=layout.WEIGHTS)
     c = load_model_config(path)
+    refuse_other_sort(path, c, classifies)
     _check_fit(path, c)
     model = GPT(c)
     _read_weights(path, model)
     return model.to(device or torch.device("cpu")).eval()
+
+
+def refuse_other_sort(path: str, c: ModelConfig, classifies: bool = False) -> None:
+    """Raises CheckpointError unless the model of this config classifies texts, or predicts tokens,
+    as is needed."""
+    if c.labels and not classifies:
+        raise CheckpointError(
+            f"{path}: a classifier of texts ({named(c.labels, most=5)}), which predicts no tokens; "
+            "use jobs/classify.py, or give the run that it started from"
+        )
+    if classifies and not c.labels:
+        raise CheckpointError(
+            f"{path}: a language model, not a classifier; make one of it with python "
+            "jobs/finetune.py kind=classify base=RUN data.source=FILE"
+        )
 
 
 def write_model(
@@ -191,22 +208,25 @@ def load_weights(path: str, model: GPT) -> None:
 def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
     """Loads the checkpoint's weights, without verifying it, into a model of its config for a
     tokenizer that extends the checkpoint's. Rows for new ids begin at the mean of the others'
-    (Hewitt 2021).
+    (Hewitt 2021). A classifier keeps the head that it has if the checkpoint's model has other
+    labels, or none.
 
     Raises:
         CheckpointError: the weights belong to another model, or are not finite numbers.
     """
     known = load_tokenizer(path).vocab_size
-    if tokenizer.vocab_size == known:
+    theirs = load_model_config(path)
+    if tokenizer.vocab_size == known and theirs.labels == model.config.labels:
         load_weights(path, model)
         return
-    theirs = load_model_config(path)
     assert theirs.vocab_size is not None and model.config.vocab_size is not None
     _check_fit(path, theirs)
     with local(path, [layout.WEIGHTS]) as folder:
         weights = tensors.load(folder / layout.WEIGHTS)
     tensors.check_finite(weights, storage.join(path, layout.WEIGHTS))
-    for name in {"embedding.weight", "head.weight"} & weights.keys():
+    if model.config.labels and theirs.labels != model.config.labels:
+        weights.pop("head.weight", None)
+    for name in set(model.config.padded) & weights.keys():
         rows = weights[name].float()
         mean = rows[:known].mean(0, keepdim=True)
         new = mean.expand(tokenizer.vocab_size - known, -1)
