@@ -30,4 +30,6 @@ def main(config: FinetuneConfig) -> int:
 
 
 if __name__ == "__main__":
-    run_job(main, FinetuneConfig, Path(__file__).parent / "configs" / "chat.yaml")
+    configs = Path(__file__).parent / "configs"
+    others = {"kind=classify": configs / "classify.yaml"}
+    run_job(main, FinetuneConfig, configs / "chat.yaml", others)

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -39,12 +39,15 @@ OF_A_PLACE = {
 
 
 def run_job(
-    main: Callable[[C], Any], config_class: type[C], default: Path | None = None
+    main: Callable[[C], Any],
+    config_class: type[C],
+    default: Path | None = None,
+    others: Mapping[str, Path] | None = None,
 ) -> NoReturn:
     """Runs `main(config)` for `python jobs/X.py [config.yaml ...] [key=value ...]`, then exits.
 
     `default` is the config file to use if the arguments name neither a config file nor another
-    model.
+    model; `others` has config files to use instead where an argument, as kind=chat, is among them.
 
     Exit code: 0 done (or what `main` returns); 2 a problem that the person can fix (a full disk
     too), reported in one line on stderr; 1 a bug in Manta or in a library, with its traceback, or a
@@ -58,7 +61,7 @@ def run_job(
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with visible_output():
-            code = _run(main, config_class, default)
+            code = _run(main, config_class, default, others or {})
             print(end="", flush=True)  # as the last output may fail too
     except MantaError as e:
         print(f"error: {message(e)}", file=sys.stderr)
@@ -80,18 +83,26 @@ def run_job(
     _exit(code)
 
 
-def _run(main: Callable[[C], Any], config_class: type[C], default: Path | None) -> int:
+def _run(
+    main: Callable[[C], Any],
+    config_class: type[C],
+    default: Path | None,
+    others: Mapping[str, Path],
+) -> int:
     """Does what the command line asks for; returns the exit code."""
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print((inspect.getdoc(sys.modules[main.__module__]) or "").strip())
         print(KEYS)
         if default is not None:
-            print(f"  (without a config file, the values in {default} override them)\n")
+            print(f"  (without a config file, the values in {default} override them)")
+            for argument, file in others.items():
+                print(f"  (with {argument}, those in {file})")
+            print()
         print(configs.help_text(config_class))
         return 0
     given = [argument for argument in arguments if argument != "--dry-run"]
-    config = configs.load(config_class, with_default(given, default), hint)
+    config = configs.load(config_class, with_default(given, default, others), hint)
     if "--dry-run" in arguments:
         print(configs.to_yaml(config), end="")
         for key, value in getattr(config, "derived", dict)().items():
@@ -119,8 +130,13 @@ def hint_once(text: str) -> None:
     hint(text)
 
 
-def with_default(arguments: list[str], default: Path | None) -> list[str]:
-    """The arguments, with the default config in front if it applies to them."""
+def with_default(
+    arguments: list[str], default: Path | None, others: Mapping[str, Path] | None = None
+) -> list[str]:
+    """The arguments, with the default config in front if it applies to them, or the one of `others`
+    that an argument chooses."""
+    chosen = [file for argument, file in (others or {}).items() if argument in arguments]
+    default = chosen[-1] if chosen else default
     names_another = any(is_file(a) or a.startswith(OTHER_MODEL) for a in arguments)
     return arguments if default is None or names_another else [str(default), *arguments]
 

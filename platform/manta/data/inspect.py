@@ -7,8 +7,8 @@ import numpy as np
 
 from manta import terminal
 from manta.config import Count, Natural, Seed, config
-from manta.data import manifest as manifests
 from manta.data import labelled, preferences, report, shards
+from manta.data import manifest as manifests
 from manta.data.conversations import conversations_of, is_of_conversations, rule_of, trained
 from manta.data.manifest import Manifest
 from manta.data.packing import count_cuts, pack

@@ -27,6 +27,8 @@ def finetune(
     run = dataclasses.replace(c.run(), home=c.home_folder)
     connection.connect(name=c.name)
     (dataset,) = mixture.open_datasets(run.data, run.home_folder, say, run.wait_seconds)
+    if dataset.labels:
+        run = dataclasses.replace(run, model=run.model.classifying(dataset.labels))
     tokens = math.ceil(c.epochs * dataset.tokens("train"))
     run = dataclasses.replace(run, total_tokens=max(tokens, run.tokens_per_batch))
     say(f"{c.epochs:g} epochs of {dataset.tokens('train'):,} tokens: {run.total_steps} steps")

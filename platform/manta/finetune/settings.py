@@ -10,9 +10,11 @@ from manta.data.recipe import DataConfig
 from manta.errors import ConfigError
 from manta.model import trainable
 from manta.model.gpt import ModelConfig
-from manta.text import sources
+from manta.text import labels, sources
 from manta.train.checkpoints import checkpoint as checkpoints
-from manta.train.settings import PretrainConfig, load_run_config
+from manta.train.settings import PretrainConfig, SampleConfig, load_run_config
+
+CLASSIFY = labels.KIND
 
 
 @config
@@ -21,9 +23,13 @@ class FinetuneConfig(PretrainConfig):
     """Name of the run, and of its folder under HOME/runs."""
     base: str | None = None
     """A run's name, or a checkpoint's folder, to start from: its weights, model and tokenizer."""
-    kind: Literal["chat", "text"] = "chat"
+    kind: Literal["chat", "text", "classify"] = "chat"
     """What is learnt. chat: the assistant's answers in conversations (data.kind=chat has the forms
-    of the rows); text: every token of documents, as in pretraining."""
+    of the rows); text: every token of documents, as in pretraining; classify: the label of a text,
+    by a new head on its last token (data.kind=classify has the forms of the rows)."""
+    labels: tuple[str, ...] | Literal["auto"] = "auto"
+    """Labels of kind=classify, in the order of the classifier's outputs; auto: those in the data,
+    sorted. A row with another label is a bad row (data.on_bad_rows)."""
     epochs: PositiveFloat = 2.0
     """Length of the run, in passes over the data; it replaces total_tokens."""
 
@@ -41,6 +47,7 @@ class FinetuneConfig(PretrainConfig):
         set_by_us = {
             "init.checkpoint": (self.init.checkpoint, None, "base"),
             "data.kind": (self.data.kind, self.kind, "kind"),
+            "data.labels": (self.data.labels, "auto", "labels"),
             "total_tokens": (self.total_tokens, type(self).total_tokens, "epochs"),
         }
         for key, (value, default, ours) in set_by_us.items():
@@ -48,6 +55,13 @@ class FinetuneConfig(PretrainConfig):
                 found.append(f"{key}={value}: a fine-tuning takes {ours}=; omit {key}")
         if self.data.mix:
             found.append("data.mix is for jobs/pretrain.py: a fine-tuning has one source")
+        if self.kind == CLASSIFY:
+            if self.eval.suites:
+                found.append("eval.suites are for language models: omit them with kind=classify")
+            if self.sample.prompts != type(self.sample)().prompts:
+                found.append("sample.prompts: a classifier writes no text: omit them")
+        elif self.labels != "auto":
+            found.append(f"labels={list(self.labels)} are for kind=classify: omit them")
         return found
 
     def run(self) -> PretrainConfig:
@@ -66,18 +80,23 @@ class FinetuneConfig(PretrainConfig):
         if before is None:
             path = checkpoints.resolve(self.base, self.home_folder)
             model = checkpoints.load_model_config(path)
+            if self.kind != CLASSIFY:
+                checkpoints.refuse_other_sort(path, model)
             data = self._data(path, model)
         else:
             self._check_is_ours(before)
             path, model = str(before.init.checkpoint), before.model
             kept = {key: getattr(before.data, key) for key in ("name", "tokenizer", "row_tokens")}
-            data = dataclasses.replace(self.data, **kept)
+            data = dataclasses.replace(self.data, labels=self.labels, **kept)
+        if self.kind == CLASSIFY:  # its labels are known when the data are there
+            model = dataclasses.replace(model, tie_embeddings=False)
+            plain = dataclasses.replace(plain, sample=SampleConfig(prompts=()))
         made = dataclasses.replace(
             plain,
             data=data,
             model=dataclasses.replace(model, dropout=self.model.dropout),
             init=dataclasses.replace(self.init, checkpoint=path),
-            document_mask=self.document_mask or self.kind == "chat",
+            document_mask=self.document_mask or self.kind != "text",
         )
         problems = find_problems(made) or trainable.problems(made.trainable, made.model)
         if problems:
@@ -87,19 +106,20 @@ class FinetuneConfig(PretrainConfig):
     def _data(self, path: str, model: ModelConfig) -> DataConfig:
         """The data, made with the tokenizer of the checkpoint at `path`. It is copied to a place
         where it stays when the checkpoint is deleted."""
-        data = self.data
+        data = dataclasses.replace(self.data, labels=self.labels)
         if data.tokenizer == type(data).tokenizer:
             theirs = checkpoints.load_tokenizer(path)
             file = layout.tokenizer_file(self.home_folder, theirs.sha256)
             if not storage.exists(file):
                 storage.write_bytes(file, theirs.serialized)
             data = dataclasses.replace(data, tokenizer=file)
-        if self.kind == "chat":
+        if self.kind != "text":
             data = dataclasses.replace(data, row_tokens=self.seq_len or model.context_length)
         if data.name is None:
             stem = data.source.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
             template = data.template.rpartition("/")[2].removesuffix(".jinja")
-            form = f"{template}-{data.row_tokens}" if self.kind == "chat" else self.kind
+            form = template if self.kind == "chat" else self.kind
+            form += f"-{data.row_tokens}" if self.kind != "text" else ""
             run = layout.split_checkpoint(path)[0].rpartition("/")[2]
             name = re.sub(r"[^\w.-]+", "-", f"{stem}-{form}-for-{run}").strip("-")
             data = dataclasses.replace(data, name=name)

@@ -76,7 +76,7 @@ def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str
         "document_mask": c.document_mask,
         "tokenizer": datasets[0].tokenizer_sha256,
         "mix": mixture.shares(datasets, c.data.phases(c.sequence_length)),
-        **kinds.identity(datasets),
+        **kinds.identity(c, datasets),
     }
 
 
@@ -152,6 +152,11 @@ def check_resumable(
     for key, value in data_identity(c, datasets).items():
         value = mixture.so_far(value, done) if key == "mix" else value
         if was.get(key) != value:
+            if key in kinds.identity(c, datasets):
+                raise CheckpointError(
+                    f"{path} was trained with another {key} ({was.get(key)}; now {value}): it "
+                    f"would learn something else from here on; {remedy}"
+                )
             where = ", ".join(manifest.path for manifest in datasets)
             raise CheckpointError(
                 f"{path} was trained with another {key} ({was.get(key)}; the config and "

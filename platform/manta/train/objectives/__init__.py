@@ -5,5 +5,6 @@ Its files, in reading order:
 
     next_token   a micro batch, and the objective of pretraining: each next token
     answers      the objective of conversations: the tokens of their answers
+    labels       the objective of a classifier: the label of each text
     weights      the weight of each micro batch's loss in the mean of a step
 """

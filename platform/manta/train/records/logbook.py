@@ -122,11 +122,9 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
 
 
 def evaluations(records: Iterable[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-    """The records of evaluations up to this step: those that have a val loss, with all that is
-    measured together with it."""
-    together = ("val_loss", "val_bpb", "tokens")
+    """The records of evaluations up to this step: those that have a val loss."""
     return [
-        r for r in records if r["step"] <= step and all(r.get(key) is not None for key in together)
+        r for r in records if r["step"] <= step and None not in (r.get("val_loss"), r.get("tokens"))
     ]
 
 
