@@ -25,6 +25,7 @@ HOME/data/NAME/train-00000.parquet   token ids; an end-of-text token ends each d
                encoding.json         the tokenizer
                lengths.png           the lengths of its documents
                sources.json          sizes, times and digests of what it was prepared from
+               reference-SHA-fp32/   log-probabilities of the answers of pairs, by a model
                MANIFEST.json         written LAST: without it there is no dataset
 HOME/exports/                        models in the formats of other software
 """
@@ -75,6 +76,7 @@ RUN_NAMES = (
 # Names in a dataset.
 LENGTHS = "lengths.png"
 SOURCES = "sources.json"
+REFERENCE = "reference-"
 
 # Names in a sweep and in a comparison of runs.
 BEST_CONFIG = "best.yaml"

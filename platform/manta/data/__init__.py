@@ -11,6 +11,7 @@ Its files, in reading order:
     shards          Parquet files of token ids
     conversations   conversations as ids, and which of these are trained
     preferences     pairs of conversations as ids, and which answer is the chosen one
+    reference       log-probabilities of answers before a preference tuning
     decontaminate   drops documents that share a run of words with evaluation examples
     passes          tasks over Ray Data whose records let a preparation resume
     runs            sorted files of rows, read in ranges, and merged until they are few

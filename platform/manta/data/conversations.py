@@ -21,6 +21,7 @@ from manta.text.rows import BadRow
 from manta.text.templates import Encoded, Template
 from manta.text.tokenizer import Tokenizer
 
+KIND = "chat"
 Trained = Literal["assistant", "all", "last"]
 
 

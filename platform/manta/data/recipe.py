@@ -30,7 +30,7 @@ UNSAID = {"deduplicate": "exact", "deduplicate_similarity": None, "kind": "text"
 
 Kind = Literal["text", "chat", "preference", "classify"]
 TrainOn = Literal["assistant", "all"]
-CHATS = ("chat", "preference")  # the kinds whose documents are conversations
+CHATS: tuple[Kind, ...] = ("chat", "preference")  # the kinds whose documents are conversations
 ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "template": ("chat",), "train_on": ("chat",),
     "row_tokens": (*CHATS, "classify"), "on_unlabelled": CHATS,

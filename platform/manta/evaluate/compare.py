@@ -118,9 +118,12 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
     if records:
         found.steps = records[-1]["step"], state.step
         found.facts["val loss"] = float(records[-1]["val_loss"])
-        found.facts["val bits per byte"] = float(records[-1]["val_bpb"])
+        if "val_bpb" in records[-1]:
+            found.facts["val bits per byte"] = float(records[-1]["val_bpb"])
         for key, field in (("val loss", "val_loss"), ("val bits per byte", "val_bpb")):
-            found.curves[key] = [(r["tokens"], float(r[field])) for r in records]
+            points = [(r["tokens"], float(r[field])) for r in records if r.get(field) is not None]
+            if points:
+                found.curves[key] = points
     _add_scores(found, run, c)
     return found
 

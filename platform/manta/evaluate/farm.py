@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util import ActorPool
 
@@ -42,6 +43,10 @@ class Evaluator:
     def score(self, path: str, batch: list[Row]) -> list[Scored]:
         self.ready(path)
         return self._worker.score(batch)
+
+    def answers(self, path: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        self.ready(path)
+        return self._worker.answers(rows)
 
     def complete(self, path: str, prompt: Prompt) -> str:
         self.ready(path)

@@ -1,19 +1,22 @@
 """A worker: a model that scores batches of rows and completes prompts."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from manta.data import conversations, preferences
 from manta.evaluate.rows import Row
 from manta.model.generate import Sampling, generate
 from manta.model.gpt import GPT
 from manta.model.inference import inference, send
 from manta.text.tokenizer import Tokenizer
+from manta.train.objectives.preference import batch_of
 
-Pool = Callable[[str, Sequence[Any]], Iterator[Any]]
+Pool = Callable[[str, Iterable[Any]], Iterator[Any]]
 """`pool("score", batches)` gives what a worker's method returns for each item, in their order."""
 
 
@@ -46,6 +49,7 @@ class Worker:
         self._tokenizer = tokenizer
         self._dtype = dtype
         self._place = model.embedding.weight.device
+        self._rule: conversations.Rule | None = None
 
     def score(self, batch: list[Row]) -> list[Scored]:
         """The scores of the rows' answers, in their order. Padding is at the end of a row, where no
@@ -84,6 +88,20 @@ class Worker:
         for index, row in enumerate(rows):
             padded[index, : len(row)] = torch.tensor(row)
         return send(padded, self._place)
+
+    def answers(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """The log-probabilities of the answers in rows of pairs (B, T + 1), in nats, float64, after
+        their keys (`data.preferences`) and before the number of rows."""
+        rule = self._rule or conversations.rule(self._tokenizer, "last")
+        self._rule = rule
+        ids = rows.astype(np.int64)
+        found = preferences.answers_in(rule, ids)
+        batch = batch_of(found, ids, np.zeros(len(found.keys)))
+        tokens, targets = batch.to(self._place)
+        with inference(self._place, self._dtype):
+            documents = rule.documents(tokens)
+            nats = self.model(tokens, targets.ids, documents=documents, reduction="none")
+        return found.keys, targets.logp(nats).cpu().numpy(), len(rows)
 
     def complete(self, prompt: Prompt) -> str:
         """A completion that ends before the first of its stop strings."""

@@ -48,7 +48,8 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         lines.append(f"| steps | {state.step:,} |")
     if found := evaluations(records, state.step):
         lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f} nats a token |")
-        lines.append(f"| val bits per byte | {float(found[-1]['val_bpb']):.4f} |")
+        if "val_bpb" in found[-1]:
+            lines.append(f"| val bits per byte | {float(found[-1]['val_bpb']):.4f} |")
     lines += ["", "## Scores", "", *_scores(run, step)]
     if storage.exists(storage.join(run, layout.LOSS_CURVE)):
         lines += ["", "## Loss", "", f"![Loss against tokens]({layout.LOSS_CURVE})"]

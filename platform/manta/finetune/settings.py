@@ -23,10 +23,11 @@ class FinetuneConfig(PretrainConfig):
     """Name of the run, and of its folder under HOME/runs."""
     base: str | None = None
     """A run's name, or a checkpoint's folder, to start from: its weights, model and tokenizer."""
-    kind: Literal["chat", "text", "classify"] = "chat"
+    kind: Literal["chat", "text", "preference", "classify"] = "chat"
     """What is learnt. chat: the assistant's answers in conversations (data.kind=chat has the forms
-    of the rows); text: every token of documents, as in pretraining; classify: the label of a text,
-    by a new head on its last token (data.kind=classify has the forms of the rows)."""
+    of the rows); text: every token of documents, as in pretraining; preference: to prefer the
+    chosen to the rejected answers of pairs, by DPO (the base is a chat model); classify: the label
+    of a text, by a new head on its last token (data.kind=classify has the forms of the rows)."""
     labels: tuple[str, ...] | Literal["auto"] = "auto"
     """Labels of kind=classify, in the order of the classifier's outputs; auto: those in the data,
     sorted. A row with another label is a bad row (data.on_bad_rows)."""
@@ -39,7 +40,9 @@ class FinetuneConfig(PretrainConfig):
 
     def problems(self) -> list[str]:
         # The model, and so the length of a sequence, is known once `base` is opened: see `run`.
-        model = dataclasses.replace(self.model, context_length=self.seq_len or 1)
+        tied = self.model.tie_embeddings and self.kind != CLASSIFY
+        length = self.seq_len or 1
+        model = dataclasses.replace(self.model, context_length=length, tie_embeddings=tied)
         init = dataclasses.replace(self.init, checkpoint=self.base or "")
         found = PretrainConfig.problems(dataclasses.replace(self, model=model, init=init))
         if self.base is None:
@@ -49,6 +52,7 @@ class FinetuneConfig(PretrainConfig):
             "data.kind": (self.data.kind, self.kind, "kind"),
             "data.labels": (self.data.labels, "auto", "labels"),
             "total_tokens": (self.total_tokens, type(self).total_tokens, "epochs"),
+            "dpo.reference": (self.dpo.reference, None, "base"),
         }
         for key, (value, default, ours) in set_by_us.items():
             if value != default:
@@ -82,18 +86,22 @@ class FinetuneConfig(PretrainConfig):
             model = checkpoints.load_model_config(path)
             if self.kind != CLASSIFY:
                 checkpoints.refuse_other_sort(path, model)
-            data = self._data(path, model)
+            data, dtype, dpo = self._data(path, model), self.dtype, self.dpo
         else:
             self._check_is_ours(before)
             path, model = str(before.init.checkpoint), before.model
             kept = {key: getattr(before.data, key) for key in ("name", "tokenizer", "row_tokens")}
             data = dataclasses.replace(self.data, labels=self.labels, **kept)
+            dtype = before.dtype if self.dtype == "auto" else self.dtype
+            dpo = dataclasses.replace(self.dpo, reference=before.dpo.reference)
         if self.kind == CLASSIFY:  # its labels are known when the data are there
             model = dataclasses.replace(model, tie_embeddings=False)
             plain = dataclasses.replace(plain, sample=SampleConfig(prompts=()))
         made = dataclasses.replace(
             plain,
             data=data,
+            dtype=dtype,
+            dpo=dpo,
             model=dataclasses.replace(model, dropout=self.model.dropout),
             init=dataclasses.replace(self.init, checkpoint=path),
             document_mask=self.document_mask or self.kind != "text",
@@ -107,6 +115,13 @@ class FinetuneConfig(PretrainConfig):
         """The data, made with the tokenizer of the checkpoint at `path`. It is copied to a place
         where it stays when the checkpoint is deleted."""
         data = dataclasses.replace(self.data, labels=self.labels)
+        if self.kind == "preference" and not isinstance(
+            checkpoints.load_tokenizer(path).extras.chat_template, str
+        ):
+            raise ConfigError(
+                f"base={self.base} has no chat template, so it has no answers yet: fine-tune it on "
+                "conversations first (kind=chat), and give that run as base"
+            )
         if data.tokenizer == type(data).tokenizer:
             theirs = checkpoints.load_tokenizer(path)
             file = layout.tokenizer_file(self.home_folder, theirs.sha256)

@@ -1,8 +1,9 @@
 """The objective for a run's datasets, and what the config must have for it."""
 
+import dataclasses
 from typing import Any
 
-from manta.data import conversations, labelled
+from manta.data import conversations, labelled, preferences, reference
 from manta.data.manifest import Manifest
 from manta.errors import ConfigError
 from manta.terminal import named
@@ -10,6 +11,7 @@ from manta.text.tokenizer import Tokenizer
 from manta.train.objectives.answers import Answers
 from manta.train.objectives.labels import Labels
 from manta.train.objectives.next_token import NextToken
+from manta.train.objectives.preference import Preference
 from manta.train.settings import PretrainConfig, TrainConfig
 
 TEXT = "text"
@@ -24,6 +26,10 @@ def objective_of(c: TrainConfig, datasets: tuple[Manifest, ...], tokenizer: Toke
     """The objective for these datasets, which `check_kind` has let pass."""
     if kind_of(datasets) == conversations.KIND:
         return Answers(tokenizer, True, conversations.rule_of(datasets[0]))
+    if kind_of(datasets) == preferences.KIND:
+        (data,) = datasets
+        before = reference.read(data, str(c.dpo.reference))
+        return Preference(tokenizer, True, conversations.rule_of(data), c.dpo, before)
     if kind_of(datasets) == labelled.KIND:
         weights = None
         if c.class_weights == "balanced":
@@ -39,6 +45,8 @@ def identity(c: TrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
         return {"labels": list(datasets[0].labels), "class_weights": c.class_weights}
     if kind_of(datasets) == conversations.KIND:
         return {"train_on": datasets[0].recipe["train_on"]}
+    if kind_of(datasets) == preferences.KIND:
+        return {f"dpo.{key}": value for key, value in dataclasses.asdict(c.dpo).items()}
     return {}
 
 
@@ -47,8 +55,9 @@ def check_kind(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> None:
 
     Raises:
         ConfigError: a mix has texts and conversations, or conversations that are trained
-            differently; or the config lets conversations see each other, or cuts their rows; or the
-            model is no classifier of the dataset's labels.
+            differently; or the config lets conversations see each other, or cuts their rows; or
+            pairs have no reference, or are mixed; or the model is no classifier of the dataset's
+            labels.
     """
     first, *others = datasets
     _check_labels(c, first)
@@ -72,6 +81,18 @@ def check_kind(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> None:
         raise ConfigError(
             f"{first.path} holds conversations or labelled texts, which would see each other: set "
             "document_mask=true"
+        )
+    if kind_of(datasets) not in (preferences.KIND, labelled.KIND):
+        return
+    if others:
+        raise ConfigError(
+            "data.mix is for texts and conversations: pairs and labelled texts are trained from "
+            "one set"
+        )
+    if kind_of(datasets) == preferences.KIND and c.dpo.reference is None:
+        raise ConfigError(
+            f"{first.path} holds pairs of answers, for which a run needs the log-probabilities of "
+            "its start: jobs/finetune.py kind=preference base=RUN data.source=FILE computes them"
         )
 
 

@@ -64,6 +64,8 @@ class Run:
     """Function that every rank calls with each evaluation's metrics."""
     log_fingerprint: bool = False
     """Whether each step's record has a fingerprint of its tokens."""
+    is_warned: bool = False
+    """Whether the objective's warning about the val split has been said."""
     may_skip: bool = False
     """Whether the stream skips damaged data; each step's record then counts the skipped tokens."""
 

@@ -21,6 +21,7 @@ from manta.storage import HomeConfig
 from manta.text.tokenizer import R50K, R50K_SIZE
 from manta.train.checkpoints.checkpoint import CheckpointConfig
 from manta.train.faults.spikes import SpikeConfig
+from manta.train.objectives.dpo import DpoConfig
 from manta.train.step.engine_settings import EngineConfig
 from manta.train.step.optimizer import OptimizerConfig
 from manta.train.step.scaling import lr_scales, recipe_of_depth
@@ -134,6 +135,7 @@ class TrainConfig:
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     spikes: SpikeConfig = SpikeConfig()
+    dpo: DpoConfig = DpoConfig()
 
     @classmethod
     def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
@@ -314,6 +316,7 @@ class PretrainConfig(HomeConfig, TrainConfig):
     only_for: ClassVar = (
         ("deterministic", "gpus_per_worker", (1,)),
         ("engine.overlap_comm", "gpus_per_worker", (1,)),
+        *((f"dpo.{f.name}", "data.kind", ("preference",)) for f in dataclasses.fields(DpoConfig)),
     )
 
     name: RunName = "quickstart"
@@ -343,6 +346,10 @@ class PretrainConfig(HomeConfig, TrainConfig):
     def problems(self) -> list[str]:
         found = super().problems()
         on_gpu = self.gpus_per_worker > 0
+        for field in dataclasses.fields(DpoConfig):
+            value = getattr(self.dpo, field.name)
+            if self.data.kind != "preference" and value != field.default:
+                found.append(f"dpo.{field.name} is for data.kind=preference: omit it")
         if self.deterministic and not on_gpu:
             found.append(
                 "deterministic=true does nothing on CPUs, where every run is deterministic: "

@@ -34,6 +34,10 @@ def validate(run: Run) -> dict[str, float]:
         if len(sums) > 1:
             line += " | " + ", ".join(f"{name} {metrics[f'val_loss/{name}']:.4f}" for name in sums)
         run.logbook.say(f"step {state.step}/{c.total_steps} | {line}")
+        warning = run.objective.warning(added(sums))
+        if warning is not None and not run.is_warned:
+            run.is_warned = True
+            run.logbook.say(f"step {state.step}: {warning}")
         if state.stopped_early:
             run.logbook.say(
                 f"stopping early: val loss has not improved on {state.best_val_loss:.4f} for "

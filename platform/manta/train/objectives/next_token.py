@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from manta.model.targets import IGNORED
 from manta.text.tokenizer import Tokenizer
 
 Figures = dict[str, Tensor]
+Model = Callable[..., Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Batch:
     """What the loss is the mean of, counted in this batch: trained targets, say. None: every target
     is trained, so all batches of one shape count alike."""
 
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def to(self, device: torch.device) -> tuple[Tensor, Any]:
         """Inputs and targets, (B, T) int64 each, on the device. An id below 0 becomes an arbitrary
         valid id as an input. As a target it is IGNORED, as all targets are that are not trained."""
         ids = torch.from_numpy(self.ids.astype(np.int64))
@@ -72,17 +73,18 @@ class NextToken:
         document, as a model is given that token to begin one."""
         return (tokens == self.tokenizer.eot).cumsum(1) if self.document_mask else None
 
-    def figures(self, engine: Callable[..., Tensor], tokens: Tensor, targets: Tensor) -> Figures:
+    def figures(self, engine: Model, tokens: Tensor, targets: Any) -> Figures:
         """The figures of a micro batch, each a mean over its units: first "loss", with a gradient,
         which is what the run minimises, then what else is logged of each step.
 
         Args:
             engine: the model, or an engine that has it; called once, as `GPT.forward`.
-            tokens, targets: (B, T) int64, as `Batch.to` gives them.
+            tokens, targets: (B, T) int64 each; another objective's batches may give, instead of
+                the targets, a tuple that has more (`Batch.to`).
         """
         return {"loss": engine(tokens, targets, documents=self.documents(tokens))}
 
-    def sums(self, engine: Callable[..., Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
+    def sums(self, engine: Model, tokens: Tensor, targets: Any) -> Tensor:
         """Sums over rows of the val split, from which `val_figures` follow once they are added over
         all rows; float64, on the device. Here: nats and count of all targets, nats and bytes of
         those that stand for text. End-of-text counts in the loss but not in bits per byte."""
@@ -97,6 +99,11 @@ class NextToken:
         """The figures of the val split, from its `sums`: first "loss", then what else is logged."""
         nats, count, text_nats, text_bytes = sums.tolist()
         return {"loss": nats / count, "bpb": text_nats / math.log(2) / max(text_bytes, 1)}
+
+    def warning(self, sums: np.ndarray) -> str | None:
+        """What a person should be told about the `sums` of the val split, if anything."""
+        del sums
+        return None
 
     def prompt(self, text: str) -> list[int]:
         """The ids after which the model completes a person's text."""
