@@ -102,7 +102,7 @@ class FinetuneConfig(PretrainConfig):
             data=data,
             dtype=dtype,
             dpo=dpo,
-            model=dataclasses.replace(model, dropout=self.model.dropout),
+            model=model.with_dropout_of(self.model),
             init=dataclasses.replace(self.init, checkpoint=path),
             document_mask=self.document_mask or self.kind != "text",
         )

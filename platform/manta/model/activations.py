@@ -89,9 +89,10 @@ def activations(
     embeds = any(w.kind == "embedding" for w in learnt)
     N, a = micro_batch_size * seq_len, BF16 if dtype == "bf16" else FP32
     HD, KD, is_gpt2 = c.query_size, c.kv_heads * D, c.family == "gpt2"
-    qkv = a * (HD + 2 * KD)
+    qkv, rates = a * (HD + 2 * KD), c.rates
     # Attention on a CPU in bf16 (model/cpu_attention.py) keeps less than torch's own kernels.
-    by_products = device == "cpu" and dtype == "bf16" and not c.dropout and cpu_attention.pays()
+    drops = rates["attention_weights"]
+    by_products = device == "cpu" and dtype == "bf16" and not drops and cpu_attention.pays()
     attended = a * HD + (0 if by_products else FP32 * H)  # the output, and the scores' log-sum-exp
 
     if is_gpt2:
@@ -112,7 +113,7 @@ def activations(
         # Autocast copies the input twice, for gate and for up: it caches only copies of weights.
         mlp = a * C * (1 if dtype == "fp32" else 2) + 4 * a * F
         products = qkv + a * C + 2 * a * F + a * C
-    masks = 2 * C if c.dropout else 0  # after attention and after the MLP
+    masks = C * bool(rates["attention"]) + F * bool(rates["activations"]) + C * bool(rates["mlp"])
     whole = N * (2 * norm + a * C + heads + attended + mlp + masks)
     kept = {
         "none": whole,
@@ -124,7 +125,7 @@ def activations(
     unread = N * (FP32 * C + FP32) if not (embeds or is_gpt2 or device == "cuda") else 0
     ends = N * norm - (0 if L else unread)
     if embeds:
-        ends += N * (INT64 + (C if c.dropout else 0)) + (seq_len * INT64 if is_gpt2 else 0)
+        ends += N * (INT64 + C * bool(rates["embeddings"])) + (seq_len * INT64 if is_gpt2 else 0)
     if L and not is_gpt2:
         ends += seq_len * 2 * FP32 * D  # RoPE's cos and sin
     V = c.head_rows

@@ -40,6 +40,20 @@ class RopeScaling:
 
 
 @config
+class DropoutConfig:
+    embeddings: Fraction | None = None
+    """Dropout on the sum of embeddings; null: dropout."""
+    attention_weights: Fraction | None = None
+    """Dropout on attention weights; null: dropout."""
+    attention: Fraction | None = None
+    """Dropout on what attention adds to the residual stream; null: dropout."""
+    activations: Fraction = 0.0
+    """Dropout on the MLP's hidden channels, after its activation."""
+    mlp: Fraction | None = None
+    """Dropout on what the MLP adds to the residual stream; null: dropout."""
+
+
+@config
 class ModelConfig:
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
     sources: ClassVar[tuple[str, ...]] = ("preset", "depth")
@@ -85,6 +99,7 @@ class ModelConfig:
     """Whether the head uses the token embedding's weights."""
     dropout: Fraction = 0.0
     """Dropout in training, on embeddings, attention weights and residual branches."""
+    dropouts: DropoutConfig = DropoutConfig()
     rope_theta: PositiveFloat = 10000.0
     """Base of RoPE's wavelengths (modern family)."""
     rope_scaling: RopeScaling = RopeScaling()
@@ -133,6 +148,16 @@ class ModelConfig:
     def classifying(self, labels: tuple[str, ...]) -> "ModelConfig":
         """This model with a head for these labels in the place of its own."""
         return dataclasses.replace(self, labels=labels, tie_embeddings=False)
+
+    def with_dropout_of(self, other: "ModelConfig") -> "ModelConfig":
+        """This shape with the dropout of `other`: a run that goes on may have another one."""
+        return dataclasses.replace(self, dropout=other.dropout, dropouts=other.dropouts)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The dropout of each place (`DropoutConfig`)."""
+        given = dataclasses.asdict(self.dropouts)
+        return {place: self.dropout if r is None else r for place, r in given.items()}
 
     @property
     def head_size(self) -> int:

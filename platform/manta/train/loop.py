@@ -46,7 +46,7 @@ def _train(run: Run, until: int | None) -> TrainState:
         step = state.step
         share = lr_at(step, c.total_steps, 1.0, c.schedule, state.extension)
         lr = state.lr = run.engine.set_lr(share)
-        if run.model.dropout:
+        if any(run.model.rates.values()):
             torch.manual_seed(_mix(c.seed, step, dist.get_rank()))
         figures: list[dict[str, torch.Tensor]] = []
         micro_batches = c.grad_accum_steps(step)
