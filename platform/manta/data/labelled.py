@@ -298,13 +298,12 @@ def _write(
 ) -> dict[str, Any]:
     """Writes a shard of these texts and returns its record. Counts texts that are cut, by file."""
     texts, order = list[np.ndarray](), list[int]()
-    room = c.row_tokens - AROUND
     for group in groups:
-        text = made.encode_array(group.text)
-        if len(text) > room:
+        text, is_cut = ids_of(made, group.text, c.row_tokens)
+        if is_cut:
             cut[group.file] += group.copies
-        label = made.vocab_size + group.label
-        texts += [np.array([made.start, *text[:room].tolist(), label], dtype)] * group.copies
+        label = [made.vocab_size + group.label]
+        texts += [np.concatenate([text, label]).astype(dtype)] * group.copies
         order += [group.key[0]] * group.copies
     stops = np.cumsum([len(ids) for ids in texts])
     starts = np.concatenate([[0], stops[:-1]])
@@ -325,6 +324,13 @@ def _write(
 
 
 # --- reading -------------------------------------------------------------------------------------
+
+
+def ids_of(tokenizer: Tokenizer, text: str, row_tokens: int) -> tuple[np.ndarray, bool]:
+    """The ids of a text from the start token on, cut to fit in a row with the id of its label; and
+    whether it was cut."""
+    ids, room = tokenizer.encode_array(text), row_tokens - AROUND
+    return np.concatenate([[tokenizer.start], ids[:room]]), len(ids) > room
 
 
 def texts_of(manifest: Manifest, shard: Shard) -> Iterator[np.ndarray]:

@@ -48,8 +48,7 @@ def cut(manifest: Manifest) -> str:
     files = ", ".join(f"{path} ({count:,})" for path, count in list(found.items())[:3])
     more = f", and {len(found) - 3:,} more" if len(found) > 3 else ""
     return (
-        f"cut {sum(found.values()):,} {how} "
-        f"{manifest.recipe['row_tokens']:,} tokens: {files}{more}"
+        f"cut {sum(found.values()):,} {how} {manifest.recipe['row_tokens']:,} tokens: {files}{more}"
     )
 
 

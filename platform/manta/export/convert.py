@@ -12,6 +12,8 @@ from torch import Tensor
 
 from manta import layout, ownership, storage
 from manta.config import RunName, config
+from manta.data import labelled
+from manta.data import manifest as manifests
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export.card import card
@@ -74,7 +76,14 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     ending = "" if c.to == "hf" else {"gguf": ".gguf", "llmc": ".bin"}[c.to]
     default = storage.join(layout.exports_folder(home), f"{name}-{step}{ending}")
     out = ownership.new_file(c.out, default, c.overwrite, is_folder=c.to == "hf")
-    model, tokenizer = checkpoints.load_model(path), checkpoints.load_tokenizer(path)
+    labels = checkpoints.load_model_config(path).labels
+    if labels and c.to != "hf":
+        raise CheckpointError(
+            f"to={c.to}: {path} is a classifier of texts, and that format is for language models; "
+            "use to=hf"
+        )
+    model = checkpoints.load_model(path, classifies=bool(labels))
+    tokenizer = checkpoints.load_tokenizer(path)
     say(f"exporting {path}: {num_parameters(model.config) / 1e6:.1f}M parameters, {tokenizer.name}")
     with (
         storage.writing(str(out), "free some space there, or give another out="),
@@ -119,6 +128,10 @@ def _samples(path: str) -> list[str]:
     from manta.evaluate.documents import val_texts
 
     try:
+        if checkpoints.load_model_config(path).labels:
+            manifest = manifests.load(checkpoints.load_state(path).datasets[0])
+            texts = labelled.examples(manifest, labelled.VAL)[0][:SAMPLES]
+            return [manifest.load_tokenizer().decode(ids[1:].tolist()) for ids in texts]
         return val_texts(path)[:SAMPLES]
     except DataError:
         return []

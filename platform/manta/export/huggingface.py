@@ -57,12 +57,28 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
             f"to=hf: transformers' Llama has no model.n_embd={c.n_embd} with model.n_head="
             f"{c.n_head}, which does not divide it; use to=gguf"
         )
+    ids = special_tokens.ids(tokenizer)
+    if c.labels:
+        tokenizer = opening(tokenizer)
+        ids = {**ids, "pad_token_id": pad_of(tokenizer)}
     state = {name: w.detach().float().cpu() for name, w in model.state_dict().items()}
     tensors.save(weights.to_theirs(c, state), folder / WEIGHTS)
-    write_json(folder / "config.json", weights.to_config(c, special_tokens.ids(tokenizer)))
+    write_json(folder / "config.json", weights.to_config(c, ids))
     special_tokens.write(folder, tokenizer, c.context_length)
     (folder / "tokenizer.json").write_text(tokenizer_json.to_json(tokenizer))
     (folder / "README.md").write_text(card)
+
+
+def opening(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer for a classifier: each text begins with the start token, as in training."""
+    extras = dataclasses.replace(tokenizer.extras, bos=tokenizer.start)
+    return Tokenizer(tokenizer.name, tokenizer.pattern, tokenizer.ranks, tokenizer.eot, extras)
+
+
+def pad_of(tokenizer: Tokenizer) -> int:
+    """Id of the token that fills up the shorter texts of a batch."""
+    found = tokenizer.extras.ids.get("pad_token_id", tokenizer.eot)
+    return found if isinstance(found, int) else tokenizer.eot
 
 
 def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
@@ -74,7 +90,12 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
         ConfigError: transformers is not installed.
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoModelForSequenceClassification,
+            AutoTokenizer,
+            logging,
+        )
     except ImportError:
         raise ConfigError(
             "to=hf opens what it wrote with transformers, which is not installed: run "
@@ -82,25 +103,33 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
         ) from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
     c = model.config
+    sort = AutoModelForSequenceClassification if c.labels else AutoModelForCausalLM
+    theirs = sort.from_pretrained(folder, local_files_only=True).float().eval()
     random = torch.Generator().manual_seed(0)
     length = min(c.context_length, COMPARED_TOKENS)
     tokens = torch.randint(c.vocab_size or 1, (2, length), generator=random)
+    at = None
+    if c.labels:  # padding after a text does not count
+        tokenizer, pad = opening(tokenizer), pad_of(tokenizer)
+        tokens[tokens == pad] = (pad + 1) % (c.vocab_size or 1)
+        tokens[1, length // 2 :] = pad
+        at = torch.zeros(tokens.shape, dtype=torch.bool)
+        at[0, -1] = at[1, length // 2 - 1] = True
     with torch.no_grad():
-        difference = (theirs(tokens).logits - model(tokens)).abs().max().item()
+        difference = (theirs(tokens).logits - model(tokens, at=at)).abs().max().item()
     if not difference <= TOLERANCE:
         raise CheckpointError(
             f"{folder}: logits of transformers' model differ by {difference:.2g} (at most "
             f"{TOLERANCE:g} is allowed); please report this with the model's config"
         )
     fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    opening = [] if tokenizer.extras.bos is None else [tokenizer.extras.bos]
+    begins = [] if tokenizer.extras.bos is None else [tokenizer.extras.bos]
     names = "x".join(token.content for token in tokenizer.extras.added)
     for text in [*ADVERSARIAL, names, *texts]:
         mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         found = fast.encode(mended, split_special_tokens=True)
-        expected = [*opening, *tokenizer.encode(text)]
+        expected = [*begins, *tokenizer.encode(text)]
         if found != expected or fast.decode(found) != tokenizer.decode(expected):
             raise CheckpointError(
                 f"{folder}: transformers' tokenizer reads {text[:60]!r} as other tokens; please "
