@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.export.convert import ExportConfig, export
+from manta.export.huggingface import auto_class
 from manta.job import run_job
 
 
@@ -19,7 +20,7 @@ def main(config: ExportConfig) -> None:
     out = export(config, print)
     print(f"written to {out}")
     if config.to == "hf":
-        print(f'next  transformers.AutoModelForCausalLM.from_pretrained("{out}")')
+        print(f'next  transformers.{auto_class(out)}.from_pretrained("{out}")')
 
 
 if __name__ == "__main__":

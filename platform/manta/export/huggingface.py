@@ -81,6 +81,13 @@ def pad_of(tokenizer: Tokenizer) -> int:
     return found if isinstance(found, int) else tokenizer.eot
 
 
+def auto_class(folder: Path) -> str:
+    """The name of transformers' class that opens what `write` wrote to a folder."""
+    config = foreign.read_json(str(folder / "config.json"), dict[str, Any], CheckpointError)
+    is_classifier = "id2label" in config
+    return "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
+
+
 def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
     """Opens a folder with transformers, running no code from it, and compares logits and tokens
     with the model's; returns the largest difference of a logit and the number of texts.
@@ -90,22 +97,17 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
         ConfigError: transformers is not installed.
     """
     try:
-        from transformers import (
-            AutoModelForCausalLM,
-            AutoModelForSequenceClassification,
-            AutoTokenizer,
-            logging,
-        )
+        import transformers
     except ImportError:
         raise ConfigError(
             "to=hf opens what it wrote with transformers, which is not installed: run "
             "`pip install 'manta[export]'`"
         ) from None
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     c = model.config
-    sort = AutoModelForSequenceClassification if c.labels else AutoModelForCausalLM
-    theirs = sort.from_pretrained(folder, local_files_only=True).float().eval()
+    opener = getattr(transformers, auto_class(folder))
+    theirs = opener.from_pretrained(folder, local_files_only=True).float().eval()
     random = torch.Generator().manual_seed(0)
     length = min(c.context_length, COMPARED_TOKENS)
     tokens = torch.randint(c.vocab_size or 1, (2, length), generator=random)
@@ -123,7 +125,7 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
             f"{folder}: logits of transformers' model differ by {difference:.2g} (at most "
             f"{TOLERANCE:g} is allowed); please report this with the model's config"
         )
-    fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    fast = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     begins = [] if tokenizer.extras.bos is None else [tokenizer.extras.bos]
     names = "x".join(token.content for token in tokenizer.extras.added)
     for text in [*ADVERSARIAL, names, *texts]:
