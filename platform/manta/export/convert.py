@@ -128,11 +128,12 @@ def _samples(path: str) -> list[str]:
     from manta.evaluate.documents import val_texts
 
     try:
-        if checkpoints.load_model_config(path).labels:
-            manifest = manifests.load(checkpoints.load_state(path).datasets[0])
+        if not checkpoints.load_model_config(path).labels:
+            return val_texts(path)[:SAMPLES]
+        for manifest in map(manifests.load, checkpoints.load_state(path).datasets):
             texts = labelled.examples(manifest, labelled.VAL)[0][:SAMPLES]
             return [manifest.load_tokenizer().decode(ids[1:].tolist()) for ids in texts]
-        return val_texts(path)[:SAMPLES]
+        return []
     except DataError:
         return []
 
