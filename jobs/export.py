@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.export.convert import ExportConfig, export
+from manta.export.huggingface import auto_class
 from manta.job import run_job
 
 
@@ -20,9 +21,9 @@ def main(config: ExportConfig) -> None:
     out = export(config, print)
     print(f"written to {out}")
     if config.to == "hf":
-        print(f'next  transformers.AutoModelForCausalLM.from_pretrained("{out}")')
+        print(f'next  transformers.{auto_class(out)}.from_pretrained("{out}")')
     if config.to == "peft":
-        base = f'transformers.AutoModelForCausalLM.from_pretrained("{out}/base")'
+        base = f'transformers.{auto_class(out / "base")}.from_pretrained("{out}/base")'
         print(f'next  peft.PeftModel.from_pretrained({base}, "{out}/adapter")')
 
 

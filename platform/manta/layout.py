@@ -7,6 +7,8 @@ HOME/runs/NAME/config.yaml           the run's config
                tensorboard/          the same figures, for TensorBoard; scores in evals/
                goodput.json          what the run spent its time on
                rollbacks.json        steps whose tokens are skipped
+               labels.json           how well a classifier did on its test split
+               confusion.png         which labels it gave instead of which
                stacks/               stack traces of workers that made no progress
                evals/STEP/           for each suite a file of scores, and one of each document's
                evals/curve.png       the scores against tokens
@@ -51,6 +53,8 @@ GOODPUT = "goodput.json"
 ROLLBACKS = "rollbacks.json"
 STACKS = "stacks"
 SURPRISE = "surprise.html"
+LABELS = "labels.json"
+CONFUSION = "confusion.png"
 RAY_RECORDS = ".ray"
 EVALS = "evals"
 SCORES = ".json"
@@ -74,7 +78,7 @@ OPTIMIZER_INDEX = "optimizer.json"
 # All names that Manta gives to files and folders directly in a run.
 RUN_NAMES = (
     RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, ROLLBACKS, STACKS,
-    SURPRISE, EVALS, _CHECKPOINTS,
+    SURPRISE, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
 )  # fmt: skip
 
 # Names in a dataset.

@@ -37,6 +37,7 @@ ROOMS = {
     "lm_eval": ["evaluate"],
     "deepspeed": ["train/step/deepspeed_config"],
     "rensa": ["data/near"],
+    "sklearn": ["evaluate/baseline"],
     "safetensors": ["train/checkpoints", "export/huggingface"],
     "transformers": ["export/huggingface", "export/adapter"],
     "peft": ["export/adapter"],

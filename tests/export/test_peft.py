@@ -82,7 +82,7 @@ def test_peft_opens_the_adapters_and_merges_them(
         merged = theirs.merge_and_unload()
         assert (merged(tokens).logits - expected).abs().max() < 1e-5
         whole = exported(tmp_path, f"out={tmp_path / 'whole'}")
-        assert huggingface.difference(huggingface.opened(whole), model) < 1e-5
+        assert huggingface.difference(huggingface.opened(whole), model, tokenizer) < 1e-5
     config = json.loads((moved / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == c.rank and config["lora_alpha"] == c.scale * (c.rank or 0)
     assert not Path(config["base_model_name_or_path"]).is_absolute()

@@ -82,7 +82,8 @@ def _config(c: ModelConfig, adapter: Adapter, base: str) -> dict[str, Any]:
     targets = [".".join(name.split(".")[-1 - parts : -1]) for name in names if name in wanted]
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        # With a classifier's task, PEFT would look for the head among the adapter's weights.
+        "task_type": None if c.labels else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": adapter.config.rank,
         "lora_alpha": adapter.config.scale * adapter.config.rank,
@@ -101,7 +102,7 @@ def _modules(c: ModelConfig, adapter: Adapter) -> set[str]:
     return {name for row in found for name in row.theirs}
 
 
-def check(folder: Path, model: GPT) -> float:
+def check(folder: Path, model: GPT, tokenizer: Tokenizer) -> float:
     """Opens the folder with PEFT, and compares its logits with those of the model, before and after
     PEFT merges the adapter; returns the largest difference of a logit.
 
@@ -119,8 +120,8 @@ def check(folder: Path, model: GPT) -> float:
     theirs: Any = PeftModel.from_pretrained(huggingface.opened(folder / BASE), folder / ADAPTER)
     theirs.eval()
     found = max(
-        huggingface.difference(theirs, model),
-        huggingface.difference(theirs.merge_and_unload(), model),
+        huggingface.difference(theirs, model, tokenizer),
+        huggingface.difference(theirs.merge_and_unload(), model, tokenizer),
     )
     if not found <= huggingface.TOLERANCE:
         raise CheckpointError(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from manta import layout, ownership, storage
 from manta.config import RunName, config
+from manta.data import labelled
+from manta.data import manifest as manifests
 from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import adapter, ggml, huggingface, llmc
 from manta.export.card import USE, card
@@ -76,13 +78,19 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     default = storage.join(layout.exports_folder(home), f"{name}-{step}{ending}")
     is_folder = c.to in ("hf", "peft")
     out = ownership.new_file(c.out, default, c.overwrite, is_folder=is_folder)
-    adapters = checkpoints.load_adapter(path)
+    labels, adapters = checkpoints.load_model_config(path).labels, checkpoints.load_adapter(path)
+    if labels and not is_folder:
+        raise CheckpointError(
+            f"to={c.to}: {path} is a classifier of texts, and that format is for language models; "
+            "use to=hf"
+        )
     if c.to == "peft" and adapters is None:
         raise ConfigError(
             f"to=peft writes LoRA's adapters, and {path} has none: use to=hf, or train some, as in "
             "jobs/finetune.py base=RUN lora.rank=8"
         )
-    model, tokenizer = checkpoints.load_model(path), checkpoints.load_tokenizer(path)
+    model = checkpoints.load_model(path, classifies=bool(labels))
+    tokenizer = checkpoints.load_tokenizer(path)
     say(f"exporting {path}: {num_parameters(model.config) / 1e6:.1f}M parameters, {tokenizer.name}")
     with (
         storage.writing(str(out), "free some space there, or give another out="),
@@ -107,7 +115,8 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
                 f"tokens of {found['texts']} texts are the same"
             )
             if c.to == "peft":
-                say(f"PEFT opens it: logits differ by {adapter.check(made, model):.1e} at most")
+                difference = adapter.check(made, model, tokenizer)
+                say(f"PEFT opens it: logits differ by {difference:.1e} at most")
         elif c.to == "gguf":
             ggml.write(made, model, tokenizer, name)
             found = ggml.check(made, model, tokenizer)
@@ -135,7 +144,12 @@ def _samples(path: str) -> list[str]:
     from manta.evaluate.documents import val_texts
 
     try:
-        return val_texts(path)[:SAMPLES]
+        if not checkpoints.load_model_config(path).labels:
+            return val_texts(path)[:SAMPLES]
+        for manifest in map(manifests.load, checkpoints.load_state(path).datasets):
+            texts = labelled.examples(manifest, labelled.VAL)[0][:SAMPLES]
+            return [manifest.load_tokenizer().decode(ids[1:].tolist()) for ids in texts]
+        return []
     except DataError:
         return []
 

@@ -139,7 +139,7 @@ def activations(
         ends += N * (INT64 + C * bool(rates["embeddings"])) + (seq_len * INT64 if is_gpt2 else 0)
     if L and not is_gpt2:
         ends += seq_len * 2 * FP32 * D  # RoPE's cos and sin
-    V = c.padded_vocab_size
+    V = c.head_rows
     chunk = min(N, loss_chunk(device, compiled_loss))
     # The plain loss holds logits and probabilities, the compiled one logits and their gradient. In
     # bf16, softmax first makes fp32 logits, and there are also a bf16 copy of the head's weight and

@@ -70,7 +70,7 @@ def weights(c: ModelConfig) -> list[Weight]:
     if c.qk_norm:
         found.append(Weight("norms", (c.head_size,), 2 * L, in_block=True))
     if not c.tie_embeddings:
-        found.append(Weight("head", (rows, C), 1))
+        found.append(Weight("head", (c.head_rows, C), 1))
     return found
 
 
@@ -93,8 +93,8 @@ def learning(
     """Lists the weight tensors of `GPT(c)`, with its adapters, that learn."""
     found = weights(c)
     if lora.rank is not None:
-        whole = [w for w in found if w.kind in ("embedding", "head")] if lora.embeddings else []
-        return adapters(c, lora) + whole
+        kinds = ("embedding", "head") if lora.embeddings else ("head",) if c.labels else ()
+        return adapters(c, lora) + [w for w in found if w.kind in kinds]
     if which == "all":
         return found
     blocks = blocks_trained(which, c.n_layer)
@@ -155,7 +155,7 @@ def flops_per_token(
     every, learnt = weights(c) + adapters(c, lora), learning(c, which, lora)
     in_blocks = sum(w.total for w in every if w.in_block)
     # The head, tied or not, multiplies by one row per token id.
-    head = c.vocab_size * c.n_embd
+    head = 0 if c.labels else c.vocab_size * c.n_embd  # a classifier's is for one token of a text
     last = head + sum(w.total for w in every if w.kind == "norms" and not w.in_block)
     learns = sum(w.total for w in learnt if w.in_block or w.kind == "norms")
     if any(w.kind == ("embedding" if c.tie_embeddings else "head") for w in learnt):

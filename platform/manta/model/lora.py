@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from manta.config import Count, Fraction, PositiveFloat, config
 from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
-from manta.model.trainable import CLASSIFIER, Trainable
+from manta.model.trainable import Trainable
 
 TARGETS = ("qkv", "out", "gate", "up", "down")
 A, B = ".lora_a", ".lora_b"
@@ -48,7 +48,7 @@ class LoraConfig:
     down (MLP); null: all."""
     embeddings: bool = False
     """Whether the embedding and the head learn too, whole: for data with tokens that the base does
-    not know."""
+    not know. (The head of a classifier always does.)"""
 
     def problems(self) -> list[str]:
         if self.rank is None:
@@ -155,12 +155,12 @@ def attach(model: GPT, c: LoraConfig) -> None:
             block, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(block), attribute, LoraLinear(layer, c))
     for name, weight in model.named_parameters():
-        weight.requires_grad_(learns(name, c))
+        weight.requires_grad_(learns(name, c, bool(model.config.labels)))
 
 
-def learns(name: str, c: LoraConfig) -> bool:
-    """Whether a weight of a model with adapters learns. A classification head always does."""
-    if name.endswith((A, B)) or name.startswith(CLASSIFIER):
+def learns(name: str, c: LoraConfig, classifies: bool) -> bool:
+    """Whether a weight of a model with adapters learns. The head of one that `classifies` does."""
+    if name.endswith((A, B)) or (classifies and name == "head.weight"):
         return True
     return c.embeddings and name in ("embedding.weight", "head.weight")
 

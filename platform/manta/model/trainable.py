@@ -16,7 +16,6 @@ Trainable = Literal["all", "last_block", "last_two", "head"]
 # The number of blocks that learn, counted from the last one. The final norm and the head learn with
 # each of these.
 LAST_BLOCKS: dict[Trainable, int] = {"head": 0, "last_block": 1, "last_two": 2}
-CLASSIFIER = "classifier."  # the names of a classification head's weights begin with this
 
 
 def blocks_trained(which: Trainable, n_layer: int) -> int:
@@ -24,31 +23,28 @@ def blocks_trained(which: Trainable, n_layer: int) -> int:
     return n_layer if which == "all" else min(n_layer, LAST_BLOCKS[which])
 
 
-def learns(name: str, which: Trainable, c: ModelConfig, *, classifies: bool = False) -> bool:
+def learns(name: str, which: Trainable, c: ModelConfig) -> bool:
     """Whether a weight learns. `name` is as in the model's `named_parameters`.
 
-    The head is the model's last layer: that of a classifier (`classifies`), or the one that
-    predicts tokens. A tied head does not learn: it is the embedding, which comes first.
+    A tied head does not learn: it is the embedding, which comes first.
     """
-    if which == "all" or name.startswith(("norm.", CLASSIFIER)):
+    if which == "all" or name.startswith("norm."):
         return True
     if name.startswith("head."):
-        return not (classifies or c.tie_embeddings)
+        return not c.tie_embeddings
     block = re.match(r"blocks\.(\d+)\.", name)
     return block is not None and int(block[1]) >= c.n_layer - blocks_trained(which, c.n_layer)
 
 
 def freeze(model: GPT, which: Trainable) -> None:
     """Leaves gradients to the weights that learn."""
-    names = [name for name, _ in model.named_parameters()]
-    classifies = any(name.startswith(CLASSIFIER) for name in names)
     for name, weight in model.named_parameters():
-        weight.requires_grad_(learns(name, which, model.config, classifies=classifies))
+        weight.requires_grad_(learns(name, which, model.config))
 
 
-def problems(which: Trainable, c: ModelConfig, *, classifies: bool = False) -> list[str]:
+def problems(which: Trainable, c: ModelConfig) -> list[str]:
     """Messages about a choice that leaves nothing to learn in a model of config `c`."""
-    if which == "head" and c.tie_embeddings and not classifies:
+    if which == "head" and c.tie_embeddings:
         return [
             "trainable=head: the head's weights are the embedding's (model.tie_embeddings=true), "
             "which come first in the model; use trainable=last_block, last_two or all"

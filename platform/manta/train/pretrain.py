@@ -170,8 +170,7 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         *ledger.table(done.folder),
         f"curve        {storage.join(done.folder, layout.LOSS_CURVE)}",
         f"tensorboard  tensorboard --logdir {storage.join(done.folder, layout.TENSORBOARD)}",
-        f"next         python jobs/evaluate.py checkpoint={c.name}",
-        f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
+        *_next(c),
     ]
     if done.stopped_by is None:
         extend = f"total_tokens={2 * max(tokens, c.total_tokens)}"
@@ -182,6 +181,15 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         lines.append(f"resume       python jobs/pretrain.py {config}")
     lines.append(f"start over   python jobs/pretrain.py {config} name=another-name")
     return "\n".join(lines)
+
+
+def _next(c: PretrainConfig) -> list[str]:
+    if c.model.labels:
+        return [f'next         python jobs/classify.py checkpoint={c.name} text="..."']
+    return [
+        f"next         python jobs/evaluate.py checkpoint={c.name}",
+        f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
+    ]
 
 
 def _losses(done: Outcome) -> list[str]:

@@ -53,7 +53,7 @@ def check_what_learns(c: PretrainConfig, model: ModelConfig, tokenizer: Tokenize
     new = tokenizer.vocab_size - theirs
     has_adapters = c.lora.rank is not None
     if has_adapters:
-        learns = lora.learns("embedding.weight", c.lora)
+        learns = lora.learns("embedding.weight", c.lora, bool(model.labels))
     else:
         learns = trainable.learns("embedding.weight", c.trainable, model)
     if new and not learns:

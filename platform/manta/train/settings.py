@@ -123,6 +123,10 @@ class TrainConfig:
     last one or two blocks, the final norm and the head; head: the final norm and the head. A head
     that is tied to the embedding does not learn, except with all."""
     lora: LoraConfig = LoraConfig()
+    class_weights: Literal["none", "balanced"] = "none"
+    """What the texts of each label count in the loss of a classifier. none: all count alike;
+    balanced: those of a rare label more, so that all labels count alike. (Val loss, accuracy and
+    macro F1 never have weights.)"""
     log_every: Count = 10
     """Steps between log lines; metrics.jsonl has every step."""
     model: ModelConfig = ModelConfig()

@@ -118,3 +118,12 @@ def _check_fit(path: str, c: LoraConfig, weights: Mapping[str, tuple[int, ...]])
             f"{file}: the adapter is not for this model: {named(wrong, most=3, between='; ')}; "
             "restore the files of one checkpoint"
         )
+
+
+def own_weights(path: str) -> dict[str, Tensor]:
+    """The weights in the checkpoint at `path`, without its adapters. Raises CheckpointError if they
+    are damaged or not finite numbers."""
+    with local(path, [layout.WEIGHTS]) as folder:
+        weights = tensors.load(folder / layout.WEIGHTS)
+    tensors.check_finite(weights, storage.join(path, layout.WEIGHTS))
+    return weights

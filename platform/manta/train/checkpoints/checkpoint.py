@@ -23,10 +23,11 @@ from manta.job import hint
 from manta.model import lora
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.lora import LoraConfig
+from manta.terminal import named
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import adapters, fragments, tensors
-from manta.train.checkpoints.adapters import Adapter
+from manta.train.checkpoints.adapters import Adapter, own_weights
 from manta.train.checkpoints.contents import TrainState, files_of, load_state, local
 from manta.train.checkpoints.places import (
     candidates,
@@ -40,8 +41,18 @@ from manta.train.checkpoints.places import (
 from manta.train.step.engine import Engine
 
 __all__ = [
-    "CheckpointConfig", "TrainState", "candidates", "check_place", "find", "load_state", "local",
-    "names_of_runs", "newest", "not_found", "unfinished",
+    "CheckpointConfig",
+    "TrainState",
+    "candidates",
+    "check_place",
+    "find",
+    "load_state",
+    "local",
+    "names_of_runs",
+    "newest",
+    "not_found",
+    "own_weights",
+    "unfinished",
 ]  # fmt: skip
 
 OWN_FILES = re.compile(
@@ -114,20 +125,42 @@ def _tokenizer(path: str) -> Tokenizer:
     return tokenizers.load(storage.join(path, layout.ENCODING), CheckpointError)
 
 
-def load_model(path: str, device: torch.device | None = None, *, bare: bool = False) -> GPT:
-    """The checkpoint's model, in eval mode. Adapters are merged into it, or left out if it is to be
-    `bare`.
+def load_model(
+    path: str,
+    device: torch.device | None = None,
+    *,
+    classifies: bool = False,
+    bare: bool = False,
+) -> GPT:
+    """The checkpoint's model, in eval mode: a language model, or one that `classifies` texts.
+    Adapters are merged into it, or left out if it is to be `bare`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights belong to another model or are
-            not finite numbers.
+        CheckpointError: a file is missing or damaged, the weights belong to another model or are
+            not finite numbers, or the model is of the other sort.
     """
     verify(path, only=layout.WEIGHTS)
     c = load_model_config(path)
+    refuse_other_sort(path, c, classifies)
     _check_fit(path, c)
     model = GPT(c)
     _read_weights(path, model, bare=bare)
     return model.to(device or torch.device("cpu")).eval()
+
+
+def refuse_other_sort(path: str, c: ModelConfig, classifies: bool = False) -> None:
+    """Raises CheckpointError unless the model of this config classifies texts, or predicts tokens,
+    as is needed."""
+    if c.labels and not classifies:
+        raise CheckpointError(
+            f"{path}: a classifier of texts ({named(c.labels, most=5)}), which predicts no tokens; "
+            "use jobs/classify.py, or give the run that it started from"
+        )
+    if classifies and not c.labels:
+        raise CheckpointError(
+            f"{path}: a language model, not a classifier; make one of it with python "
+            "jobs/finetune.py kind=classify base=RUN data.source=FILE"
+        )
 
 
 def write_model(
@@ -198,14 +231,18 @@ def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
     """Loads the checkpoint's weights, without verifying it, into a model of its config for a
     tokenizer that extends the checkpoint's. Rows for new ids begin at the mean of the others'
     (Hewitt 2021). The checkpoint's adapters are merged into its weights; those of the model stay.
+    A classifier keeps the head that it has if the checkpoint's model has other labels, or none.
 
     Raises:
         CheckpointError: the weights belong to another model, or are not finite numbers.
     """
     known = load_tokenizer(path).vocab_size
-    _check_fit(path, load_model_config(path))
+    theirs = load_model_config(path)
+    _check_fit(path, theirs)
     weights = _merged(path)
-    names = {"embedding.weight", "head.weight"} if tokenizer.vocab_size > known else set()
+    if model.config.labels and theirs.labels != model.config.labels:
+        weights.pop("head.weight", None)
+    names = set(model.config.padded) if tokenizer.vocab_size > known else set()
     for name in names & weights.keys():
         rows = weights[name].float()
         mean = rows[:known].mean(0, keepdim=True)
@@ -227,15 +264,6 @@ def _read_weights(path: str, model: GPT, *, bare: bool = False) -> None:
     weights = own_weights(path) if bare or adapter else _merged(path)
     weights |= adapter.weights if adapter else {}
     model.load_state_dict(weights, strict=False)  # a tied head is saved once, as the embedding
-
-
-def own_weights(path: str) -> dict[str, torch.Tensor]:
-    """The weights in the checkpoint at `path`, without its adapters. Raises CheckpointError if they
-    are damaged or not finite numbers."""
-    with local(path, [layout.WEIGHTS]) as folder:
-        weights = tensors.load(folder / layout.WEIGHTS)
-    tensors.check_finite(weights, storage.join(path, layout.WEIGHTS))
-    return weights
 
 
 def _merged(path: str) -> dict[str, torch.Tensor]:

@@ -123,14 +123,15 @@ class Engine:
     def __call__(
         self,
         tokens: Tensor,
-        targets: Tensor,
+        targets: Tensor | None = None,
         *,
         documents: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
+        at: Tensor | None = None,
     ) -> Tensor:
-        """The model's loss, in the engine's dtype. All ranks must call this equally often: at
-        stage 3 each call gathers the weights."""
-        return self._engine(tokens, targets, documents=documents, reduction=reduction)
+        """The model's loss or logits (`GPT.forward`), in the engine's dtype. All ranks must call
+        this equally often: at stage 3 each call gathers the weights."""
+        return self._engine(tokens, targets, documents=documents, reduction=reduction, at=at)
 
     def set_lr(self, share: float) -> float:
         """Sets each learning rate to this share (0 to 1) of its peak, which the config gives.
