@@ -41,18 +41,8 @@ from manta.train.checkpoints.places import (
 from manta.train.step.engine import Engine
 
 __all__ = [
-    "CheckpointConfig",
-    "TrainState",
-    "candidates",
-    "check_place",
-    "find",
-    "load_state",
-    "local",
-    "names_of_runs",
-    "newest",
-    "not_found",
-    "own_weights",
-    "unfinished",
+    "CheckpointConfig", "TrainState", "candidates", "check_place", "find", "load_state", "local",
+    "names_of_runs", "newest", "not_found", "own_weights", "unfinished",
 ]  # fmt: skip
 
 OWN_FILES = re.compile(
