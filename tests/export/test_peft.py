@@ -89,6 +89,24 @@ def test_peft_opens_the_adapters_and_merges_them(
     assert 'PeftModel.from_pretrained(base, "made/adapter")' in (moved / "README.md").read_text()
 
 
+def test_a_classifiers_adapters_are_exported_with_its_head(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    made = model_of(MODELS["llama, grouped"], tokenizer.vocab_size)
+    model = GPT(made.config.classifying(("ham", "spam"))).eval()
+    lora.attach(model, LoraConfig(rank=4))
+    learnt = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert learnt == {"head.weight", *lora.split(model.state_dict())[1]}
+    for name in learnt:
+        torch.nn.init.normal_(model.get_parameter(name), std=0.05)
+    save(model, tokenizer, tmp_path, adapters_of=LoraConfig(rank=4))
+    out = exported(tmp_path, "to=peft", f"out={tmp_path / 'made'}")
+    theirs = PeftModel.from_pretrained(huggingface.opened(out / "base"), out / "adapter")
+    assert huggingface.difference(theirs.eval(), model, tokenizer) < 1e-5
+
+
 def test_a_checkpoint_opens_merged_bare_and_for_training(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

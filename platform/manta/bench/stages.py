@@ -48,7 +48,7 @@ def stages(c: BenchConfig) -> dict[str, Any]:
     """Measures MODEL, or the config's model if that is larger, on two workers (see `measure`)."""
     model = max(MODEL, _with_vocabulary(c.model), key=lambda model: parameters(model).total)
     only = STAGES if c.optimizer.kind == "adamw" else STAGES[:3]  # Muon needs whole matrices
-    return measure(model, optimizer=c.optimizer, only=only)
+    return measure(model, optimizer=c.optimizer, only=only, lora=c.lora)
 
 
 def measure(

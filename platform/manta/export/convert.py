@@ -102,7 +102,8 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
             text = card(path, name, model.config, checkpoints.load_state(path))
             opened, plain = made, model
             if adapters is not None and c.to == "peft":
-                opened, plain = made / adapter.BASE, checkpoints.load_model(path, bare=True)
+                opened = made / adapter.BASE
+                plain = checkpoints.load_model(path, classifies=bool(labels), bare=True)
                 text = text.replace(USE, adapter.USE).replace("FOLDER", out.name)
                 adapter.write(made, plain, adapters, tokenizer, text)
             else:

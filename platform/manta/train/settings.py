@@ -174,13 +174,17 @@ class TrainConfig:
             found.append(f"batch_ramp={self.batch_ramp}: two sizes end at the same token count")
         found += self.optimizer.conflicts(self.zero_stage, self.model.tie_embeddings)
         found += self.init.conflicts(self.expected_model)
-        has_base = self.init.checkpoint is not None
-        found += lora.choices(self.trainable, self.lora, has_base, self.optimizer.kind)
+        found += lora.choices(self.trainable, self.lora, self.has_base, self.optimizer.kind)
         if self.eval.arguments and not self.eval.suites:
             found.append("eval.arguments are for eval.suites: omit them, or set that")
         if self.memory_per_worker is not None and self.micro_batch_size != "auto":
             found.append("memory_per_worker is for micro_batch_size=auto: omit it, or set that")
         return found
+
+    @property
+    def has_base(self) -> bool:
+        """Whether there are weights to begin with, so that some of them need not learn."""
+        return self.init.checkpoint is not None
 
     @property
     def batch_sizes(self) -> list[tuple[str, int]]:
