@@ -1,13 +1,15 @@
-"""Fine-tune a model: go on from a checkpoint, on conversations, on preferences or on texts.
+"""Fine-tune a model: go on from a checkpoint, on conversations, preferences, labels or texts.
 
     python jobs/finetune.py base=quickstart data.source=chats.jsonl
     python jobs/finetune.py kind=preference base=chat data.source=pairs.jsonl
+    python jobs/finetune.py kind=classify base=quickstart data.source=labelled.csv
     ray job submit -- python jobs/finetune.py base=RUN data.source=FILE kind=chat name=chat
 
 Rows of conversations have OpenAI's messages, ShareGPT's conversations, Alpaca's instruction, input
 and output, or prompt and completion. The loss is that of the assistant's answers. Rows of
 preferences have a prompt, a chosen and a rejected answer; the loss is DPO's, against the
-log-probabilities that the base gives the answers. The run is one like any other: the same command
+log-probabilities that the base gives the answers. Labelled texts have a text and a label; what is
+made classifies texts, and is tested at the end. The run is one like any other: the same command
 continues it, and evaluate, generate and export take it.
 """
 
@@ -19,6 +21,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.evaluate.beside import beside, check
+from manta.evaluate.exam import examine, publish
 from manta.evaluate.reference import refer
 from manta.finetune.finetune import finetune
 from manta.finetune.settings import FinetuneConfig
@@ -30,10 +33,17 @@ def main(config: FinetuneConfig) -> int:
     check(config)
     run, done = finetune(config, say, refer, beside=beside)
     print("\n" + summary(run, done))
+    if run.model.labels and not done.exit_code:
+        balanced = run.class_weights == "balanced"
+        for line in publish(done.folder, run.name, examine(done.checkpoint, balanced=balanced)):
+            print(line)
     return done.exit_code
 
 
 if __name__ == "__main__":
     configs = Path(__file__).parent / "configs"
-    others = {"kind=preference": configs / "dpo.yaml"}
+    others = {
+        "kind=preference": configs / "dpo.yaml",
+        "kind=classify": configs / "classify.yaml",
+    }
     run_job(main, FinetuneConfig, configs / "chat.yaml", others)

@@ -7,6 +7,8 @@ HOME/runs/NAME/config.yaml           the run's config
                tensorboard/          the same figures, for TensorBoard; scores in evals/
                goodput.json          what the run spent its time on
                rollbacks.json        steps whose tokens are skipped
+               labels.json           how well a classifier did on its test split
+               confusion.png         which labels it gave instead of which
                stacks/               stack traces of workers that made no progress
                evals/STEP/           for each suite a file of scores, and one of each document's
                evals/curve.png       the scores against tokens
@@ -16,6 +18,8 @@ HOME/runs/NAME/config.yaml           the run's config
                    model.safetensors     weights, fp32, readable without Manta
                    config.json           the model's config
                    encoding.json         the tokenizer
+                   adapter.safetensors   the weights of LoRA's adapters, if the run has some
+                   adapter.json          their rank and scale, and the weights that they are for
                    state.json            where training was (TrainState)
                    optimizer/            the optimizer's state, one file per rank
                    optimizer.json        where in these files each weight's state is
@@ -49,6 +53,8 @@ GOODPUT = "goodput.json"
 ROLLBACKS = "rollbacks.json"
 STACKS = "stacks"
 SURPRISE = "surprise.html"
+LABELS = "labels.json"
+CONFUSION = "confusion.png"
 RAY_RECORDS = ".ray"
 EVALS = "evals"
 SCORES = ".json"
@@ -64,13 +70,15 @@ OUTSIDE = "model"
 WEIGHTS = "model.safetensors"
 MODEL_CONFIG = "config.json"
 STATE = "state.json"
+ADAPTER = "adapter.safetensors"
+ADAPTER_CONFIG = "adapter.json"
 OPTIMIZER = "optimizer"
 OPTIMIZER_INDEX = "optimizer.json"
 
 # All names that Manta gives to files and folders directly in a run.
 RUN_NAMES = (
     RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, ROLLBACKS, STACKS,
-    SURPRISE, EVALS, _CHECKPOINTS,
+    SURPRISE, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
 )  # fmt: skip
 
 # Names in a dataset.

@@ -1,4 +1,4 @@
-"""Pictures, as PNG bytes: a run's loss curve, a dataset's document lengths."""
+"""Pictures, as PNG bytes: a run's loss curve, a dataset's document lengths, a confusion matrix."""
 
 import io
 import textwrap
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 LIGHT_BLUE, BLUE, ORANGE = "#9ecae1", "#2171b5", "#d94801"
 TITLE_CHARACTERS = 68  # per line of a title: about what fits above the axes
 MOST_TICKS = 14
+MOST_NUMBERED = 25  # labels of a confusion matrix with numbers in it
 
 
 def loss_curve(records: Sequence[dict[str, Any]], title: str) -> bytes:
@@ -178,6 +179,29 @@ def histogram(
     axes.set_axisbelow(True)
     # Above the axes, the legend hides no bar.
     figure.legend(loc="outside upper right", ncols=len(series), frameon=False)
+    return _png(figure)
+
+
+def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> bytes:
+    """Draws a confusion matrix: counts[i][j] texts of label i were given label j. Shades are shares
+    of a row; the numbers are there as long as they can be read."""
+    from matplotlib.figure import Figure
+
+    size = len(labels)
+    side = min(4.5 + 0.45 * size, 20.0)
+    figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(textwrap.fill(title, 40), parse_math=False, fontsize=11)
+    shares = [[n / (sum(row) or 1) for n in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    shown = [textwrap.shorten(label, 24, placeholder="...") for label in labels]
+    axes.set_xticks(range(size), shown, rotation=0 if size < 4 else 60, parse_math=False)
+    axes.set_yticks(range(size), shown, parse_math=False)
+    axes.set(xlabel="label that was given", ylabel="label of the text")
+    for i, row in enumerate(counts if size <= MOST_NUMBERED else []):
+        for j, count in enumerate(row):
+            color = "white" if shares[i][j] > 0.5 else "black"
+            axes.text(j, i, f"{count:,}", ha="center", va="center", color=color)
     return _png(figure)
 
 

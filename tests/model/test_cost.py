@@ -18,10 +18,12 @@ from manta.model.activations import activations
 from manta.model.cost import (
     flops_per_token,
     hidden_matrices,
+    learning,
     parameters,
     weights,
 )
 from manta.model.gpt import GPT, num_parameters
+from manta.model.lora import LoraConfig
 from manta.model.memory import (
     ALLOWANCE,
     BUCKET,
@@ -34,8 +36,11 @@ from manta.model.memory import (
 )
 from manta.model.presets import PRESETS
 from manta.model.shape import ModelConfig
+from manta.model.trainable import Trainable, freeze
+from manta.model.trainable import learning as learning_of
 
 R50K_SIZE = 50257
+PARTS: tuple[Trainable, ...] = ("all", "last_two", "last_block", "head")
 CHOICES = (1, 2, 4, 8, 16, 32, 64)
 MODES = ("none", "selective", "full")
 few = settings(deadline=None, max_examples=25)
@@ -81,6 +86,7 @@ def setups(draw: st.DrawFn) -> Setup:
         offload_optimizer=stage > 0 and draw(st.booleans()),
         offload_parameters=stage == 3 and draw(st.booleans()),
         reduce_bucket=draw(st.sampled_from([1000, BUCKET])),
+        trainable=draw(st.sampled_from(PARTS)),
         device=draw(st.sampled_from(["cuda", "cpu"])),
     )
 
@@ -96,6 +102,11 @@ def test_parameters_are_those_that_the_model_has(c: ModelConfig) -> None:
     assert parameters(c).total == sum(p.numel() for p in model.parameters())
     found = sorted(tuple(p.shape) for p in model.parameters())
     assert found == sorted(w.shape for w in weights(c) for _ in range(w.count))
+    for part in PARTS:
+        freeze(model, part)
+        shapes = sorted(tuple(p.shape) for _, p in learning_of(model))
+        assert shapes == sorted(w.shape for w in learning(c, part) for _ in range(w.count))
+    freeze(model, "all")
     matrices = [p for name, p in model.named_parameters() if "blocks" in name and p.dim() == 2]
     assert hidden_matrices(c) == sum(p.numel() for p in matrices)
 
@@ -164,12 +175,14 @@ def loss_of(model: GPT, batch: int, dtype: str) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_autograd_saves_is_what_is_predicted(name: str, dtype: Any) -> None:
+def test_what_autograd_saves_is_what_is_predicted(name: str, dtype: Any, part: Any) -> None:
     """This is without checkpointing, and without what the loss keeps for itself."""
-    c, batch = shape(name), 3
+    c, batch = dataclasses.replace(shape(name), n_layer=3), 3
     model = GPT(c)
+    freeze(model, part)
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     saved: dict[int, torch.Tensor] = {}
 
@@ -180,7 +193,7 @@ def test_what_autograd_saves_is_what_is_predicted(name: str, dtype: Any) -> None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = loss_of(model, batch, dtype)
     found = sum(t.untyped_storage().nbytes() for key, t in saved.items() if key not in own)
-    predicted = activations(c, batch, c.context_length, dtype, device="cpu")
+    predicted = activations(c, batch, c.context_length, dtype, device="cpu", trainable=part)
     assert found == pytest.approx(predicted.held - predicted.loss, rel=0.02)
     del loss
 
@@ -188,12 +201,15 @@ def test_what_autograd_saves_is_what_is_predicted(name: str, dtype: Any) -> None
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    ("name", "part"), [*((name, "all") for name in SHAPES), ("modern", "last_block")]
+)
 def test_what_is_alive_after_a_forward_and_at_most_is_what_is_predicted(
-    name: str, dtype: Any, mode: Any
+    name: str, part: Any, dtype: Any, mode: Any
 ) -> None:
     c, batch = shape(name), 3
     model = GPT(c)
+    freeze(model, part)
     model.recompute = mode
     with Live(model) as live:
         loss_of(model, batch, dtype).backward()  # from here on there are gradients
@@ -202,7 +218,7 @@ def test_what_is_alive_after_a_forward_and_at_most_is_what_is_predicted(
         held = live.now - before
         loss.backward()
         peak = live.peak - before
-    predicted = activations(c, batch, c.context_length, dtype, mode, "cpu")
+    predicted = activations(c, batch, c.context_length, dtype, mode, "cpu", trainable=part)
     assert held == pytest.approx(predicted.held, rel=0.02)
     # Autograd decides as it runs which gradients exist at once, so this is an estimate.
     assert 0.9 < (predicted.held + predicted.temporary) / peak < 1.25
@@ -224,6 +240,20 @@ def test_deepspeed_holds_at_each_stage_what_is_predicted() -> None:
             assert measured == pytest.approx(predicted, rel=0.1), (row["stage"], moment)
     lines = stages.table(found).splitlines()
     assert len(lines) == 6 and lines[0].startswith(f"{parameters(c).total:,} parameters")
+
+
+def test_adapters_cost_the_state_of_their_own_weights_at_each_stage() -> None:
+    keys = {"n_layer": 3, "n_embd": 256, "vocab_size": 4096, "context_length": 16}
+    c, lora = from_dict(ModelConfig, keys), LoraConfig(rank=32)
+    for row in stages.measure(c, workers=2, lora=lora, only=(0, 2, 3))["stages"]:
+        sizes, stage = row["tensors"], row["stage"]
+        for moment in stages.MOMENTS:
+            expected = row["predicted"][moment]
+            assert sizes[moment] == pytest.approx(expected, rel=0.05), (stage, moment)
+        s = Setup(c, 8, num_workers=2, zero_stage=stage, dtype="fp32", lora=lora)
+        if stage < 3:  # which also gathers small weights at its first step
+            state = sizes["stepped"] - sizes["made"]
+            assert state == pytest.approx(costs(s).optimizer_state, rel=0.05), stage
 
 
 @given(s=setups())

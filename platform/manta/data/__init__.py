@@ -5,6 +5,7 @@ Its files, in reading order:
     order           which tokens global batch k reads: pure arithmetic
     packing         reorders whole documents so that the ends of rows cut few of them
     fingerprint     one number that stands for the tokens of a global batch
+    label_keys      the keys of a dataset of labelled texts
     recipe          the configs of a dataset and of a run's data, and a dataset's recipe
     manifest        a dataset's table of contents, with the checksums of its shards
     origin          what a dataset was made from, and whether that has changed since
@@ -17,6 +18,7 @@ Its files, in reading order:
     runs            sorted files of rows, read in ranges, and merged until they are few
     near            finds near duplicates by MinHash
     shuffle         shuffles documents and drops duplicates, in two passes over disk
+    labelled        labelled texts: chosen, split and packed
     report          what a preparation tells a person
     vocabulary      the tokenizer of a dataset
     prepare         turns a corpus into a dataset

@@ -7,8 +7,8 @@ import numpy as np
 
 from manta import terminal
 from manta.config import Count, Natural, Seed, config
+from manta.data import labelled, preferences, report, shards
 from manta.data import manifest as manifests
-from manta.data import preferences, report, shards
 from manta.data.conversations import conversations_of, is_of_conversations, rule_of, trained
 from manta.data.manifest import Manifest
 from manta.data.packing import count_cuts, pack
@@ -27,8 +27,8 @@ class InspectConfig(HomeConfig):
     """The dataset's name (a folder under HOME/data), or the path of its folder."""
     samples: Natural = 3
     """How many documents to decode and show."""
-    split: Literal["train", "val"] = "train"
-    """The split to take the samples from."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split to take the samples from; of labelled texts also test."""
     seed: Seed = 0
     """Seed of the choice of documents to show."""
     seq_len: Count | None = None
@@ -45,11 +45,11 @@ def inspect(c: InspectConfig) -> Iterator[str]:
     """
     manifest = manifests.load(manifests.resolve(c.dataset, c.home_folder))
     manifests.check(manifest)
-    is_chat = is_of_conversations(manifest)
-    if is_chat and c.seq_len is not None:
+    has_rows = "row_tokens" in manifest.recipe
+    if has_rows and c.seq_len is not None:
         raise DataError(
             f"seq_len={c.seq_len}: the rows of {manifest.path} have "
-            f"{manifest.recipe['row_tokens']} tokens, and cut no conversation; omit it"
+            f"{manifest.recipe['row_tokens']} tokens, and hold whole documents; omit it"
         )
     shards.verify(manifest, full=c.verify)
     size = sum(shard.size for shard in manifest.shards)
@@ -65,7 +65,9 @@ def inspect(c: InspectConfig) -> Iterator[str]:
     )
     yield report.summary(manifest)
     yield from histogram(manifest)
-    if is_chat:
+    if manifest.labels:
+        yield from _labelled(manifest, c)
+    elif has_rows:
         yield from _conversations(manifest, c)
     else:
         yield from _documents(manifest, c)
@@ -76,7 +78,7 @@ def inspect(c: InspectConfig) -> Iterator[str]:
 def is_of_text(c: InspectConfig) -> bool:
     """Whether the dataset is one to pretrain on. Raises DataError as `inspect` does."""
     manifest = manifests.load(manifests.resolve(c.dataset, c.home_folder))
-    return not is_of_conversations(manifest)
+    return "row_tokens" not in manifest.recipe
 
 
 def is_of_pairs(manifest: Manifest) -> bool:
@@ -91,6 +93,15 @@ def _documents(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
         text = tokenizer.text_of(tokens[: 4 * SAMPLE_CHARACTERS].tolist())
         shown = text[:SAMPLE_CHARACTERS] + (" ..." if len(text) > SAMPLE_CHARACTERS else "")
         yield f"\nsample {number}: document {index:,} of {c.split}, {len(tokens):,} tokens\n{shown}"
+
+
+def _labelled(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
+    """Yields some labelled texts, each label marked (`terminal.show`)."""
+    decode = manifest.load_tokenizer().decode
+    for number, (index, ids) in enumerate(sample(manifest, c), 1):
+        text = terminal.visible(decode(ids[1:-1].tolist()))
+        label = terminal.marked(manifest.labels[int(ids[-1]) - manifest.vocab_size])
+        yield f"\nsample {number}: text {index:,} of {c.split}, {len(ids):,} tokens\n{label} {text}"
 
 
 def _conversations(manifest: Manifest, c: InspectConfig) -> Iterator[str]:
@@ -157,7 +168,7 @@ def sample(manifest: Manifest, c: InspectConfig) -> Iterator[tuple[int, np.ndarr
     before = sum(shard.documents for shard in there[:index])
     count = min(c.samples, there[index].documents)
     wanted = set(draw.choice(there[index].documents, count, replace=False).tolist())
-    read = shards.documents
+    read = labelled.texts_of if manifest.labels else shards.documents
     if is_of_conversations(manifest):
         read = preferences.pairs_of if is_of_pairs(manifest) else conversations_of
     each = read(manifest, there[index])

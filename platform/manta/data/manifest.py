@@ -25,7 +25,7 @@ class Shard:
     """
 
     file: str
-    split: Literal["train", "val"]
+    split: Literal["train", "val", "test"]
     documents: Natural
     tokens: Natural
     text_bytes: Natural
@@ -71,7 +71,7 @@ class Manifest:
     dropped: dict[str, Natural]
     """Numbers of documents left out, by reason: empty, duplicate, contaminated, and near_duplicate
     if these were looked for; of conversations also unlabelled: without a trained token, or
-    pairs longer than a row."""
+    pairs longer than a row; of labelled texts also conflicting and balanced."""
     lengths: dict[str, list[Natural]]
     """Numbers of documents of 2^i to 2^(i+1) - 1 tokens for each i, and the tokens in them."""
     shards: tuple[Shard, ...]
@@ -80,7 +80,12 @@ class Manifest:
     near_pairs: tuple[NearPair, ...] = ()
     """Some of the near duplicates, as examples."""
     cut: dict[str, Natural] = dataclasses.field(default_factory=dict)
-    """Numbers of conversations that were cut at a turn to fit in a row, by file."""
+    """Numbers of conversations that were cut at a turn to fit in a row, or labelled texts at their
+    end, by file."""
+    labels: tuple[str, ...] = ()
+    """Labels of a dataset of labelled texts; the id of the first is `vocab_size`."""
+    label_counts: dict[str, list[Natural]] = dataclasses.field(default_factory=dict)
+    """Numbers of texts of each label, by split."""
 
     def split(self, name: str) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == name]
@@ -111,6 +116,8 @@ class Manifest:
             del content["near_pairs"]
         if not self.cut:
             del content["cut"]
+        if not self.labels:
+            del content["labels"], content["label_counts"]
         return {**content, "sha256": _digest(content)}
 
     @property
@@ -204,7 +211,7 @@ def check(manifest: Manifest) -> None:
     if twice:
         raise DataError(f"{file}: lists {named(twice, most=3)} twice; prepare the data again")
     for shard in manifest.shards:
-        if shard.max_token >= manifest.vocab_size:
+        if shard.max_token >= manifest.vocab_size + len(manifest.labels):
             raise DataError(
                 f"{storage.join(manifest.path, shard.file)}: holds token id {shard.max_token}, but "
                 f"the tokenizer {manifest.tokenizer} has {manifest.vocab_size}; prepare the data "

@@ -6,6 +6,7 @@ commits the dataset.
 """
 
 import contextlib
+import dataclasses
 import fnmatch
 import itertools
 import json
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from manta import layout, ownership, plot, storage
-from manta.data import decontaminate, near, origin, passes, report, runs, vocabulary
+from manta.data import decontaminate, labelled, near, origin, passes, report, runs, vocabulary
 from manta.data import manifest as manifests
 from manta.data.manifest import Manifest, NearPair, Shard
 from manta.data.passes import WORK
@@ -40,7 +41,7 @@ WORKING_FILES = re.compile(
 )
 OWN_FILES = re.compile(
     rf"({layout.MANIFEST}|{layout.SOURCES}|{layout.ENCODING}|{layout.LENGTHS}"
-    rf"|(train|val)-\d+\.parquet){_ENDING}"
+    rf"|(train|val|test)-\d+\.parquet){_ENDING}"
     rf"|{WORK}/({WORKING_FILES.pattern})"
 )
 
@@ -145,17 +146,31 @@ def _prepare(
 ) -> Manifest:
     _resume_or_clear(c, path, parts, before, say)
     made = vocabulary.of(c, path, parts)
-    scattered = scatter(c, path, parts, made)
+    prepared = None
+    if c.kind == labelled.KIND:
+        size = _row_group_tokens(c)
+        prepared = labelled.prepare(c, path, parts, made, _evaluations(c), size, say)
+    scattered = scatter(c, path, parts, made) if prepared is None else [prepared.scattered]
     skipped = rows.total(
         record[kind] for record in scattered for kind in ("skipped", "unlabelled") if kind in record
     )
     if skipped:
         say(f"left out {rows.line(skipped)}")
-    documents = merge(path, scattered)
-    found = find_near(c, path, scattered)
-    gathered = gather(c, path, documents, made, found.dropped)
-    pairs = tuple(report.near_pair(path, pair, documents, parts, made) for pair in found.pairs)
+    pairs: tuple[NearPair, ...] = ()
+    if prepared is None:
+        documents = merge(path, scattered)
+        found = find_near(c, path, scattered)
+        gathered = gather(c, path, documents, made, found.dropped)
+        pairs = tuple(report.near_pair(path, pair, documents, parts, made) for pair in found.pairs)
+    else:
+        gathered = prepared.gathered
     manifest = _manifest(c, path, made, scattered, gathered, skipped, pairs)
+    if prepared is not None:
+        dropped = manifest.dropped | prepared.scattered["dropped"]
+        manifest = dataclasses.replace(
+            manifest, dropped=dropped, labels=prepared.labels, label_counts=prepared.counts,
+            dtype=str(prepared.dtype),  # type: ignore[arg-type]
+        )  # fmt: skip
     _refuse_empty(manifest, c)
     lengths, title = manifest.lengths, f"{manifest.name}: length of documents"
     picture = plot.histogram(lengths["documents"], title, lengths["tokens"])
@@ -173,14 +188,18 @@ def scatter(
     c: PrepareConfig, path: str, parts: list[sources.Part], made: Tokenizer
 ) -> list[dict[str, Any]]:
     """Runs the first pass and returns a record for each part."""
-    evals = None
-    if c.decontaminate:
-        files = [storage.absolute(file) for file in c.decontaminate]
-        evals = decontaminate.build(files, c.decontaminate_ngram, c.max_document_bytes)
+    evals = _evaluations(c)
     val = c.val_fraction if c.val_corpus is None else c.val_corpus
     similarity = c.deduplicate_similarity if c.deduplicate == "near" else None
     task = Scatter(path, parts, made.serialized, c.shuffle_seed, val, evals, similarity, c.chat)
     return passes.run(task, len(parts), "tokenizing", "parts")
+
+
+def _evaluations(c: PrepareConfig) -> decontaminate.Decontaminator | None:
+    if not c.decontaminate:
+        return None
+    files = [storage.absolute(file) for file in c.decontaminate]
+    return decontaminate.build(files, c.decontaminate_ngram, c.max_document_bytes)
 
 
 def merge(path: str, scattered: list[dict[str, Any]]) -> list[Run]:
@@ -217,9 +236,9 @@ def gather(
 
 
 def _row_group_tokens(c: PrepareConfig) -> int:
-    """The size of the pieces in which a shard is read; whole rows of conversations."""
+    """The size of the pieces in which a shard is read; whole rows where a row is a unit."""
     rows = max(1, ROW_GROUP_TOKENS // c.row_tokens) * c.row_tokens
-    return ROW_GROUP_TOKENS if c.chat is None else rows
+    return ROW_GROUP_TOKENS if c.kind == "text" else rows
 
 
 def _resume_or_clear(

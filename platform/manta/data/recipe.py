@@ -17,6 +17,7 @@ from manta.config import (
     config,
     name_of_dataset,
 )
+from manta.data.label_keys import VAL_FRACTION, LabelKeys
 from manta.data.order import PERIOD, Phase, thousandths
 from manta.errors import ConfigError, DataError
 from manta.text import conversations, sources, templates, tokenizer
@@ -27,13 +28,14 @@ LEAST_SIMILARITY = 0.3
 UNSAID = {"deduplicate": "exact", "deduplicate_similarity": None, "kind": "text"}
 
 
-Kind = Literal["text", "chat", "preference"]
+Kind = Literal["text", "chat", "preference", "classify"]
 TrainOn = Literal["assistant", "all"]
 CHATS: tuple[Kind, ...] = ("chat", "preference")  # the kinds whose documents are conversations
 ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "template": ("chat",), "train_on": ("chat",),
-    "row_tokens": CHATS, "on_unlabelled": CHATS,
-    "text_key": ("text",), "document_bytes": ("text",),
+    "row_tokens": (*CHATS, "classify"), "on_unlabelled": CHATS,
+    "text_key": ("text", "classify"), "document_bytes": ("text",),
+    **dict.fromkeys((field.name for field in dataclasses.fields(LabelKeys)), ("classify",)),
 }  # fmt: skip
 
 
@@ -49,7 +51,7 @@ class Chat:
 
 
 @config
-class PrepareConfig:
+class PrepareConfig(LabelKeys):
     only_for: ClassVar = (
         ("vocab_size", "tokenizer", ("bpe",)),
         ("tokenizer_file", "tokenizer", (tokenizer.R50K,)),
@@ -68,7 +70,8 @@ class PrepareConfig:
     instruction, input and output, or prompt and completion; preference: pairs of a chosen and a
     rejected answer, in rows with prompt (or instruction and input), chosen and rejected, or with
     chosen and rejected that are whole conversations, alike up to the last answer. Their tokenizer
-    is that of a chat model, with its template."""
+    is that of a chat model, with its template; classify: texts with a label each, in two columns of
+    a .csv, .tsv or .parquet file, or two keys of .json or .jsonl (`label_key`, `text_key`)."""
     template: str = "chatml"
     """How a conversation is written: `chatml` (<|im_start|>ROLE ... <|im_end|>), `alpaca` (an
     instruction and a response, as plain text), or a file with a chat template in Jinja, as
@@ -79,7 +82,7 @@ class PrepareConfig:
     row_tokens: Count = 1024
     """Tokens in a row of whole conversations: the sequence length of the training. A longer
     conversation is cut after the last of the assistant's turns that fits; both conversations of a
-    pair are in one row, and are not cut."""
+    pair are in one row, and are not cut; a labelled text is cut at its end."""
     on_unlabelled: Literal["fail", "skip"] = "fail"
     """What to do about a conversation without a trained token (the assistant says nothing in it, or
     its first answer does not fit in a row), and about a pair that does not fit in a row: stop and
@@ -112,7 +115,8 @@ class PrepareConfig:
     tokenizer_file: str | None = None
     """Path of the file r50k_base.tiktoken, if it cannot be downloaded."""
     val_fraction: OpenFraction = 0.05
-    """Share of documents that go to the val split, decided by a hash of each document's text."""
+    """Share of documents that go to the val split, decided by a hash of each document's text. Of
+    labelled texts it is 0.1 by default, and exact, of each label alike."""
     val_source: str | None = None
     """Location of a separate val split, in the same form as `source`; all of `source` is then the
     train split. A document that is in both stays in both, but with deduplicate=near only in the
@@ -133,6 +137,10 @@ class PrepareConfig:
     decontaminate_ngram: Count = 13
     """Words in a row that count as a copy."""
 
+    @classmethod
+    def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        return {"val_fraction": VAL_FRACTION} if tree.get("kind") == "classify" else {}
+
     def problems(self) -> list[str]:
         found = []
         if self.tokenizer not in ("bpe", tokenizer.R50K) and not self.tokenizer.endswith(".json"):
@@ -148,10 +156,15 @@ class PrepareConfig:
             found.append(f"tokenizer_file is for tokenizer={tokenizer.R50K}: omit it")
         if self.subset is not None and not self.source.startswith(sources.HUGGING_FACE):
             found.append("subset is for a Hugging Face source (hf:OWNER/NAME): omit it")
-        if self.val_source is not None and self.val_fraction != type(self).val_fraction:
+        if self.kind == "classify":
+            found += self.label_problems(
+                self.val_source, self.val_fraction, self.deduplicate, self.text_key
+            )
+        elif self.val_source is not None and self.val_fraction != type(self).val_fraction:
             found.append("val_fraction is for a split of `source`; with val_source omit it")
-        if self.kind in CHATS and self.source == sources.PYTHON:
-            found.append("source=python has no conversations: give files or a Hugging Face dataset")
+        if self.kind != "text" and self.source == sources.PYTHON:
+            what = "conversations" if self.kind in CHATS else "labels"
+            found.append(f"source=python has no {what}: give files or a Hugging Face dataset")
         for key, kinds in ONLY_FOR.items():
             if self.kind not in kinds and getattr(self, key) != getattr(type(self), key):
                 found.append(f"{key} is for kind={' or '.join(kinds)}: omit it")
@@ -181,12 +194,13 @@ class PrepareConfig:
     def _source(self, location: str) -> sources.Source:
         cut = self.document_bytes
         if cut is None:
-            cut = 0 if location == sources.PYTHON or self.kind in CHATS else 16384
+            cut = 0 if location == sources.PYTHON or self.kind != "text" else 16384
         if location != sources.PYTHON and not location.startswith(sources.HUGGING_FACE):
             location = storage.absolute(location)
         return sources.Source(
             location, self.subset, self.split, self.text_key, self.errors, cut,
             self.max_document_bytes, self.on_bad_rows, self.kind, self._before_input,
+            self.label_key, self.quotes,
         )  # fmt: skip
 
     @property
@@ -237,7 +251,7 @@ class PrepareConfig:
             words.append(f"bpe{self.vocab_size or BPE_VOCAB_SIZE}")
         else:
             words.append(self.tokenizer.rpartition("/")[2].removesuffix(".json"))
-        words += [self.kind] if self.kind in CHATS else []
+        words += [self.kind] if self.kind != "text" else []
         return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-")
 
     def folder(self, home: str) -> str:
@@ -260,11 +274,13 @@ class PrepareConfig:
             "vocab_size": (self.vocab_size or BPE_VOCAB_SIZE) if self.tokenizer == "bpe" else None,
             **split,
             **{key: value for key, value in copies.items() if value != UNSAID[key]},
-            **self._chat_recipe(),
+            **self._kind_recipe(),
         }
 
-    def _chat_recipe(self) -> dict[str, Any]:
+    def _kind_recipe(self) -> dict[str, Any]:
         """Raises DataError if the template's file is missing or no template."""
+        if self.kind == "classify":
+            return {"kind": self.kind, "row_tokens": self.row_tokens, **self.label_recipe()}
         if self.chat is None:
             return {}
         found = dataclasses.asdict(self.chat)
@@ -342,10 +358,10 @@ class DataConfig(PrepareConfig):
                     )
         if self.mix_switches and not self.mix:
             found.append("mix_switches is for a mix: set mix too")
-        if self.kind in CHATS and self.packing != "concat":
+        if self.kind != "text" and self.packing != "concat":
             found.append(
-                f"packing={self.packing} is for kind=text; conversations are packed whole when "
-                "they are prepared: omit it"
+                f"packing={self.packing} is for kind=text; conversations and labelled texts are "
+                "packed whole when they are prepared: omit it"
             )
         if self.mix and self.on_changed == "prepare":
             found.append(

@@ -40,13 +40,15 @@ def examples(manifest: Manifest) -> str:
 
 
 def cut(manifest: Manifest) -> str:
-    """The line that says how many conversations were cut, and in which files."""
+    """The line that says how many conversations or labelled texts were cut, in which files."""
     found = manifest.cut
+    how = "conversations after the last answer that fits in a row of"
+    if manifest.labels:
+        how = "texts at their end, to fit with their label in a row of"
     files = ", ".join(f"{path} ({count:,})" for path, count in list(found.items())[:3])
     more = f", and {len(found) - 3:,} more" if len(found) > 3 else ""
     return (
-        f"cut {sum(found.values()):,} conversations after the last answer that fits in a row of "
-        f"{manifest.recipe['row_tokens']:,} tokens: {files}{more}"
+        f"cut {sum(found.values()):,} {how} {manifest.recipe['row_tokens']:,} tokens: {files}{more}"
     )
 
 
@@ -58,7 +60,7 @@ def counts(dropped: dict[str, int]) -> str:
 def summary(manifest: Manifest) -> str:
     """The quality report, for a person to read."""
     lines = []
-    for split in SPLITS:
+    for split in (*SPLITS, *(["test"] if manifest.split("test") else [])):
         documents, tokens = manifest.documents(split), manifest.tokens(split)
         text_bytes = manifest.text_bytes(split)
         lines.append(
@@ -70,11 +72,15 @@ def summary(manifest: Manifest) -> str:
         lines.append(f"left out {rows.line(manifest.skipped)}")
     if manifest.cut:
         lines.append(cut(manifest))
+    for number, label in enumerate(manifest.labels):
+        each = ", ".join(f"{n[number]:,} {split}" for split, n in manifest.label_counts.items())
+        lines.append(f"label    {line(label)}: {each}")
     if "row_tokens" in manifest.recipe:
-        tokens = sum(manifest.tokens(split) for split in SPLITS)
+        tokens = sum(shard.tokens for shard in manifest.shards)
+        unit = "texts" if manifest.labels else "conversations"
         filled = sum(manifest.lengths["tokens"])
         lines.append(
-            f"packing  rows of {manifest.recipe['row_tokens']:,} tokens, whole conversations, "
+            f"packing  rows of {manifest.recipe['row_tokens']:,} tokens, whole {unit}, "
             f"{1 - filled / max(tokens, 1):.2%} padding"
         )
     lines.append(f"lengths  {storage.join(manifest.path, layout.LENGTHS)}")

@@ -24,6 +24,7 @@ from manta.errors import DataError
 from manta.terminal import named
 
 COLUMN = "tokens"
+SPLITS = ("train", "val", "test")
 DIGESTS = b"manta.row_groups"
 DIGEST_BYTES = 16
 MAGIC = b"PAR1"
@@ -272,7 +273,7 @@ def tokens_of(manifest: Manifest, shard: Shard) -> np.ndarray:
     return reader.read(0, shard.tokens)
 
 
-def verify(manifest: Manifest, *, full: bool, splits: tuple[str, ...] = ("train", "val")) -> None:
+def verify(manifest: Manifest, *, full: bool, splits: tuple[str, ...] = SPLITS) -> None:
     """Checks that every shard is there and matches the manifest.
 
     This compares size, footer, row count and dtype, and, if `full`, the sha256 of all bytes.

@@ -292,7 +292,7 @@ class Gather(Task):
             tokens = np.concatenate([values[a:b] for a, b in zip(starts, stops, strict=True)])
         else:
             order = table[ORDER].to_numpy()[kept]
-            tokens = _rows(values, starts, stops, order, self.chat.row_tokens, self.padding)
+            tokens = rows_of_whole(values, starts, stops, order, self.chat.row_tokens, self.padding)
         file = f"{name}.parquet"
         writer = ShardWriter(
             storage.join(self.path, file), np.dtype(self.dtype), self.row_group_tokens
@@ -310,7 +310,7 @@ class Gather(Task):
         }
 
 
-def _rows(
+def rows_of_whole(
     values: np.ndarray,
     starts: np.ndarray,
     stops: np.ndarray,

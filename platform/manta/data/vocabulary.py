@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from manta import layout, storage
 from manta.data.recipe import BPE_VOCAB_SIZE, PrepareConfig
 from manta.errors import DataError
-from manta.text import conversations, rows, sources, templates, tokenizer, tokenizer_r50k
+from manta.text import rows, sources, templates, tokenizer, tokenizer_r50k
+from manta.text.records import plain
 from manta.text.rows import BadRows
 from manta.text.tokenizer import Tokenizer
 from manta.text.tokenizer_extras import RESERVED
@@ -42,7 +43,7 @@ def _sample(parts: list[sources.Part]) -> Iterator[str]:
     bad = BadRows(parts[0].source.on_bad_rows)
     for part in parts:
         for text in sources.documents(part, bad):
-            yield text if part.source.kind == "text" else conversations.plain(text)
+            yield plain(part.source.kind, text)
             size += len(text)
             if size >= SAMPLE_BYTES:
                 return

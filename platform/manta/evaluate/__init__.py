@@ -24,5 +24,10 @@ Its files, in reading order:
     watch               an evaluation of each checkpoint of a run as it lands
     beside              the watcher in a process of its own, while a run trains
     compare             several runs: budgets, losses, scores, and what is more than noise
+    verdicts            figures of a classifier, with intervals and tests of differences
+    labelling           the probabilities of a classifier's labels for texts
+    baseline            the classifier that a GPT has to beat                   [sklearn]
+    exam                the test of a classifier at its run's end
+    classify            labels for a person's texts
     surprise            a page that colours each token of a text by its loss
 """

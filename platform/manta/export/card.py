@@ -25,12 +25,25 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=40)[0]))
 ```"""
 
 
+USE_CLASSIFIER = """```python
+from transformers import pipeline
+
+print(pipeline("text-classification", "FOLDER")("You have won"))
+```"""
+MEASURED = {
+    "val_bpb": "val bits per byte",
+    "val_accuracy": "val accuracy",
+    "val_macro_f1": "val macro F1",
+}
+
+
 def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
     """The card of the checkpoint at `path`, in Markdown, without what its run does not record."""
     run, step = layout.split_checkpoint(path)
+    task, use = ("text-classification", USE_CLASSIFIER) if c.labels else ("text-generation", USE)
     size = f"{num_parameters(c):,} parameters"
     lines = [
-        "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
+        "---", "library_name: transformers", f"pipeline_tag: {task}", "---", "",
         f"# {_shown(name)}", "",
         f"A GPT of the {c.family} family, {size}, trained with Manta.", "",
         "| | |", "|---|---|",
@@ -38,6 +51,8 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         f"| context | {c.context_length:,} tokens |",
         f"| vocabulary | {c.vocab_size:,} tokens |",
     ]  # fmt: skip
+    if c.labels:
+        lines.append(f"| labels | {', '.join(map(_shown, c.labels))} |")
     records = read_metrics(storage.join(run, layout.METRICS))
     records = [r for r in records if r["step"] <= state.step]
     if state.datasets:
@@ -47,13 +62,15 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         lines.append(f"| trained on | {max(tokens):,} tokens |")
         lines.append(f"| steps | {state.step:,} |")
     if found := evaluations(records, state.step):
-        lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f} nats a token |")
-        if "val_bpb" in found[-1]:
-            lines.append(f"| val bits per byte | {float(found[-1]['val_bpb']):.4f} |")
+        unit = "text" if c.labels else "token"
+        lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f} nats a {unit} |")
+        for key, measured in MEASURED.items():
+            if found[-1].get(key) is not None:
+                lines.append(f"| {measured} | {float(found[-1][key]):.4f} |")
     lines += ["", "## Scores", "", *_scores(run, step)]
     if storage.exists(storage.join(run, layout.LOSS_CURVE)):
         lines += ["", "## Loss", "", f"![Loss against tokens]({layout.LOSS_CURVE})"]
-    lines += ["", "## Use", "", USE, ""]
+    lines += ["", "## Use", "", use, ""]
     if storage.exists(config := storage.join(run, layout.RUN_CONFIG)):
         home = run.rpartition("/runs/")[0]
         lines += ["", "## Config", "", *_config(storage.read_bytes(config), home), ""]

@@ -57,12 +57,35 @@ def write(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
             f"to=hf: transformers' Llama has no model.n_embd={c.n_embd} with model.n_head="
             f"{c.n_head}, which does not divide it; use to=gguf"
         )
+    ids = special_tokens.ids(tokenizer)
+    if c.labels:
+        tokenizer = opening(tokenizer)
+        ids = {**ids, "pad_token_id": pad_of(tokenizer)}
     state = {name: w.detach().float().cpu() for name, w in model.state_dict().items()}
     tensors.save(weights.to_theirs(c, state), folder / WEIGHTS)
-    write_json(folder / "config.json", weights.to_config(c, special_tokens.ids(tokenizer)))
+    write_json(folder / "config.json", weights.to_config(c, ids))
     special_tokens.write(folder, tokenizer, c.context_length)
     (folder / "tokenizer.json").write_text(tokenizer_json.to_json(tokenizer))
     (folder / "README.md").write_text(card)
+
+
+def opening(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer for a classifier: each text begins with the start token, as in training."""
+    extras = dataclasses.replace(tokenizer.extras, bos=tokenizer.start)
+    return Tokenizer(tokenizer.name, tokenizer.pattern, tokenizer.ranks, tokenizer.eot, extras)
+
+
+def pad_of(tokenizer: Tokenizer) -> int:
+    """Id of the token that fills up the shorter texts of a batch."""
+    found = tokenizer.extras.ids.get("pad_token_id", tokenizer.eot)
+    return found if isinstance(found, int) else tokenizer.eot
+
+
+def auto_class(folder: Path) -> str:
+    """The name of transformers' class that opens what `write` wrote to a folder."""
+    config = foreign.read_json(str(folder / "config.json"), dict[str, Any], CheckpointError)
+    is_classifier = "id2label" in config
+    return "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
 
 
 def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
@@ -73,40 +96,65 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
         CheckpointError: something differs.
         ConfigError: transformers is not installed.
     """
+    found = difference(opened(folder), model, tokenizer)
+    if not found <= TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: logits of transformers' model differ by {found:.2g} (at most "
+            f"{TOLERANCE:g} is allowed); please report this with the model's config"
+        )
+    _check_tokenizer(folder, opening(tokenizer) if model.config.labels else tokenizer, texts)
+    return {"logits_differ_by": found, "texts": len(ADVERSARIAL) + 1 + len(texts)}
+
+
+def opened(folder: Path) -> Any:
+    """transformers' model of a folder, fp32, in eval mode. Raises ConfigError if transformers is
+    not installed."""
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+        import transformers
     except ImportError:
         raise ConfigError(
-            "to=hf opens what it wrote with transformers, which is not installed: run "
+            "this export opens what it wrote with transformers, which is not installed: run "
             "`pip install 'manta[export]'`"
         ) from None
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().eval()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    opener = getattr(transformers, auto_class(folder))
+    return opener.from_pretrained(folder, local_files_only=True).float().eval()
+
+
+def difference(theirs: Any, model: GPT, tokenizer: Tokenizer) -> float:
+    """The largest difference of a logit between transformers' model and ours, on random tokens."""
     c = model.config
     random = torch.Generator().manual_seed(0)
     length = min(c.context_length, COMPARED_TOKENS)
     tokens = torch.randint(c.vocab_size or 1, (2, length), generator=random)
+    at = None
+    if c.labels:  # padding after a text does not count
+        pad = pad_of(tokenizer)
+        tokens[tokens == pad] = (pad + 1) % (c.vocab_size or 1)
+        tokens[1, length // 2 :] = pad
+        at = torch.zeros(tokens.shape, dtype=torch.bool)
+        at[0, -1] = at[1, length // 2 - 1] = True
     with torch.no_grad():
-        difference = (theirs(tokens).logits - model(tokens)).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise CheckpointError(
-            f"{folder}: logits of transformers' model differ by {difference:.2g} (at most "
-            f"{TOLERANCE:g} is allowed); please report this with the model's config"
-        )
+        return (theirs(tokens).logits - model(tokens, at=at)).abs().max().item()
+
+
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
+    """Raises CheckpointError if transformers reads a text as other tokens than our tokenizer."""
+    from transformers import AutoTokenizer
+
     fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    opening = [] if tokenizer.extras.bos is None else [tokenizer.extras.bos]
+    begins = [] if tokenizer.extras.bos is None else [tokenizer.extras.bos]
     names = "x".join(token.content for token in tokenizer.extras.added)
     for text in [*ADVERSARIAL, names, *texts]:
         mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         found = fast.encode(mended, split_special_tokens=True)
-        expected = [*opening, *tokenizer.encode(text)]
+        expected = [*begins, *tokenizer.encode(text)]
         if found != expected or fast.decode(found) != tokenizer.decode(expected):
             raise CheckpointError(
                 f"{folder}: transformers' tokenizer reads {text[:60]!r} as other tokens; please "
                 "report this with the text"
             )
-    return {"logits_differ_by": difference, "texts": len(ADVERSARIAL) + 1 + len(texts)}
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Tokenizer | None]:

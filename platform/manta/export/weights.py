@@ -1,7 +1,8 @@
 """A model's config and weights in transformers' form, and back: names, layouts, shapes.
 
 The gpt2 family is transformers' GPT2LMHeadModel; the modern family is LlamaForCausalLM, or
-Qwen3ForCausalLM with QK-norm. This file does not import transformers.
+Qwen3ForCausalLM with QK-norm. A classifier is their ForSequenceClassification. This file does not
+import transformers.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+CLASSIFIER = "ForSequenceClassification"
+CLASSIFIERS = {"gpt2": "GPT2", "llama": "Llama", "qwen3": "Qwen3"}
 # Constants that some files keep next to the weights.
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 # Keys that other models have, and values with which they change nothing.
@@ -118,6 +121,8 @@ def _llama_rows(c: ModelConfig) -> list[Row]:
 
 def _head(c: ModelConfig) -> list[Row]:
     """The row of the head; none for a tied head, which is stored once, as the embedding."""
+    if c.labels:
+        return [Row("head.weight", ("score.weight",))]
     return [] if c.tie_embeddings else [Row("head.weight", ("lm_head.weight",))]
 
 
@@ -186,10 +191,13 @@ def _full(name: str) -> str:
 
 def to_config(c: ModelConfig, ids: Mapping[str, Any]) -> dict[str, Any]:
     """The content of transformers' config.json; `ids` has the keys for the ids of tokens, such as
-    eos_token_id."""
+    eos_token_id. A classifier needs pad_token_id among them: it reads the last other token."""
     kind = model_type(c)
+    names = dict(enumerate(c.labels))
+    labels = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
     common = {
-        "architectures": [ARCHITECTURES[kind]],
+        "architectures": [CLASSIFIERS[kind] + CLASSIFIER if c.labels else ARCHITECTURES[kind]],
+        **(labels if c.labels else {}),
         "model_type": kind,
         "dtype": "float32",
         "vocab_size": c.vocab_size,
@@ -275,6 +283,11 @@ def from_config(theirs: Mapping[str, Any], where: str) -> ModelConfig:
             f"{', '.join(ARCHITECTURES)}"
         )
     get = theirs.get
+    if any(str(name).endswith(CLASSIFIER) for name in get("architectures") or ()):
+        raise CheckpointError(
+            f"{where}: a classifier of texts, and Manta imports language models only; import the "
+            "model that it was made from, and train it again with jobs/finetune.py kind=classify"
+        )
     problems = []
 
     def must(key: str, *values: Any) -> None:

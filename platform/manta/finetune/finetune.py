@@ -35,6 +35,8 @@ def finetune(
     keep_tokenizer(run)
     connection.connect(name=c.name)
     datasets = mixture.open_datasets(run.data, run.home_folder, say, run.wait_seconds)
+    if labels := datasets[0].labels:
+        run = dataclasses.replace(run, model=run.model.classifying(labels))
     tokens = math.ceil(c.epochs * sum(dataset.tokens("train") for dataset in datasets))
     run = dataclasses.replace(run, total_tokens=max(tokens, run.tokens_per_batch))
     say(f"{c.epochs:g} epochs of {tokens / c.epochs:,.0f} tokens: {run.total_steps} steps")

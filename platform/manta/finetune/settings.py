@@ -6,12 +6,16 @@ from typing import Any, Literal
 
 from manta import layout, storage
 from manta.config import PositiveFloat, RunName, config, find_problems
-from manta.data.recipe import CHATS, DataConfig
-from manta.errors import ConfigError
+from manta.data.recipe import DataConfig
+from manta.errors import ConfigError, MantaError
+from manta.model import trainable
 from manta.model.gpt import ModelConfig
-from manta.text import sources
+from manta.text import labels, sources
 from manta.train.checkpoints import checkpoint as checkpoints
+from manta.train.eval_settings import SampleConfig
 from manta.train.settings import PretrainConfig, load_run_config
+
+CLASSIFY = labels.KIND
 
 
 @config
@@ -20,10 +24,14 @@ class FinetuneConfig(PretrainConfig):
     """Name of the run, and of its folder under HOME/runs."""
     base: str | None = None
     """A run's name, or a checkpoint's folder, to start from: its weights, model and tokenizer."""
-    kind: Literal["chat", "text", "preference"] = "chat"
+    kind: Literal["chat", "text", "preference", "classify"] = "chat"
     """What is learnt. chat: the assistant's answers in conversations (data.kind=chat has the forms
     of the rows); text: every token of documents, as in pretraining; preference: to prefer the
-    chosen to the rejected answers of pairs, by DPO (the base is a chat model)."""
+    chosen to the rejected answers of pairs, by DPO (the base is a chat model); classify: the label
+    of a text, by a new head on its last token (data.kind=classify has the forms of the rows)."""
+    labels: tuple[str, ...] | Literal["auto"] = "auto"
+    """Labels of kind=classify, in the order of the classifier's outputs; auto: those in the data,
+    sorted. A row with another label is a bad row (data.on_bad_rows)."""
     epochs: PositiveFloat = 2.0
     """Length of the run, in passes over the data; it replaces total_tokens."""
 
@@ -33,13 +41,17 @@ class FinetuneConfig(PretrainConfig):
 
     def problems(self) -> list[str]:
         # The model, and so the length of a sequence, is known once `base` is opened: see `run`.
-        model = dataclasses.replace(self.model, context_length=self.seq_len or 1)
-        found = PretrainConfig.problems(dataclasses.replace(self, model=model))
+        tied = self.model.tie_embeddings and self.kind != CLASSIFY
+        length = self.seq_len or 1
+        model = dataclasses.replace(self.model, context_length=length, tie_embeddings=tied)
+        init = dataclasses.replace(self.init, checkpoint=self.base or "")
+        found = PretrainConfig.problems(dataclasses.replace(self, model=model, init=init))
         if self.base is None:
             found.append("base is missing: give the run to start from, as in base=NAME")
         set_by_us = {
             "init.checkpoint": (self.init.checkpoint, None, "base"),
             "data.kind": (self.data.kind, self.kind, "kind"),
+            "data.labels": (self.data.labels, "auto", "labels"),
             "total_tokens": (self.total_tokens, type(self).total_tokens, "epochs"),
             "dpo.reference": (self.dpo.reference, None, "base"),
         }
@@ -48,6 +60,21 @@ class FinetuneConfig(PretrainConfig):
                 found.append(f"{key}={value}: a fine-tuning takes {ours}=; omit {key}")
         if self.data.mix:
             found.append("data.mix is for jobs/pretrain.py: a fine-tuning has one source")
+        if self.kind == CLASSIFY:
+            if self.eval.suites:
+                found.append("eval.suites are for language models: omit them with kind=classify")
+            if self.sample.prompts != type(self.sample)().prompts:
+                found.append("sample.prompts: a classifier writes no text: omit them")
+        elif self.labels != "auto":
+            found.append(f"labels={list(self.labels)} are for kind=classify: omit them")
+        return found
+
+    def derived(self) -> dict[str, Any]:
+        try:
+            found = self.run().derived()
+        except MantaError as e:
+            return {"no more is known": str(e)}
+        del found["steps"]  # these follow from the data
         return found
 
     def run(self) -> PretrainConfig:
@@ -66,14 +93,19 @@ class FinetuneConfig(PretrainConfig):
         if before is None:
             path = checkpoints.resolve(self.base, self.home_folder)
             model = checkpoints.load_model_config(path)
+            if self.kind != CLASSIFY:
+                checkpoints.refuse_other_sort(path, model)
             data, dtype, dpo = self._data(path, model), self.dtype, self.dpo
         else:
             self._check_is_ours(before)
             path, model = str(before.init.checkpoint), before.model
             kept = {key: getattr(before.data, key) for key in ("name", "tokenizer", "row_tokens")}
-            data = dataclasses.replace(self.data, **kept)
+            data = dataclasses.replace(self.data, labels=self.labels, **kept)
             dtype = before.dtype if self.dtype == "auto" else self.dtype
             dpo = dataclasses.replace(self.dpo, reference=before.dpo.reference)
+        if self.kind == CLASSIFY:  # its labels are known when the data are there
+            model = dataclasses.replace(model, tie_embeddings=False)
+            plain = dataclasses.replace(plain, sample=SampleConfig(prompts=()))
         made = dataclasses.replace(
             plain,
             data=data,
@@ -81,16 +113,19 @@ class FinetuneConfig(PretrainConfig):
             dpo=dpo,
             model=model.with_dropout_of(self.model),
             init=dataclasses.replace(self.init, checkpoint=path),
-            document_mask=self.document_mask or self.kind in CHATS,
+            document_mask=self.document_mask or self.kind != "text",
         )
-        if problems := find_problems(made):
+        problems = find_problems(made)
+        problems += trainable.problems(made.trainable, model) + made.lora.conflicts(model)
+        if problems:
             raise ConfigError(f"base={self.base}: {'; '.join(problems)}")
         return made
 
     def _data(self, path: str, model: ModelConfig) -> DataConfig:
         """The data, made with the tokenizer of the checkpoint at `path`. `keep_tokenizer` copies
         it to the place that is given here."""
-        data, theirs = self.data, checkpoints.load_tokenizer(path)
+        data = dataclasses.replace(self.data, labels=self.labels)
+        theirs = checkpoints.load_tokenizer(path)
         if self.kind == "preference" and not isinstance(theirs.extras.chat_template, str):
             raise ConfigError(
                 f"base={self.base} has no chat template, so it has no answers yet: fine-tune it on "
@@ -99,13 +134,13 @@ class FinetuneConfig(PretrainConfig):
         if data.tokenizer == type(data).tokenizer:
             file = layout.tokenizer_file(self.home_folder, theirs.sha256)
             data = dataclasses.replace(data, tokenizer=file)
-        if self.kind in CHATS:
+        if self.kind != "text":
             data = dataclasses.replace(data, row_tokens=self.seq_len or model.context_length)
         if data.name is None:
             stem = data.source.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
             template = data.template.rpartition("/")[2].removesuffix(".jinja")
-            form = {"chat": template, "preference": "preference"}.get(self.kind, self.kind)
-            form += f"-{data.row_tokens}" if self.kind in CHATS else ""
+            form = template if self.kind == "chat" else self.kind
+            form += f"-{data.row_tokens}" if self.kind != "text" else ""
             run = layout.split_checkpoint(path)[0].rpartition("/")[2]
             name = re.sub(r"[^\w.-]+", "-", f"{stem}-{form}-for-{run}").strip("-")
             data = dataclasses.replace(data, name=name)

@@ -14,6 +14,8 @@ Its files, in reading order:
     rope            positions as angles: RoPE, and its scaling for longer contexts
     loss            the head: logits, or their cross-entropy without holding all logits at once
     gpt             GPT itself
+    trainable       which weights learn in a run that goes on from others' weights
+    lora            adapters that learn while the model's own weights do not
     groups          the groups into which the optimizer sorts weights
     init            how a new model's weights start
     generate        text, token by token

@@ -161,13 +161,17 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(c.rates["embeddings"])
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layer))
         self.norm = make_norm(c)
-        self.head = Head(c.n_embd, c.vocab_size, c.padded_vocab_size)
+        self.head: nn.Linear
+        if c.labels:
+            self.head = nn.Linear(c.n_embd, c.head_rows, bias=False)
+        else:
+            self.head = Head(c.n_embd, c.vocab_size, c.padded_vocab_size)
         if c.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.apply(self._init)
         with torch.no_grad():  # padding is zero, so that saving and reading a model changes nothing
-            self.embedding.weight[c.vocab_size :] = 0
-            self.head.weight[c.vocab_size :] = 0
+            for name in c.padded:
+                self.get_parameter(name)[c.vocab_size :] = 0
         self._compiled: Callable[..., tuple[Tensor, Tensor]] = _run
         # State dicts have no padding.
         self.register_state_dict_post_hook(_without_padding)
@@ -179,7 +183,8 @@ class GPT(nn.Module):
         The first block has one compilation, and all others share a second.
         """
         self._compiled = torch.compile(_run, dynamic=False)
-        self.head.compiled = True
+        if isinstance(self.head, Head):
+            self.head.compiled = True
 
     def _init(self, module: nn.Module) -> None:
         """Sets GPT-2's initial weights: normal(0.02), scaled down by the depth for weights that
@@ -220,7 +225,8 @@ class GPT(nn.Module):
             at: (B, T) booleans: returns logits of these places only, (N, V), row by row.
 
         Returns:
-            (B, T, V) logits without targets; with targets the loss, () or (B, T).
+            (B, T, V) logits without targets; with targets the loss, () or (B, T). A classifier has
+            logits of its labels instead of V, and no targets.
         """
         c, T = self.config, tokens.size(1)
         past = max(cache.lengths) if cache is not None else 0
@@ -261,22 +267,25 @@ class GPT(nn.Module):
         if at is not None:
             x = x[at]  # (N, C)
         x = self.norm(x[:, -1:] if last_only else x)
+        if c.labels:
+            assert targets is None, "an objective makes the loss of a classifier"
+            return self.head(x)
         return self.head(x, targets, reduction)
 
 
 def unpadded(name: str, weight: Tensor, c: ModelConfig) -> Tensor:
     """The rows of a weight that are not padding. `name` is as in GPT's state_dict."""
-    return weight[: c.vocab_size] if name in ("embedding.weight", "head.weight") else weight
+    return weight[: c.vocab_size] if name in c.padded else weight
 
 
 def _without_padding(model: GPT, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    for name in ("embedding.weight", "head.weight"):
+    for name in model.config.padded:
         state[prefix + name] = unpadded(name, state[prefix + name], model.config)
 
 
 def _with_padding(model: GPT, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     c = model.config
-    for name in ("embedding.weight", "head.weight"):
+    for name in c.padded:
         weight = state.get(prefix + name)
         if weight is not None and len(weight) == c.vocab_size:
             state[prefix + name] = F.pad(weight, (0, 0, 0, c.padded_vocab_size - len(weight)))

@@ -139,7 +139,8 @@ def fused_loss(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor
 
 
 class _MeanLoss(torch.autograd.Function):
-    """The mean over the targets that count, with its gradient: softmax minus one-hot."""
+    """The mean over the targets that count, with its gradient: softmax minus one-hot. A weight that
+    does not learn costs no gradient."""
 
     @staticmethod
     def forward(
@@ -156,6 +157,7 @@ class _MeanLoss(torch.autograd.Function):
         total = torch.zeros((), device=x.device)
         d_x = torch.empty_like(x)
         d_weight: Tensor | None = None
+        learns = ctx.needs_input_grad[1]
         with torch.autocast(x.device.type, enabled=False):
             weight = weight.to(compute)
             for start in range(0, len(x), chunk):
@@ -164,6 +166,8 @@ class _MeanLoss(torch.autograd.Function):
                 nats, gradient = loss_of(rows @ weight.T, targets[part], vocab_size)
                 total += nats
                 d_x[part] = gradient @ weight
+                if not learns:
+                    continue
                 if d_weight is None:
                     d_weight = (gradient.T @ rows).float()
                 elif compute == torch.float32:
@@ -181,7 +185,9 @@ class _MeanLoss(torch.autograd.Function):
         d_x, d_weight = ctx.gradients
         ctx.gradients = None
         scale = upstream[0] / ctx.count
-        return d_x.mul_(scale), d_weight.mul_(scale), None, None, None, None
+        if d_weight is not None:
+            d_weight.mul_(scale)
+        return d_x.mul_(scale), d_weight, None, None, None, None
 
 
 class _EachLoss(torch.autograd.Function):
@@ -209,7 +215,9 @@ class _EachLoss(torch.autograd.Function):
         loss_of: ChunkLoss = compiled_whole(fused_loss) if ctx.compiled else plain_loss
         factors = upstream[0].to(ctx.compute).unsqueeze(1)
         d_x = torch.empty_like(x)
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        d_weight: Tensor | None = None
+        if ctx.needs_input_grad[1]:
+            d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         with torch.autocast(x.device.type, enabled=False):
             weight = weight.to(ctx.compute)
             for start in range(0, len(x), chunk):
@@ -218,6 +226,8 @@ class _EachLoss(torch.autograd.Function):
                 _, gradient = loss_of(rows @ weight.T, targets[part], ctx.vocab_size)
                 gradient *= factors[part]
                 d_x[part] = gradient @ weight
+                if d_weight is None:
+                    continue
                 if ctx.compute == torch.float32:
                     d_weight.addmm_(gradient.T, rows)
                 else:

@@ -4,7 +4,8 @@ arithmetic; nothing is allocated.
 Manta trains with fp32 weights, fp32 gradients and fp32 optimizer state; bf16 is torch's autocast.
 What DeepSpeed (0.19.8) holds on top comes from its source (runtime/engine.py,
 zero/stage_1_and_2.py, zero/stage3.py) and from measurement: manta/bench/stages.py compares, and
-tests/model/test_cost.py checks each stage. With P parameters and W workers, in values of 4 bytes:
+tests/model/test_cost.py checks each stage. With P parameters and W workers, in values of 4 bytes,
+if all weights learn (the weights that do not count in the first column alone):
 
     stage   weights    master copy   gradients   AdamW    at once, to reduce the gradients
     0       P          -             P           2P       P: flat copies, with several workers
@@ -20,15 +21,18 @@ than stage 0.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 from manta.errors import ConfigError
 from manta.model.activations import FP32, Activations, DeviceType, Dtype, activations
-from manta.model.cost import hidden_matrices, parameters, weights
+from manta.model.cost import NO_ADAPTERS, Weight, adapters, learning, weights
 from manta.model.groups import GROUPS
+from manta.model.lora import LoraConfig
 from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
+from manta.model.trainable import Trainable
 
 GIB = 1 << 30
 # Share of its card that a worker may use. CUDA's context, and pieces that CUDA's allocator cannot
@@ -58,6 +62,10 @@ class Setup:
     dtype: Dtype = "bf16"
     optimizer_kind: Literal["adamw", "muon"] = "adamw"
     activation_checkpointing: Recompute = "none"
+    trainable: Trainable = "all"
+    """Weights that learn. The others have no gradient, master copy or optimizer's state."""
+    lora: LoraConfig = NO_ADAPTERS
+    """The adapters, if these learn in place of the model's own weights."""
     offload_optimizer: bool = False
     """Whether the optimizer is in the host's memory; stages 1 to 3."""
     offload_parameters: bool = False
@@ -139,32 +147,33 @@ class Costs:
 def costs(s: Setup) -> Costs:
     """Computes the bytes of each worker; where workers differ, those of the first."""
     c, stage, W = s.model, s.zero_stage, s.num_workers
-    P = FP32 * parameters(c).total
-    tensors = weights(c)
+    tensors = weights(c) + adapters(c, s.lora)
+    learnt = learning(c, s.trainable, s.lora)
+    P, G = (FP32 * sum(w.total for w in those) for those in (tensors, learnt))
     largest = FP32 * max(w.numel for w in tensors)
-    share = P if stage == 0 else -(-P // W)
-    matrices = FP32 * hidden_matrices(c) * share // P
+    share = G if stage == 0 else -(-G // W)
+    matrices = FP32 * sum(w.total for w in learnt if w.group == "matrices") * share // G
     state = 2 * share - (matrices if s.optimizer_kind == "muon" else 0)
     bucket = FP32 * s.reduce_bucket
-    flat = min(bucket, P)  # a bucket's content, copied end to end to be reduced
+    flat = min(bucket, G)  # a bucket's content, copied end to end to be reduced
     offload = s.offload_optimizer and stage > 0
 
     held_weights, master, host, buffers, working = P, share, 0, 0, 0
     if stage == 0:
-        master, gradients = 0, P
-        stepping = P if W > 1 else 0  # buckets being reduced (train/step/reducer.py)
+        master, gradients = 0, G
+        stepping = G if W > 1 else 0  # buckets being reduced (train/step/reducer.py)
         if s.optimizer_kind == "muon":  # two fp32 directions, all ranks' updates, this rank's
             stepping = max(stepping, 2 * matrices + matrices + matrices // W)
     elif stage == 1:
-        gradients = P
+        gradients = G
         buffers = bucket * (2 if s.overlap_comm else 1)
-        stepping = flat + FP32 * _touched(c, W)
+        stepping = flat + FP32 * _touched(learnt, W)
     elif stage == 2:
-        gradients = FP32 * _touched(c, W)
+        gradients = FP32 * _touched(learnt, W)
         working = stepping = bucket * (2 if s.overlap_comm else 1) + flat + gradients
     else:
         small = FP32 * sum(w.total for w in tensors if w.numel < PERSISTENT)
-        held_weights = share + (small if W > 1 else 0)
+        held_weights = -(-P // W) + (small if W > 1 else 0)
         gradients, buffers = share, bucket
         working = flat
         if W > 1:  # a single worker's share is already the whole
@@ -178,8 +187,9 @@ def costs(s: Setup) -> Costs:
         if stage == 3:
             host += share  # the summed gradients
         else:
-            host += share + largest  # new weights and a gradient in transit
-            buffers += largest
+            transit = FP32 * max(w.numel for w in learnt)
+            host += share + transit  # new weights and a gradient in transit
+            buffers += transit
             if stage == 2:
                 host += share  # the summed gradients
         master = state = 0
@@ -187,8 +197,8 @@ def costs(s: Setup) -> Costs:
         stepping = flat if stage < 3 else 0
         working = max(0, working - share) if stage == 2 else working
     if s.offload_parameters and stage == 3:
-        host += share
-        held_weights -= share
+        host += -(-P // W)
+        held_weights -= -(-P // W)
     return Costs(
         weights=held_weights,
         master_weights=master,
@@ -204,21 +214,23 @@ def costs(s: Setup) -> Costs:
             s.activation_checkpointing,
             s.device,
             compiled_loss=s.compiled,
+            trainable=s.trainable,
+            lora=s.lora,
         ),
         working=working,
         stepping=stepping,
     )
 
 
-def _touched(c: ModelConfig, num_workers: int) -> int:
+def _touched(tensors: list[Weight], num_workers: int) -> int:
     """Counts the values of all tensors that have a part in the first worker's share. Each of the
     optimizer's groups is split by itself."""
-    tensors = weights(c)
     total = 0
     for group in GROUPS:
         ours = [w for w in tensors if w.group == group]
         if group == "matrices":  # block by block
-            sizes = [w.numel for w in ours for _ in range(w.count // c.n_layer)] * c.n_layer
+            blocks = math.gcd(*(w.count for w in ours))
+            sizes = [w.numel for w in ours for _ in range(w.count // blocks)] * blocks
         else:
             sizes = [w.numel for w in ours for _ in range(w.count)]
         share, found = sum(sizes) / num_workers, 0

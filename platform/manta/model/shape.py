@@ -105,6 +105,9 @@ class ModelConfig:
     rope_scaling: RopeScaling = RopeScaling()
     norm_eps: PositiveFloat = 1e-5
     """Number that norms add to the variance under the root."""
+    labels: tuple[str, ...] = ()
+    """Labels of a classifier of texts, whose head has one row for each of them instead of one for
+    each token. jobs/finetune.py kind=classify sets them; empty: a language model."""
 
     @classmethod
     def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +138,16 @@ class ModelConfig:
                 )
             if self.rope_scaling.kind != "none":
                 found.append("rope_scaling is for family=modern: omit it")
+        if self.labels:
+            if len(set(self.labels)) < max(2, len(self.labels)) or not all(self.labels):
+                found.append(f"labels={list(self.labels)}: at least two are needed, all different")
+            if self.tie_embeddings:
+                found.append("labels are for tie_embeddings=false: no token is the head's")
         return found
+
+    def classifying(self, labels: tuple[str, ...]) -> "ModelConfig":
+        """This model with a head for these labels in the place of its own."""
+        return dataclasses.replace(self, labels=labels, tie_embeddings=False)
 
     def with_dropout_of(self, other: "ModelConfig") -> "ModelConfig":
         """This shape with the dropout of `other`: a run that goes on may have another one."""
@@ -166,6 +178,16 @@ class ModelConfig:
         """Number of rows of the embedding and of the head."""
         assert self.vocab_size is not None
         return -(-self.vocab_size // VOCAB_TILE) * VOCAB_TILE
+
+    @property
+    def head_rows(self) -> int:
+        """Number of rows of the head."""
+        return len(self.labels) or self.padded_vocab_size
+
+    @property
+    def padded(self) -> tuple[str, ...]:
+        """Names of the weights that have a row for each token, and padding after them."""
+        return ("embedding.weight",) if self.labels else ("embedding.weight", "head.weight")
 
     @property
     def has_bias(self) -> bool:

@@ -7,6 +7,8 @@ Its files, in reading order:
     rows              the texts in rows, and what happens to rows without one
     conversations     conversations in the forms of data sets, as turns
     preferences       pairs of a chosen and a rejected answer in the forms of data sets
+    labels            labelled texts in rows of data sets
+    tables            rows of CSV and TSV files
     records           rows of any kind, as one text each
     parquet           documents in Parquet files
     pieces            documents in files of every kind, and pieces of large files

@@ -22,6 +22,8 @@ PARQUET = (".parquet",)
 READABLE = TEXT + JSONL + PARQUET
 LISTS = (".json", ".json.gz", ".json.zst")  # one JSON list of rows, or JSONL
 ROWS = (".json", ".json.zst", *JSONL, *PARQUET)  # what conversations are read from
+TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst")
+LABELLED = (*TABLES, *ROWS)  # what labelled texts are read from
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 SPECIAL = {
     stat.S_IFIFO: "a pipe",

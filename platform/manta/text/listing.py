@@ -12,11 +12,11 @@ from pyarrow import fs as pafs
 
 from manta import foreign, storage
 from manta.errors import DataError
-from manta.text.files import READABLE, ROWS, SPECIAL, kind, what_is
+from manta.text.files import LABELLED, READABLE, SPECIAL, kind, what_is
 
 LINK = "link to a folder that is read already"
 BROKEN = "broken link"
-ANY = (*READABLE, *ROWS)
+ANY = (*READABLE, *LABELLED)
 BAD_NAME = "its name is not UTF-8"
 # What keeps a file with the name of a readable one from being read, and the remedy.
 REFUSED = {BAD_NAME: "rename it", **dict.fromkeys(SPECIAL.values(), "give a file")}

@@ -9,7 +9,7 @@ import functools
 import io
 from collections.abc import Iterable, Iterator
 
-from manta.text import files, parquet, records, rows, unicode
+from manta.text import files, parquet, records, rows, tables, unicode
 from manta.text.files import END, JSONL, PARQUET, PLAIN_JSONL, TEXT, Piece, is_blank, kind
 from manta.text.rows import BadRow, BadRows, Reading
 
@@ -53,7 +53,9 @@ def read(piece: Piece, reading: Reading, bad: BadRows) -> Iterator[str]:
         DataError: the file is missing or damaged, or a row is bad and not skipped.
     """
     with files.named_errors(piece.path):
-        if reading.kind != "text" and files.kind(piece.path, files.LISTS):
+        if reading.kind != "text" and files.kind(piece.path, files.TABLES):
+            yield from tables.read(piece, reading, bad)
+        elif reading.kind != "text" and files.kind(piece.path, files.LISTS):
             yield from _json_list(piece, reading, bad)
         elif kind(piece.path) in PARQUET:
             yield from parquet.texts(piece, reading, bad)

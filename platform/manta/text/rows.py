@@ -19,8 +19,11 @@ LISTED = 100  # files that are counted by name; a manifest has no room for a mil
 class Reading(NamedTuple):
     """How rows are read; the fields are those of `sources.Source`.
 
-    kind: "text", or what a row is: "chat" (`conversations`) or "preference" (`preferences`).
+    kind: "text", or what a row is: "chat" (`conversations`), "preference" (`preferences`),
+        "classify" or, if the label may be missing, "unlabelled" (`labels`).
     before_input: what is put between the instruction and the input of such a row.
+    label_key: the key or column of the label (`labels`).
+    quotes: whether quotes hold a field together in a table (`tables`).
     """
 
     text_key: str
@@ -29,6 +32,8 @@ class Reading(NamedTuple):
     most_bytes: int
     kind: str = "text"
     before_input: str = ""
+    label_key: str = "label"
+    quotes: str = "auto"
 
 
 class BadRow(Exception):

@@ -17,7 +17,7 @@ from typing import Any
 
 from manta import storage
 from manta.errors import DataError
-from manta.text import files, listing, parquet, pieces, rows
+from manta.text import files, labels, listing, parquet, pieces, rows
 from manta.text.files import PARQUET, Piece, kind
 from manta.text.listing import Listing
 from manta.text.rows import BadRow, BadRows, Reading
@@ -53,8 +53,11 @@ class Source:
         this size; 0: a file is one document.
     most_bytes: the size of the largest document, and of the longest line of JSONL.
     on_bad_rows: what happens to rows without a usable text (`rows.BadRows`): "fail" or "skip".
-    kind: "text", or what each row is: "chat" (`conversations`) or "preference" (`preferences`).
+    kind: "text", or what each row is: "chat" (`conversations`), "preference" (`preferences`),
+        "classify" or "unlabelled" (`labels`).
     before_input: what is put between the instruction and the input of such a row.
+    label_key: the key or column of a label.
+    quotes: whether quotes hold a field together in a table (`tables`).
     """
 
     location: str
@@ -67,10 +70,21 @@ class Source:
     on_bad_rows: str = "fail"
     kind: str = "text"
     before_input: str = ""
+    label_key: str = "label"
+    quotes: str = "auto"
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(
+            self.text_key, self.errors, self.cut_bytes, self.most_bytes, self.kind,
+            self.before_input, self.label_key, self.quotes,
+        )  # fmt: skip
 
     @property
     def readable(self) -> tuple[str, ...]:
         """The endings of the names of the files that are read."""
+        if self.kind in (labels.KIND, labels.TO_CLASSIFY):
+            return files.LABELLED
         return files.ROWS if self.kind != "text" else files.READABLE
 
 
@@ -163,10 +177,7 @@ def located_documents(part: Part, bad: BadRows | None = None) -> Iterator[tuple[
     rows without a usable text have no number."""
     source = part.source
     bad = bad or BadRows(source.on_bad_rows)
-    reading = Reading(
-        source.text_key, source.errors, source.cut_bytes, source.most_bytes, source.kind,
-        source.before_input,
-    )  # fmt: skip
+    reading = source.reading
     if source.location.startswith(HUGGING_FACE):
         dataset = _hugging_face(source).shard(num_shards=part.num_shards, index=part.shard)
         shard = f" (shard {part.shard + 1} of {part.num_shards})" if part.num_shards > 1 else ""
@@ -224,6 +235,8 @@ def identity(source: Source) -> dict[str, object]:
     del recorded["before_input"]  # the template decides, and is recorded by itself
     if source.kind == "text":  # a key that datasets of earlier versions do not have
         del recorded["kind"]
+    if source.kind != labels.KIND:
+        del recorded["label_key"], recorded["quotes"]
     if source.location == PYTHON:
         recorded["python"] = ".".join(map(str, sys.version_info[:3]))
     return recorded

@@ -20,6 +20,8 @@ def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
         return c
     path = newest or checkpoint.resolve(c.init.checkpoint, c.home_folder)
     model = checkpoint.load_model_config(path).with_dropout_of(c.model)
+    if c.model.labels:
+        model = model.classifying(c.model.labels)
     init = c.init if newest else dataclasses.replace(c.init, checkpoint=path)
     return dataclasses.replace(c, model=model, init=init)
 

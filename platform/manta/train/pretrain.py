@@ -13,6 +13,7 @@ from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import ConfigError
 from manta.lock import lock
+from manta.model.cost import learning
 from manta.model.gpt import num_parameters
 from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
@@ -22,7 +23,13 @@ from manta.train.kinds import check_kind
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
 from manta.train.records.logbook import duration, evaluations, read_metrics
-from manta.train.resume import check_enough_data, check_resumable, check_tokenizer, is_finished
+from manta.train.resume import (
+    check_enough_data,
+    check_resumable,
+    check_tokenizer,
+    check_what_learns,
+    is_finished,
+)
 from manta.train.settings import PretrainConfig, save_run_config
 from manta.train.supervise import Supervisor
 
@@ -106,14 +113,18 @@ def pretrain(
         check_resumable(c, path, model, datasets)
     elif c.init.checkpoint is not None:
         check_tokenizer(c.init.checkpoint, datasets[0].load_tokenizer())
+        check_what_learns(c, model, datasets[0].load_tokenizer())
         say(f"starting from the weights of {c.init.checkpoint}")
     elif problems := c.init.conflicts(model):
         raise ConfigError(problems[0])
     _require_room(c, say)
     nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
     save_run_config(c)
+    learnt = sum(w.total for w in learning(model, c.trainable, c.lora)) / 1e6
+    is_whole = c.trainable == "all" and c.lora.rank is None
     say(
-        f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
+        f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters"
+        f"{'' if is_whole else f', of which {learnt:.2f}M learn'}, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.most_workers} worker(s), ZeRO stage {c.zero_stage}"
     )
     if time_to_stop := ask_for_time(c.checkpoint.every):
@@ -159,8 +170,7 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         *ledger.table(done.folder),
         f"curve        {storage.join(done.folder, layout.LOSS_CURVE)}",
         f"tensorboard  tensorboard --logdir {storage.join(done.folder, layout.TENSORBOARD)}",
-        f"next         python jobs/evaluate.py checkpoint={c.name}",
-        f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
+        *_next(c),
     ]
     if done.stopped_by is None:
         extend = f"total_tokens={2 * max(tokens, c.total_tokens)}"
@@ -171,6 +181,15 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
         lines.append(f"resume       python jobs/pretrain.py {config}")
     lines.append(f"start over   python jobs/pretrain.py {config} name=another-name")
     return "\n".join(lines)
+
+
+def _next(c: PretrainConfig) -> list[str]:
+    if c.model.labels:
+        return [f'next         python jobs/classify.py checkpoint={c.name} text="..."']
+    return [
+        f"next         python jobs/evaluate.py checkpoint={c.name}",
+        f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
+    ]
 
 
 def _losses(done: Outcome) -> list[str]:

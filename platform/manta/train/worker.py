@@ -175,6 +175,7 @@ def setup(
         stopped_early=False,  # `is_finished` let it pass: the config no longer stops it
         dtype=device.dtype,
         optimizer=c.optimizer.kind,
+        trainable=c.trainable,
         compiled=compiled,
         micro_batch=c.micro_batch,
         world_size=rank.world_size,
@@ -198,7 +199,7 @@ def setup(
         tokenizer=tokenizer,
         device=device.probed_again(),
         engine=engine,
-        saver=Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat),
+        saver=Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat, c.lora),
         state=state,
         batches=data.batches,
         val=data.val,

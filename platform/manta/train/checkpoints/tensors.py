@@ -191,5 +191,5 @@ def check_fit(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str
 
 def _without_padding(name: str, shape: tuple[int, ...], c: ModelConfig) -> tuple[int, ...]:
     """The shape without the padding of the vocabulary, which a file may have or not."""
-    is_padded = name in ("embedding.weight", "head.weight") and shape[:1] == (c.padded_vocab_size,)
+    is_padded = name in c.padded and shape[:1] == (c.padded_vocab_size,)
     return (c.vocab_size or 0, *shape[1:]) if is_padded else shape

@@ -7,5 +7,6 @@ Its files, in reading order:
     answers      the objective of conversations: the tokens of their answers
     dpo          the loss of direct preference optimization, and its config
     preference   the objective of pairs: the chosen answer is to gain on the rejected one
+    labels       the objective of a classifier: the label of each text
     weights      the weight of each micro batch's loss in the mean of a step
 """

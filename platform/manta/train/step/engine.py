@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manta.errors import ConfigError
 from manta.model.gpt import GPT
+from manta.model.trainable import learning
 from manta.train.step.deepspeed_config import check_disk, deepspeed_config, import_deepspeed
 from manta.train.step.device import Device
 from manta.train.step.engine_settings import EngineConfig
@@ -111,7 +112,8 @@ class Engine:
         self._engine.enable_backward_allreduce = False  # the reducer does it, gradient by gradient
         if self.world_size > 1:
             dtype = torch.bfloat16 if c.communication_dtype == "bf16" else torch.float32
-            self._reducer = Reducer(list(model.parameters()), c.reduce_bucket, dtype)
+            weights = [weight for _, weight in learning(model)]
+            self._reducer = Reducer(weights, c.reduce_bucket, dtype)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -121,18 +123,19 @@ class Engine:
     def __call__(
         self,
         tokens: Tensor,
-        targets: Tensor,
+        targets: Tensor | None = None,
         *,
         documents: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
+        at: Tensor | None = None,
     ) -> Tensor:
-        """The model's loss, in the engine's dtype. All ranks must call this equally often: at
-        stage 3 each call gathers the weights."""
-        return self._engine(tokens, targets, documents=documents, reduction=reduction)
+        """The model's loss or logits (`GPT.forward`), in the engine's dtype. All ranks must call
+        this equally often: at stage 3 each call gathers the weights."""
+        return self._engine(tokens, targets, documents=documents, reduction=reduction, at=at)
 
     def set_lr(self, share: float) -> float:
         """Sets each learning rate to this share (0 to 1) of its peak, which the config gives.
-        Returns the rate of the blocks' matrices."""
+        Returns the rate of the first group: of the blocks' matrices, if they learn."""
         groups = self.optimizer.param_groups
         for group in groups:
             group["lr"] = share * group["peak_lr"]
@@ -228,11 +231,11 @@ class Engine:
         return found
 
     def fragments(self) -> list[Fragment]:
-        """This rank's fragments of all weights (a tied weight appears once). All ranks list the
-        weights in the same order."""
+        """This rank's fragments of all weights that learn (a tied weight appears once). All ranks
+        list the weights in the same order."""
         zero: Any = self._zero
         found = []
-        for name, weight in self.module.named_parameters():
+        for name, weight in learning(self.module):
             inside: Any = weight  # DeepSpeed adds attributes to a weight
             if self.zero_stage == 0:
                 found.append(Fragment(name, 0, weight.numel(), weight, 0))

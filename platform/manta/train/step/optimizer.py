@@ -7,6 +7,7 @@ from torch import nn
 
 from manta.config import Count, Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, config
 from manta.model.groups import GROUPS, Group, group_of
+from manta.model.trainable import learning
 from manta.train.step.muon import QUINTICS, MuonAdamW, shapes_of
 
 OF_MUON = ("muon_lr", "muon_momentum", "muon_rounds", "muon_weight_decay")
@@ -94,14 +95,15 @@ def make_optimizer(
     dtype: Literal["fp32", "bf16"] = "fp32",
     lr_scales: dict[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a GPT. Each group has a `peak_lr`; the rate of a step is a share of it.
+    """The optimizer of a GPT's weights that learn. Each group has a `peak_lr`; the rate of a step
+    is a share of it.
 
     Args:
         dtype: of the matrix products in Muon.
         lr_scales: factors of the groups' rates, by the groups' names.
     """
     found: dict[Group, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():  # a tied head comes as the embedding
+    for name, parameter in learning(model):  # a tied head comes as the embedding
         in_block, is_head = name.startswith("blocks."), name.startswith("head.")
         group = group_of(parameter.dim(), in_block=in_block, is_head=is_head)
         found.setdefault(group, []).append(parameter)

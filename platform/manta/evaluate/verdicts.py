@@ -1,0 +1,128 @@
+"""How well labels were given to texts: figures, with intervals and with tests of differences.
+
+Shapes: N texts, K labels.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DRAWS = 2000  # of the bootstrap
+NORMAL = 1.959964  # the standard normal's quantile of 97.5%
+SIGNIFICANT = 0.05
+
+
+class Interval(NamedTuple):
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2%} [{self.low:.2%}, {self.high:.2%}]"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Verdicts:
+    """What was given to N texts: `truth` and `given` are numbers of labels, (N,)."""
+
+    labels: tuple[str, ...]
+    truth: np.ndarray
+    given: np.ndarray
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(K, K) numbers of texts, by label (row) and by the label that they were given."""
+        size = len(self.labels)
+        codes = self.truth * size + self.given
+        return np.bincount(codes, minlength=size**2).reshape(size, size)
+
+    @property
+    def is_right(self) -> np.ndarray:
+        return self.truth == self.given
+
+    @property
+    def accuracy(self) -> Interval:
+        """The share of texts that were given their label, with Wilson's interval."""
+        return wilson(int(self.is_right.sum()), len(self.truth))
+
+    @property
+    def macro_f1(self) -> Interval:
+        """The mean of the labels' F1, with a bootstrap interval over texts (seeded)."""
+        confusion = self.confusion
+        share = confusion.reshape(-1) / confusion.sum()
+        draws = np.random.default_rng(0).multinomial(len(self.truth), share, DRAWS)
+        again = macro_f1(draws.reshape(DRAWS, *confusion.shape))
+        low, high = np.quantile(again, [0.025, 0.975])
+        return Interval(float(macro_f1(confusion)), float(low), float(high))
+
+    def each(self) -> list[dict[str, Any]]:
+        """Precision, recall, F1 and texts of each label; a figure of no texts is None."""
+        found, there, given = _margins(self.confusion)
+        return [
+            {
+                "label": label,
+                "texts": int(there[k]),
+                "precision": found[k] / given[k] if given[k] else None,
+                "recall": found[k] / there[k] if there[k] else None,
+                "f1": 2 * found[k] / (there[k] + given[k]) if there[k] + given[k] else None,
+            }
+            for k, label in enumerate(self.labels)
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The figures as JSON."""
+        return {
+            "texts": len(self.truth),
+            "accuracy": self.accuracy._asdict(),
+            "macro_f1": self.macro_f1._asdict(),
+            "labels": self.each(),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def _margins(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(..., K) texts of each label: found, there, and given it."""
+    return np.einsum("...kk->...k", confusion), confusion.sum(-1), confusion.sum(-2)
+
+
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """The mean F1 of the labels that a text has or was given, of matrices (..., K, K)."""
+    found, there, given = _margins(confusion)
+    counted = there + given
+    f1 = 2 * found / np.maximum(counted, 1)
+    return f1.sum(-1) / np.maximum((counted > 0).sum(-1), 1)
+
+
+def wilson(right: int, count: int) -> Interval:
+    """A share, with Wilson's 95% interval."""
+    share, spread = right / count, NORMAL**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = NORMAL / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """The p-value of McNemar's exact test, two-sided: of so uneven a split, or a more uneven one,
+    between two that are equally good."""
+    count = better + worse
+    tail = sum(math.comb(count, i) for i in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def difference(a: Verdicts, b: Verdicts, b_name: str) -> str:
+    """A sentence that says whether `a` is better than `b` on the same texts, or within noise."""
+    better = int((a.is_right & ~b.is_right).sum())
+    worse = int((~a.is_right & b.is_right).sum())
+    p = mcnemar(better, worse)
+    verdict = "the difference is within noise"
+    if p < SIGNIFICANT:
+        verdict = "better" if better > worse else "worse"
+        verdict = f"the model is {verdict}, by more than noise"
+    return (
+        f"right where {b_name} is wrong: {better:,} texts; wrong where it is right: {worse:,}: "
+        f"{verdict} (McNemar's exact test, p = {p:.2g})"
+    )
