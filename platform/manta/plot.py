@@ -16,38 +16,48 @@ MOST_NUMBERED = 25  # labels of a confusion matrix with numbers in it
 
 
 def loss_curve(records: Sequence[dict[str, Any]], title: str) -> bytes:
-    """Training loss (thin: each step; thick: smoothed) and val loss against tokens."""
-    train = [(r["tokens"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]
-    val = [(r["tokens"], r["val_loss"]) for r in records if isinstance(r.get("val_loss"), float)]
+    """Training loss (thin: each step; thick: smoothed) and val loss against tokens. If the run's
+    objective has other figures, too, there is a small picture of each."""
+    largest = max([r["tokens"] for r in records if isinstance(r.get("tokens"), int)], default=0)
+    measured = [key for r in records for key in r if key.startswith("val_") and "/" not in key]
+    names = [key.removeprefix("val_") for key in dict.fromkeys(measured)]
+    others = [name for name in names if name not in ("loss", "bpb")]
+    if others:
+        shown = ["loss", *others]
+        figure, grid, unit = _grid([name.replace("_", " ") for name in shown], title, largest)
+        for axes, key in zip(grid, shown, strict=True):
+            _train_and_val(axes, records, key, unit)
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        return _png(figure)
     figure, axes = _figure(title, dpi=120)
-    largest = max([tokens for tokens, _ in train + val], default=0)
     unit, name = _unit(largest)
+    _train_and_val(axes, records, "loss", unit)
+    axes.set(xlabel=f"{name}tokens", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    if axes.has_data():
+        axes.legend()
+    return _png(figure)
+
+
+def _train_and_val(axes: "Axes", records: Sequence[dict[str, Any]], key: str, unit: float) -> None:
+    """Draws a figure of each step, the same smoothed, and what it was on the val split."""
+    train = [(r["tokens"] / unit, r[key]) for r in records if isinstance(r.get(key), float)]
+    val = [(r["tokens"] / unit, r[f"val_{key}"]) for r in records
+           if isinstance(r.get(f"val_{key}"), float)]  # fmt: skip
     if train:
-        x = [tokens / unit for tokens, _ in train]
-        axes.plot(x, [loss for _, loss in train], color=LIGHT_BLUE, linewidth=0.8, label="train")
-        axes.plot(x, _smooth([loss for _, loss in train]), color=BLUE, label="train, smoothed")
+        x, y = zip(*train, strict=True)
+        axes.plot(x, y, color=LIGHT_BLUE, linewidth=0.8, label="train")
+        axes.plot(x, _smooth(list(y)), color=BLUE, label="train, smoothed")
     if val:
-        last = val[-1]
-        axes.plot(
-            [tokens / unit for tokens, _ in val],
-            [loss for _, loss in val],
-            color=ORANGE,
-            marker="o",
-            markersize=4,
-            label="val",
-        )
+        x, y = zip(*val, strict=True)
+        axes.plot(x, y, color=ORANGE, marker="o", markersize=4, label="val")
         axes.annotate(
-            f"{last[1]:.3f}",
-            (last[0] / unit, last[1]),
+            f"{y[-1]:.3f}",
+            (x[-1], y[-1]),
             xytext=(-4, -12),
             textcoords="offset points",
             horizontalalignment="right",
         )
-    axes.set(xlabel=f"{name}tokens", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if train or val:
-        axes.legend()
-    return _png(figure)
 
 
 def panels(series: Mapping[str, Sequence[tuple[int, float, float]]], title: str) -> bytes:

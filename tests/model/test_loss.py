@@ -82,6 +82,19 @@ def test_the_loss_of_each_target_has_the_gradient_of_cross_entropy(
         assert torch.allclose(ours, theirs, rtol=0, atol=0.05 if bf16 else 1e-5)
 
 
+def test_nothing_of_the_size_of_the_logits_is_kept_for_the_loss_of_each_target() -> None:
+    head, kept = Head(8, 500, 512), list[int]()
+    x, targets = torch.randn(64, 8, requires_grad=True), torch.randint(500, (64,))
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        head(x, targets, "none").sum().backward()
+    assert kept and max(kept) <= head.weight.numel() < 64 * 500
+
+
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CPU_CHUNK", 7)

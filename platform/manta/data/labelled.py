@@ -225,7 +225,7 @@ def _split(groups: list[_Group], val_fraction: float, test_fraction: float) -> N
         rooms = {TRAIN: train, VAL: val, TEST: after - before - train - val}
         before = after
         for group in sorted(ours, key=lambda group: group.copies == 1):
-            wanted = next((split for split in SPLITS if rooms[split]), TRAIN)
+            wanted = next((split for split in SPLITS if rooms[split] > 0), TRAIN)
             if group.copies > 1:  # these come first, and their own hash decides
                 share = group.key[1] / 2**64
                 shares = (1 - val_fraction - test_fraction, 1 - test_fraction, 1.0)

@@ -12,7 +12,7 @@ from manta import failures
 from manta.evaluate.rows import Row
 from manta.evaluate.worker import Pool, Prompt, Scored, Worker
 from manta.train.checkpoints import checkpoint
-from manta.train.step.device import available_cpus, pick_device
+from manta.train.step.device import available_cpus, choose_dtype, pick_device
 
 # Ray restarts a worker that dies and repeats its request, each at most this often.
 RESTARTS = 3
@@ -90,6 +90,16 @@ class Farm:
                 flush=True,
             )
         ray.get(answers)
+
+
+def chosen_dtype(cpus: float, gpus: float) -> str:
+    """The precision that training chooses on a node with room for `cpus` CPUs and `gpus` GPUs."""
+    choose: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_choose)
+    return ray.get(choose.remote(bool(gpus)))
+
+
+def _choose(on_gpu: bool) -> str:
+    return choose_dtype(pick_device("cuda" if on_gpu else "cpu"))
 
 
 @contextlib.contextmanager

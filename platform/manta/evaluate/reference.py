@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
-import ray
-import torch
 
 from manta import layout, storage
 from manta.cluster import capacity, nodes
@@ -18,7 +16,6 @@ from manta.progress import Progress
 from manta.train.checkpoints.contents import files_of
 from manta.train.resume import check_tokenizer
 from manta.train.settings import PretrainConfig
-from manta.train.step.device import choose_dtype
 
 Dtype = Literal["bf16", "fp32"]
 ROWS = 8  # of a batch, where micro_batch_size=auto is not decided yet
@@ -57,10 +54,8 @@ def _name(path: str, dtype: str) -> str:
 
 def _chosen(c: PretrainConfig) -> Dtype:
     """The precision that a worker of this run chooses."""
-    device = torch.device("cuda" if c.gpus_per_worker else "cpu")
     capacity.require(1, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds)
-    choose = ray.remote(num_cpus=c.cpus_per_worker, num_gpus=c.gpus_per_worker)(choose_dtype)
-    found: Any = ray.get(choose.remote(device))
+    found: Any = farm.chosen_dtype(c.cpus_per_worker, c.gpus_per_worker)
     return found
 
 

@@ -112,21 +112,17 @@ class FinetuneConfig(PretrainConfig):
         return made
 
     def _data(self, path: str, model: ModelConfig) -> DataConfig:
-        """The data, made with the tokenizer of the checkpoint at `path`. It is copied to a place
-        where it stays when the checkpoint is deleted."""
-        data = dataclasses.replace(self.data, labels=self.labels)
-        if self.kind == "preference" and not isinstance(
-            checkpoints.load_tokenizer(path).extras.chat_template, str
-        ):
+        """The data, made with the tokenizer of the checkpoint at `path`. `keep_tokenizer` copies
+        it to the place that is given here."""
+        data, theirs = self.data, checkpoints.load_tokenizer(path)
+        data = dataclasses.replace(data, labels=self.labels)
+        if self.kind == "preference" and not isinstance(theirs.extras.chat_template, str):
             raise ConfigError(
                 f"base={self.base} has no chat template, so it has no answers yet: fine-tune it on "
                 "conversations first (kind=chat), and give that run as base"
             )
         if data.tokenizer == type(data).tokenizer:
-            theirs = checkpoints.load_tokenizer(path)
             file = layout.tokenizer_file(self.home_folder, theirs.sha256)
-            if not storage.exists(file):
-                storage.write_bytes(file, theirs.serialized)
             data = dataclasses.replace(data, tokenizer=file)
         if self.kind != "text":
             data = dataclasses.replace(data, row_tokens=self.seq_len or model.context_length)

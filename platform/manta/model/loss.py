@@ -68,8 +68,10 @@ class Head(nn.Linear):
             compute = torch.get_autocast_dtype(x.device.type)
         x, flat = x.flatten(0, -2), targets.flatten()
         if reduction == "none":
-            each = _EachLoss.apply if torch.is_grad_enabled() else _each
-            return each(x, self.weight, flat, self.vocab_size, compute).view_as(targets)
+            arguments = (x, self.weight, flat, self.vocab_size, compute)
+            if torch.is_grad_enabled():
+                return _EachLoss.apply(*arguments, self.compiled).view_as(targets)
+            return _each(*arguments).view_as(targets)
         if torch.is_grad_enabled():
             return _MeanLoss.apply(x, self.weight, flat, self.vocab_size, compute, self.compiled)
         nats = _each(x, self.weight, flat, self.vocab_size, compute)
@@ -86,16 +88,20 @@ def _each(
 ) -> Tensor:
     """Computes minus the log-probability of each target, (N,); 0 where ignored."""
     chunk = loss_chunk(x.device.type)
-    parts = []
     with torch.autocast(x.device.type, enabled=False):
         weight = weight.to(compute)
-        for rows, those in zip(x.split(chunk), targets.split(chunk), strict=True):
-            logits = rows.to(compute) @ weight.T
-            logits[:, vocab_size:] = -torch.inf
-            log_probabilities = torch.log_softmax(logits, dim=1, dtype=torch.float32)
-            picked = log_probabilities.gather(1, those.clamp(min=0).unsqueeze(1)).squeeze(1)
-            parts.append(-picked.masked_fill(those == IGNORED, 0.0))
+        pieces = zip(x.split(chunk), targets.split(chunk), strict=True)
+        parts = [_nats(rows.to(compute) @ weight.T, those, vocab_size) for rows, those in pieces]
     return torch.cat(parts)
+
+
+def _nats(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """The loss of each target of a chunk. A function of its own, so that nothing of the size of the
+    logits is there when the next chunk's are made."""
+    logits[:, vocab_size:] = -torch.inf
+    log_probabilities = torch.log_softmax(logits, dim=1, dtype=torch.float32)
+    picked = log_probabilities.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return -picked.masked_fill(targets == IGNORED, 0.0)
 
 
 def plain_loss(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -195,32 +201,32 @@ class _EachLoss(torch.autograd.Function):
         targets: Tensor,
         vocab_size: int,
         compute: torch.dtype,
+        compiled: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, targets)
-        ctx.vocab_size, ctx.compute = vocab_size, compute
+        ctx.vocab_size, ctx.compute, ctx.compiled = vocab_size, compute, compiled
         return _each(x, weight, targets, vocab_size, compute)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, targets = ctx.saved_tensors
-        factors = upstream[0].masked_fill(targets == IGNORED, 0.0).unsqueeze(1)
-        chunk = loss_chunk(x.device.type)
+        chunk = loss_chunk(x.device.type, ctx.compiled)
+        loss_of: ChunkLoss = compiled_whole(fused_loss) if ctx.compiled else plain_loss
+        factors = upstream[0].to(ctx.compute).unsqueeze(1)
         d_x = torch.empty_like(x)
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         with torch.autocast(x.device.type, enabled=False):
             weight = weight.to(ctx.compute)
             for start in range(0, len(x), chunk):
                 part = slice(start, start + chunk)
-                rows, at = x[part].to(ctx.compute), targets[part].clamp(min=0).unsqueeze(1)
-                logits = rows @ weight.T
-                logits[:, ctx.vocab_size :] = -torch.inf
-                gradient = torch.softmax(logits, dim=1, dtype=torch.float32)
-                gradient.scatter_(1, at, gradient.gather(1, at) - 1.0)
-                gradient = gradient.mul_(factors[part]).to(ctx.compute)
+                rows = x[part].to(ctx.compute)
+                _, gradient = loss_of(rows @ weight.T, targets[part], ctx.vocab_size)
+                gradient *= factors[part]
                 d_x[part] = gradient @ weight
                 if ctx.compute == torch.float32:
                     d_weight.addmm_(gradient.T, rows)
                 else:
                     d_weight += gradient.T @ rows
-        return d_x, d_weight, None, None, None
+                del gradient  # before the next chunk's logits are made
+        return d_x, d_weight, None, None, None, None

@@ -19,6 +19,7 @@ Its sub-rooms and files, in reading order:
     rollbacks       goes back to before a loss spike and skips the tokens that caused it
     worker          one rank: sets up the loop and runs it in Ray Train's process
     patience        decides whether failed workers are started again, and counts failures
+    elastic         the number of workers of a run that takes what the cluster has room for
     supervise       runs Ray Train's workers, and starts them again when they fail
     pretrain        a whole run, as the process that a person starts sees it
 """

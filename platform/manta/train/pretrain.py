@@ -10,6 +10,7 @@ from typing import Any
 from manta import layout, ownership, storage
 from manta.cluster import capacity, connection, nodes
 from manta.data import mixture
+from manta.data.manifest import Manifest
 from manta.errors import ConfigError
 from manta.lock import lock
 from manta.model.gpt import num_parameters
@@ -66,6 +67,7 @@ def pretrain(
     say: Callable[[str], None],
     callbacks: Callable[[], list[Any]] = list,
     beside: Callable[[PretrainConfig], AbstractContextManager[Callable[[], None]]] = no_companion,
+    datasets: tuple[Manifest, ...] | None = None,
 ) -> Outcome:
     """Trains a model, or resumes its training, as the config says.
 
@@ -74,6 +76,7 @@ def pretrain(
         callbacks: makes Ray Train callbacks, in the process that calls `pretrain`.
         beside: a context that is open while the run trains; its value is called if the run reaches
             its end.
+        datasets: what `mixture.open_datasets` returned for the config, if they are open already.
 
     Raises:
         MantaError: the run cannot work; raised before anything starts, with nothing half-written.
@@ -98,7 +101,8 @@ def pretrain(
         return outcome(c, path, finished_before=True)
     rollbacks.passed_over(c.run_folder)  # so that a damaged file is said now
     c = from_weights(c, path)
-    datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
+    if datasets is None:
+        datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
     check_kind(c, datasets)
     check_enough_data(c, datasets)
     model = with_vocabulary(
@@ -191,5 +195,6 @@ def _losses(done: Outcome) -> list[str]:
     if not last:
         return []
     at = f" (step {last['step']})" if last["step"] != done.state.step else ""
-    bits = f"   bits per byte {float(last['val_bpb']):.4f}" if "val_bpb" in last else ""
-    return [f"val loss     {float(last['val_loss']):.4f}{at}{bits}"]
+    names = {"val_bpb": "bits per byte", "val_accuracy": "accuracy", "val_macro_f1": "macro F1"}
+    more = "".join(f"   {n} {float(last[key]):.4f}" for key, n in names.items() if key in last)
+    return [f"val loss     {float(last['val_loss']):.4f}{at}{more}"]

@@ -3,10 +3,7 @@
 Shapes: P pairs. Answer 2i is the chosen one of pair i, answer 2i + 1 the rejected one.
 """
 
-from typing import Annotated
-
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from manta.config import NonNegativeFloat, PositiveFloat, config
@@ -20,14 +17,19 @@ class DpoConfig:
     beta: PositiveFloat = 0.1
     """Factor of rewards: an answer's reward is beta times what training has added to its
     log-probability, in nats. The larger beta, the less the model moves away from its start."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of pairs that are taken to be the wrong way round (conservative DPO)."""
+    label_smoothing: NonNegativeFloat = 0.0
+    """Share of pairs that are taken to be the wrong way round, below 0.5 (conservative DPO)."""
     sft_weight: NonNegativeFloat = 0.0
     """Weight of a second loss, the mean nats per token of the chosen answers. It keeps their
     log-probability from falling; 1 is usual where that happens (Pang et al. 2024)."""
     reference: str | None = None
     """Folder in the dataset with the log-probabilities of the answers before training;
     jobs/finetune.py makes it and sets this."""
+
+    def problems(self) -> list[str]:
+        if self.label_smoothing < 0.5:
+            return []
+        return [f"label_smoothing={self.label_smoothing}: it has to be below 0.5"]
 
 
 def figures_of_pairs(c: DpoConfig, logp: Tensor, reference: Tensor, sizes: Tensor) -> Figures:
