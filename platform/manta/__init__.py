@@ -28,6 +28,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
                 and the loop inside Ray Train                            ray.train]
     finetune    training that goes on from a checkpoint, on conversations
     evaluate    lm-eval on a checkpoint                                 [lm_eval]
+    judge       models answer questions, and a judge scores the answers     [openai, scipy]
     export      to and from transformers, llama.cpp, llm.c              [transformers, gguf]
     sweep       many runs, compared                                     [ray.tune]
     bench       measurements of Manta itself                            [psutil]

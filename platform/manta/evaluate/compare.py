@@ -180,11 +180,7 @@ def table(entries: Sequence[Entry]) -> list[str]:
     rows = [["", *(e.name for e in entries)]]
     rows += [[key, *(_fact(key, e.facts.get(key)) for e in entries)] for key in facts]
     rows += [[key, *(_score(e.scores.get(key)) for e in entries)] for key in scores]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+    return report.aligned(rows)
 
 
 def other_data(runs: Sequence[Entry]) -> Iterator[str]:
