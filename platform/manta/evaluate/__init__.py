@@ -11,6 +11,7 @@ Its files, in reading order:
     rows                requests to a model, as rows of tokens in batches
     worker              a model that scores rows and completes prompts
     farm                Ray workers that evaluate checkpoints
+    conversation        conversations as texts that carry the ids of their special tokens
     completions         what a task asks of a completion: its length, ends and sampling
     adapter             lm-eval's LM interface over those workers
     files               texts and rows read from a person's files

@@ -132,7 +132,7 @@ def _add_scores(found: Entry, run: str, c: CompareConfig) -> None:
             continue
         each = report.read_documents(run, scores["at"], scores["label"])
         for task, metric, value, error in report.figures(scores["results"], once=True):
-            key = score_name(task, metric)
+            key = score_name(task, metric) + report.variant_of(scores["label"])
             pairs: Any = each.get(task, {}).get(metric)
             if not pairs or isinstance(pairs, str) or not is_mean(pairs, metric, value):
                 pairs = None
@@ -272,7 +272,7 @@ def _difference(a: Entry, b: Entry, key: str) -> str:
     if is_same and x_pairs and y_pairs and len(x_pairs) == len(y_pairs):
         # On the same documents, what is hard for both runs adds nothing to the difference.
         pairs = [(q[0] - p[0], p[1]) for p, q in zip(x_pairs, y_pairs, strict=True)]
-        error, how = spread(pairs, key.rpartition(" ")[2]), f"paired, {len(pairs):,} documents"
+        error, how = spread(pairs, _metric_of(key)), f"paired, {len(pairs):,} documents"
     elif x_error and y_error:
         error, how = math.hypot(x_error, y_error), "unpaired"
     else:
@@ -280,6 +280,11 @@ def _difference(a: Entry, b: Entry, key: str) -> str:
     return (
         f"{key}: {b.name} - {a.name} = {y - x:+.4f} ± {error:.4f} ({how}): {_verdict(y - x, error)}"
     )
+
+
+def _metric_of(key: str) -> str:
+    """The metric in "task metric", or in "task metric (5-shot)"."""
+    return key.partition(" (")[0].rpartition(" ")[2]
 
 
 def _verdict(difference: float, error: float) -> str:
