@@ -20,6 +20,7 @@ from manta.text.tokenizer import Tokenizer
 Source = Callable[[str, dict[str, Any]], list[dict[str, Any]] | None]
 Results = dict[str, dict[str, float]]
 NOT_IN_DOCUMENTS = ("num_tokens", "ids")  # differ by tokenizer, while documents do not
+FEWSHOT_SEED = 1234  # lm-eval's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +262,8 @@ def _evaluate(lm: Any, loaded: Any, limit: int | None, chat: Chat | None) -> Sco
 
     from manta.evaluate.choices import TokenChoices
 
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(FEWSHOT_SEED)  # else each evaluation draws other examples
     options: dict[str, Any] = {}
     if chat is not None:
         for name, task in loaded["tasks"].items():
