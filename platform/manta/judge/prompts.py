@@ -51,7 +51,8 @@ _NUMBER = r"(?<![\d.,/-])(\d{1,3}(?:\.\d+)?)(?![\d]|[.,]\d)"
 _OF = r"(?:\s*(?:/|out of|of)\s*(\d+)|\s*%|\s*points?)?"
 _ALONE = re.compile(rf"{_NUMBER}{_OF}\s*\.?", re.IGNORECASE)
 _NAMED = re.compile(
-    rf"\b(?:score|grade|rating)\b[\"']?\s*(?:\([^()]*\))?\s*(?:is|of|:|=)*\s*[\"']?{_NUMBER}{_OF}",
+    r"\b(?:score|grade|rating)\b[\"']?(?:\s+(?:of|for)\s+(?:this|the)\s+answer)?\s*(?:\([^()]*\))?"
+    rf"\s*(?:is|of|:|=)*\s*[\"']?{_NUMBER}{_OF}",
     re.IGNORECASE,
 )
 _OUT_OF = re.compile(rf"{_NUMBER}\s*(?:/|out of)\s*(\d+)", re.IGNORECASE)
