@@ -14,6 +14,7 @@ from manta.evaluate import catalog, report
 from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
 from manta.storage import HomeConfig
+from manta.terminal import aligned
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records import ledger
 from manta.train.records.logbook import evaluations, read_metrics
@@ -180,7 +181,7 @@ def table(entries: Sequence[Entry]) -> list[str]:
     rows = [["", *(e.name for e in entries)]]
     rows += [[key, *(_fact(key, e.facts.get(key)) for e in entries)] for key in facts]
     rows += [[key, *(_score(e.scores.get(key)) for e in entries)] for key in scores]
-    return report.aligned(rows)
+    return aligned(rows)
 
 
 def other_data(runs: Sequence[Entry]) -> Iterator[str]:

@@ -4,7 +4,7 @@ TensorBoard."""
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from manta import config as configs
@@ -214,15 +214,6 @@ def table(results: Results) -> str:
         for a, b, v, e in rows
     ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's lines: a head, a rule and the other rows; all but the first column to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def in_short(results: Results) -> str:

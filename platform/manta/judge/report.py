@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from manta.evaluate.report import aligned
 from manta.judge.answers import CUT, REFUSED, TOO_LONG, Answer
 from manta.judge.statistics import Estimate, Pairs, more_questions
+from manta.terminal import aligned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 SAMPLES = 4000  # of the bootstrap
@@ -101,7 +101,7 @@ def interval(means: np.ndarray, least: float, most: float) -> tuple[float, float
         means[rng.integers(0, n, (min(rows, SAMPLES - start), n))].mean(axis=1)
         for start in range(0, SAMPLES, rows)
     ]
-    tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - LEVEL) / 2, n - 1))
+    tail = special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - LEVEL) / 2))
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
     return float(low), float(high)
 
@@ -127,7 +127,7 @@ def _noise(
     # Questions without repeats take the mean of the others, so their parts grow with these.
     scaled = parts[several] * (total / parts[several].sum())
     degrees = total**2 / float((scaled**2 / freedom).sum())
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+    reach = float(special.stdtrit(degrees, (1 + LEVEL) / 2))
     return reach * math.sqrt(2 * total), total
 
 
@@ -146,7 +146,7 @@ def more_questions(found: Estimate, value: float = 0.0) -> int | None:
     apart = abs(found.mean - value)
     if not apart or not found.error > 0:
         return None
-    reach = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))
+    reach = float(special.ndtri((1 + LEVEL) / 2) + special.ndtri(POWER))
     needed = found.questions * (reach * found.error / apart) ** 2
     return max(1, math.ceil(needed - found.questions)) if needed < 1e12 else None
 
