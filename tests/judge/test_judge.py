@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from helpers.judge_server import Server
 from manta.config import load
 from manta.errors import ConfigError, DataError
-from manta.judge import answers
+from manta.judge import answers, asking
 from manta.judge.judge import judge
 from manta.judge.settings import JudgeConfig
 
@@ -185,6 +186,31 @@ def test_bad_replies_among_good_ones_are_counted_and_bounded(
     _, again = run(judged_home, name, *keys)
     assert again["scores"]["base"]["missing"] == (3 if bad == "prose" else 0)
     assert len(server.prompts) == 12 + (0 if bad == "prose" else 3)
+
+
+def test_a_judge_that_breaks_off_leaves_the_rest_for_the_same_command(
+    judged_home: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "STOP", 4)
+    count = iter(range(1000))
+    server.reply = lambda prompt: "40" if next(count) < 5 else (503, {}, "")
+    keys = ["checkpoint=base", f"judge={server.address}", "endpoint.parallel=1"]
+    _, found = run(judged_home, "broke-off", *keys)
+    assert found["without a verdict"] == {"HTTP 503": 4, asking.NOT_ASKED: 3}
+    scores = found["scores"]["base"]
+    assert (scores["questions"], scores["missing"], scores["mean"]) == (5, 7, 40)
+    server.reply = lambda prompt: "40"
+    _, again = run(judged_home, "broke-off", *keys)
+    assert again["scores"]["base"]["missing"] == 0 and len(server.prompts) == 9 + 7
+
+
+def test_a_missing_client_is_named_with_what_to_install(
+    judged_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    keys = ["checkpoint=base", "judge=http://127.0.0.1:9/v1"]
+    with pytest.raises(ConfigError, match=r"pip install 'manta\[judge\]'"):
+        run(judged_home, "without-client", *keys)
 
 
 def test_a_failed_request_is_retried_with_bounds(judged_home: Path, server: Server) -> None:

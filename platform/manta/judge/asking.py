@@ -12,7 +12,7 @@ import numpy as np
 from manta.errors import DataError
 from manta.evaluate.inference_settings import place_of
 from manta.foreign import Finite
-from manta.job import hint_once
+from manta.job import hint, hint_once
 from manta.judge import prompts
 from manta.judge.answers import Answer, Model, load
 from manta.judge.checkpoint_judge import CheckpointJudge
@@ -24,9 +24,11 @@ from manta.model.inference import inference
 from manta.terminal import line
 
 GIVE_UP = 8  # requests that fail, before any is answered
+STOP = 20  # requests in a row that fail, after some were answered
 LONGEST_REPLY = 20_000  # characters that are kept
 NO_VERDICT = "no verdict in the reply"
 EMPTY = "an empty reply"
+NOT_ASKED = "not asked, as the judge did not answer any more"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ def judge(
     advance = begin(len(requests))
     advance(len(requests) - len(missing))
     answered = len(requests) - len(missing)
-    failures = 0
+    failures = 0  # in a row
     for request, verdict, reply, problem, failed in ask(missing):
         kept.add([
             Judgement(
@@ -102,13 +104,16 @@ def judge(
             )
         ])  # fmt: skip
         advance(1)
-        answered, failures = answered + (not failed), failures + failed
+        answered, failures = answered + (not failed), failures + 1 if failed else 0
         if problem is not None and failed:
             hint_once(f"judge: {problem}")
         if failures >= GIVE_UP and not answered:
             raise DataError(
                 f"judge={line(c.judge)}: none of {failures} requests was answered: {problem}"
             )
+        if failures >= STOP:
+            hint(f"the last {STOP} requests failed: the rest is left for the same command again")
+            break
     shape = (len(asked), c.repeats) + ((2,) if c.mode == "pairwise" else ())
     size = 1 if c.mode == "score" else 2
     values = {
@@ -116,8 +121,10 @@ def judge(
     }
     problems: Counter[str] = Counter()
     for request in requests:
-        row = kept.rows[request.key]
-        if row.value is None:
+        row = kept.rows.get(request.key)
+        if row is None:
+            problems[NOT_ASKED] += 1
+        elif row.value is None:
             problems[(row.problem or NO_VERDICT).partition(" (")[0]] += 1
         else:
             values[request.place[:size]][request.place[size:]] = row.value
