@@ -8,12 +8,14 @@ from lm_eval.tasks.wikitext.preprocess_wikitext import process_results as wikite
 from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer as wikitext_text
 
 from manta.evaluate.choices import Core, HellaSwagCompletion
+from manta.evaluate.conversation import Conversation
 
 __all__ = [
     "Core",
     "HellaSwagCompletion",
     "hellaswag_docs",
     "perplexity_results",
+    "perplexity_text",
     "wikitext_results",
     "wikitext_text",
 ]
@@ -25,6 +27,12 @@ if "token_perplexity" not in METRIC_REGISTRY:  # this file is read once per eval
         output_type="loglikelihood_rolling",
         aggregation="weighted_perplexity",
     )(lambda items: items)
+
+
+def perplexity_text(doc: dict[str, Any]) -> str:
+    """A document's text, which has ids of its own if it is a conversation with special tokens."""
+    ids = doc.get("ids")
+    return Conversation(doc["text"], ids) if ids is not None else str(doc["text"])
 
 
 def perplexity_results(doc: dict[str, Any], results: list[float]) -> dict[str, tuple[float, int]]:

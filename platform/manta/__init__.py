@@ -29,6 +29,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     finetune    training that goes on from a checkpoint: conversations,
                 preferences, labels
     evaluate    lm-eval on a checkpoint; classifiers, tested and used   [lm_eval, sklearn]
+    judge       models answer questions, and a judge scores the answers [openai, scipy]
     export      to and from transformers, llama.cpp, llm.c; to PEFT     [transformers, peft, gguf]
     sweep       many runs, compared                                     [ray.tune]
     bench       measurements of Manta itself                            [psutil]

@@ -31,6 +31,9 @@ HOME/data/NAME/train-00000.parquet   token ids; an end-of-text token ends each d
                sources.json          sizes, times and digests of what it was prepared from
                reference-SHA-fp32/   log-probabilities of the answers of pairs, by a model
                MANIFEST.json         written LAST: without it there is no dataset
+HOME/judged/NAME/answers.jsonl       what each model answered to each question
+                 judgements.jsonl    what the judge replied
+                 result.json         the figures of the newest judging
 HOME/exports/                        models in the formats of other software
 """
 
@@ -91,6 +94,11 @@ BEST_CONFIG = "best.yaml"
 RANKING = "ranking.json"
 COMPARISON = "compare.png"
 
+# Names in a folder of answers and judgements.
+ANSWERS = "answers.jsonl"
+JUDGEMENTS = "judgements.jsonl"
+JUDGED = "result.json"
+
 
 def rank_file(rank: int) -> str:
     """The name of a rank's file of the optimizer's state."""
@@ -116,6 +124,10 @@ def dataset_folder(home: str, name: str) -> str:
 def dataset_lock(home: str, name: str) -> str:
     """The lock of a dataset; it is next to its folder because that may have to be deleted."""
     return storage.join(datasets_folder(home), f".{name}.lock")
+
+
+def judged_folder(home: str, name: str) -> str:
+    return storage.join(home, "judged", name)
 
 
 def exports_folder(home: str) -> str:

@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 LONGEST = 300  # characters of a foreign text that a message quotes
@@ -37,6 +37,15 @@ def named(items: Collection[str], most: int = MOST_NAMED, between: str = ", ") -
     shown = [line(item, LONGEST_LINE) for item in itertools.islice(items, most)]
     more = len(items) - len(shown)
     return between.join([*shown, f"and {more:,} more"] if more else shown)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines: a head, a rule and the other rows; all but the first column to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def message(error: Exception) -> str:

@@ -35,6 +35,8 @@ ROOMS = {
     "tokenizers": ["text/tokenizer"],
     "jinja2": ["text/templates"],
     "lm_eval": ["evaluate"],
+    "openai": ["judge/endpoint"],
+    "scipy": ["judge/statistics"],
     "deepspeed": ["train/step/deepspeed_config"],
     "rensa": ["data/near"],
     "sklearn": ["evaluate/baseline"],

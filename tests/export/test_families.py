@@ -317,7 +317,7 @@ def test_data_are_prepared_with_such_a_tokenizer(
     ids = np.concatenate([tokens_of(made, split) for split in ("train", "val")])
     documents = np.split(ids, np.flatnonzero(ids == ours.eot) + 1)[:-1]
     assert sorted(map(tuple, documents)) == sorted(tuple(ours.document(text)) for text in texts)
-    assert set(texts_of(made)) <= set(texts)
+    assert set(texts_of(made, made.load_tokenizer())) <= set(texts)
 
 
 def changed(family: str, folder: Path, file: str, **keys: Any) -> Path:

@@ -19,7 +19,11 @@ from manta.config import load
 from manta.data import conversations, mixture, shards
 from manta.data import manifest as manifests
 from manta.errors import CheckpointError, ConfigError
+from manta.evaluate.adapter import in_process
+from manta.evaluate.documents import Documents
 from manta.evaluate.inference_settings import GenerateConfig
+from manta.evaluate.settings import EvaluateConfig
+from manta.evaluate.suites import run_suite
 from manta.finetune.finetune import few_steps, finetune
 from manta.finetune.settings import FinetuneConfig
 from manta.model.gpt import IGNORED
@@ -105,6 +109,36 @@ def test_a_run_of_few_steps_is_told_of_smaller_batches() -> None:
     )
     assert few_steps(dataclasses.replace(few, tokens_per_batch=256)) is None
     assert few_steps(dataclasses.replace(few, total_tokens=819_200)) is None
+
+
+def test_a_fine_tuning_is_evaluated_on_its_conversations(
+    base: Path, tuned: tuple[PretrainConfig, Outcome]
+) -> None:
+    """It finds its own val split likelier than the base does, whose tokenizer reads it as text."""
+    found = {}
+    for name in ("whole", "base"):
+        keys = [f"home={base}", f"checkpoint={name}", "suite=[perplexity,quick]"]
+        keys += ["evals.dataset=" + Path(tuned[0].data.folder(str(base))).name]
+        c = load(EvaluateConfig, keys)
+        path = checkpoint.resolve(name, str(base))
+        documents, made = Documents(c, path), checkpoint.load_tokenizer(path)
+        lm = in_process(checkpoint.load_model(path), made)
+        for suite in c.suites:
+            scores = run_suite(lm, suite, documents, tokenizer=made, say=silent)
+            found[name, suite] = scores.results
+    bits = [found[name, "perplexity"]["perplexity"]["bits_per_byte"] for name in ("whole", "base")]
+    assert bits[0] < bits[1]
+    assert found["whole", "quick"]["quick_continuation"]["samples"] > 3
+
+
+@pytest.mark.long
+def test_suites_run_while_a_fine_tuning_goes_on(
+    base: Path, load_job: Callable[[str], Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["name=watched", "epochs=1", "eval.every=10", "eval.suites=[quick]"]
+    load_job("finetune").main(config(base, *keys, "eval.arguments=[threads=1,cpus=0.5]"))
+    assert "| quick_perplexity bits_per_byte" in capfd.readouterr().out
+    assert len(list((base / "runs" / "watched").glob("evals/step-*/quick.json"))) > 1
 
 
 def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> None:

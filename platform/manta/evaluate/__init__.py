@@ -12,6 +12,7 @@ Its files, in reading order:
     worker              a model that scores rows and completes prompts
     farm                Ray workers that evaluate checkpoints
     reference           log-probabilities of the answers of pairs, before a preference tuning
+    conversation        conversations as texts that carry the ids of their special tokens
     completions         what a task asks of a completion: its length, ends and sampling
     adapter             lm-eval's LM interface over those workers
     files               texts and rows read from a person's files

@@ -9,6 +9,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from manta.errors import DataError
 from manta.evaluate.completions import prompts_of
+from manta.evaluate.conversation import ChatForm, Conversation, cut, ids_of
 from manta.evaluate.rows import Pair, batches_of, rows_of
 from manta.evaluate.worker import Pool, Scored, Worker, pool_of
 from manta.model.gpt import GPT
@@ -49,6 +50,7 @@ class MantaLM(TemplateLM):
         context_length: int,
         vocab_size: int,
         seed: int = 0,
+        chat: ChatForm | None = None,
     ):
         super().__init__()
         self._pool = pool
@@ -56,6 +58,7 @@ class MantaLM(TemplateLM):
         self._context_length = context_length
         self._vocab_size = vocab_size
         self._seed = seed
+        self._chat = chat
 
     @property
     def eot_token_id(self) -> int:
@@ -73,7 +76,22 @@ class MantaLM(TemplateLM):
         self, string: str, add_special_tokens: bool | None = None, **_options: Any
     ) -> list[int]:
         del add_special_tokens  # Manta's tokenizers add none
-        return self.encoding.encode(string)
+        return ids_of(string, self.encoding)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> Conversation:
+        """A conversation by the model's chat template. What its texts spell stays text."""
+        assert self._chat is not None, "an LM for chats is made with a form"
+        return self._chat(chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The source of the chat template; empty if it is not used."""
+        return self._chat.template.source if chat_template and self._chat is not None else ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.encoding.name
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -101,6 +119,8 @@ class MantaLM(TemplateLM):
         self, context: str | tuple[int, ...], continuation: str | tuple[int, ...]
     ) -> tuple[list[int], list[int]]:
         """Cuts texts as lm-eval does; tokens (`choices.TokenChoices`) are cut already."""
+        if isinstance(context, Conversation) and isinstance(continuation, str):
+            return cut(context, continuation, self.encoding)
         if isinstance(context, str) and isinstance(continuation, str):
             encoded: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
             return encoded

@@ -6,7 +6,7 @@ answer ends where the other speaker's turn begins.
 
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 from manta.errors import ConfigError, DataError
 from manta.evaluate.inference_settings import ChatConfig
@@ -51,6 +51,11 @@ class ByTemplate:
         trained = found.trained.nonzero()[0]
         return found.ids[int(trained[-1]) + 1 if len(trained) else 0 :].tolist()
 
+    def whole(self, turns: Sequence[Turn]) -> list[int]:
+        """The ids of texts up to where the next answer begins. Raises BadRow if the template
+        refuses them."""
+        return self._template.encode(turns, True).ids.tolist()
+
 
 class ByTranscript:
     """The form of a conversation with a model that only continues texts."""
@@ -65,11 +70,29 @@ class ByTranscript:
 
     def between(self, turns: list[Turn]) -> list[int]:
         """The ids after the last answer in `turns`, up to where the next one begins."""
-        text = f"User: {turns[-1].content}\nAssistant:"
         if any(turn.role == "assistant" for turn in turns):
-            return self._tokenizer.encode(f"\n{text}")
-        before = "".join(f"{turn.content}\n\n" for turn in turns[:-1])
-        return self._tokenizer.prompt(before + text)
+            return self._tokenizer.encode(f"\nUser: {turns[-1].content}\nAssistant:")
+        return self.whole(turns)
+
+    def whole(self, turns: Sequence[Turn]) -> list[int]:
+        """The ids of texts up to where the next answer begins."""
+        said = {"system": "{}\n\n", "user": "User: {}\nAssistant:", "assistant": " {}\n"}
+        return self._tokenizer.prompt("".join(said[t.role].format(t.content) for t in turns))
+
+
+def form_of(
+    tokenizer: Tokenizer, system: list[Turn], transcript: bool = False
+) -> ByTemplate | ByTranscript:
+    """The form of conversations with a model: its chat template, if there is one and `transcript`
+    does not say otherwise.
+
+    Raises:
+        DataError: the checkpoint's template cannot be used.
+        ConfigError: the template has no place for a system's message.
+    """
+    if transcript or tokenizer.extras.chat_template is None:
+        return ByTranscript(tokenizer)
+    return ByTemplate(tokenizer, system)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +117,7 @@ class Chat:
     def __init__(self, model: GPT, tokenizer: Tokenizer, config: ChatConfig):
         self._tokenizer, self._config = tokenizer, config
         self._system = [] if config.system is None else [Turn("system", config.system)]
-        is_plain = config.transcript or tokenizer.extras.chat_template is None
-        self.form: ByTemplate | ByTranscript = (
-            ByTranscript(tokenizer) if is_plain else ByTemplate(tokenizer, self._system)
-        )
+        self.form = form_of(tokenizer, self._system, config.transcript)
         self._reader = Reader(model)
         self._device = model.embedding.weight.device
         self.exchanges: list[Exchange] = []

@@ -14,6 +14,7 @@ from manta.evaluate import catalog, report
 from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
 from manta.storage import HomeConfig
+from manta.terminal import aligned
 from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.records import ledger
 from manta.train.records.logbook import evaluations, read_metrics
@@ -136,7 +137,7 @@ def _add_scores(found: Entry, run: str, c: CompareConfig) -> None:
             continue
         each = report.read_documents(run, scores["at"], scores["label"])
         for task, metric, value, error in report.figures(scores["results"], once=True):
-            key = score_name(task, metric)
+            key = score_name(task, metric) + report.variant_of(scores["label"])
             pairs: Any = each.get(task, {}).get(metric)
             if not pairs or isinstance(pairs, str) or not is_mean(pairs, metric, value):
                 pairs = None
@@ -184,11 +185,7 @@ def table(entries: Sequence[Entry]) -> list[str]:
     rows = [["", *(e.name for e in entries)]]
     rows += [[key, *(_fact(key, e.facts.get(key)) for e in entries)] for key in facts]
     rows += [[key, *(_score(e.scores.get(key)) for e in entries)] for key in scores]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+    return aligned(rows)
 
 
 def other_data(runs: Sequence[Entry]) -> Iterator[str]:
@@ -280,7 +277,7 @@ def _difference(a: Entry, b: Entry, key: str) -> str:
     if is_same and x_pairs and y_pairs and len(x_pairs) == len(y_pairs):
         # On the same documents, what is hard for both runs adds nothing to the difference.
         pairs = [(q[0] - p[0], p[1]) for p, q in zip(x_pairs, y_pairs, strict=True)]
-        error, how = spread(pairs, key.rpartition(" ")[2]), f"paired, {len(pairs):,} documents"
+        error, how = spread(pairs, _metric_of(key)), f"paired, {len(pairs):,} documents"
     elif x_error and y_error:
         error, how = math.hypot(x_error, y_error), "unpaired"
     else:
@@ -288,6 +285,11 @@ def _difference(a: Entry, b: Entry, key: str) -> str:
     return (
         f"{key}: {b.name} - {a.name} = {y - x:+.4f} ± {error:.4f} ({how}): {_verdict(y - x, error)}"
     )
+
+
+def _metric_of(key: str) -> str:
+    """The metric in "task metric", or in "task metric (5-shot)"."""
+    return key.partition(" (")[0].rpartition(" ")[2]
 
 
 def _verdict(difference: float, error: float) -> str:

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from manta import config as configs
 from manta.config import Count, NonNegativeFloat, PositiveFraction, config
 from manta.errors import ConfigError
+from manta.evaluate.conversation import ids_of
 from manta.evaluate.worker import Prompt
 from manta.model.generate import Sampling
 from manta.text.tokenizer import Tokenizer
@@ -81,7 +82,7 @@ def prompts_of(
                 f"prompt in the model's context of {context_length}: choose a model with a longer "
                 "context, or a task with shorter completions"
             )
-        tokens = tokenizer.encode(text) or [tokenizer.start]
+        tokens = ids_of(text, tokenizer) or [tokenizer.start]
         key = (text, repr(asked))
         prompts.append(
             Prompt(

@@ -9,9 +9,11 @@ from typing import Any
 from manta import foreign, storage
 from manta.data import manifest as manifests
 from manta.data import shards
+from manta.data.conversations import KIND, conversations_of
 from manta.data.manifest import Manifest
 from manta.errors import DataError
 from manta.evaluate import core
+from manta.evaluate.conversation import Conversation, ids_of
 from manta.evaluate.files import read_rows, read_text
 from manta.evaluate.settings import EvaluateConfig
 from manta.text.tokenizer import Tokenizer
@@ -61,6 +63,8 @@ class Documents:
             tokenizer = checkpoints.load_tokenizer(self._path)
             texts = [text for text in self._texts if text.strip()]
             if task == "quick_continuation":
+                if any(isinstance(text, Conversation) for text in texts):
+                    texts = ["\n\n".join(texts)]  # a conversation may be shorter than a piece
                 length = checkpoints.load_model_config(self._path).context_length
                 return continuations(texts, tokenizer, min(PIECE_TOKENS, length))
             most = QUICK_TOKENS if task == "quick_perplexity" else None
@@ -86,7 +90,7 @@ class Documents:
             return [read_text(local.text_path, "evals.text_path")]
         if local.dataset is not None:
             path = manifests.resolve(local.dataset, self._c.home_folder)
-            return texts_of(manifests.load(path))
+            return texts_of(manifests.load(path), checkpoints.load_tokenizer(self._path))
         texts = val_texts(self._path)
         if not texts:
             raise DataError(
@@ -98,39 +102,62 @@ class Documents:
 
 def val_texts(path: str) -> list[str]:
     """The documents of the val split on which the checkpoint's run was measured."""
-    texts = []
+    texts, tokenizer = list[str](), checkpoints.load_tokenizer(path)
     for folder in checkpoints.load_state(path).datasets:
         if not manifests.exists(folder):
             raise DataError(
                 f"the dataset of this checkpoint is no longer at {folder}; give a text with "
                 "evals.text_path=FILE"
             )
-        texts += texts_of(manifests.load(folder))
+        texts += texts_of(manifests.load(folder), tokenizer)
     return texts
 
 
-def texts_of(manifest: Manifest) -> list[str]:
-    """The documents of a dataset's val split."""
-    tokenizer = manifest.load_tokenizer()
-    return [
-        tokenizer.text_of(ids.tolist())
-        for shard in manifest.split("val")
-        for ids in shards.documents(manifest, shard)
-    ]
+def texts_of(manifest: Manifest, reader: Tokenizer) -> list[str]:
+    """The documents of a dataset's val split.
+
+    Of a dataset of conversations, each text is what the chat template wrote, without special
+    tokens. For a model whose tokenizer `reader` has these, it is a `Conversation`, whose ids are
+    those that a run trains on.
+    """
+    tokenizer, split = manifest.load_tokenizer(), manifest.split("val")
+    if manifest.recipe.get("kind") != KIND:
+        return [
+            tokenizer.text_of(ids.tolist())
+            for shard in split
+            for ids in shards.documents(manifest, shard)
+        ]
+    is_known = reader.extends(tokenizer)
+    found: list[str] = []
+    for ids in (ids for shard in split for ids in conversations_of(manifest, shard)):
+        text = _without_special(ids.tolist(), tokenizer)
+        found.append(Conversation(text, ids[1:].tolist()) if is_known else text)
+    return found
+
+
+def _without_special(ids: list[int], tokenizer: Tokenizer) -> str:
+    special = {token.id for token in tokenizer.extras.added if token.special}
+    return tokenizer.decode([token for token in ids if token not in special])
 
 
 def whole_texts(texts: list[str], tokenizer: Tokenizer, most: int | None) -> list[dict[str, Any]]:
-    """Documents for perplexity with their numbers of tokens, at most `most` tokens in all."""
-    documents, left = [], most
+    """Documents for perplexity with their numbers of tokens, at most `most` tokens in all, and the
+    `ids` of conversations."""
+    documents, left = list[dict[str, Any]](), most
     for text in texts:
-        ids = tokenizer.encode(text)
+        ids = ids_of(text, tokenizer)
+        is_plain = not isinstance(text, Conversation)
         if left is not None:
-            if left < len(ids):
+            if left < len(ids) and is_plain:
                 text = tokenizer.decode(ids[:left]).rstrip("\ufffd")
                 ids = tokenizer.encode(text)
+            elif left < len(ids):
+                ids = ids[:left]
+                text = _without_special(ids, tokenizer)
             left -= len(ids)
         if ids:
-            documents.append({"text": text, "num_tokens": len(ids)})
+            made = {"text": str(text), "num_tokens": len(ids)}
+            documents.append(made if is_plain else {**made, "ids": ids})
         if left is not None and left <= 0:
             break
     return documents

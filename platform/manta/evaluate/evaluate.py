@@ -9,10 +9,11 @@ from manta import layout, storage
 from manta.cluster import capacity, connection, nodes
 from manta.evaluate import farm, report, suites
 from manta.evaluate.adapter import MantaLM
+from manta.evaluate.conversation import ChatForm
 from manta.evaluate.documents import Documents
 from manta.evaluate.farm import Farm
 from manta.evaluate.settings import EvaluateConfig
-from manta.evaluate.suites import Scores
+from manta.evaluate.suites import Chat, Scores
 from manta.progress import Progress
 from manta.train.checkpoints import checkpoint as checkpoints
 
@@ -26,6 +27,7 @@ def evaluate(c: EvaluateConfig) -> dict[str, Scores]:
     """
     path = checkpoints.resolve(c.checkpoint, c.home_folder)
     _name_newer(path)
+    _form(c, path)
     documents = Documents(c, path)
     suites.check(c.suites, c.tasks, documents.check)  # before workers start
     with workers(c, storage.join(path, layout.MANIFEST)) as pool:
@@ -46,6 +48,12 @@ def _name_newer(path: str) -> None:
         if newer > path:
             name, taken = (p.rpartition("/")[2] for p in (newer, path))
             print(f"{name} is not whole: evaluating {taken}", flush=True)
+
+
+def _form(c: EvaluateConfig, path: str) -> ChatForm | None:
+    """The chat template of the checkpoint, if tasks are to be put into it. Raises DataError if it
+    has none, and ConfigError if it has no place for `system`."""
+    return ChatForm(checkpoints.load_tokenizer(path), c.system) if c.chat else None
 
 
 def units(c: EvaluateConfig) -> Iterator[str]:
@@ -81,7 +89,9 @@ def score(
     tokenizer = checkpoints.load_tokenizer(path)
     model = checkpoints.load_model_config(path)
     assert model.vocab_size is not None
-    lm = MantaLM(pool.load(path), tokenizer, model.context_length, model.vocab_size, c.seed)
+    form = _form(c, path)
+    chat = Chat(c.system, c.fewshot_as_multiturn) if c.chat else None
+    lm = MantaLM(pool.load(path), tokenizer, model.context_length, model.vocab_size, c.seed, form)
     current, terminal = unit.removeprefix("task-"), sys.stderr
 
     def say(task: str) -> None:
@@ -94,7 +104,9 @@ def score(
         )
     data_dir = c.evals.data_dir
     if unit.startswith("task-"):
-        scores = suites.run_task(lm, current, c.limit, c.num_fewshot, data_dir)
+        scores = suites.run_task(lm, current, c.limit, c.num_fewshot, data_dir, chat)
     else:
-        scores = suites.run_suite(lm, unit, documents, c.limit, data_dir, tokenizer, say=say)
+        scores = suites.run_suite(
+            lm, unit, documents, c.limit, data_dir, tokenizer, chat=chat, say=say
+        )
     return scores, report.write(c, path, unit, scores, time.perf_counter() - started)

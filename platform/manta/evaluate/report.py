@@ -20,6 +20,9 @@ from manta.train.settings import load_run_config
 
 REMEDY = "delete the file to evaluate again"
 
+# Parts of a label that name another way to ask a task.
+WAYS, SHOT = ("chat", "system-", "seed-"), "-shot"
+
 # Metrics that only restate another one.
 SAME = ("byte_perplexity", "word_perplexity", "token_perplexity")
 
@@ -32,11 +35,21 @@ def label_of(c: EvaluateConfig, unit: str) -> str:
         parts.append(f"{c.num_fewshot}-shot")
     if unit.startswith("task-") and c.seed:
         parts.append(f"seed-{c.seed}")
+    if c.chat:
+        parts.append("chat" if c.fewshot_as_multiturn else "chat-one-turn")
+    if c.system is not None:
+        parts.append(f"system-{storage.sha256_of(c.system.encode())[:8]}")
     if c.limit is not None:
         parts.append(f"limit-{c.limit}")
     if c.dtype != "fp32":
         parts.append(c.dtype)
     return ".".join(parts)
+
+
+def variant_of(label: str) -> str:
+    """What a label says of the way in which a task was asked: "", or " (5-shot, chat)"."""
+    ways = [part for part in label.split(".")[1:] if part.startswith(WAYS) or part.endswith(SHOT)]
+    return f" ({', '.join(ways)})" if ways else ""
 
 
 class Figure(NamedTuple):
@@ -89,7 +102,8 @@ def write(c: EvaluateConfig, path: str, unit: str, scores: Scores, seconds: floa
 def asked(c: EvaluateConfig) -> dict[str, Any]:
     """The settings, other than suite and limit, that decide a checkpoint's scores."""
     tree = configs.to_dict(c)
-    return {"evals": tree["evals"], "num_fewshot": c.num_fewshot}
+    found = {"evals": tree["evals"], "num_fewshot": c.num_fewshot}
+    return {**found, "chat": True, "system": c.system} if c.chat else found
 
 
 def is_there(c: EvaluateConfig, path: str, unit: str) -> bool:

@@ -47,6 +47,14 @@ class EvaluateConfig(HomeConfig):
     """Names of lm-eval tasks, groups or tags: hellaswag, arc_easy, piqa, winogrande, ..."""
     num_fewshot: Natural | None = None
     """Examples before each question of `tasks`; null: as many as the task sets."""
+    chat: bool = False
+    """Whether the questions of a task are put into the model's chat template, as lm-eval's
+    apply_chat_template does it. Scores with it have a file of their own."""
+    system: str | None = None
+    """With chat=true: system message before a task's own description; null: none."""
+    fewshot_as_multiturn: bool = True
+    """With chat=true: whether examples are turns of their own, and not one text with the
+    question."""
     seed: Seed = 0
     """Seed of the completions that tasks draw. Scores with another seed have a file of their
     own."""
@@ -93,6 +101,8 @@ class EvaluateConfig(HomeConfig):
             found.append("seed is for tasks=[...]: omit it; the suites draw nothing")
         if self.num_fewshot is not None and not self.tasks:
             found.append("num_fewshot is for tasks=[...]: omit it; the suites have their own")
+        if not self.chat and (self.system is not None or not self.fewshot_as_multiturn):
+            found.append("system, fewshot_as_multiturn: are for chat=true; omit them")
         return found
 
     @property

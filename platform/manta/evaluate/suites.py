@@ -19,7 +19,16 @@ from manta.text.tokenizer import Tokenizer
 
 Source = Callable[[str, dict[str, Any]], list[dict[str, Any]] | None]
 Results = dict[str, dict[str, float]]
-NOT_IN_DOCUMENTS = ("num_tokens",)  # differs by tokenizer, while documents do not
+NOT_IN_DOCUMENTS = ("num_tokens", "ids")  # differ by tokenizer, while documents do not
+FEWSHOT_SEED = 1234  # lm-eval's own
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """How lm-eval makes conversations of a task's questions."""
+
+    system: str | None = None
+    fewshot_as_multiturn: bool = True
 
 
 @dataclasses.dataclass
@@ -43,6 +52,7 @@ def run_suite(
     data_dir: str | None = None,
     tokenizer: Tokenizer | None = None,
     only: Sequence[str] | None = None,
+    chat: Chat | None = None,
     *,
     say: Callable[[str], None],
 ) -> Scores:
@@ -53,9 +63,11 @@ def run_suite(
             `data_dir` or the hub.
         tokenizer: for tasks that are scored by tokens.
         only: the tasks to run; None: all.
+        chat: puts the questions into the chat template that `lm` has.
         say: is called with each task's name before the task runs.
 
     Raises:
+        ConfigError: `chat` is given, and a task has no question for a chat template.
         DataError: a data set is missing, empty or not available here.
     """
     _quiet()
@@ -79,7 +91,7 @@ def run_suite(
         for task in loaded["tasks"].values():
             task.tokenizer = tokenizer
         say(name)
-        scores.add(_evaluate(lm, loaded, limit))
+        scores.add(_evaluate(lm, loaded, limit, chat))
     if suite == "core" and only is None:
         found = {n: (r["acc"], r.get("acc_stderr", 0.0)) for n, r in scores.results.items()}
         chance = {given["task"]: given["metadata"]["chance"] for given in configs}
@@ -93,6 +105,7 @@ def run_task(
     limit: int | None = None,
     num_fewshot: int | None = None,
     data_dir: str | None = None,
+    chat: Chat | None = None,
 ) -> Scores:
     """The scores of an lm-eval task, group or tag.
 
@@ -112,7 +125,7 @@ def run_task(
                 raise ConfigError(f"tasks={name}: {task.task_name} cannot be run here: {why}")
         if num_fewshot is not None:
             task.set_config(key="num_fewshot", value=num_fewshot)
-    return _evaluate(lm, loaded, limit)
+    return _evaluate(lm, loaded, limit, chat)
 
 
 def check(
@@ -244,12 +257,31 @@ def _remedy(path: str) -> str:
     )
 
 
-def _evaluate(lm: Any, loaded: Any, limit: int | None) -> Scores:
+def _evaluate(lm: Any, loaded: Any, limit: int | None, chat: Chat | None) -> Scores:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
+    from manta.evaluate.choices import TokenChoices
+
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(FEWSHOT_SEED)  # else each evaluation draws other examples
+    options: dict[str, Any] = {}
+    if chat is not None:
+        for name, task in loaded["tasks"].items():
+            if isinstance(task, TokenChoices) or task.OUTPUT_TYPE == "loglikelihood_rolling":
+                raise ConfigError(
+                    f"chat=true: {name} scores texts as they are, without a chat template: leave "
+                    "it out, or omit chat=true"
+                )
+        options = {
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": chat.fewshot_as_multiturn,
+            "system_instruction": chat.system,
+        }
     each = {name: _recorded(name, task) for name, task in loaded["tasks"].items()}
     with contextlib.redirect_stderr(io.StringIO()):  # hides lm-eval's own progress bars
-        found = lm_evaluate(lm, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
+        found = lm_evaluate(
+            lm, loaded, limit=limit, bootstrap_iters=1000, log_samples=False, **options
+        )
     scores = Scores()
     for name, values in found["results"].items():
         # "acc,none": the metric and the filter; most tasks have one filter.

@@ -186,6 +186,33 @@ class Template:
             )
         return found
 
+    def parts(
+        self, turns: Sequence[Turn], add_generation_prompt: bool = False, goes_on: bool = False
+    ) -> list[int | str]:
+        """A conversation as ids of special tokens and the texts between them. With `goes_on`, it
+        ends within the last turn, after its content, as transformers' `continue_final_message`.
+
+        Raises:
+            BadRow: the template refuses the conversation.
+        """
+        if not goes_on:
+            return [part for part, _ in self._parts(turns, add_generation_prompt)]
+        said = "".join(turn.content for turn in turns) + self.source
+        mark = next(character for character in map(chr, PRIVATE) if character not in said)
+        last = Turn(turns[-1].role, f"{turns[-1].content}{mark} ")
+        found: list[int | str] = []
+        for part, _ in self._parts([*turns[:-1], last], False):
+            if isinstance(part, str) and mark in part:
+                text, _, after = part.partition(mark)
+                # A template that takes off white space at the end does so before the mark too.
+                return [*found, text if after.startswith(" ") else text.rstrip()]
+            found.append(part)
+        raise BadRow(
+            "refused by the template",
+            "the template does not write the answer that has begun",
+            "give another data.template",
+        )
+
     def _rendered(
         self, turns: Sequence[Turn], add_generation_prompt: bool = False
     ) -> tuple[str, str, str, dict[int, str]]:
