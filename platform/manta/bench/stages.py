@@ -22,7 +22,7 @@ import torch.distributed as dist
 from manta.bench.settings import BenchConfig
 from manta.bench.workers import together
 from manta.model.cost import parameters
-from manta.model.gpt import GPT
+from manta.model.families import model_of
 from manta.model.memory import Setup, costs
 from manta.model.shape import ModelConfig
 from manta.train.step.device import Device
@@ -148,7 +148,7 @@ def _train(
     look("before")
     torch.manual_seed(0)
     engine = Engine(
-        GPT(c),
+        model_of(c),
         optimizer,
         Device(torch.device("cpu"), "fp32", 1.0, "CPU"),
         zero_stage=stage,

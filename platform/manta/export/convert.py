@@ -16,7 +16,8 @@ from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import ggml, huggingface, llmc
 from manta.export.card import card
 from manta.lock import lock
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
+from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
 from manta.storage import HomeConfig
 from manta.terminal import line
@@ -73,8 +74,14 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     name = run.rpartition("/")[2]
     ending = "" if c.to == "hf" else {"gguf": ".gguf", "llmc": ".bin"}[c.to]
     default = storage.join(layout.exports_folder(home), f"{name}-{step}{ending}")
+    if checkpoints.load_model_config(path).is_recurrent:
+        raise CheckpointError(
+            f"{path}: an LSTM (model.family=lstm), for which transformers, llama.cpp and llm.c "
+            "have no form; Manta itself generates with it (python jobs/generate.py)"
+        )
     out = ownership.new_file(c.out, default, c.overwrite, is_folder=c.to == "hf")
     model, tokenizer = checkpoints.load_model(path), checkpoints.load_tokenizer(path)
+    assert isinstance(model, GPT)
     say(f"exporting {path}: {num_parameters(model.config) / 1e6:.1f}M parameters, {tokenizer.name}")
     with (
         storage.writing(str(out), "free some space there, or give another out="),

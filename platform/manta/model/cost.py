@@ -10,7 +10,7 @@ from typing import Literal
 from manta.model.groups import Group, group_of
 from manta.model.shape import ModelConfig
 
-Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "head"]
+Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "lstm", "head"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,10 @@ class Weight:
 
 
 def weights(c: ModelConfig) -> list[Weight]:
-    """Lists every weight tensor of `GPT(c)`, a tied one once, without allocating any."""
+    """Lists every weight tensor of a model of config `c`, a tied one once, without allocating
+    any."""
+    if c.is_recurrent:
+        return _weights_of_lstm(c)
     C, F, L, rows = c.n_embd, c.hidden, c.n_layer, c.padded_vocab_size
     heads = (c.n_head + 2 * c.kv_heads) * c.head_size
     found = [Weight("embedding", (rows, C), 1)]
@@ -67,6 +70,17 @@ def weights(c: ModelConfig) -> list[Weight]:
     return found
 
 
+def _weights_of_lstm(c: ModelConfig) -> list[Weight]:
+    C, L, rows = c.n_embd, c.n_layer, c.padded_vocab_size
+    found = [
+        Weight("embedding", (rows, C), 1),
+        # The four gates, of the layer before and of the state; a bias for each.
+        Weight("lstm", (4 * C, C), 2 * L, in_block=True, is_linear=True),
+        Weight("lstm", (4 * C,), 2 * L, in_block=True),
+    ]
+    return found if c.tie_embeddings else [*found, Weight("head", (rows, C), 1)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameters:
     """Parameters by their purpose, each counted once, so a tied head has 0. The vocabulary includes
@@ -77,6 +91,7 @@ class Parameters:
     attention: int = 0
     mlp: int = 0
     norms: int = 0
+    lstm: int = 0
     head: int = 0
 
     @property
@@ -102,12 +117,14 @@ def flops_per_token(c: ModelConfig, seq_len: int) -> float:
     N counts every parameter that multiplies. The position table and an untied embedding are only
     looked up, so they do not count; neither do the rows that pad the vocabulary. 12 L H D T
     is attention as if it were not causal (Chowdhery et al. 2022, PaLM, appendix B). nanoGPT and
-    most others count the same way, so that MFUs can be compared. Work that activation checkpointing
-    repeats is not counted: a model that is slower because of it has a lower MFU.
+    most others count the same way, so that MFUs can be compared. An LSTM attends to nothing: its
+    FLOPs are 6 N. Work that activation checkpointing repeats is not counted: a model that is slower
+    because of it has a lower MFU.
     """
     assert c.vocab_size is not None
     found = parameters(c)
     # The head, tied or not, multiplies by one row per token id.
     head = c.vocab_size * c.n_embd
-    n = found.attention + found.mlp + found.norms + head
-    return 6.0 * n + 12.0 * c.n_layer * c.query_size * seq_len
+    n = found.attention + found.mlp + found.norms + found.lstm + head
+    attention = 0.0 if c.is_recurrent else 12.0 * c.n_layer * c.query_size * seq_len
+    return 6.0 * n + attention

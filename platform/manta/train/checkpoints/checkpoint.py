@@ -22,7 +22,8 @@ from manta import foreign, layout, ownership, storage
 from manta.config import Count, PositiveFloat, config
 from manta.errors import CheckpointError, ConfigError
 from manta.job import hint
-from manta.model.gpt import GPT, ModelConfig
+from manta.model.families import model_of
+from manta.model.gpt import LanguageModel, ModelConfig
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments, tensors
@@ -112,7 +113,7 @@ def _tokenizer(path: str) -> Tokenizer:
     return tokenizers.load(storage.join(path, layout.ENCODING), CheckpointError)
 
 
-def load_model(path: str, device: torch.device | None = None) -> GPT:
+def load_model(path: str, device: torch.device | None = None) -> LanguageModel:
     """The checkpoint's model, in eval mode.
 
     Raises:
@@ -122,7 +123,7 @@ def load_model(path: str, device: torch.device | None = None) -> GPT:
     verify(path, only=layout.WEIGHTS)
     c = load_model_config(path)
     _check_fit(path, c)
-    model = GPT(c)
+    model = model_of(c)
     _read_weights(path, model)
     return model.to(device or torch.device("cpu")).eval()
 
@@ -178,7 +179,7 @@ def commit(path: str, files: dict[str, dict[str, Any]]) -> None:
     storage.write_json(storage.join(path, layout.MANIFEST), {"files": files})
 
 
-def load_weights(path: str, model: GPT) -> None:
+def load_weights(path: str, model: LanguageModel) -> None:
     """Loads the checkpoint's weights into a model of its config, without verifying the checkpoint.
 
     Raises:
@@ -188,7 +189,7 @@ def load_weights(path: str, model: GPT) -> None:
     _read_weights(path, model)
 
 
-def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
+def load_weights_for(path: str, tokenizer: Tokenizer, model: LanguageModel) -> None:
     """Loads the checkpoint's weights, without verifying it, into a model of its config for a
     tokenizer that extends the checkpoint's. Rows for new ids begin at the mean of the others'
     (Hewitt 2021).
@@ -214,7 +215,7 @@ def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
     model.load_state_dict(weights, strict=False)  # a tied head is saved once, as the embedding
 
 
-def _read_weights(path: str, model: GPT) -> None:
+def _read_weights(path: str, model: LanguageModel) -> None:
     """Reads weights that are known to fit the model."""
     with local(path, [layout.WEIGHTS]) as folder:
         weights = tensors.load(folder / layout.WEIGHTS)

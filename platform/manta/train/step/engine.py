@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from manta.errors import ConfigError
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.train.step.deepspeed_config import check_disk, deepspeed_config, import_deepspeed
 from manta.train.step.device import Device
 from manta.train.step.engine_settings import EngineConfig
@@ -52,7 +52,7 @@ class Engine:
 
     def __init__(
         self,
-        model: GPT,
+        model: LanguageModel,
         optimizer: OptimizerConfig,
         device: Device,
         *,
