@@ -22,7 +22,8 @@ from manta.model.cost import (
     parameters,
     weights,
 )
-from manta.model.gpt import GPT, num_parameters
+from manta.model.families import num_parameters
+from manta.model.gpt import GPT
 from manta.model.lora import LoraConfig
 from manta.model.memory import (
     ALLOWANCE,

@@ -9,7 +9,7 @@ from hypothesis import settings
 from helpers.models import R50K_SIZE, SMALL, config_of, small_model
 from manta.errors import ConfigError
 from manta.model.cost import flops_per_token
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
 from manta.model.presets import PRESETS
 
 few = settings(deadline=None, max_examples=15)

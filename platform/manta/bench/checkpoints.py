@@ -14,7 +14,7 @@ from typing import Any
 from manta import layout, ownership, storage
 from manta.bench.model import Step, on_workers
 from manta.bench.settings import BenchConfig
-from manta.model.gpt import GPT
+from manta.model.families import model_of
 from manta.text import tokenizer
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
@@ -56,7 +56,7 @@ def _measure_in(folder: str, c: BenchConfig, device: Device) -> dict[str, Any]:
             saved = time.perf_counter()
             path = layout.checkpoint_folder(folder, index)
             checkpoint.verify(path)
-            checkpoint.load_weights(path, GPT(step.model))
+            checkpoint.load_weights(path, model_of(step.model))
             checkpoint.load_optimizer(path, step.engine)
             loaded = time.perf_counter()
             size = sum(info.size or 0 for info in storage.list_files(path))

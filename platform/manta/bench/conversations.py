@@ -15,7 +15,7 @@ from manta.bench.settings import BenchConfig
 from manta.data.conversations import rule
 from manta.data.packing import fill
 from manta.evaluate.questions import conversations
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
 from manta.text import templates
 from manta.text import tokenizer as tokenizers
 from manta.text.conversations import Turn

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from manta.bench.settings import BenchConfig
 from manta.evaluate.adapter import MantaLM, in_process, loglikelihood_requests
-from manta.model.gpt import GPT, num_parameters
+from manta.model.families import model_of, num_parameters
+from manta.model.gpt import LanguageModel
 from manta.model.inference import inference
 from manta.text import tokenizer
 from manta.train.step.device import available_cpus, find_device
@@ -27,7 +28,7 @@ def evaluation(c: BenchConfig) -> dict[str, Any]:
     dtype = "fp32" if c.dtype == "auto" else c.dtype  # the default of jobs/evaluate.py
     device = find_device(dtype, bool(c.gpus_per_worker), c.threads_per_worker or available_cpus())
     torch.manual_seed(c.seed)
-    model = GPT(c.expected_model).to(device.torch_device).eval()
+    model = model_of(c.expected_model).to(device.torch_device).eval()
     made = tokenizer.train(WORDS, 290)
     lm = in_process(model, made, dtype)
     pairs = _pairs(random.Random(c.seed), lm.max_length)
@@ -67,7 +68,7 @@ def _pairs(chosen: random.Random, context: int) -> list[tuple[str, str]]:
     return [(words(8, 60), " " + words(1, longest)) for _ in range(REQUESTS)]
 
 
-def _score(lm: MantaLM, model: GPT, context: str, continuation: str) -> float:
+def _score(lm: MantaLM, model: LanguageModel, context: str, continuation: str) -> float:
     """The log-likelihood of one request, computed as one would write it by hand."""
     before, after = lm.tok_encode(context), lm.tok_encode(context + continuation)
     place = model.embedding.weight.device

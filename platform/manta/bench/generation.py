@@ -9,8 +9,9 @@ import torch
 
 from manta.bench.settings import BenchConfig
 from manta.evaluate.inference_settings import inference_dtype
+from manta.model.families import model_of, num_parameters
 from manta.model.generate import generate_batch
-from manta.model.gpt import GPT, num_parameters
+from manta.model.gpt import LanguageModel
 from manta.model.inference import inference
 from manta.train.step.device import available_cpus, find_device
 
@@ -29,7 +30,7 @@ def generation(c: BenchConfig) -> dict[str, Any]:
     context = max(shape.context_length, PROMPT + c.new_tokens)
     shape = dataclasses.replace(shape, context_length=context)
     torch.manual_seed(c.seed)
-    model = GPT(shape).to(device.torch_device)
+    model = model_of(shape).to(device.torch_device)
     rates: dict[str, list[float]] = {}
     for index in range(c.rounds + 1):
         found = {}
@@ -60,7 +61,9 @@ def generation(c: BenchConfig) -> dict[str, Any]:
     }
 
 
-def _rates(model: GPT, c: BenchConfig, prompts: int, use_cache: bool) -> tuple[float, float]:
+def _rates(
+    model: LanguageModel, c: BenchConfig, prompts: int, use_cache: bool
+) -> tuple[float, float]:
     """Tokens/s over all prompts: of all new tokens, and of the last ones (with a full context)."""
     times = [time.perf_counter()]
     for _ in generate_batch(

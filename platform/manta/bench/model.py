@@ -23,7 +23,7 @@ from manta.bench.memory import peak_resident
 from manta.bench.settings import BenchConfig
 from manta.bench.workers import together
 from manta.model.cost import flops_per_token
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
 from manta.train.build import build, compiles, micro_batch
 from manta.train.objectives.next_token import Batch
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic

@@ -19,7 +19,7 @@ from manta.bench.memory import COUNTED, MemoryWatch
 from manta.bench.settings import BenchConfig
 from manta.data import mixture
 from manta.data.manifest import Manifest
-from manta.model.gpt import GPT
+from manta.model.families import model_of
 from manta.train.eval_settings import EvalConfig, SampleConfig
 from manta.train.faults.signals import Signals
 from manta.train.loop import no_garbage_collection, train
@@ -99,7 +99,7 @@ class _BareLoop:
     """The loop that one would write by hand: model, optimizer, autocast, one batch in memory."""
 
     def __init__(self, c: BenchConfig, run: Run):
-        model, device = GPT(run.model), run.device
+        model, device = model_of(run.model), run.device
         model.recompute = c.activation_checkpointing
         if run.state.compiled:
             model.compile_blocks()

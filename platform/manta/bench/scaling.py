@@ -18,7 +18,7 @@ from typing import Any
 from manta.bench.model import Step, communication_seconds, in_worker
 from manta.bench.settings import BenchConfig
 from manta.bench.workers import Crew, crew
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
 from manta.train.step.device import Device, available_cpus
 
 ALONE, APART, TOGETHER = "alone", "apart", "together"

@@ -24,7 +24,7 @@ from manta.bench.settings import BenchConfig
 from manta.bench.workers import together
 from manta.model.activations import FP32
 from manta.model.cost import NO_ADAPTERS, adapters, parameters, weights
-from manta.model.gpt import GPT
+from manta.model.families import model_of
 from manta.model.lora import LoraConfig, attach
 from manta.model.memory import PERSISTENT, Setup, costs
 from manta.model.shape import ModelConfig
@@ -155,7 +155,7 @@ def _train(
 
     look("before")
     torch.manual_seed(0)
-    model = GPT(c)
+    model = model_of(c)
     if lora.rank is not None:
         attach(model, lora)
     engine = Engine(

@@ -12,7 +12,7 @@ from manta.evaluate.completions import prompts_of
 from manta.evaluate.conversation import ChatForm, Conversation, cut, ids_of
 from manta.evaluate.rows import Pair, batches_of, rows_of
 from manta.evaluate.worker import Pool, Scored, Worker, pool_of
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.text.tokenizer import Tokenizer
 
 TOKENS_PER_BATCH = 4096
@@ -24,7 +24,7 @@ def loglikelihood_requests(pairs: list[tuple[str, str]]) -> list[Instance]:
     return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
 
 
-def in_process(model: GPT, tokenizer: Tokenizer, dtype: str = "fp32") -> "MantaLM":
+def in_process(model: LanguageModel, tokenizer: Tokenizer, dtype: str = "fp32") -> "MantaLM":
     """An LM for lm-eval that computes in this process."""
     c = model.config
     assert c.vocab_size is not None

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from manta.errors import ConfigError, DataError
 from manta.evaluate.inference_settings import ChatConfig
 from manta.model.generate import draws, pick
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.reader import Reader
 from manta.terminal import line
 from manta.text.conversations import Turn
@@ -114,7 +114,7 @@ class Chat:
         ConfigError: the template has no place for a system's message.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, config: ChatConfig):
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, config: ChatConfig):
         self._tokenizer, self._config = tokenizer, config
         self._system = [] if config.system is None else [Turn("system", config.system)]
         self.form = form_of(tokenizer, self._system, config.transcript)

@@ -12,7 +12,7 @@ from manta.config import Count, PositiveFloat, config
 from manta.errors import ConfigError
 from manta.evaluate import catalog, report
 from manta.model.cost import flops_per_token
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
 from manta.storage import HomeConfig
 from manta.terminal import aligned
 from manta.train.checkpoints import checkpoint as checkpoints

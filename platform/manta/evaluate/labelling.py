@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.inference import send
 
 TOKENS_AT_ONCE = 1 << 14
 
 
 @torch.no_grad()
-def probabilities(model: GPT, texts: Sequence[np.ndarray]) -> np.ndarray:
+def probabilities(model: LanguageModel, texts: Sequence[np.ndarray]) -> np.ndarray:
     """(N, K) fp32: the probability of each of K labels for N texts.
 
     Args:

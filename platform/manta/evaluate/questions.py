@@ -14,7 +14,7 @@ from manta.config import Count, NonNegativeFloat, Seed, config
 from manta.errors import DataError
 from manta.evaluate.chat import Chat
 from manta.evaluate.inference_settings import ChatConfig
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.storage import HomeConfig
 from manta.text.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ def write(c: QuestionsConfig) -> str:
     return path
 
 
-def ask(model: GPT, tokenizer: Tokenizer, c: AnswersConfig) -> Answered:
+def ask(model: LanguageModel, tokenizer: Tokenizer, c: AnswersConfig) -> Answered:
     """Asks a model held-out questions. Use within `inference`."""
     chat = Chat(model, tokenizer, c)
     ended = right = 0

@@ -12,7 +12,7 @@ from manta import layout, ownership, storage
 from manta.config import Count, config
 from manta.evaluate.files import read_text
 from manta.evaluate.inference_settings import InferenceConfig, place_of
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.inference import inference, send
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
@@ -82,7 +82,9 @@ def about(found: list[Piece], tokens: int) -> str:
     )
 
 
-def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int], dtype: str = "fp32") -> list[Piece]:
+def pieces(
+    model: LanguageModel, tokenizer: Tokenizer, tokens: list[int], dtype: str = "fp32"
+) -> list[Piece]:
     """The loss of each token, in bits, given the start and the tokens before it in its window, as
     in lm-eval's rolling perplexity: windows side by side, the last one moved back."""
     found: list[Piece] = []
@@ -104,7 +106,7 @@ def pieces(model: GPT, tokenizer: Tokenizer, tokens: list[int], dtype: str = "fp
 
 
 def _losses(
-    model: GPT, line: list[int], dtype: str
+    model: LanguageModel, line: list[int], dtype: str
 ) -> Iterator[tuple[int, float, list[tuple[int, float]]]]:
     """(token, nats, likeliest tokens with their probabilities) of all tokens but the first."""
     context, device = model.config.context_length, model.embedding.weight.device

@@ -11,7 +11,7 @@ from torch import Tensor
 from manta.data import conversations, preferences
 from manta.evaluate.rows import Row
 from manta.model.generate import Sampling, generate
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.inference import inference, send
 from manta.text.tokenizer import Tokenizer
 from manta.train.objectives.preference import batch_of
@@ -44,7 +44,7 @@ class Prompt:
 class Worker:
     """A model on its device; it scores and completes in fp32, or in bf16 by autocast."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, dtype: str = "fp32"):
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, dtype: str = "fp32"):
         self.model = model.eval()
         self._tokenizer = tokenizer
         self._dtype = dtype

@@ -8,7 +8,7 @@ from typing import Any
 
 from manta import arguments, layout, storage
 from manta.evaluate import report
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
 from manta.model.shape import ModelConfig
 from manta.terminal import visible
 from manta.train.checkpoints.checkpoint import TrainState

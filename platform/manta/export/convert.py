@@ -5,7 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from pyarrow import fs as pafs
 from torch import Tensor
@@ -18,7 +18,8 @@ from manta.errors import CheckpointError, ConfigError, DataError
 from manta.export import adapter, ggml, huggingface, llmc
 from manta.export.card import USE, card
 from manta.lock import lock
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
+from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
 from manta.storage import HomeConfig
 from manta.terminal import line
@@ -76,6 +77,11 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     name = run.rpartition("/")[2]
     ending = {"gguf": ".gguf", "llmc": ".bin", "peft": "-peft"}.get(c.to, "")
     default = storage.join(layout.exports_folder(home), f"{name}-{step}{ending}")
+    if checkpoints.load_model_config(path).is_recurrent:
+        raise CheckpointError(
+            f"{path}: an LSTM (model.family=lstm), for which transformers, llama.cpp and llm.c "
+            "have no form; Manta itself generates with it (python jobs/generate.py)"
+        )
     is_folder = c.to in ("hf", "peft")
     out = ownership.new_file(c.out, default, c.overwrite, is_folder=is_folder)
     labels, adapters = checkpoints.load_model_config(path).labels, checkpoints.load_adapter(path)
@@ -91,6 +97,7 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
         )
     model = checkpoints.load_model(path, classifies=bool(labels))
     tokenizer = checkpoints.load_tokenizer(path)
+    assert isinstance(model, GPT)
     say(f"exporting {path}: {num_parameters(model.config) / 1e6:.1f}M parameters, {tokenizer.name}")
     with (
         storage.writing(str(out), "free some space there, or give another out="),
@@ -103,7 +110,7 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
             opened, plain = made, model
             if adapters is not None and c.to == "peft":
                 opened = made / adapter.BASE
-                plain = checkpoints.load_model(path, classifies=bool(labels), bare=True)
+                plain = cast(GPT, checkpoints.load_model(path, classifies=bool(labels), bare=True))
                 text = text.replace(USE, adapter.USE).replace("FOLDER", out.name)
                 adapter.write(made, plain, adapters, tokenizer, text)
             else:

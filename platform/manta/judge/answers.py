@@ -16,7 +16,7 @@ from manta.judge.questions import Question
 from manta.judge.records import Records, Row, key_of
 from manta.judge.settings import JudgeConfig
 from manta.model.generate import generate_batch
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.inference import inference
 from manta.terminal import line
 from manta.text import conversations, templates
@@ -69,7 +69,7 @@ class Model:
 class Speaker:
     """A loaded model with its form of conversations; use it within `inference`."""
 
-    model: GPT
+    model: LanguageModel
     tokenizer: Tokenizer
     form: ByTemplate | ByTranscript
 

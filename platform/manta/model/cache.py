@@ -1,9 +1,12 @@
-"""The KV cache: keys and values of the tokens that a model has seen.
+"""Caches: what a model remembers of the tokens that it has seen. A GPT remembers their keys and
+values, an LSTM one state after all of them.
 
-Shapes: B batch, T new tokens, K key/value heads, D head size, S cached tokens.
+Shapes: B batch, T new tokens, K key/value heads, D head size, S cached tokens, L layers,
+C channels.
 """
 
 import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,7 +15,68 @@ from manta.model.inference import send
 from manta.model.shape import ModelConfig
 
 
-class KVCache:
+class Cache:
+    """What a model remembers of B texts, in `store`, whose third dimension is B. `lengths` has the
+    number of tokens seen of each."""
+
+    store: Tensor
+    lengths: list[int]
+
+    def row(self, row: int) -> Self:
+        """A view of one row, in the same memory; only its `lengths` are separate."""
+        part = copy.copy(self)
+        part.store = self.store[:, :, row : row + 1]
+        part.lengths = self.lengths[row : row + 1]
+        return part
+
+    def advance(self, T: int) -> None:
+        """Counts T new tokens."""
+        self.lengths = [length + T for length in self.lengths]
+
+    def clear(self) -> None:
+        """Forgets all tokens."""
+        self.cut(0)
+
+    def cut(self, length: int) -> int:
+        """Forgets tokens at the end of each row until `length` are left; each row has at least as
+        many. Returns how many are left, which is fewer if the cache cannot go back there."""
+        raise NotImplementedError
+
+    def keep(self, rows: list[int]) -> None:
+        """Keeps only these rows, in this order."""
+        self.store = self.store.index_select(2, send(torch.tensor(rows), self.store.device))
+        self.lengths = [self.lengths[row] for row in rows]
+
+
+class StateCache(Cache):
+    """The hidden state and the cell state of an LSTM after the tokens seen so far, (2, L, B, C).
+    Rows may have seen different numbers of tokens."""
+
+    def __init__(self, c: ModelConfig, batch: int, device: torch.device):
+        self.store = torch.zeros(2, c.n_layer, batch, c.n_embd, device=device)
+        self.lengths = [0] * batch
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """Both states, (L, B, C) each."""
+        return self.store[0].contiguous(), self.store[1].contiguous()
+
+    def replace(self, state: tuple[Tensor, Tensor], T: int) -> None:
+        """Puts the states after T more tokens in the place of those before them."""
+        self.advance(T)  # first, as Ctrl-C may come between: `cut` then finds too many tokens
+        for mine, new in zip(self.store, state, strict=True):
+            mine.copy_(new)
+
+    def cut(self, length: int) -> int:
+        """Keeps everything or nothing: the states before the last ones are gone."""
+        if set(self.lengths) == {length}:
+            return length
+        self.lengths = [0] * len(self.lengths)
+        self.store.zero_()
+        return 0
+
+
+class KVCache(Cache):
     """Keys and values of the tokens seen so far, for every layer: (B, K, S, D) each.
 
     Rows may have seen different numbers of tokens; they then take one token at a time. Both the
@@ -65,31 +129,21 @@ class KVCache:
         end = max(self.lengths) + T
         return keys[:, :, :end], values[:, :, :end]
 
-    def row(self, row: int) -> "KVCache":
-        """A view of one row, in the same memory; only its `lengths` are separate."""
-        part = copy.copy(self)
-        part.store = self.store[:, :, row : row + 1]
-        part.lengths = self.lengths[row : row + 1]
+    def row(self, row: int) -> Self:
+        part = super().row(row)
         part._starts = self._starts[row : row + 1]
         return part
 
     def advance(self, T: int) -> None:
         """Counts T new tokens, after every layer has been extended by them."""
-        self.lengths = [length + T for length in self.lengths]
+        super().advance(T)
         self._starts += T
 
-    def clear(self) -> None:
-        """Forgets all tokens."""
-        self.cut(0)
-
-    def cut(self, length: int) -> None:
-        """Forgets all tokens but the first `length` of each row, which has at least as many."""
+    def cut(self, length: int) -> int:
         self.lengths = [length] * len(self.lengths)
         self._starts.fill_(length)
+        return length
 
     def keep(self, rows: list[int]) -> None:
-        """Keeps only these rows, in this order."""
-        kept = send(torch.tensor(rows), self.store.device)
-        self.store = self.store.index_select(2, kept)
-        self.lengths = [self.lengths[row] for row in rows]
-        self._starts = self._starts[kept]
+        super().keep(rows)
+        self._starts = self._starts[send(torch.tensor(rows), self.store.device)]

@@ -13,7 +13,7 @@ from manta.model.shape import ModelConfig
 from manta.model.trainable import Trainable, blocks_trained
 
 NO_ADAPTERS = LoraConfig()
-Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "head"]
+Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "lstm", "head"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,10 @@ class Weight:
 
 
 def weights(c: ModelConfig) -> list[Weight]:
-    """Lists every weight tensor of `GPT(c)`, a tied one once, without allocating any."""
+    """Lists every weight tensor of a model of config `c`, a tied one once, without allocating
+    any."""
+    if c.is_recurrent:
+        return _weights_of_lstm(c)
     C, F, L, rows = c.n_embd, c.hidden, c.n_layer, c.padded_vocab_size
     heads = (c.n_head + 2 * c.kv_heads) * c.head_size
     found = [Weight("embedding", (rows, C), 1)]
@@ -103,6 +106,17 @@ def learning(
     return [dataclasses.replace(w, count=n) for w, n in zip(ours, counts, strict=True) if n]
 
 
+def _weights_of_lstm(c: ModelConfig) -> list[Weight]:
+    C, L, rows = c.n_embd, c.n_layer, c.padded_vocab_size
+    found = [
+        Weight("embedding", (rows, C), 1),
+        # The four gates, of the layer before and of the state; a bias for each.
+        Weight("lstm", (4 * C, C), 2 * L, in_block=True, is_linear=True),
+        Weight("lstm", (4 * C,), 2 * L, in_block=True),
+    ]
+    return found if c.tie_embeddings else [*found, Weight("head", (c.head_rows, C), 1)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameters:
     """Parameters by their purpose, each counted once, so a tied head has 0. The vocabulary includes
@@ -113,6 +127,7 @@ class Parameters:
     attention: int = 0
     mlp: int = 0
     norms: int = 0
+    lstm: int = 0
     head: int = 0
 
     @property
@@ -147,8 +162,9 @@ def flops_per_token(
     N counts every parameter that multiplies. The position table and an untied embedding are only
     looked up, so they do not count; neither do the rows that pad the vocabulary. 12 L H D T
     is attention as if it were not causal (Chowdhery et al. 2022, PaLM, appendix B). nanoGPT and
-    most others count the same way, so that MFUs can be compared. Work that activation checkpointing
-    repeats is not counted: a model that is slower because of it has a lower MFU.
+    most others count the same way, so that MFUs can be compared. An LSTM attends to nothing: its
+    FLOPs are 6 N. Work that activation checkpointing repeats is not counted: a model that is slower
+    because of it has a lower MFU.
     """
     assert c.vocab_size is not None
     reached = c.n_layer if lora.rank is not None else blocks_trained(which, c.n_layer)
@@ -162,4 +178,5 @@ def flops_per_token(
         learns += head
     inputs = last + in_blocks // c.n_layer * reached
     attention = c.query_size * seq_len * (4.0 * c.n_layer + 8.0 * reached)
+    attention = 0.0 if c.is_recurrent else attention
     return 2.0 * (in_blocks + last + inputs + learns) + attention

@@ -1,4 +1,4 @@
-"""Text from a model, token by token, with a KV cache."""
+"""Text from a model, token by token, with a cache."""
 
 import dataclasses
 from collections.abc import Collection, Iterator
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manta.model.cache import KVCache
-from manta.model.gpt import GPT
+from manta.model.cache import Cache
+from manta.model.gpt import LanguageModel
 from manta.model.inference import send, without_cudnn_attention
 
 DRAWN_AT_ONCE = 256  # random numbers for each row, one per token
@@ -34,7 +34,7 @@ EVERY_TOKEN = Sampling()
 
 
 def generate(
-    model: GPT,
+    model: LanguageModel,
     prompt: list[int],
     max_tokens: int,
     *,
@@ -46,8 +46,9 @@ def generate(
     """Yields up to `max_tokens` ids that follow `prompt`, ending before the id `stop`,
     or one of several.
 
-    When the context is full, its older half is dropped and
-    the rest read again. This happens with and without the cache, so that both give the same tokens.
+    When the context of a GPT is full, its older half is dropped and the rest read again. This
+    happens with and without the cache, so that both give the same tokens. An LSTM reads and writes
+    texts of any length: its state goes on.
     """
     batch = generate_batch(
         model,
@@ -63,7 +64,7 @@ def generate(
 
 
 def generate_batch(
-    model: GPT,
+    model: LanguageModel,
     prompts: list[list[int]],
     max_tokens: int,
     *,
@@ -81,7 +82,9 @@ def generate_batch(
     assert prompts and all(prompts), "a prompt has at least one token"
     ends = {stop} if isinstance(stop, int) else set(stop or ())
     assert len(seeds) == len(prompts), "each prompt has a seed"
-    device, length = model.embedding.weight.device, model.config.context_length
+    device = model.embedding.weight.device
+    whole = max(map(len, prompts)) + max_tokens  # no text becomes longer
+    length = whole if model.window is None else model.window
     # Inference mode saves a quarter of each token's time. But it would also gather sharded weights
     # (ZeRO stage 3; empty until a layer runs), which could not be trained afterwards.
     fast = all(weight.numel() for weight in model.parameters())
@@ -91,8 +94,7 @@ def generate_batch(
     model.eval()
     try:
         with torch.inference_mode(fast):
-            longest = min(length, max(map(len, windows)) + max_tokens)
-            cache = KVCache(model.config, len(prompts), longest, device) if use_cache else None
+            cache = model.new_cache(len(prompts), min(length, whole)) if use_cache else None
             newest = send(torch.tensor([window[-1] for window in windows]), device)
             places = torch.arange(len(prompts), device=device)
         going = list(range(len(prompts)))  # the host's copy of `places`
@@ -136,7 +138,9 @@ def draws(seeds: list[int], device: torch.device) -> Iterator[Tensor]:
         yield from send(torch.stack(drawn, dim=1), device)
 
 
-def _with_cache(model: GPT, cache: KVCache, windows: list[list[int]], newest: Tensor) -> Tensor:
+def _with_cache(
+    model: LanguageModel, cache: Cache, windows: list[list[int]], newest: Tensor
+) -> Tensor:
     """Computes the (B, V) logits after the windows' last tokens; `newest` has these, (B,), on the
     device. Reads what the cache lacks of the tokens before them, then the last tokens of all rows
     at once."""
@@ -152,7 +156,7 @@ def _with_cache(model: GPT, cache: KVCache, windows: list[list[int]], newest: Te
     return model(newest.unsqueeze(1), cache=cache, last_only=True)[:, -1]
 
 
-def _logits(model: GPT, rows: list[list[int]], cache: KVCache | None = None) -> Tensor:
+def _logits(model: LanguageModel, rows: list[list[int]], cache: Cache | None = None) -> Tensor:
     """Computes the (B, V) logits after the last token of each row."""
     tokens = send(torch.tensor(rows), model.embedding.weight.device)
     return model(tokens, cache=cache, last_only=True)[:, -1]

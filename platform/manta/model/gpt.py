@@ -25,13 +25,13 @@ from manta.model.attention import (
     document_positions,
     has_flex_kernel,
 )
-from manta.model.cache import KVCache
+from manta.model.cache import Cache, KVCache
 from manta.model.loss import IGNORED, Head
 from manta.model.recomputation import Recompute, recomputing
 from manta.model.rope import rope_table, rotate
 from manta.model.shape import ModelConfig
 
-__all__ = ["GPT", "IGNORED", "KVCache", "ModelConfig", "num_parameters"]
+__all__ = ["GPT", "IGNORED", "KVCache", "LanguageModel", "ModelConfig"]
 
 
 class Attention(nn.Module):
@@ -139,12 +139,10 @@ def _run(block: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
     return block(*arguments)
 
 
-class GPT(nn.Module):
-    """The whole model; `vocab_size` must be set in its config."""
+class LanguageModel(nn.Module):
+    """What the models of all families have: an embedding, a head, and state dicts without the
+    vocabulary's padding. `vocab_size` must be set in the config."""
 
-    cos: Tensor
-    sin: Tensor
-    flex: bool | None = None  # whether flex_attention takes documents; None: if it can
     recompute: Recompute = "none"  # activation checkpointing
 
     def __init__(self, c: ModelConfig):
@@ -152,15 +150,28 @@ class GPT(nn.Module):
         assert c.vocab_size is not None, "vocab_size is resolved before a model is made"
         self.config = c
         self.embedding = nn.Embedding(c.padded_vocab_size, c.n_embd)
-        if c.family == "gpt2":
-            self.positions = nn.Embedding(c.context_length, c.n_embd)
-        else:
-            cos, sin = rope_table(c)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
-        self.dropout = nn.Dropout(c.rates["embeddings"])
-        self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layer))
-        self.norm = make_norm(c)
+
+    @property
+    def window(self) -> int | None:
+        """The most tokens that the model can read as one text; None: any number."""
+        raise NotImplementedError
+
+    def new_cache(self, batch: int, length: int, /) -> Cache:
+        """Makes an empty cache, for `batch` texts of up to `length` tokens each."""
+        raise NotImplementedError
+
+    def compile_blocks(self) -> None:
+        """Compiles for training, at first use, what compilation makes faster."""
+        raise NotImplementedError
+
+    def _init(self, module: nn.Module) -> None:
+        """Draws the initial weights of one module."""
+        raise NotImplementedError
+
+    def _complete(self) -> None:
+        """Makes the head, which comes last, and draws the initial weights."""
+        c = self.config
+        assert c.vocab_size is not None
         self.head: nn.Linear
         if c.labels:
             self.head = nn.Linear(c.n_embd, c.head_rows, bias=False)
@@ -172,10 +183,38 @@ class GPT(nn.Module):
         with torch.no_grad():  # padding is zero, so that saving and reading a model changes nothing
             for name in c.padded:
                 self.get_parameter(name)[c.vocab_size :] = 0
-        self._compiled: Callable[..., tuple[Tensor, Tensor]] = _run
         # State dicts have no padding.
         self.register_state_dict_post_hook(_without_padding)
         self.register_load_state_dict_pre_hook(_with_padding)
+
+
+class GPT(LanguageModel):
+    """The whole model."""
+
+    cos: Tensor
+    sin: Tensor
+    flex: bool | None = None  # whether flex_attention takes documents; None: if it can
+
+    def __init__(self, c: ModelConfig):
+        super().__init__(c)
+        if c.family == "gpt2":
+            self.positions = nn.Embedding(c.context_length, c.n_embd)
+        else:
+            cos, sin = rope_table(c)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        self.dropout = nn.Dropout(c.rates["embeddings"])
+        self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layer))
+        self.norm = make_norm(c)
+        self._complete()
+        self._compiled: Callable[..., tuple[Tensor, Tensor]] = _run
+
+    @property
+    def window(self) -> int:
+        return self.config.context_length
+
+    def new_cache(self, batch: int, length: int) -> KVCache:
+        return KVCache(self.config, batch, length, self.embedding.weight.device)
 
     def compile_blocks(self) -> None:
         """Compiles the blocks and the head's loss for training, when they are first used.
@@ -278,12 +317,12 @@ def unpadded(name: str, weight: Tensor, c: ModelConfig) -> Tensor:
     return weight[: c.vocab_size] if name in c.padded else weight
 
 
-def _without_padding(model: GPT, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+def _without_padding(model: LanguageModel, state: dict[str, Tensor], prefix: str, _: Any) -> None:
     for name in model.config.padded:
         state[prefix + name] = unpadded(name, state[prefix + name], model.config)
 
 
-def _with_padding(model: GPT, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _with_padding(model: LanguageModel, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     c = model.config
     for name in c.padded:
         weight = state.get(prefix + name)
@@ -295,10 +334,3 @@ def make_norm(c: ModelConfig) -> nn.Module:
     if c.family == "gpt2":
         return nn.LayerNorm(c.n_embd, eps=c.norm_eps, bias=c.has_bias)
     return nn.RMSNorm(c.n_embd, eps=c.norm_eps)
-
-
-def num_parameters(c: ModelConfig) -> int:
-    """Counts the parameters of a model of this config, each once, without the vocabulary's padding.
-    Nothing is allocated."""
-    with torch.device("meta"):
-        return sum(unpadded(n, p, c).numel() for n, p in GPT(c).named_parameters())

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manta.config import Count, Natural, PositiveFloat, config
-from manta.model.gpt import GPT, Attention, ModelConfig
+from manta.model.gpt import GPT, Attention, LanguageModel, ModelConfig
 from manta.model.rope import frequencies
 
 MAX_VOCAB = 8192  # because the counts of all pairs are held at once
@@ -38,12 +38,13 @@ class InitConfig:
     replaces `model` (except dropout), the other keys here do not count, and the data must use its
     tokenizer: data.tokenizer=FOLDER/encoding.json."""
     kind: Literal["gpt2", "identity"] = "gpt2"
-    """gpt2: normal(0.02), less for weights that write to the residual stream. identity: those
+    """gpt2: normal(0.02), less for weights that write to the residual stream (an LSTM: as in
+    model/lstm.py). identity: those
     weights and an untied head are zero, so that each block passes its input on; the other matrices
     are normal(0.6 / sqrt(n_embd))."""
     embedding_rms: PositiveFloat | None = None
     """Root mean square of the embeddings; null: 0.5 for identity with an untied head, else 0.02,
-    which a head that knows nothing yet needs."""
+    which a head that knows nothing yet needs (an LSTM: uniform(-0.1, 0.1))."""
     previous_tokens: Natural = 0
     """Number of heads of the first block, at most all of them, that look at first at the token
     before, the one before that, and so on; needs qk_norm."""
@@ -61,6 +62,10 @@ class InitConfig:
         if self.checkpoint is not None:
             return []
         found = []
+        if model.is_recurrent and (self.kind != "gpt2" or self.bigram_steps):
+            found.append(
+                "init.kind=identity and init.bigram_steps are for GPTs: omit them for an LSTM"
+            )
         if self.bigram_steps and model.tie_embeddings:
             found.append(
                 f"init.bigram_steps={self.bigram_steps}: the head is tied to the embeddings; set "
@@ -127,9 +132,15 @@ class InitConfig:
 
 
 @torch.no_grad()
-def initialise(model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda _: None) -> None:
-    """Sets the weights of a new model, in place, from torch's random state. `fit` may set its
-    embeddings and head from data."""
+def initialise(
+    model: LanguageModel, c: InitConfig, fit: Callable[[GPT], None] = lambda _: None
+) -> None:
+    """Sets the weights of a new model, in place, from torch's random state. `fit` may set the
+    embeddings and the head of a GPT from data."""
+    if not isinstance(model, GPT):
+        if c.embedding_rms is not None:
+            nn.init.normal_(_embeddings(model), std=c.embedding_rms)
+        return
     if c.kind == "identity":
         for block in model.blocks:
             for name, module in block.named_modules():
@@ -151,7 +162,7 @@ def initialise(model: GPT, c: InitConfig, fit: Callable[[GPT], None] = lambda _:
         _find_repeats(model, c)
 
 
-def _embeddings(model: GPT) -> Tensor:
+def _embeddings(model: LanguageModel) -> Tensor:
     """The embeddings without the padding, (V, C)."""
     return model.embedding.weight.data[: model.config.vocab_size]
 

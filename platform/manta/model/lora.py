@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manta.config import Count, Fraction, PositiveFloat, config
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.shape import ModelConfig
 from manta.model.trainable import Trainable
 
@@ -74,6 +74,11 @@ class LoraConfig:
         """Messages about keys that cannot work with a model of config `c`."""
         if self.rank is None:
             return []
+        if c.is_recurrent:
+            return [
+                f"lora.rank={self.rank}: adapters are for the matrices of a GPT's blocks, and this "
+                "model is an LSTM; omit it"
+            ]
         found = []
         if c.family == "gpt2" and "gate" in (self.targets or ()):
             found.append(
@@ -146,7 +151,7 @@ class LoraLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias) + F.linear(inner, self.lora_b)
 
 
-def attach(model: GPT, c: LoraConfig) -> None:
+def attach(model: LanguageModel, c: LoraConfig) -> None:
     """Gives the model's layers adapters as `c` says, and leaves gradients to these alone, and to
     the weights that learn with them (see `learns`)."""
     for name, layer in list(model.named_modules()):

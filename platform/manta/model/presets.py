@@ -43,6 +43,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # GPT-2 XL, 1,557,611,200.
     "gpt2-1.5b": {**GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
+    # The defaults of char-rnn (Karpathy 2015), for tokens that are characters.
+    "char-rnn": {
+        "family": "lstm",
+        "context_length": 50,
+        "n_layer": 2,
+        "n_embd": 128,
+        "tie_embeddings": False,
+    },
 }
 
 # `model.depth` alone gives a shape through these. Width grows with depth, as in nanochat.

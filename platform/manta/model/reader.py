@@ -1,24 +1,23 @@
-"""A text that grows, read with a KV cache that is kept: only what is new is computed."""
+"""A text that grows, read with a cache that is kept: only what is new is computed."""
 
 import torch
 from torch import Tensor
 
-from manta.model.cache import KVCache
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.inference import send
 
 
 class Reader:
-    """Computes the logits after a text, and remembers the keys and values of all of it.
+    """Computes the logits after a text, and remembers what the model knows of all of it.
 
     Make and use it within `inference`, which decides the cache's precision.
     """
 
-    def __init__(self, model: GPT):
+    def __init__(self, model: LanguageModel):
         self._model = model.eval()
         self._device = model.embedding.weight.device
         self.context_length = model.config.context_length
-        self._cache = KVCache(model.config, 1, self.context_length, self._device)
+        self._cache = model.new_cache(1, self.context_length)
         self._read: list[int] = []
 
     def logits(self, ids: list[int]) -> Tensor:
@@ -28,8 +27,8 @@ class Reader:
         beginning, so a text may grow, be cut off, or go on in another way.
         """
         assert 0 < len(ids) <= self.context_length
-        kept = min(_common(self._read, ids), len(ids) - 1)  # the last one gives the logits
-        self._cache.cut(kept)
+        # The last one gives the logits. An LSTM that cannot go back reads all of them again.
+        kept = self._cache.cut(min(_common(self._read, ids), len(ids) - 1))
         del self._read[kept:]
         new = send(torch.tensor([ids[kept:]]), self._device)
         logits = self._model(new, cache=self._cache, last_only=True)[:, -1]

@@ -6,6 +6,12 @@ from typing import Any, ClassVar, Literal
 from manta.config import Count, Fraction, PositiveFloat, config
 from manta.model.presets import PRESETS, shape_of_depth
 
+# Keys that mean nothing to an LSTM, and the families that have them.
+OF_GPTS = (
+    "depth", "n_head", "n_kv_head", "head_dim", "mlp_hidden", "bias", "qkv_bias", "qk_norm",
+    "dropouts", "rope_theta", "rope_scaling", "norm_eps",
+)  # fmt: skip
+GPTS = ("modern", "gpt2")
 # The rows of the embedding and the head are a multiple of this, as GPUs multiply in tiles.
 VOCAB_TILE = 128
 
@@ -62,26 +68,30 @@ class ModelConfig:
         ("n_kv_head", "family", ("modern",)),
         ("bias", "family", ("gpt2",)),
         ("qkv_bias", "family", ("gpt2",)),
+        *((key, "family", GPTS) for key in ("n_head", "head_dim", "mlp_hidden", "norm_eps")),
+        ("rope_theta", "family", GPTS),
     )
 
     preset: str = "quickstart"
     """A named shape, which the keys below override: quickstart, gpt2-124m, gpt2-163m, gpt2-350m,
-    lf-269m, casa-350m, gpt2-1.5b."""
+    lf-269m, casa-350m, gpt2-1.5b, char-rnn."""
     depth: Count | None = None
     """Number of blocks, as one dial instead of a preset: width, heads and context follow from it,
     and in training also learning rate, batch and token budget. Other keys override these."""
-    family: Literal["gpt2", "modern"] = "modern"
-    """gpt2: LayerNorm, learned positions, GELU; modern: RMSNorm, RoPE, SwiGLU."""
+    family: Literal["gpt2", "modern", "lstm"] = "modern"
+    """gpt2: LayerNorm, learned positions, GELU; modern: RMSNorm, RoPE, SwiGLU; lstm: no GPT but
+    layers of LSTM, the char-RNN of 2015, which has no heads, no MLP and no positions."""
     vocab_size: Count | None = None
     """Number of token ids that the model knows; null: as many as the dataset's tokenizer has."""
     context_length: Count = 256
-    """Length of the longest sequence, in tokens."""
+    """Length of the longest sequence, in tokens. An LSTM is trained and scored on sequences of at
+    most this length, which start from an empty state; what it generates may be longer."""
     n_layer: Count = 4
-    """Number of transformer blocks."""
+    """Number of transformer blocks, or of LSTM layers."""
     n_head: Count = 4
     """Number of attention heads."""
     n_embd: Count = 256
-    """Number of channels of the residual stream."""
+    """Number of channels of the residual stream, or of the embedding and of each LSTM layer."""
     n_kv_head: Count | None = None
     """Number of key/value heads (grouped-query attention, modern family); null: n_head."""
     head_dim: Count | None = None
@@ -98,7 +108,8 @@ class ModelConfig:
     tie_embeddings: bool = True
     """Whether the head uses the token embedding's weights."""
     dropout: Fraction = 0.0
-    """Dropout in training, on embeddings, attention weights and residual branches."""
+    """Dropout in training, on embeddings, attention weights and residual branches; in an LSTM,
+    after each layer."""
     dropouts: DropoutConfig = DropoutConfig()
     rope_theta: PositiveFloat = 10000.0
     """Base of RoPE's wavelengths (modern family)."""
@@ -114,6 +125,8 @@ class ModelConfig:
         return shape_of_depth(tree.get("depth"))
 
     def problems(self) -> list[str]:
+        if self.is_recurrent:
+            return self._problems_of_lstm()
         found = []
         if self.depth is not None and PRESETS[self.preset]:
             found.append(f"depth={self.depth} and preset={self.preset}: give one of them")
@@ -149,6 +162,19 @@ class ModelConfig:
         """This model with a head for these labels in the place of its own."""
         return dataclasses.replace(self, labels=labels, tie_embeddings=False)
 
+    def _problems_of_lstm(self) -> list[str]:
+        preset = PRESETS[self.preset]
+        if preset and preset.get("family") != "lstm":
+            return [
+                f"family=lstm and preset={self.preset}, which is a GPT: give one of them, or "
+                "preset=char-rnn"
+            ]
+        given = [key for key in OF_GPTS if getattr(self, key) != getattr(type(self), key)]
+        if not given:
+            return []
+        them = "it" if len(given) == 1 else "them"
+        return [f"{' and '.join(given)}: family=lstm has no such thing; omit {them}"]
+
     def with_dropout_of(self, other: "ModelConfig") -> "ModelConfig":
         """This shape with the dropout of `other`: a run that goes on may have another one."""
         return dataclasses.replace(self, dropout=other.dropout, dropouts=other.dropouts)
@@ -158,6 +184,22 @@ class ModelConfig:
         """The dropout of each place (`DropoutConfig`)."""
         given = dataclasses.asdict(self.dropouts)
         return {place: self.dropout if r is None else r for place, r in given.items()}
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the model carries a state from token to token instead of attending to them."""
+        return self.family == "lstm"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes that the weights have, each as a dimension of one of them."""
+        found = {"vocab_size": self.vocab_size or 0, "n_embd": self.n_embd}
+        if self.is_recurrent:
+            return {**found, "4 x n_embd": 4 * self.n_embd}
+        found["mlp_hidden"] = self.hidden
+        if self.family == "gpt2":
+            return {**found, "context_length": self.context_length}
+        return {**found, "n_head x head_dim": self.query_size}
 
     @property
     def head_size(self) -> int:

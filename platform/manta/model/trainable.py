@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.shape import ModelConfig
 
 Trainable = Literal["all", "last_block", "last_two", "head"]
@@ -36,14 +36,16 @@ def learns(name: str, which: Trainable, c: ModelConfig) -> bool:
     return block is not None and int(block[1]) >= c.n_layer - blocks_trained(which, c.n_layer)
 
 
-def freeze(model: GPT, which: Trainable) -> None:
+def freeze(model: LanguageModel, which: Trainable) -> None:
     """Leaves gradients to the weights that learn."""
     for name, weight in model.named_parameters():
         weight.requires_grad_(learns(name, which, model.config))
 
 
 def problems(which: Trainable, c: ModelConfig) -> list[str]:
-    """Messages about a choice that leaves nothing to learn in a model of config `c`."""
+    """Messages about a choice that a model of config `c` does not have."""
+    if which not in ("all", "head") and c.is_recurrent:
+        return [f"trainable={which}: an LSTM (model.family=lstm) has no blocks; use trainable=all"]
     if which == "head" and c.tie_embeddings:
         return [
             "trainable=head: the head's weights are the embedding's (model.tie_embeddings=true), "

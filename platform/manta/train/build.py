@@ -17,7 +17,8 @@ import torch.distributed as dist
 from manta.errors import ConfigError
 from manta.model.attention import fused_kernels
 from manta.model.cost import flops_per_token
-from manta.model.gpt import GPT, ModelConfig
+from manta.model.families import model_of
+from manta.model.gpt import LanguageModel, ModelConfig
 from manta.model.init import initialise
 from manta.model.lora import attach
 from manta.model.memory import USABLE, largest_micro_batch
@@ -80,7 +81,7 @@ def missing_to_compile(kind: str) -> str | None:
 def slow_attention(c: TrainConfig, model: ModelConfig, device: Device) -> str | None:
     """A warning if attention on this GPU will keep all T x T scores in memory; None if a fused
     kernel avoids that."""
-    if device.torch_device.type != "cuda" or c.document_mask:
+    if device.torch_device.type != "cuda" or c.document_mask or model.is_recurrent:
         return None
     if fused_kernels(device.torch_device, DTYPES[device.dtype], model.head_size):
         return None
@@ -121,7 +122,7 @@ def build(
     size: int,
     steps: int,
     compiled: bool,
-    start: Callable[[GPT], None] | None = None,
+    start: Callable[[LanguageModel], None] | None = None,
 ) -> Engine:
     """Builds a model in an engine for micro batches of `size`; an optimizer step has `steps` of
     these at first. `start`, called on rank 0, sets the model's weights. Without it, the weights are
@@ -130,7 +131,7 @@ def build(
     or the adapters of `c.lora`, learn."""
     torch.manual_seed(c.seed)
     with device.torch_device:  # weights are made here, as drawing them on the host takes longer
-        made = GPT(model)
+        made = model_of(model)
         if c.lora.rank is not None:
             attach(made, c.lora)
         else:

@@ -14,7 +14,7 @@ from manta.data.manifest import Manifest
 from manta.errors import ConfigError
 from manta.lock import lock
 from manta.model.cost import learning
-from manta.model.gpt import num_parameters
+from manta.model.families import num_parameters
 from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState

@@ -14,11 +14,13 @@ from manta.data.recipe import BPE_VOCAB_SIZE, DataConfig
 from manta.errors import MantaError
 from manta.model import lora
 from manta.model.cost import learning
-from manta.model.gpt import ModelConfig, num_parameters
+from manta.model.families import num_parameters
+from manta.model.gpt import ModelConfig
 from manta.model.init import InitConfig
 from manta.model.lora import LoraConfig
 from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
+from manta.model.shape import GPTS
 from manta.model.trainable import Trainable
 from manta.storage import HomeConfig
 from manta.text.tokenizer import R50K, R50K_SIZE
@@ -42,6 +44,8 @@ class TrainConfig:
         ("init.bigram_steps", "model.tie_embeddings", (False,)),
         *((f"init.{key}", "model.qk_norm", (True,)) for key in LOOKING_BACK),
         *((f"init.{key}", "model.family", ("modern",)) for key in LOOKING_BACK),
+        ("activation_checkpointing", "model.family", GPTS),
+        *((f"init.{key}", "model.family", GPTS) for key in ("kind", "bigram_steps")),
         ("memory_per_worker", "micro_batch_size", ("auto",)),
         ("engine.overlap_comm", "zero_stage", (1, 2, 3)),
         ("engine.allgather_bucket_mb", "zero_stage", (1, 2)),
@@ -87,7 +91,8 @@ class TrainConfig:
     resumed or repeated on the same kind and number of GPUs is the same to the bit. This costs
     speed. (On CPUs, every run is the same to the bit.)"""
     document_mask: bool = False
-    """Whether attention stays within each document of a sequence; positions restart with each."""
+    """Whether attention stays within each document of a sequence; positions restart with each. An
+    LSTM's state restarts with each, which is slower on a CPU."""
     trainable: Trainable = "all"
     """Weights that learn, in a run that starts from a checkpoint. all; last_block or last_two: the
     last one or two blocks, the final norm and the head; head: the final norm and the head. A head
@@ -145,6 +150,11 @@ class TrainConfig:
         found += self.optimizer.conflicts(self.zero_stage, self.model.tie_embeddings)
         found += self.init.conflicts(self.expected_model)
         found += lora.choices(self.trainable, self.lora, self.has_base, self.optimizer.kind)
+        if self.model.is_recurrent and self.activation_checkpointing != "none":
+            found.append(
+                f"activation_checkpointing={self.activation_checkpointing} is for the blocks of a "
+                "GPT: omit it for an LSTM"
+            )
         if self.eval.arguments and not self.eval.suites:
             found.append("eval.arguments are for eval.suites: omit them, or set that")
         if self.memory_per_worker is not None and self.micro_batch_size != "auto":

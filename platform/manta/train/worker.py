@@ -19,7 +19,7 @@ from manta.cluster import nodes
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.messages import Decided, Hanging, mailbox
-from manta.model.gpt import GPT, ModelConfig
+from manta.model.gpt import GPT, LanguageModel, ModelConfig
 from manta.model.init import fit_bigrams, initialise
 from manta.text.tokenizer import Tokenizer
 from manta.train import rollbacks
@@ -316,7 +316,7 @@ def start_engine(
 ) -> Any:
     """Builds an engine with the weights and the optimizer's state of the checkpoint at `path`. If
     that is None, the run starts from the weights of `init.checkpoint`, or from new ones."""
-    start: Callable[[GPT], None]
+    start: Callable[[LanguageModel], None]
     if path is not None:
         start = functools.partial(checkpoint.load_weights, path)
     elif c.init.checkpoint is not None:

@@ -21,7 +21,8 @@ from manta.config import Count, PositiveFloat, config
 from manta.errors import CheckpointError, ConfigError
 from manta.job import hint
 from manta.model import lora
-from manta.model.gpt import GPT, ModelConfig
+from manta.model.families import model_of
+from manta.model.gpt import LanguageModel, ModelConfig
 from manta.model.lora import LoraConfig
 from manta.terminal import named
 from manta.text import tokenizer as tokenizers
@@ -121,7 +122,7 @@ def load_model(
     *,
     classifies: bool = False,
     bare: bool = False,
-) -> GPT:
+) -> LanguageModel:
     """The checkpoint's model, in eval mode: a language model, or one that `classifies` texts.
     Adapters are merged into it, or left out if it is to be `bare`.
 
@@ -133,7 +134,7 @@ def load_model(
     c = load_model_config(path)
     refuse_other_sort(path, c, classifies)
     _check_fit(path, c)
-    model = GPT(c)
+    model = model_of(c)
     _read_weights(path, model, bare=bare)
     return model.to(device or torch.device("cpu")).eval()
 
@@ -207,7 +208,7 @@ def commit(path: str, files: dict[str, dict[str, Any]]) -> None:
     storage.write_json(storage.join(path, layout.MANIFEST), {"files": files})
 
 
-def load_weights(path: str, model: GPT) -> None:
+def load_weights(path: str, model: LanguageModel) -> None:
     """Loads the checkpoint's weights into a model of its config, without verifying the checkpoint.
 
     Raises:
@@ -217,7 +218,7 @@ def load_weights(path: str, model: GPT) -> None:
     _read_weights(path, model)
 
 
-def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
+def load_weights_for(path: str, tokenizer: Tokenizer, model: LanguageModel) -> None:
     """Loads the checkpoint's weights, without verifying it, into a model of its config for a
     tokenizer that extends the checkpoint's. Rows for new ids begin at the mean of the others'
     (Hewitt 2021). The checkpoint's adapters are merged into its weights; those of the model stay.
@@ -247,7 +248,7 @@ def load_adapter(path: str) -> Adapter | None:
     return adapters.load(path, load_model_config(path))
 
 
-def _read_weights(path: str, model: GPT, *, bare: bool = False) -> None:
+def _read_weights(path: str, model: LanguageModel, *, bare: bool = False) -> None:
     """Reads weights that are known to fit the model, and adapters: into those of the model, if it
     has some, or else into its weights."""
     adapter = load_adapter(path) if lora.has_adapters(model) else None

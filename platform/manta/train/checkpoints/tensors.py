@@ -17,7 +17,8 @@ from torch import Tensor
 from manta import foreign, storage
 from manta.config import Natural
 from manta.errors import CheckpointError
-from manta.model.gpt import GPT, ModelConfig, unpadded
+from manta.model.families import model_of
+from manta.model.gpt import ModelConfig, unpadded
 from manta.terminal import named
 
 # Bytes of an element, by its name in a header.
@@ -136,11 +137,7 @@ def check_sizes(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: s
     Raises:
         CheckpointError: the config has a size that no tensor has.
     """
-    sizes = {"vocab_size": c.vocab_size or 0, "n_embd": c.n_embd, "mlp_hidden": c.hidden}
-    if c.family == "gpt2":
-        sizes["context_length"] = c.context_length
-    else:
-        sizes["n_head x head_dim"] = c.query_size
+    sizes = c.sizes
     largest = max((n for shape in tensors.values() for n in shape), default=0)
     found = [
         f"{key}={size} (the largest size of a tensor there is {largest})"
@@ -160,14 +157,15 @@ def check_sizes(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: s
 
 @functools.lru_cache(maxsize=16)
 def shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights of `GPT(c)` in a file, by their names."""
+    """The shapes of the weights of a model of config `c` in a file, by their names."""
     with torch.device("meta"):
-        state = GPT(c).state_dict()
+        state = model_of(c).state_dict()
     return {name: tuple(unpadded(name, weight, c).shape) for name, weight in state.items()}
 
 
 def check_fit(c: ModelConfig, tensors: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Checks that these are the weights of `GPT(c)`, by name and shape, without building it.
+    """Checks that these are the weights of a model of config `c`, by name and shape, without
+    building it.
 
     Raises:
         CheckpointError: some are missing, surplus or of another shape; the message names them.

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from manta.errors import ConfigError
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.trainable import learning
 from manta.train.step.deepspeed_config import check_disk, deepspeed_config, import_deepspeed
 from manta.train.step.device import Device
@@ -53,7 +53,7 @@ class Engine:
 
     def __init__(
         self,
-        model: GPT,
+        model: LanguageModel,
         optimizer: OptimizerConfig,
         device: Device,
         *,

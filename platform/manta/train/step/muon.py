@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from manta.model.gpt import Attention
+from manta.model.lstm import GATES
 
 # Coefficients of each round's quintic, the best one for what the earlier rounds leave ("Polar
 # Express", Amsel et al. 2025, table of its appendix). This makes three rounds enough where a step
@@ -38,13 +39,17 @@ BATCH_VALUES = 1 << 24  # values orthogonalised at once: this bounds the memory
 
 def shapes_of(model: nn.Module, parameters: list[nn.Parameter]) -> list[tuple[int, int]]:
     """(rows, columns) of each matrix to orthogonalise, in the order in which they are laid end to
-    end. Query, key and value are stacked in one weight, and count as three matrices."""
+    end. Query, key and value are stacked in one weight, and count as three matrices; the gates of
+    an LSTM count as four."""
     parts = {}
     for module in model.modules():
         if isinstance(module, Attention):
             c = module.c
             heads = (c.n_head, c.kv_heads, c.kv_heads)
             parts[id(module.qkv.weight)] = [n * c.head_size for n in heads]
+        if isinstance(module, nn.LSTM):
+            gates = [module.hidden_size] * GATES
+            parts |= {id(p): gates for p in module.parameters() if p.dim() == 2}
     return [
         (rows, parameter.size(1))
         for parameter in parameters
