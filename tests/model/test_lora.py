@@ -13,7 +13,8 @@ from manta.finetune.settings import FinetuneConfig
 from manta.model import lora
 from manta.model.activations import activations
 from manta.model.cost import adapters, flops_per_token, learning, weights
-from manta.model.gpt import GPT, num_parameters
+from manta.model.families import num_parameters
+from manta.model.gpt import GPT
 from manta.model.lora import TARGETS, LoraConfig
 from manta.model.shape import ModelConfig
 from manta.model.trainable import learning as learning_of
