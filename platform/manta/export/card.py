@@ -47,7 +47,8 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         lines.append(f"| trained on | {max(tokens):,} tokens |")
         lines.append(f"| steps | {state.step:,} |")
     if found := evaluations(records, state.step):
-        lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f} nats a token |")
+        unit = " nats a token" if "val_bpb" in found[-1] else ""
+        lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f}{unit} |")
         if "val_bpb" in found[-1]:
             lines.append(f"| val bits per byte | {float(found[-1]['val_bpb']):.4f} |")
     lines += ["", "## Scores", "", *_scores(run, step)]
