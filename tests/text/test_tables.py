@@ -19,7 +19,9 @@ from manta.text.rows import BadRows
 from manta.text.sources import Source
 
 few = settings(deadline=None, max_examples=60)
-WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1)
+WORDS = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), min_size=1
+)
 NAMES = st.text("abc ,\"'\té", min_size=1).filter(lambda name: not name.isspace())
 
 

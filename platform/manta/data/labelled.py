@@ -216,14 +216,16 @@ def _split(groups: list[_Group], val_fraction: float, test_fraction: float) -> N
     for label in sorted({group.label for group in groups}):
         ours = [group for group in groups if group.label == label]
         after = before + sum(group.copies for group in ours)
-        sizes = [
+        train, val = (
             _part(share, after) - _part(share, before)
             for share in (1 - val_fraction - test_fraction, val_fraction)
-        ]
-        rooms = dict(zip(SPLITS, [*sizes, after - before - sum(sizes)], strict=True))
+        )
+        if not test_fraction:  # the last split has what rounding leaves
+            val = after - before - train
+        rooms = {TRAIN: train, VAL: val, TEST: after - before - train - val}
         before = after
         for group in sorted(ours, key=lambda group: group.copies == 1):
-            wanted = next(split for split in SPLITS if rooms[split] or split == TEST)
+            wanted = next((split for split in SPLITS if rooms[split] > 0), TRAIN)
             if group.copies > 1:  # these come first, and their own hash decides
                 share = group.key[1] / 2**64
                 shares = (1 - val_fraction - test_fraction, 1 - test_fraction, 1.0)

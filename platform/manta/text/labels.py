@@ -27,9 +27,9 @@ def text_of_row(row: Mapping[str, Any], reading: Reading) -> str:
     Raises:
         BadRow: the row has no text, no label, or one of them twice.
     """
-    twice = getattr(row, "keys_twice", set()) & {reading.text_key, reading.label_key}
-    if twice:  # rows.value_of_json
-        raise BadRow("two texts", f"'{min(twice)}' is there twice", "leave out one of them")
+    keys = (reading.text_key, reading.label_key)
+    if twice := [key for key in keys if key in getattr(row, "keys_twice", ())]:  # value_of_json
+        raise BadRow("two texts", f"'{twice[0]}' is there twice", "leave out one of them")
     if reading.text_key not in row:
         raise rows.missing(row, reading)
     text = rows.text_of_value(row[reading.text_key], reading)

@@ -199,5 +199,6 @@ def _losses(done: Outcome) -> list[str]:
     if not last:
         return []
     at = f" (step {last['step']})" if last["step"] != done.state.step else ""
-    bits = f"   bits per byte {float(last['val_bpb']):.4f}" if "val_bpb" in last else ""
-    return [f"val loss     {float(last['val_loss']):.4f}{at}{bits}"]
+    names = {"val_bpb": "bits per byte", "val_accuracy": "accuracy", "val_macro_f1": "macro F1"}
+    more = "".join(f"   {n} {float(last[key]):.4f}" for key, n in names.items() if key in last)
+    return [f"val loss     {float(last['val_loss']):.4f}{at}{more}"]
