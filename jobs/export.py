@@ -1,7 +1,8 @@
-"""Export a checkpoint to transformers, llama.cpp or llm.c.
+"""Export a checkpoint to transformers, PEFT, llama.cpp or llm.c.
 
     python jobs/export.py checkpoint=my-run to=hf out=my-model
     python jobs/export.py checkpoint=my-run to=gguf out=my-model.gguf
+    python jobs/export.py checkpoint=chat to=peft out=my-adapter
 
 The written model is read back and compared with the checkpoint before it appears under its name.
 """
@@ -21,6 +22,9 @@ def main(config: ExportConfig) -> None:
     print(f"written to {out}")
     if config.to == "hf":
         print(f'next  transformers.{auto_class(out)}.from_pretrained("{out}")')
+    if config.to == "peft":
+        base = f'transformers.{auto_class(out / "base")}.from_pretrained("{out}/base")'
+        print(f'next  peft.PeftModel.from_pretrained({base}, "{out}/adapter")')
 
 
 if __name__ == "__main__":

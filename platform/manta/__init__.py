@@ -28,7 +28,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
                 and the loop inside Ray Train                            ray.train]
     finetune    training that goes on from a checkpoint: conversations, labels
     evaluate    lm-eval on a checkpoint; classifiers, tested and used   [lm_eval, sklearn]
-    export      to and from transformers, llama.cpp, llm.c              [transformers, gguf]
+    export      to and from transformers, llama.cpp, llm.c; to PEFT     [transformers, peft, gguf]
     sweep       many runs, compared                                     [ray.tune]
     bench       measurements of Manta itself                            [psutil]
 """

@@ -18,6 +18,8 @@ HOME/runs/NAME/config.yaml           the run's config
                    model.safetensors     weights, fp32, readable without Manta
                    config.json           the model's config
                    encoding.json         the tokenizer
+                   adapter.safetensors   the weights of LoRA's adapters, if the run has some
+                   adapter.json          their rank and scale, and the weights that they are for
                    state.json            where training was (TrainState)
                    optimizer/            the optimizer's state, one file per rank
                    optimizer.json        where in these files each weight's state is
@@ -68,6 +70,8 @@ OUTSIDE = "model"
 WEIGHTS = "model.safetensors"
 MODEL_CONFIG = "config.json"
 STATE = "state.json"
+ADAPTER = "adapter.safetensors"
+ADAPTER_CONFIG = "adapter.json"
 OPTIMIZER = "optimizer"
 OPTIMIZER_INDEX = "optimizer.json"
 

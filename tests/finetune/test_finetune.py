@@ -18,13 +18,13 @@ from manta import storage
 from manta.config import load
 from manta.data import conversations, mixture, shards
 from manta.data import manifest as manifests
-from manta.errors import ConfigError
+from manta.errors import CheckpointError, ConfigError
 from manta.evaluate.inference_settings import GenerateConfig
 from manta.finetune.finetune import few_steps, finetune
 from manta.finetune.settings import FinetuneConfig
 from manta.model.gpt import IGNORED
 from manta.text.templates import Template
-from manta.train.checkpoints import checkpoint
+from manta.train.checkpoints import checkpoint, fragments
 from manta.train.kinds import check_kind
 from manta.train.objectives.answers import Answers
 from manta.train.pretrain import Outcome, pretrain
@@ -185,6 +185,36 @@ def test_what_would_train_conversations_wrongly_is_refused(
     ):
         with pytest.raises(ConfigError, match=words):
             config(base, *keys)
+
+
+def test_adapters_learn_and_the_run_goes_on_and_opens_like_any_other(
+    base: Path, load_job: Callable[[str], Any]
+) -> None:
+    keys = ["name=adapted", "lora.rank=4", "optimizer.lr=1e-2"]
+    said: list[str] = []
+    run, done = finetune(config(base, *keys, "epochs=1"), said.append)
+    evaluations = [r["val_loss"] for r in done.metrics if "val_loss" in r]
+    assert evaluations[-1] < evaluations[0] / 2
+    assert any("of which 0.0" in line and "learn" in line for line in said)
+    theirs = checkpoint.own_weights(str(run.init.checkpoint))
+    ours, adapter = (
+        checkpoint.own_weights(done.checkpoint),
+        checkpoint.load_adapter(done.checkpoint),
+    )
+    same = {name for name, weight in theirs.items() if torch.equal(weight, ours[name])}
+    assert same == theirs.keys() and adapter is not None
+    assert fragments.read_index(done.checkpoint).keys() == adapter.weights.keys()
+    with pytest.raises(CheckpointError, match=r"with lora\.rank=4, the config says lora\.rank=2"):
+        finetune(config(base, *keys, "epochs=2", "lora.rank=2"), silent)
+    with pytest.raises(CheckpointError, match=r"with lora\.rank=4, the config says lora.rank=N"):
+        finetune(config(base, "name=adapted", "epochs=2", "trainable=last_block"), silent)
+    _, more = finetune(config(base, *keys, "epochs=1.2", "zero_stage=3"), silent)
+    assert more.state.step > done.state.step
+    later = checkpoint.load_adapter(more.checkpoint)
+    assert later is not None and later.config == adapter.config
+    assert not any(torch.equal(later.weights[n], w) for n, w in adapter.weights.items())
+    job = load_job("generate")
+    job.main(load(GenerateConfig, [f"home={base}", "checkpoint=adapted", "prompt=Who is 7?"]))
 
 
 def test_a_run_goes_on_without_its_base_and_is_no_other_fine_tuning(

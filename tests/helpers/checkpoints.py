@@ -8,6 +8,7 @@ import torch
 from manta import layout, storage
 from manta.config import from_dict
 from manta.model.gpt import GPT, ModelConfig
+from manta.model.lora import LoraConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
@@ -35,14 +36,21 @@ def model_of(keys: dict[str, Any], vocab_size: int) -> GPT:
     return model
 
 
-def save(model: GPT, tokenizer: Tokenizer, home: Path, name: str = "run") -> str:
-    """Saves the model as the first checkpoint of a run."""
+def save(
+    model: GPT,
+    tokenizer: Tokenizer,
+    home: Path,
+    name: str = "run",
+    adapters_of: LoraConfig = LoraConfig(),  # noqa: B008  # frozen
+) -> str:
+    """Saves the model as the first checkpoint of a run; `adapters_of`: how its adapters are."""
     path = layout.checkpoint_folder(f"{home}/runs/{name}", 7)
     Path(path).mkdir(parents=True)
     weights = dict(model.state_dict())
     if model.config.tie_embeddings:
         del weights["head.weight"]
-    names = checkpoint.write_model(Path(path), model.config, weights, tokenizer, TrainState(step=7))
+    state = TrainState(step=7)
+    names = checkpoint.write_model(Path(path), model.config, weights, tokenizer, state, adapters_of)
     files = {
         n: {"size": (Path(path) / n).stat().st_size, "sha256": storage.sha256(f"{path}/{n}")}
         for n in names

@@ -23,6 +23,7 @@ from manta.model.cost import (
     weights,
 )
 from manta.model.gpt import GPT, num_parameters
+from manta.model.lora import LoraConfig
 from manta.model.memory import (
     ALLOWANCE,
     BUCKET,
@@ -239,6 +240,20 @@ def test_deepspeed_holds_at_each_stage_what_is_predicted() -> None:
             assert measured == pytest.approx(predicted, rel=0.1), (row["stage"], moment)
     lines = stages.table(found).splitlines()
     assert len(lines) == 6 and lines[0].startswith(f"{parameters(c).total:,} parameters")
+
+
+def test_adapters_cost_the_state_of_their_own_weights_at_each_stage() -> None:
+    keys = {"n_layer": 3, "n_embd": 256, "vocab_size": 4096, "context_length": 16}
+    c, lora = from_dict(ModelConfig, keys), LoraConfig(rank=32)
+    for row in stages.measure(c, workers=2, lora=lora, only=(0, 2, 3))["stages"]:
+        sizes, stage = row["tensors"], row["stage"]
+        for moment in stages.MOMENTS:
+            expected = row["predicted"][moment]
+            assert sizes[moment] == pytest.approx(expected, rel=0.05), (stage, moment)
+        s = Setup(c, 8, num_workers=2, zero_stage=stage, dtype="fp32", lora=lora)
+        if stage < 3:  # which also gathers small weights at its first step
+            state = sizes["stepped"] - sizes["made"]
+            assert state == pytest.approx(costs(s).optimizer_state, rel=0.05), stage
 
 
 @given(s=setups())

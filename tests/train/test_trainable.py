@@ -1,4 +1,4 @@
-"""Weights that do not learn: the same at each stage as in a plain loop of torch, and resumed."""
+"""Weights that do not learn, and adapters: each stage trains like a plain loop, and resumes."""
 
 import copy
 import json
@@ -24,6 +24,7 @@ from manta.config import load
 from manta.errors import ConfigError
 from manta.finetune.settings import FinetuneConfig
 from manta.model.gpt import GPT
+from manta.model.lora import LoraConfig, attach
 from manta.model.trainable import blocks_trained, freeze, learning, learns, problems
 from manta.train.checkpoints import fragments
 from manta.train.settings import PretrainConfig
@@ -37,12 +38,17 @@ CASES: dict[str, tuple[str, Any, OptimizerConfig, tuple[int, ...]]] = {
     "last block": ("modern", "last_block", ADAMW, (0, 1, 2, 3)),
     "head": ("gpt2", "head", ADAMW, (0, 1, 2, 3)),
     "muon": ("gpt2", "last_block", MUON, (0, 1, 2)),
+    "adapters": ("modern", LoraConfig(rank=4), ADAMW, (0, 1, 2, 3)),
+    "adapters with muon": ("gpt2", LoraConfig(rank=3, embeddings=True), MUON, (0, 1, 2)),
 }
 
 
 def frozen(name: str, which: Any) -> GPT:
     model = make_model(name)
-    freeze(model, which)
+    if isinstance(which, LoraConfig):
+        attach(model, which)
+    else:
+        freeze(model, which)
     return model
 
 
@@ -68,7 +74,11 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     for case, (name, which, c, stages) in CASES.items():
         for stage in stages:
             at = Path(folder, f"{case} {stage} of {world_size}")
-            engine = engine_of(frozen(name, which), c, stage)
+            model = frozen(name, which)
+            if rank:  # all ranks start from the first one's weights
+                for weight in model.parameters():
+                    weight.data.normal_()
+            engine = engine_of(model, c, stage)
             train(engine, range(HALF))
             index = save(engine, rank, at)
             found[f"{case} {stage}"] = train(engine, range(HALF, STEPS))
@@ -149,11 +159,9 @@ def test_the_last_blocks_the_norm_and_the_head_learn() -> None:
     freeze(modern, "all")
     assert len(learning(modern)) == len(list(modern.parameters()))
     assert blocks_trained("last_two", 1) == 1
-    # A classifier is the head: the one that predicts tokens has no part in it.
-    for c in (gpt2.config, modern.config):
-        assert learns("classifier.weight", "head", c, classifies=True)
-        assert not learns("head.weight", "head", c, classifies=True)
-        assert not problems("head", c, classifies=True)
+    # A classifier of the same model has a head of its own.
+    assert learns("head.weight", "head", modern.config.classifying(("a", "b")))
+    assert not learns("head.weight", "head", modern.config)
     assert "use trainable=last_block" in problems("head", modern.config)[0]
 
 

@@ -109,7 +109,7 @@ def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:
         parts.append(_parts(step))
         communication.append(communication_seconds(step))
     typical = statistics.median(seconds)
-    flops = flops_per_token(step.model, c.sequence_length)
+    flops = flops_per_token(step.model, c.sequence_length, c.trainable, c.lora)
     tokens = step.accum * step.size * c.sequence_length * c.workers
     found = {
         "device": device.description,

@@ -20,12 +20,12 @@ from manta.bench.settings import BenchConfig
 from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.model.gpt import GPT
+from manta.train.eval_settings import EvalConfig, SampleConfig
 from manta.train.faults.signals import Signals
 from manta.train.loop import no_garbage_collection, train
 from manta.train.objectives.next_token import Batch
 from manta.train.records.logbook import read_metrics
 from manta.train.run import Run
-from manta.train.settings import EvalConfig, SampleConfig
 from manta.train.step.device import DTYPES
 from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 from manta.train.supervise import fit

@@ -5,6 +5,7 @@ from typing import Literal
 from manta.config import Count, PositiveFloat, config
 from manta.train.settings import PretrainConfig
 
+WITH_PARTS = ("model", "scaling", "memory")  # take lora.*, and all but the last one trainable
 ON_RAY = ("overhead", "data", "tokenize")
 
 
@@ -34,7 +35,8 @@ class BenchConfig(PretrainConfig):
     each ZeRO stage takes on two workers, against the cost model; gpu: all checks of a GPU, part by
     part, with their own settings. num_workers applies to model, scaling and overhead.
     gpus_per_worker=1 and dtype also apply to evaluate and generate, where dtype=auto is as in their
-    jobs: fp32 for evaluate; for generate, bf16 on a GPU that computes in it, else fp32."""
+    jobs: fp32 for evaluate; for generate, bf16 on a GPU that computes in it, else fp32. lora.* and
+    trainable apply to model and scaling, lora.* to memory too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"
@@ -61,10 +63,16 @@ class BenchConfig(PretrainConfig):
     """tokenize: bytes of text to prepare in a round. The text of data.source is repeated up to this
     size, with a number in front of each document."""
 
+    @property
+    def has_base(self) -> bool:
+        return self.what in WITH_PARTS or self.init.checkpoint is not None
+
     def problems(self) -> list[str]:
         found = super().problems()
         if self.profile and self.what != "model":
             found.append(f"profile=true is for what=model, not {self.what}: omit it")
+        if self.trainable != "all" and self.what == "memory":
+            found.append(f"trainable={self.trainable} is not for what=memory: omit it")
         own = {
             "device": "auto",
             "size": "full",

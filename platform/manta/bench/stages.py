@@ -11,6 +11,7 @@ figures are too large with any other C library.
 
 import ctypes
 import dataclasses
+import functools
 import gc
 import os
 from typing import Any, Literal
@@ -21,9 +22,11 @@ import torch.distributed as dist
 
 from manta.bench.settings import BenchConfig
 from manta.bench.workers import together
-from manta.model.cost import parameters
+from manta.model.activations import FP32
+from manta.model.cost import NO_ADAPTERS, adapters, parameters, weights
 from manta.model.gpt import GPT
-from manta.model.memory import Setup, costs
+from manta.model.lora import LoraConfig, attach
+from manta.model.memory import PERSISTENT, Setup, costs
 from manta.model.shape import ModelConfig
 from manta.train.step.device import Device
 from manta.train.step.engine import Engine
@@ -45,7 +48,7 @@ def stages(c: BenchConfig) -> dict[str, Any]:
     """Measures MODEL, or the config's model if that is larger, on two workers (see `measure`)."""
     model = max(MODEL, _with_vocabulary(c.model), key=lambda model: parameters(model).total)
     only = STAGES if c.optimizer.kind == "adamw" else STAGES[:3]  # Muon needs whole matrices
-    return measure(model, optimizer=c.optimizer, only=only)
+    return measure(model, optimizer=c.optimizer, only=only, lora=c.lora)
 
 
 def measure(
@@ -53,6 +56,7 @@ def measure(
     workers: int = 2,
     optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
     only: tuple[Literal[0, 1, 2, 3], ...] = STAGES,
+    lora: LoraConfig = NO_ADAPTERS,
 ) -> dict[str, Any]:
     """Predicted and measured bytes of worker 0 at each stage.
 
@@ -60,15 +64,17 @@ def measure(
         model: the model; without a vocab_size, it gets that of MODEL.
         workers: processes on this machine.
         only: the stages to measure.
+        lora: the adapters, if these learn in place of the model's own weights.
     """
     model = _with_vocabulary(model)
-    measured = _measured(model, workers, optimizer, only)
+    measured = together(workers, "gloo", _work, only, model, optimizer, lora)
+    predicted = functools.partial(_predicted, model, workers, optimizer, lora)
     return {
         "parameters": parameters(model).total,
         "workers": workers,
         "optimizer": optimizer.kind,
         "stages": [
-            {"stage": stage, "predicted": _predicted(model, workers, optimizer, stage), **found}
+            {"stage": stage, "predicted": predicted(stage), **found}
             for stage, found in zip(only, measured, strict=True)
         ],
     }
@@ -79,7 +85,11 @@ def _with_vocabulary(model: ModelConfig) -> ModelConfig:
 
 
 def _predicted(
-    model: ModelConfig, workers: int, optimizer: OptimizerConfig, stage: Literal[0, 1, 2, 3]
+    model: ModelConfig,
+    workers: int,
+    optimizer: OptimizerConfig,
+    lora: LoraConfig,
+    stage: Literal[0, 1, 2, 3],
 ) -> dict[str, int]:
     """Bytes at each of MOMENTS; "unwritten": bytes of the last that nothing was written to yet."""
     found = costs(
@@ -90,6 +100,7 @@ def _predicted(
             zero_stage=stage,
             dtype="fp32",
             optimizer_kind=optimizer.kind,
+            lora=lora,
             reduce_bucket=BUCKET_MB * 10**6 // 4,
             device="cpu",
         )
@@ -99,23 +110,20 @@ def _predicted(
     if stage == 3:  # stage 3 has its gradients and buffers from the start
         at_first, later = at_first + later, 0
     stepped = at_first + found.optimizer_state
+    # Stage 3 gathers the weights that it does not shard when they are first used.
+    small = [w for w in weights(model) + adapters(model, lora) if w.numel < PERSISTENT]
+    gathered = FP32 * sum(w.total for w in small) if stage == 3 and workers > 1 else 0
     # Stage 1 writes to its bucket only with the step's last micro batch.
     unwritten = found.buffers if stage == 1 else 0
-    sizes = (at_first, stepped, stepped + later)
+    sizes = (at_first - gathered, stepped, stepped + later)
     return {**dict(zip(MOMENTS, sizes, strict=True)), "unwritten": unwritten}
 
 
-def _measured(
-    model: ModelConfig, workers: int, optimizer: OptimizerConfig, only: tuple[int, ...]
-) -> list[dict[str, Any]]:
-    """The bytes of the tensors and of the process at each moment, for each stage."""
-    return together(workers, "gloo", _work, only, model, optimizer)
-
-
 def _work(
-    only: tuple[int, ...], model: ModelConfig, optimizer: OptimizerConfig
+    only: tuple[int, ...], model: ModelConfig, optimizer: OptimizerConfig, lora: LoraConfig
 ) -> list[dict[str, Any]]:
-    """Runs as one worker. Only the first worker returns bytes."""
+    """The bytes of the tensors and of the process at each moment, for each stage, as one worker
+    finds them. Only the first worker returns bytes."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     _return_freed_memory()
     torch.set_num_threads(1)
@@ -123,16 +131,16 @@ def _work(
     # should count.
     found = []
     for stage in only:
-        _train(WARM_UP, stage, optimizer, looks=False)
+        _train(WARM_UP, stage, optimizer, NO_ADAPTERS, looks=False)
         gc.collect()
         gc.freeze()  # `_tensor_bytes` then looks only at newer objects
-        found.append(_train(model, stage, optimizer, looks=dist.get_rank() == 0))
+        found.append(_train(model, stage, optimizer, lora, looks=dist.get_rank() == 0))
     dist.barrier()
     return found
 
 
 def _train(
-    c: ModelConfig, stage: int, optimizer: OptimizerConfig, looks: bool
+    c: ModelConfig, stage: int, optimizer: OptimizerConfig, lora: LoraConfig, looks: bool
 ) -> dict[str, dict[str, int]]:
     """Trains two steps of two micro batches. If it `looks`, returns the bytes by which all tensors
     and the process have grown at each of MOMENTS."""
@@ -147,8 +155,11 @@ def _train(
 
     look("before")
     torch.manual_seed(0)
+    model = GPT(c)
+    if lora.rank is not None:
+        attach(model, lora)
     engine = Engine(
-        GPT(c),
+        model,
         optimizer,
         Device(torch.device("cpu"), "fp32", 1.0, "CPU"),
         zero_stage=stage,

@@ -108,7 +108,8 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
     settings = load_run_config(run)
     if settings and (tokens := settings.tokens_before(state.step)):
         found.facts["tokens"] = tokens
-        found.facts["FLOPs"] = tokens * flops_per_token(model, settings.sequence_length)
+        length, which = settings.sequence_length, settings.trainable
+        found.facts["FLOPs"] = tokens * flops_per_token(model, length, which, settings.lora)
     hours = ledger.seconds_of(run) / 3600
     if hours:
         found.facts["hours"] = hours

@@ -15,8 +15,8 @@ from manta.config import RunName, config
 from manta.data import labelled
 from manta.data import manifest as manifests
 from manta.errors import CheckpointError, ConfigError, DataError
-from manta.export import ggml, huggingface, llmc
-from manta.export.card import card
+from manta.export import adapter, ggml, huggingface, llmc
+from manta.export.card import USE, card
 from manta.lock import lock
 from manta.model.gpt import num_parameters
 from manta.model.shape import ModelConfig
@@ -34,9 +34,10 @@ SAMPLES = 20  # texts of the run's own data, on which the tokenizers are compare
 class ExportConfig(HomeConfig):
     checkpoint: str = "quickstart"
     """A run's name or folder (its newest checkpoint), or a checkpoint's folder."""
-    to: Literal["hf", "gguf", "llmc"] = "hf"
+    to: Literal["hf", "gguf", "llmc", "peft"] = "hf"
     """hf: a folder that plain transformers opens; gguf: a file for llama.cpp, fp32; llmc: a file
-    for llm.c (gpt2 family, fp32)."""
+    for llm.c (gpt2 family, fp32). LoRA's adapters are merged into these. peft: a folder with the
+    model without its adapters (base/) and the adapters in PEFT's format (adapter/)."""
     out: str | None = None
     """The folder or file to make; null: NAME-STEP in the home's exports/."""
     overwrite: bool = False
@@ -73,14 +74,20 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
     path = checkpoints.resolve(c.checkpoint, home)
     run, step = layout.split_checkpoint(path)
     name = run.rpartition("/")[2]
-    ending = "" if c.to == "hf" else {"gguf": ".gguf", "llmc": ".bin"}[c.to]
+    ending = {"gguf": ".gguf", "llmc": ".bin", "peft": "-peft"}.get(c.to, "")
     default = storage.join(layout.exports_folder(home), f"{name}-{step}{ending}")
-    out = ownership.new_file(c.out, default, c.overwrite, is_folder=c.to == "hf")
-    labels = checkpoints.load_model_config(path).labels
-    if labels and c.to != "hf":
+    is_folder = c.to in ("hf", "peft")
+    out = ownership.new_file(c.out, default, c.overwrite, is_folder=is_folder)
+    labels, adapters = checkpoints.load_model_config(path).labels, checkpoints.load_adapter(path)
+    if labels and not is_folder:
         raise CheckpointError(
             f"to={c.to}: {path} is a classifier of texts, and that format is for language models; "
             "use to=hf"
+        )
+    if c.to == "peft" and adapters is None:
+        raise ConfigError(
+            f"to=peft writes LoRA's adapters, and {path} has none: use to=hf, or train some, as in "
+            "jobs/finetune.py base=RUN lora.rank=8"
         )
     model = checkpoints.load_model(path, classifies=bool(labels))
     tokenizer = checkpoints.load_tokenizer(path)
@@ -90,17 +97,27 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
         tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder,
     ):
         made = Path(folder) / out.name
-        if c.to == "hf":
+        if is_folder:
             made.mkdir()
             text = card(path, name, model.config, checkpoints.load_state(path))
-            huggingface.write(made, model, tokenizer, text.replace("FOLDER", out.name))
+            opened, plain = made, model
+            if adapters is not None and c.to == "peft":
+                opened = made / adapter.BASE
+                plain = checkpoints.load_model(path, classifies=bool(labels), bare=True)
+                text = text.replace(USE, adapter.USE).replace("FOLDER", out.name)
+                adapter.write(made, plain, adapters, tokenizer, text)
+            else:
+                huggingface.write(made, model, tokenizer, text.replace("FOLDER", out.name))
             if storage.exists(curve := storage.join(run, layout.LOSS_CURVE)):
                 storage.download(curve, made / layout.LOSS_CURVE)
-            found = huggingface.check(made, model, tokenizer, _samples(path))
+            found = huggingface.check(opened, plain, tokenizer, _samples(path))
             say(
                 f"transformers opens it: logits differ by {found['logits_differ_by']:.1e} at most, "
                 f"tokens of {found['texts']} texts are the same"
             )
+            if c.to == "peft":
+                difference = adapter.check(made, model, tokenizer)
+                say(f"PEFT opens it: logits differ by {difference:.1e} at most")
         elif c.to == "gguf":
             ggml.write(made, model, tokenizer, name)
             found = ggml.check(made, model, tokenizer)

@@ -96,36 +96,54 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
         CheckpointError: something differs.
         ConfigError: transformers is not installed.
     """
+    found = difference(opened(folder), model, tokenizer)
+    if not found <= TOLERANCE:
+        raise CheckpointError(
+            f"{folder}: logits of transformers' model differ by {found:.2g} (at most "
+            f"{TOLERANCE:g} is allowed); please report this with the model's config"
+        )
+    _check_tokenizer(folder, opening(tokenizer) if model.config.labels else tokenizer, texts)
+    return {"logits_differ_by": found, "texts": len(ADVERSARIAL) + 1 + len(texts)}
+
+
+def opened(folder: Path) -> Any:
+    """transformers' model of a folder, fp32, in eval mode. Raises ConfigError if transformers is
+    not installed."""
     try:
         import transformers
     except ImportError:
         raise ConfigError(
-            "to=hf opens what it wrote with transformers, which is not installed: run "
+            "this export opens what it wrote with transformers, which is not installed: run "
             "`pip install 'manta[export]'`"
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    c = model.config
     opener = getattr(transformers, auto_class(folder))
-    theirs = opener.from_pretrained(folder, local_files_only=True).float().eval()
+    return opener.from_pretrained(folder, local_files_only=True).float().eval()
+
+
+def difference(theirs: Any, model: GPT, tokenizer: Tokenizer) -> float:
+    """The largest difference of a logit between transformers' model and ours, on random tokens."""
+    c = model.config
     random = torch.Generator().manual_seed(0)
     length = min(c.context_length, COMPARED_TOKENS)
     tokens = torch.randint(c.vocab_size or 1, (2, length), generator=random)
     at = None
     if c.labels:  # padding after a text does not count
-        tokenizer, pad = opening(tokenizer), pad_of(tokenizer)
+        pad = pad_of(tokenizer)
         tokens[tokens == pad] = (pad + 1) % (c.vocab_size or 1)
         tokens[1, length // 2 :] = pad
         at = torch.zeros(tokens.shape, dtype=torch.bool)
         at[0, -1] = at[1, length // 2 - 1] = True
     with torch.no_grad():
-        difference = (theirs(tokens).logits - model(tokens, at=at)).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise CheckpointError(
-            f"{folder}: logits of transformers' model differ by {difference:.2g} (at most "
-            f"{TOLERANCE:g} is allowed); please report this with the model's config"
-        )
-    fast = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return (theirs(tokens).logits - model(tokens, at=at)).abs().max().item()
+
+
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> None:
+    """Raises CheckpointError if transformers reads a text as other tokens than our tokenizer."""
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     begins = [] if tokenizer.extras.bos is None else [tokenizer.extras.bos]
     names = "x".join(token.content for token in tokenizer.extras.added)
     for text in [*ADVERSARIAL, names, *texts]:
@@ -137,7 +155,6 @@ def check(folder: Path, model: GPT, tokenizer: Tokenizer, texts: list[str]) -> d
                 f"{folder}: transformers' tokenizer reads {text[:60]!r} as other tokens; please "
                 "report this with the text"
             )
-    return {"logits_differ_by": difference, "texts": len(ADVERSARIAL) + 1 + len(texts)}
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Tokenizer | None]:

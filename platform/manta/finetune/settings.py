@@ -7,12 +7,13 @@ from typing import Any, Literal
 from manta import layout, storage
 from manta.config import PositiveFloat, RunName, config, find_problems
 from manta.data.recipe import DataConfig
-from manta.errors import ConfigError
+from manta.errors import ConfigError, MantaError
 from manta.model import trainable
 from manta.model.gpt import ModelConfig
 from manta.text import labels, sources
 from manta.train.checkpoints import checkpoint as checkpoints
-from manta.train.settings import PretrainConfig, SampleConfig, load_run_config
+from manta.train.eval_settings import SampleConfig
+from manta.train.settings import PretrainConfig, load_run_config
 
 CLASSIFY = labels.KIND
 
@@ -68,6 +69,14 @@ class FinetuneConfig(PretrainConfig):
             found.append(f"labels={list(self.labels)} are for kind=classify: omit them")
         return found
 
+    def derived(self) -> dict[str, Any]:
+        try:
+            found = self.run().derived()
+        except MantaError as e:
+            return {"no more is known": str(e)}
+        del found["steps"]  # these follow from the data
+        return found
+
     def run(self) -> PretrainConfig:
         """The run that this fine-tuning is, but for its length. An earlier start of it keeps the
         weights that it started from, whatever has become of them.
@@ -106,7 +115,8 @@ class FinetuneConfig(PretrainConfig):
             init=dataclasses.replace(self.init, checkpoint=path),
             document_mask=self.document_mask or self.kind != "text",
         )
-        problems = find_problems(made) or trainable.problems(made.trainable, made.model)
+        problems = find_problems(made)
+        problems += trainable.problems(made.trainable, model) + made.lora.conflicts(model)
         if problems:
             raise ConfigError(f"base={self.base}: {'; '.join(problems)}")
         return made

@@ -15,6 +15,7 @@ Its files, in reading order:
     loss            the head: logits, or their cross-entropy without holding all logits at once
     gpt             GPT itself
     trainable       which weights learn in a run that goes on from others' weights
+    lora            adapters that learn while the model's own weights do not
     groups          the groups into which the optimizer sorts weights
     init            how a new model's weights start
     generate        text, token by token

@@ -13,7 +13,8 @@ import dataclasses
 from typing import Literal
 
 from manta.model import cpu_attention
-from manta.model.cost import learning
+from manta.model.cost import NO_ADAPTERS, adapters, learning, weights
+from manta.model.lora import LoraConfig
 from manta.model.loss import loss_chunk
 from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
@@ -67,6 +68,7 @@ def activations(
     device: DeviceType = "cuda",
     compiled_loss: bool = False,
     trainable: Trainable = "all",
+    lora: LoraConfig = NO_ADAPTERS,
 ) -> Activations:
     """Computes the bytes of a micro batch of `micro_batch_size` sequences of `seq_len` tokens.
 
@@ -78,14 +80,15 @@ def activations(
             the normalized values.
         trainable: the weights that learn. Blocks before the first of them keep nothing, as the
             backward pass does not reach them.
+        lora: the adapters that learn in place of the model's own weights.
         compiled_loss: whether the head's loss is compiled (model/loss.py) and so holds no fp32
             logits.
-        trainable: the weights that learn. Blocks before the first of them keep nothing: the
-            backward pass does not reach them.
     """
     C, H, D, F, L = c.n_embd, c.n_head, c.head_size, c.hidden, blocks_trained(trainable, c.n_layer)
-    learnt = learning(c, trainable)
-    head_learns = trainable == "all" or not c.tie_embeddings
+    learnt = learning(c, trainable, lora)
+    is_whole = lora.rank is None  # whether a block that learns does so with all its weights
+    head = "embedding" if c.tie_embeddings else "head"
+    head_learns = any(w.kind == head for w in learnt)
     embeds = any(w.kind == "embedding" for w in learnt)
     N, a = micro_batch_size * seq_len, BF16 if dtype == "bf16" else FP32
     HD, KD, is_gpt2 = c.query_size, c.kv_heads * D, c.family == "gpt2"
@@ -101,10 +104,13 @@ def activations(
         mlp = a * C + 2 * a * F  # input, GELU's input, GELU's output
         products = qkv + a * C + a * F + a * C
     else:
-        norm = FP32 * C + FP32 + (FP32 * C if device == "cpu" else 0)  # input, 1/rms, normalized
+        norm = FP32 * C + FP32  # input, 1/rms
+        if device == "cpu" and is_whole:
+            norm += FP32 * C  # normalized
         heads = qkv + a * (HD + KD)  # v is a view of qkv; RoPE makes new q and k
         if c.qk_norm:  # normalized, 1/rms; in bf16 also an fp32 copy of its input
             copies = 1 if dtype == "fp32" else 2
+            copies -= device == "cpu" and not is_whole
             heads += copies * FP32 * (HD + KD) + FP32 * (H + c.kv_heads)
             if device == "cpu" and not by_products:
                 # torch's attention lays out its output like q, whose layout QK-norm changes, so
@@ -114,6 +120,8 @@ def activations(
         mlp = a * C * (1 if dtype == "fp32" else 2) + 4 * a * F
         products = qkv + a * C + 2 * a * F + a * C
     masks = C * bool(rates["attention"]) + F * bool(rates["activations"]) + C * bool(rates["mlp"])
+    mlp += _of_adapters(c, lora, dtype)
+    products += _products_of_adapters(c, lora, a)
     whole = N * (2 * norm + a * C + heads + attended + mlp + masks)
     kept = {
         "none": whole,
@@ -121,8 +129,11 @@ def activations(
         "full": N * FP32 * C,
     }[checkpointing]
 
-    # On a CPU the first RMSNorm that learns keeps its input only for what comes before it.
-    unread = N * (FP32 * C + FP32) if not (embeds or is_gpt2 or device == "cuda") else 0
+    # What the first norm does not keep, as nothing before it learns: all, if it does not learn
+    # either; on a CPU, RMSNorm's input.
+    unread = 0
+    if not embeds and (not is_whole or (device == "cpu" and not is_gpt2)):
+        unread = N * (FP32 * C + FP32 if is_whole else norm)
     ends = N * norm - (0 if L else unread)
     if embeds:
         ends += N * (INT64 + C * bool(rates["embeddings"])) + (seq_len * INT64 if is_gpt2 else 0)
@@ -140,6 +151,9 @@ def activations(
         at_loss = copy + max(chunk * V * at_once, chunk * V * BF16 + (copy if head_learns else 0))
     linear = [w for w in learnt if w.is_linear]
     autocast = BF16 * sum(w.total for w in linear) if dtype == "bf16" else 0
+    if not is_whole and dtype == "bf16" and checkpointing == "none":
+        # Autocast does not cache the copies of weights that do not learn, but backward needs them.
+        autocast += BF16 * sum(w.total for w in weights(c) if w.is_linear)
     # The MLP has the gradients of its hidden values and of the stream on both sides, and a weight's
     # gradient before it is added to the accumulated one; autocast makes it from a bf16 gradient.
     weight = max((w.numel for w in linear), default=0) * (FP32 + (BF16 if dtype == "bf16" else 0))
@@ -152,3 +166,32 @@ def activations(
         block_work=N * (a * F + 2 * FP32 * C) + weight if L else 0,
         loss_work=at_loss + N * FP32 * C,
     )
+
+
+def _of_adapters(c: ModelConfig, lora: LoraConfig, dtype: Dtype) -> int:
+    """Bytes a token that a block keeps because of its adapters; less than 0 where layers without
+    an adapter do not learn, and keep no input."""
+    if lora.rank is None:
+        return 0
+    a, C, F = BF16 if dtype == "bf16" else FP32, c.n_embd, c.hidden
+    targets = lora.for_model(c).targets or ()
+    into = {"qkv": C, "out": c.query_size, "gate": C, "up": C, "down": F}
+    found = len(targets) * a * lora.rank  # B's input
+    found -= 0 if "qkv" in targets else a * C
+    found -= 0 if "down" in targets else a * F
+    ups = [name for name in ("gate", "up") if c.family == "modern" or name == "up"]
+    read = sum(name in targets for name in ups)
+    if dtype == "fp32":  # one input for gate and up
+        found -= 0 if read else a * C
+    else:
+        found -= a * C * (len(ups) - read)
+    if lora.dropout:
+        found += sum(into[name] for name in targets)  # the masks
+        if dtype == "fp32" and read == 2:
+            found += a * C  # one input each
+    return found
+
+
+def _products_of_adapters(c: ModelConfig, lora: LoraConfig, a: int) -> int:
+    """Bytes a token of the matrix products of a block's adapters."""
+    return a * sum(w.shape[0] * w.count for w in adapters(c, lora)) // c.n_layer

@@ -8,9 +8,11 @@ import math
 from typing import Literal
 
 from manta.model.groups import Group, group_of
+from manta.model.lora import LoraConfig
 from manta.model.shape import ModelConfig
 from manta.model.trainable import Trainable, blocks_trained
 
+NO_ADAPTERS = LoraConfig()
 Kind = Literal["embedding", "positions", "attention", "mlp", "norms", "head"]
 
 
@@ -25,6 +27,8 @@ class Weight:
     is_linear: bool = False
     """Whether this is a linear layer's weight in a block. Autocast copies those (the head makes its
     own copies)."""
+    target: str = ""
+    """The name by which `LoraConfig.targets` has this linear layer's weight."""
 
     @property
     def group(self) -> Group:
@@ -49,15 +53,17 @@ def weights(c: ModelConfig) -> list[Weight]:
     if c.family == "gpt2":
         found.append(Weight("positions", (c.context_length, C), 1))
 
-    def linear(kind: Kind, out: int, into: int, bias: bool, count: int = L) -> None:
-        found.append(Weight(kind, (out, into), count, in_block=True, is_linear=True))
+    def linear(target: str, kind: Kind, out: int, into: int, bias: bool) -> None:
+        found.append(Weight(kind, (out, into), L, in_block=True, is_linear=True, target=target))
         if bias:
-            found.append(Weight(kind, (out,), count, in_block=True))
+            found.append(Weight(kind, (out,), L, in_block=True))
 
-    linear("attention", heads, C, c.has_qkv_bias)
-    linear("attention", C, c.query_size, c.has_bias)
-    linear("mlp", F, C, c.has_bias, L if c.family == "gpt2" else 2 * L)
-    linear("mlp", C, F, c.has_bias)
+    linear("qkv", "attention", heads, C, c.has_qkv_bias)
+    linear("out", "attention", C, c.query_size, c.has_bias)
+    if c.family == "modern":
+        linear("gate", "mlp", F, C, False)
+    linear("up", "mlp", F, C, c.has_bias)
+    linear("down", "mlp", C, F, c.has_bias)
     per_norm = 2 if c.family == "gpt2" and c.has_bias else 1  # scale and shift
     found.append(Weight("norms", (C,), 2 * L * per_norm, in_block=True))
     found.append(Weight("norms", (C,), per_norm))
@@ -68,9 +74,27 @@ def weights(c: ModelConfig) -> list[Weight]:
     return found
 
 
-def learning(c: ModelConfig, which: Trainable) -> list[Weight]:
-    """Lists the weight tensors of `GPT(c)` that learn."""
+def adapters(c: ModelConfig, lora: LoraConfig) -> list[Weight]:
+    """Lists the weight tensors of the adapters of `GPT(c)`; none if it has no adapters."""
+    rank, targets = lora.rank, lora.for_model(c).targets or ()
+    if rank is None:
+        return []
+    found = []
+    for w in weights(c):
+        if w.target in targets:
+            for shape in ((rank, w.shape[1]), (w.shape[0], rank)):
+                found.append(dataclasses.replace(w, shape=shape, target=""))
+    return found
+
+
+def learning(
+    c: ModelConfig, which: Trainable = "all", lora: LoraConfig = NO_ADAPTERS
+) -> list[Weight]:
+    """Lists the weight tensors of `GPT(c)`, with its adapters, that learn."""
     found = weights(c)
+    if lora.rank is not None:
+        kinds = ("embedding", "head") if lora.embeddings else ("head",) if c.labels else ()
+        return adapters(c, lora) + [w for w in found if w.kind in kinds]
     if which == "all":
         return found
     blocks = blocks_trained(which, c.n_layer)
@@ -108,8 +132,17 @@ def hidden_matrices(c: ModelConfig) -> int:
     return sum(w.total for w in weights(c) if w.group == "matrices")
 
 
-def flops_per_token(c: ModelConfig, seq_len: int) -> float:
+def flops_per_token(
+    c: ModelConfig,
+    seq_len: int,
+    which: Trainable = "all",
+    lora: LoraConfig = NO_ADAPTERS,
+) -> float:
     """Forward and backward FLOPs per token, 6 N + 12 L H D T: the numerator of MFU.
+
+    Of the 6 a parameter, 2 are the forward pass, 2 the gradient of a layer's input, which the
+    backward pass needs down to the first weight that learns, and 2 the gradient of the parameter,
+    if it learns.
 
     N counts every parameter that multiplies. The position table and an untied embedding are only
     looked up, so they do not count; neither do the rows that pad the vocabulary. 12 L H D T
@@ -118,8 +151,15 @@ def flops_per_token(c: ModelConfig, seq_len: int) -> float:
     repeats is not counted: a model that is slower because of it has a lower MFU.
     """
     assert c.vocab_size is not None
-    found = parameters(c)
+    reached = c.n_layer if lora.rank is not None else blocks_trained(which, c.n_layer)
+    every, learnt = weights(c) + adapters(c, lora), learning(c, which, lora)
+    in_blocks = sum(w.total for w in every if w.in_block)
     # The head, tied or not, multiplies by one row per token id.
     head = 0 if c.labels else c.vocab_size * c.n_embd  # a classifier's is for one token of a text
-    n = found.attention + found.mlp + found.norms + head
-    return 6.0 * n + 12.0 * c.n_layer * c.query_size * seq_len
+    last = head + sum(w.total for w in every if w.kind == "norms" and not w.in_block)
+    learns = sum(w.total for w in learnt if w.in_block or w.kind == "norms")
+    if any(w.kind == ("embedding" if c.tie_embeddings else "head") for w in learnt):
+        learns += head
+    inputs = last + in_blocks // c.n_layer * reached
+    attention = c.query_size * seq_len * (4.0 * c.n_layer + 8.0 * reached)
+    return 2.0 * (in_blocks + last + inputs + learns) + attention

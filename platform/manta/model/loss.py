@@ -215,7 +215,9 @@ class _EachLoss(torch.autograd.Function):
         loss_of: ChunkLoss = compiled_whole(fused_loss) if ctx.compiled else plain_loss
         factors = upstream[0].to(ctx.compute).unsqueeze(1)
         d_x = torch.empty_like(x)
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        d_weight: Tensor | None = None
+        if ctx.needs_input_grad[1]:
+            d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         with torch.autocast(x.device.type, enabled=False):
             weight = weight.to(ctx.compute)
             for start in range(0, len(x), chunk):
@@ -224,6 +226,8 @@ class _EachLoss(torch.autograd.Function):
                 _, gradient = loss_of(rows @ weight.T, targets[part], ctx.vocab_size)
                 gradient *= factors[part]
                 d_x[part] = gradient @ weight
+                if d_weight is None:
+                    continue
                 if ctx.compute == torch.float32:
                     d_weight.addmm_(gradient.T, rows)
                 else:

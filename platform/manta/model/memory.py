@@ -27,8 +27,9 @@ from typing import Literal
 
 from manta.errors import ConfigError
 from manta.model.activations import FP32, Activations, DeviceType, Dtype, activations
-from manta.model.cost import Weight, learning, weights
+from manta.model.cost import NO_ADAPTERS, Weight, adapters, learning, weights
 from manta.model.groups import GROUPS
+from manta.model.lora import LoraConfig
 from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
 from manta.model.trainable import Trainable
@@ -63,6 +64,8 @@ class Setup:
     activation_checkpointing: Recompute = "none"
     trainable: Trainable = "all"
     """Weights that learn. The others have no gradient, master copy or optimizer's state."""
+    lora: LoraConfig = NO_ADAPTERS
+    """The adapters, if these learn in place of the model's own weights."""
     offload_optimizer: bool = False
     """Whether the optimizer is in the host's memory; stages 1 to 3."""
     offload_parameters: bool = False
@@ -144,7 +147,8 @@ class Costs:
 def costs(s: Setup) -> Costs:
     """Computes the bytes of each worker; where workers differ, those of the first."""
     c, stage, W = s.model, s.zero_stage, s.num_workers
-    tensors, learnt = weights(c), learning(c, s.trainable)
+    tensors = weights(c) + adapters(c, s.lora)
+    learnt = learning(c, s.trainable, s.lora)
     P, G = (FP32 * sum(w.total for w in those) for those in (tensors, learnt))
     largest = FP32 * max(w.numel for w in tensors)
     share = G if stage == 0 else -(-G // W)
@@ -211,6 +215,7 @@ def costs(s: Setup) -> Costs:
             s.device,
             compiled_loss=s.compiled,
             trainable=s.trainable,
+            lora=s.lora,
         ),
         working=working,
         stepping=stepping,

@@ -7,6 +7,7 @@ Its sub-rooms and files, in reading order:
     faults          what goes wrong while training runs: signals, loss spikes, workers that hang
     records         the records of a run: metrics, and where its time went
     objectives      what a run learns from a batch: each next token, or answers of conversations
+    eval_settings   the configs of val loss, suites and samples along the way
     settings        the configs of the training loop and of a run on Ray
     kinds           the objective for a run's datasets, and what the config must have for it
     run             the state that the loop works on, and the exceptions that end it early

@@ -19,6 +19,7 @@ from manta.model.attention import fused_kernels
 from manta.model.cost import flops_per_token
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import initialise
+from manta.model.lora import attach
 from manta.model.memory import USABLE, largest_micro_batch
 from manta.model.trainable import freeze
 from manta.train.settings import TrainConfig, memory_setup
@@ -45,7 +46,9 @@ def compiles(c: TrainConfig, model: ModelConfig, device: Device) -> bool:
     # At stage 3, DeepSpeed's hooks break each block's graph into many; no gain has been measured.
     if missing or c.zero_stage == 3:
         return False
-    flops = flops_per_token(model, c.sequence_length) * c.total_tokens / c.workers
+    flops = (
+        flops_per_token(model, c.sequence_length, c.trainable, c.lora) * c.total_tokens / c.workers
+    )
     return flops / device.peak > WORTH_COMPILING_SECONDS[kind]
 
 
@@ -123,15 +126,18 @@ def build(
     """Builds a model in an engine for micro batches of `size`; an optimizer step has `steps` of
     these at first. `start`, called on rank 0, sets the model's weights. Without it, the weights are
     new, drawn from the config's seed by the device's own random number generator. All ranks start
-    from rank 0's weights, which DeepSpeed sends to them. Only the weights that `c.trainable` names
-    learn."""
+    from rank 0's weights, which DeepSpeed sends to them. Only the weights that `c.trainable` names,
+    or the adapters of `c.lora`, learn."""
     torch.manual_seed(c.seed)
     with device.torch_device:  # weights are made here, as drawing them on the host takes longer
         made = GPT(model)
+        if c.lora.rank is not None:
+            attach(made, c.lora)
+        else:
+            freeze(made, c.trainable)
     made.to(device.torch_device)  # some tensors are made on the CPU in any case
     if dist.get_rank() == 0:
         (start or functools.partial(initialise, c=c.init))(made)
-    freeze(made, c.trainable)
     made.recompute = c.activation_checkpointing
     if compiled:
         made.compile_blocks()

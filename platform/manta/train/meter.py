@@ -28,7 +28,7 @@ class Meter:
         self.run = run
         self._records: list[dict[str, Any]] = []  # steps to log; their losses are on the device
         c = run.config
-        flops = flops_per_token(run.model, c.sequence_length)
+        flops = flops_per_token(run.model, c.sequence_length, c.trainable, c.lora)
         self._peak_rate = run.device.peak * c.workers / flops
         self._measured_rate = run.device.measured * c.workers / flops
         self._waited = 0.0

@@ -13,6 +13,7 @@ from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import ConfigError
 from manta.lock import lock
+from manta.model.cost import learning
 from manta.model.gpt import num_parameters
 from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
@@ -119,8 +120,11 @@ def pretrain(
     _require_room(c, say)
     nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
     save_run_config(c)
+    learnt = sum(w.total for w in learning(model, c.trainable, c.lora)) / 1e6
+    is_whole = c.trainable == "all" and c.lora.rank is None
     say(
-        f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters, {c.total_steps} steps of "
+        f"run {c.name}: {num_parameters(model) / 1e6:.1f}M parameters"
+        f"{'' if is_whole else f', of which {learnt:.2f}M learn'}, {c.total_steps} steps of "
         f"{c.tokens_per_batch:,} tokens, {c.most_workers} worker(s), ZeRO stage {c.zero_stage}"
     )
     if time_to_stop := ask_for_time(c.checkpoint.every):

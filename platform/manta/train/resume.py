@@ -11,8 +11,9 @@ from manta.data import mixture, stream
 from manta.data import order as orders
 from manta.data.manifest import Manifest
 from manta.errors import CheckpointError, ConfigError
-from manta.model import trainable
+from manta.model import lora, trainable
 from manta.model.gpt import ModelConfig
+from manta.model.lora import LoraConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train import kinds
 from manta.train.checkpoints import checkpoint
@@ -46,15 +47,21 @@ def check_what_learns(c: PretrainConfig, model: ModelConfig, tokenizer: Tokenize
     """Raises ConfigError if none of the weights that should learn is in the model, or if tokens
     that `init.checkpoint` does not know would keep the rows that they begin with."""
     assert c.init.checkpoint is not None
-    if problems := trainable.problems(c.trainable, model):
+    if problems := [*trainable.problems(c.trainable, model), *c.lora.conflicts(model)]:
         raise ConfigError(problems[0])
     theirs = checkpoint.load_tokenizer(c.init.checkpoint).vocab_size
     new = tokenizer.vocab_size - theirs
-    if new and not trainable.learns("embedding.weight", c.trainable, model):
+    has_adapters = c.lora.rank is not None
+    if has_adapters:
+        learns = lora.learns("embedding.weight", c.lora, bool(model.labels))
+    else:
+        learns = trainable.learns("embedding.weight", c.trainable, model)
+    if new and not learns:
+        choice = f"lora.rank={c.lora.rank}" if has_adapters else f"trainable={c.trainable}"
         raise ConfigError(
-            f"trainable={c.trainable}: the data's tokenizer has {new} tokens that the model at "
-            f"{c.init.checkpoint} does not know, and their embeddings would not learn; use "
-            "trainable=all"
+            f"{choice}: the data's tokenizer has {new} tokens that the model at "
+            f"{c.init.checkpoint} does not know, and their embeddings would not learn; set "
+            f"{'lora.embeddings=true' if has_adapters else 'trainable=all'}"
         )
 
 
@@ -176,6 +183,14 @@ def check_resumable(
             f"{path} holds the optimizer's state of a run with trainable={state.trainable}, the "
             f"config says trainable={c.trainable}; {remedy}"
         )
+    adapter = checkpoint.load_adapter(path)
+    had = configs.to_dict(adapter.config if adapter else LoraConfig())
+    for key, value in configs.to_dict(c.lora.for_model(model)).items():
+        if had[key] != value:
+            raise CheckpointError(
+                f"{path} was trained with lora.{key}={had[key]}, the config says "
+                f"lora.{key}={value}; {remedy}"
+            )
     if c.schedule.extend == "continue" and state.step and not state.total_steps:
         raise CheckpointError(
             f"schedule.extend=continue: {path} was saved by an earlier version, which did not keep "

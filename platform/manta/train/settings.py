@@ -12,14 +12,18 @@ from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, RunNam
 from manta.data.order import Stage, batches_for, make_stages, sequences_before, stage_of
 from manta.data.recipe import BPE_VOCAB_SIZE, DataConfig
 from manta.errors import MantaError
+from manta.model import lora
+from manta.model.cost import learning
 from manta.model.gpt import ModelConfig, num_parameters
 from manta.model.init import InitConfig
+from manta.model.lora import LoraConfig
 from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
 from manta.model.trainable import Trainable
 from manta.storage import HomeConfig
 from manta.text.tokenizer import R50K, R50K_SIZE
 from manta.train.checkpoints.checkpoint import CheckpointConfig
+from manta.train.eval_settings import EvalConfig, SampleConfig
 from manta.train.faults.spikes import SpikeConfig
 from manta.train.objectives.dpo import DpoConfig
 from manta.train.step.engine_settings import EngineConfig
@@ -29,38 +33,6 @@ from manta.train.step.schedule import ScheduleConfig
 
 MAX_DEFAULT_MICRO_BATCH = 16
 LOOKING_BACK = ("previous_tokens", "induction_heads")  # of the model's first two blocks
-
-
-@config
-class EvalConfig:
-    every: Count = 50
-    """Steps between measurements of val loss and bits per byte; also at step 0 and at the end."""
-    tokens: Count = 65536
-    """Tokens of the val split to measure on, rounded up to whole sequences, which are spread evenly
-    over the split and are the same each time; the whole split if it has fewer. Datasets of a mix
-    share them equally."""
-    patience: Count | None = None
-    """Stop early when val loss has not improved for this many evaluations; null: never."""
-    suites: tuple[str, ...] = ()
-    """Suites (see jobs/evaluate.py) to run on each checkpoint once it is saved. A separate process
-    with its own CPUs runs them, so training does not wait. Also saves a checkpoint every
-    `eval.every` steps."""
-    arguments: tuple[str, ...] = ()
-    """More arguments for the evaluation of `suites`, as key=value: [limit=200, cpus=2]."""
-
-
-@config
-class SampleConfig:
-    prompts: tuple[str, ...] = ("import os\n", "def read(path):\n", "The ")
-    """Texts to complete at step 0, during training, and at the end."""
-    every: Natural = 0
-    """Steps between samples during training; 0: samples at step 0 and at the end only."""
-    tokens: Count = 48
-    """Tokens to complete each prompt with."""
-    temperature: NonNegativeFloat = 0.8
-    """Sampling temperature; 0: always the likeliest token."""
-    top_k: Count | None = 50
-    """Sample among this many likeliest tokens; null: all."""
 
 
 @config
@@ -120,6 +92,7 @@ class TrainConfig:
     """Weights that learn, in a run that starts from a checkpoint. all; last_block or last_two: the
     last one or two blocks, the final norm and the head; head: the final norm and the head. A head
     that is tied to the embedding does not learn, except with all."""
+    lora: LoraConfig = LoraConfig()
     class_weights: Literal["none", "balanced"] = "none"
     """What the texts of each label count in the loss of a classifier. none: all count alike;
     balanced: those of a rare label more, so that all labels count alike. (Val loss, accuracy and
@@ -171,28 +144,17 @@ class TrainConfig:
             found.append(f"batch_ramp={self.batch_ramp}: two sizes end at the same token count")
         found += self.optimizer.conflicts(self.zero_stage, self.model.tie_embeddings)
         found += self.init.conflicts(self.expected_model)
-        found += self._of_what_learns()
+        found += lora.choices(self.trainable, self.lora, self.has_base, self.optimizer.kind)
         if self.eval.arguments and not self.eval.suites:
             found.append("eval.arguments are for eval.suites: omit them, or set that")
         if self.memory_per_worker is not None and self.micro_batch_size != "auto":
             found.append("memory_per_worker is for micro_batch_size=auto: omit it, or set that")
         return found
 
-    def _of_what_learns(self) -> list[str]:
-        """Messages about the choice of the weights that learn."""
-        if self.trainable == "all":
-            return []
-        if self.init.checkpoint is None:
-            return [
-                f"trainable={self.trainable}: weights that do not learn come from a checkpoint; "
-                "omit it, or start from one, as in jobs/finetune.py base=RUN"
-            ]
-        if self.trainable == "head" and self.optimizer.kind == "muon":
-            return [
-                "optimizer.kind=muon is for the matrices of blocks, of which trainable=head trains "
-                "none: set optimizer.kind=adamw"
-            ]
-        return []
+    @property
+    def has_base(self) -> bool:
+        """Whether there are weights to begin with, so that some of them need not learn."""
+        return self.init.checkpoint is not None
 
     @property
     def batch_sizes(self) -> list[tuple[str, int]]:
@@ -316,6 +278,7 @@ def memory_setup(
         optimizer_kind=c.optimizer.kind,
         activation_checkpointing=c.activation_checkpointing,
         trainable=c.trainable,
+        lora=c.lora,
         offload_optimizer=c.engine.offload_optimizer != "none",
         offload_parameters=c.engine.offload_parameters != "none",
         overlap_comm=c.engine.overlaps(c.zero_stage, c.most_workers, device == "cuda"),
@@ -387,6 +350,9 @@ class PretrainConfig(HomeConfig, TrainConfig):
         on_gpu = self.gpus_per_worker > 0
         model, found = self.expected_model, super().derived()
         found["parameters"] = f"{num_parameters(model):,}"
+        if self.trainable != "all" or self.lora.rank is not None:
+            learnt = learning(model, self.trainable, self.lora)
+            found["parameters that learn"] = f"{sum(w.total for w in learnt):,}"
         setup = memory_setup(self, model, "bf16" if on_gpu else "fp32", "cuda" if on_gpu else "cpu")
         if self.micro_batch_size != "auto":
             setup = dataclasses.replace(setup, micro_batch_size=self.micro_batch)

@@ -199,7 +199,7 @@ def setup(
         tokenizer=tokenizer,
         device=device.probed_again(),
         engine=engine,
-        saver=Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat),
+        saver=Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat, c.lora),
         state=state,
         batches=data.batches,
         val=data.val,

@@ -4,6 +4,7 @@ Its files, in reading order:
 
     contents        what a checkpoint says about itself: its state and its manifest
     tensors         files of tensors, and whether they are the weights of a model
+    adapters        the adapters of a checkpoint (LoRA): their weights, and what they are for
     fragments       the optimizer's state as pieces of weights, for any number of workers
     places          where runs and their checkpoints are: by name, by path, and all of them
     checkpoint      a checkpoint on disk: whole or absent

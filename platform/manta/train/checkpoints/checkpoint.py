@@ -4,14 +4,12 @@ A checkpoint is a folder whose manifest is written last (`layout` names its file
 pickle: reading a checkpoint runs no code, whoever wrote it.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +20,15 @@ from manta import foreign, layout, ownership, storage
 from manta.config import Count, PositiveFloat, config
 from manta.errors import CheckpointError, ConfigError
 from manta.job import hint
+from manta.model import lora
 from manta.model.gpt import GPT, ModelConfig
+from manta.model.lora import LoraConfig
 from manta.terminal import named
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
-from manta.train.checkpoints import fragments, tensors
-from manta.train.checkpoints.contents import TrainState, files_of, load_state
+from manta.train.checkpoints import adapters, fragments, tensors
+from manta.train.checkpoints.adapters import Adapter, own_weights
+from manta.train.checkpoints.contents import TrainState, files_of, load_state, local
 from manta.train.checkpoints.places import (
     candidates,
     check_place,
@@ -40,13 +41,14 @@ from manta.train.checkpoints.places import (
 from manta.train.step.engine import Engine
 
 __all__ = [
-    "CheckpointConfig", "TrainState", "candidates", "check_place", "find", "load_state",
-    "names_of_runs", "newest", "not_found", "unfinished",
+    "CheckpointConfig", "TrainState", "candidates", "check_place", "find", "load_state", "local",
+    "names_of_runs", "newest", "not_found", "own_weights", "unfinished",
 ]  # fmt: skip
 
 OWN_FILES = re.compile(
     rf"({layout.MANIFEST}|{layout.WEIGHTS}|{layout.MODEL_CONFIG}|{layout.STATE}|{layout.ENCODING}"
-    rf"|{layout.OPTIMIZER_INDEX}|{layout.OPTIMIZER}/rank-\d+\.safetensors)"
+    rf"|{layout.ADAPTER}|{layout.ADAPTER_CONFIG}|{layout.OPTIMIZER_INDEX}"
+    rf"|{layout.OPTIMIZER}/rank-\d+\.safetensors)"
     rf"({storage.UNFINISHED_ENDING})?"
 )
 
@@ -113,8 +115,15 @@ def _tokenizer(path: str) -> Tokenizer:
     return tokenizers.load(storage.join(path, layout.ENCODING), CheckpointError)
 
 
-def load_model(path: str, device: torch.device | None = None, *, classifies: bool = False) -> GPT:
+def load_model(
+    path: str,
+    device: torch.device | None = None,
+    *,
+    classifies: bool = False,
+    bare: bool = False,
+) -> GPT:
     """The checkpoint's model, in eval mode: a language model, or one that `classifies` texts.
+    Adapters are merged into it, or left out if it is to be `bare`.
 
     Raises:
         CheckpointError: a file is missing or damaged, the weights belong to another model or are
@@ -125,7 +134,7 @@ def load_model(path: str, device: torch.device | None = None, *, classifies: boo
     refuse_other_sort(path, c, classifies)
     _check_fit(path, c)
     model = GPT(c)
-    _read_weights(path, model)
+    _read_weights(path, model, bare=bare)
     return model.to(device or torch.device("cpu")).eval()
 
 
@@ -150,10 +159,13 @@ def write_model(
     weights: dict[str, torch.Tensor],
     tokenizer: Tokenizer,
     state: TrainState,
+    adapters_of: LoraConfig = LoraConfig(),  # noqa: B008  # frozen
 ) -> list[str]:
     """Writes a checkpoint's files, except for the optimizer's state and the manifest; returns their
-    names."""
-    tensors.save(weights, folder / layout.WEIGHTS)
+    names. `weights` may have adapters, made as `adapters_of` says."""
+    own, adapter = lora.split(weights)
+    tensors.save(own, folder / layout.WEIGHTS)
+    more = adapters.write(folder, adapters_of, c, adapter) if adapter else []
     texts = {
         layout.MODEL_CONFIG: json.dumps(configs.to_dict(c), indent=1).encode(),
         layout.STATE: json.dumps(dataclasses.asdict(state), indent=1).encode(),
@@ -161,7 +173,7 @@ def write_model(
     }
     for name, content in texts.items():
         (folder / name).write_bytes(content)
-    return [layout.WEIGHTS, *texts]
+    return [layout.WEIGHTS, *texts, *more]
 
 
 def publish(
@@ -208,25 +220,20 @@ def load_weights(path: str, model: GPT) -> None:
 def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
     """Loads the checkpoint's weights, without verifying it, into a model of its config for a
     tokenizer that extends the checkpoint's. Rows for new ids begin at the mean of the others'
-    (Hewitt 2021). A classifier keeps the head that it has if the checkpoint's model has other
-    labels, or none.
+    (Hewitt 2021). The checkpoint's adapters are merged into its weights; those of the model stay.
+    A classifier keeps the head that it has if the checkpoint's model has other labels, or none.
 
     Raises:
         CheckpointError: the weights belong to another model, or are not finite numbers.
     """
     known = load_tokenizer(path).vocab_size
     theirs = load_model_config(path)
-    if tokenizer.vocab_size == known and theirs.labels == model.config.labels:
-        load_weights(path, model)
-        return
-    assert theirs.vocab_size is not None and model.config.vocab_size is not None
     _check_fit(path, theirs)
-    with local(path, [layout.WEIGHTS]) as folder:
-        weights = tensors.load(folder / layout.WEIGHTS)
-    tensors.check_finite(weights, storage.join(path, layout.WEIGHTS))
+    weights = _merged(path)
     if model.config.labels and theirs.labels != model.config.labels:
         weights.pop("head.weight", None)
-    for name in set(model.config.padded) & weights.keys():
+    names = set(model.config.padded) if tokenizer.vocab_size > known else set()
+    for name in names & weights.keys():
         rows = weights[name].float()
         mean = rows[:known].mean(0, keepdim=True)
         new = mean.expand(tokenizer.vocab_size - known, -1)
@@ -234,12 +241,25 @@ def load_weights_for(path: str, tokenizer: Tokenizer, model: GPT) -> None:
     model.load_state_dict(weights, strict=False)  # a tied head is saved once, as the embedding
 
 
-def _read_weights(path: str, model: GPT) -> None:
-    """Reads weights that are known to fit the model."""
-    with local(path, [layout.WEIGHTS]) as folder:
-        weights = tensors.load(folder / layout.WEIGHTS)
-    tensors.check_finite(weights, storage.join(path, layout.WEIGHTS))
+def load_adapter(path: str) -> Adapter | None:
+    """The adapters of the checkpoint at `path`; None if it has none. Raises CheckpointError if they
+    are damaged, or for another model."""
+    return adapters.load(path, load_model_config(path))
+
+
+def _read_weights(path: str, model: GPT, *, bare: bool = False) -> None:
+    """Reads weights that are known to fit the model, and adapters: into those of the model, if it
+    has some, or else into its weights."""
+    adapter = load_adapter(path) if lora.has_adapters(model) else None
+    weights = own_weights(path) if bare or adapter else _merged(path)
+    weights |= adapter.weights if adapter else {}
     model.load_state_dict(weights, strict=False)  # a tied head is saved once, as the embedding
+
+
+def _merged(path: str) -> dict[str, torch.Tensor]:
+    """The weights in the checkpoint at `path`, with its adapters merged into them."""
+    weights, adapter = own_weights(path), load_adapter(path)
+    return lora.merged(weights, adapter.weights, adapter.config) if adapter else weights
 
 
 def load_optimizer(path: str, engine: Engine) -> None:
@@ -250,18 +270,6 @@ def load_optimizer(path: str, engine: Engine) -> None:
     names = [f"{layout.OPTIMIZER}/{file}" for file in sorted(fragments.files_for(engine, index))]
     with local(path, names) as folder:
         fragments.load_state(engine, index, folder / layout.OPTIMIZER)
-
-
-@contextlib.contextmanager
-def local(path: str, names: list[str]) -> Iterator[Path]:
-    """A folder on this machine's disk with these files of a checkpoint, downloaded if needed."""
-    if storage.is_local(path):
-        yield Path(storage.filesystem(path)[1])
-        return
-    with tempfile.TemporaryDirectory(prefix="manta-") as folder:
-        for name in names:
-            storage.download(storage.join(path, name), Path(folder) / name)
-        yield Path(folder)
 
 
 def latest(run: str, *, say: Callable[[str], None], set_aside: bool = False) -> str | None:
@@ -336,6 +344,7 @@ def _check_contents(path: str) -> None:
         raise CheckpointError(f"{path}: holds step {step}, not the step in its name")
     _tokenizer(path)
     _check_fit(path, load_model_config(path))
+    load_adapter(path)
     if layout.OPTIMIZER_INDEX in files_of(path):
         fragments.check_index(path)
 

@@ -1,6 +1,10 @@
 """What a checkpoint says about itself: the state of its training, and its list of files."""
 
+import contextlib
 import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from manta import foreign, layout, storage
@@ -113,3 +117,15 @@ def files_of(path: str) -> dict[str, File]:
             f"{path}: not a whole checkpoint ({layout.MANIFEST} does not name {', '.join(lacking)})"
         )
     return found.files
+
+
+@contextlib.contextmanager
+def local(path: str, names: list[str]) -> Iterator[Path]:
+    """A folder on this machine's disk with these files of a checkpoint, downloaded if needed."""
+    if storage.is_local(path):
+        yield Path(storage.filesystem(path)[1])
+        return
+    with tempfile.TemporaryDirectory(prefix="manta-") as folder:
+        for name in names:
+            storage.download(storage.join(path, name), Path(folder) / name)
+        yield Path(folder)

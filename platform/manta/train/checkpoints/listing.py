@@ -12,7 +12,7 @@ from manta.config import config
 from manta.errors import CheckpointError, ConfigError
 from manta.storage import HomeConfig
 from manta.terminal import line, named
-from manta.train.checkpoints import checkpoint, fragments, tensors
+from manta.train.checkpoints import checkpoint, fragments
 from manta.train.checkpoints.checkpoint import CheckpointConfig
 
 
@@ -141,8 +141,8 @@ def compare(a: str, b: str) -> list[str]:
 
 
 def _weights(path: str) -> dict[str, torch.Tensor]:
-    with checkpoint.local(path, [layout.WEIGHTS]) as folder:
-        return tensors.load(folder / layout.WEIGHTS)
+    adapter = checkpoint.load_adapter(path)
+    return checkpoint.own_weights(path) | (adapter.weights if adapter else {})
 
 
 def _optimizer(path: str) -> dict[str, torch.Tensor]:

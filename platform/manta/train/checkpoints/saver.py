@@ -26,6 +26,7 @@ from torch import Tensor
 from manta import layout, storage
 from manta.errors import CheckpointError
 from manta.model.gpt import ModelConfig, unpadded
+from manta.model.lora import LoraConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint, fragments
 from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
@@ -63,10 +64,12 @@ class Saver:
         tokenizer: Tokenizer,
         say: Callable[[str], None],
         beat: Callable[[], None] = lambda: None,
+        adapters_of: LoraConfig = LoraConfig(),  # noqa: B008  # frozen
     ):
         """Makes the saver. It calls `beat()` at each sign of progress: storage that hangs gives
-        none."""
+        none. `adapters_of`: the settings of the model's adapters."""
         self._run, self._c, self._model, self._tokenizer = run, c, model, tokenizer
+        self._adapters_of = adapters_of
         self._say, self._beat = say, beat
         self._group = dist.new_group(backend="gloo")  # its own group, as the threads make the calls
         self._memory = HostMemory()
@@ -197,7 +200,7 @@ class Saver:
         if rank == 0:
             weights = {n: unpadded(n, w, self._model) for n, w in snapshot.weights.items()}
             names = checkpoint.write_model(
-                folder, self._model, weights, self._tokenizer, snapshot.state
+                folder, self._model, weights, self._tokenizer, snapshot.state, self._adapters_of
             )
             files |= checkpoint.publish(path, folder, names, self._beat)
         return {"files": files, "state": entry}
