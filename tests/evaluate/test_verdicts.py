@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from manta.evaluate import verdicts
 from manta.evaluate.verdicts import Verdicts, mcnemar, wilson
 
-few = settings(deadline=None, max_examples=50)
+few = settings(deadline=None, max_examples=25)
 NAMES = ("a", "b", "c")
 
 
