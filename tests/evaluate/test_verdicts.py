@@ -27,7 +27,7 @@ def test_figures_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     assert found.macro_f1.value == pytest.approx(f1)
     for figure in (found.accuracy, found.macro_f1):
         assert 0 <= figure.low <= figure.high <= 1
-    assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high + 1e-12
+    assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high
 
 
 @few

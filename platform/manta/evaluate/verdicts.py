@@ -109,7 +109,8 @@ def wilson(right: int, count: int) -> Interval:
     share, spread = right / count, NORMAL**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = NORMAL / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return Interval(share, min(low, share), max(high, share))  # (rounding may put it outside)
 
 
 def mcnemar(better: int, worse: int) -> float:
