@@ -124,8 +124,8 @@ class FinetuneConfig(PretrainConfig):
     def _data(self, path: str, model: ModelConfig) -> DataConfig:
         """The data, made with the tokenizer of the checkpoint at `path`. `keep_tokenizer` copies
         it to the place that is given here."""
-        data = dataclasses.replace(self.data, labels=self.labels)
-        theirs = checkpoints.load_tokenizer(path)
+        data, theirs = self.data, checkpoints.load_tokenizer(path)
+        data = dataclasses.replace(data, labels=self.labels)
         if self.kind == "preference" and not isinstance(theirs.extras.chat_template, str):
             raise ConfigError(
                 f"base={self.base} has no chat template, so it has no answers yet: fine-tune it on "
