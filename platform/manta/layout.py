@@ -142,9 +142,13 @@ def is_step(name: str) -> bool:
     return re.fullmatch(f"{STEP}[0-9]{{1,18}}", name) is not None
 
 
+def tokenizers_folder(home: str) -> str:
+    return storage.join(home, "tokenizers")
+
+
 def tokenizer_file(home: str, sha256: str) -> str:
     """A copy of a tokenizer that stays when the checkpoint that it came from is deleted."""
-    return storage.join(home, "tokenizers", f"{sha256[:16]}.json")
+    return storage.join(tokenizers_folder(home), f"{sha256[:16]}.json")
 
 
 def split_checkpoint(path: str) -> tuple[str, str]:

@@ -45,11 +45,12 @@ ROOMS = {
     "matplotlib": ["plot"],
     "tensorboardX": ["train/records/logbook"],
     "ray.data": ["data", "cluster/capacity"],
-    "ray.train": ["train/patience", "train/supervise", "train/worker"],
+    "ray.train": ["train/elastic", "train/patience", "train/supervise", "train/worker"],
     "ray.tune": ["sweep"],
     "ray": [
-        "cluster", "failures", "messages", "data", "train/faults/stopping", "train/patience",
-        "train/records/gauges", "train/supervise", "train/worker", "sweep", "evaluate/farm",
+        "cluster", "failures", "messages", "data", "train/elastic", "train/faults/stopping",
+        "train/patience", "train/records/gauges", "train/supervise", "train/worker", "sweep",
+        "evaluate/farm",
     ],
 }  # fmt: skip
 

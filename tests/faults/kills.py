@@ -49,9 +49,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": "local"}
 
 
-def start(folder: Path, name: str, keys: list[str]) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path, name: str, keys: list[str], job: str = "pretrain.py"
+) -> subprocess.Popen[bytes]:
     """Starts a job with a Ray of its own."""
-    command = [sys.executable, str(ROOT / "jobs/pretrain.py"), f"home={folder}", f"name={name}"]
+    command = [sys.executable, str(ROOT / "jobs" / job), f"home={folder}", f"name={name}"]
     with (folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen([*command, *keys], stdout=log, stderr=log, env=environment())
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from faults.kills import kill_all, start
 from helpers.common import tiny
 from manta import storage
 from manta.config import load
@@ -22,18 +24,20 @@ from manta.evaluate.documents import Documents
 from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import run_suite
-from manta.finetune.finetune import finetune
+from manta.finetune.finetune import few_steps, finetune
 from manta.finetune.settings import FinetuneConfig
 from manta.model.gpt import IGNORED
 from manta.text.templates import Template
 from manta.train.checkpoints import checkpoint
-from manta.train.objective import Answers, check_kind
+from manta.train.kinds import check_kind
+from manta.train.objectives.answers import Answers
 from manta.train.pretrain import Outcome, pretrain
 from manta.train.settings import PretrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 ROWS = 96  # tokens of a row
+MORE_WORKERS = ("num_workers=2", "zero_stage=2")
 
 
 def silent(line: Any) -> None:
@@ -63,14 +67,17 @@ def base(prepared: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory)
     return home
 
 
-def config(home: Path, *arguments: str) -> FinetuneConfig:
-    common = [
+def arguments_of(home: Path) -> list[str]:
+    return [
         f"home={home}", "base=base", f"data.source={home}/chats.jsonl", "data.val_fraction=0.1",
         "tokens_per_batch=384", "optimizer.lr=3e-3", "eval.every=20", "eval.tokens=200",
         "checkpoint.every=5", "threads_per_worker=1", "dtype=fp32", "log_every=1",
         "data.log_fingerprint=true", "sample.prompts=[Who is 7?]", "sample.tokens=4",
     ]  # fmt: skip
-    return load(FinetuneConfig, [*common, *arguments])
+
+
+def config(home: Path, *arguments: str) -> FinetuneConfig:
+    return load(FinetuneConfig, [*arguments_of(home), *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +132,15 @@ def test_suites_run_while_a_fine_tuning_goes_on(
     assert len(list((base / "runs" / "watched").glob("evals/step-*/quick.json"))) > 1
 
 
+def test_a_run_of_few_steps_is_told_of_smaller_batches() -> None:
+    few = PretrainConfig(total_tokens=8448, tokens_per_batch=8192)
+    assert few_steps(few) == (
+        "2 step(s) are few to learn from: tokens_per_batch=256 would make 33, and more epochs= more"
+    )
+    assert few_steps(dataclasses.replace(few, tokens_per_batch=256)) is None
+    assert few_steps(dataclasses.replace(few, total_tokens=819_200)) is None
+
+
 def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> None:
     keys = ["kind=text", "name=text", f"data.source={corpus}", "data.document_bytes=500"]
     run, done = finetune(config(base, *keys, "epochs=0.1"), silent)
@@ -132,14 +148,22 @@ def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> Non
 
 
 @pytest.mark.long
-def test_it_reads_the_same_batches_when_it_goes_on_with_another_number_of_workers(
+def test_killed_in_the_middle_it_reads_the_same_batches_with_another_number_of_workers(
     base: Path, tuned: tuple[PretrainConfig, Outcome]
 ) -> None:
-    finetune(config(base, "name=parts", "epochs=1"), silent)
-    more = ["name=parts", "epochs=2", "num_workers=2", "zero_stage=2"]
-    run, done = finetune(config(base, *more), silent)
-    assert fingerprints(run) == fingerprints(tuned[0])
-    assert done.state.step == tuned[1].state.step
+    keys = [*arguments_of(base), "epochs=20"]
+    metrics = base / "runs" / "killed" / "metrics.jsonl"
+    job = start(base, "killed", keys, "finetune.py")
+    for _ in range(6000):
+        if job.poll() is not None or (metrics.exists() and b'"step": 23' in metrics.read_bytes()):
+            break
+        time.sleep(0.02)
+    assert job.poll() is None, (base / "killed.log").read_text()[-2000:]
+    kill_all(job)
+    run, done = finetune(load(FinetuneConfig, [*keys, *MORE_WORKERS, "name=killed"]), silent)
+    found, expected = fingerprints(run), fingerprints(tuned[0])
+    assert done.state.step == run.total_steps == len(found) > len(expected) > 20
+    assert {step: found[step] for step in expected} == expected
 
 
 def test_a_packed_conversation_has_the_loss_that_it_has_alone(
@@ -154,7 +178,7 @@ def test_a_packed_conversation_has_the_loss_that_it_has_alone(
     def losses(row: np.ndarray) -> torch.Tensor:
         """The loss of each trained target of one row."""
         ids = row[None].astype(np.int64)
-        mask = objective.trained(ids)
+        mask = objective.batch(ids).trained
         assert mask is not None
         tokens = torch.from_numpy(ids[:, :-1])
         targets = torch.from_numpy(np.where(mask, ids[:, 1:], IGNORED))

@@ -56,6 +56,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
         "vocab_size": draw(st.integers(2, 2000)),
         "tie_embeddings": draw(st.booleans()),
         "dropout": draw(st.sampled_from([0.0, 0.1])),
+        "dropouts": {"activations": draw(st.sampled_from([0.0, 0.2]))},
     }
     if keys["family"] == "gpt2":
         keys |= {"bias": draw(st.booleans()), "qkv_bias": draw(st.booleans())}

@@ -1,5 +1,6 @@
 """The model against transformers' own models; its loss, and the tokens that each token sees."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from helpers.models import (
     with_weights,
 )
 from manta.model.gpt import GPT, IGNORED
+from manta.model.shape import DropoutConfig
 
 few = settings(deadline=None, max_examples=15)
 
@@ -263,6 +265,20 @@ def test_dropout_acts_in_training_only() -> None:
         torch.testing.assert_close(model(tokens), model(tokens))
         model.train()
         assert not torch.allclose(model(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("place", [f.name for f in dataclasses.fields(DropoutConfig)])
+@pytest.mark.parametrize("name", SMALL)
+def test_each_place_has_its_own_dropout(name: str, place: str) -> None:
+    tokens = some_tokens(1, 8, vocab=50)
+    changes = {}
+    for rate in (0.0, 0.5):
+        # Everywhere else there is none, whatever the rate that stands for all places.
+        others = dict.fromkeys(tiny_config(**SMALL[name]).rates, 0.0)
+        model = small_model(name, dropout=0.5, dropouts={**others, place: rate}).train()
+        with torch.no_grad():
+            changes[rate] = not torch.allclose(model(tokens), model(tokens))
+    assert changes == {0.0: False, 0.5: True}
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manta.train import meter
+from manta.train.objectives.next_token import NextToken
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
 from manta.train.settings import TrainConfig
@@ -182,18 +183,26 @@ def logged(folder: Path, on: Device) -> tuple[list[dict[str, Any]], str]:
     logbook = Logbook(str(folder), lines.append, 0)
     step = {"lr": 1e-3, "grad_norm": 1.0, "data_wait_seconds": 0.0, "tokens_per_second": 1e4}
     records = [
-        {"step": n, "tokens": 2048 * n, "step_seconds": 0.2, "mfu": mfu, "skipped_tokens": 0}
+        {
+            "step": n,
+            "loss": 3.0 - n,
+            "tokens": 2048 * n,
+            "step_seconds": 0.2,
+            "mfu": mfu,
+            "skipped_tokens": 0,
+        }
         | {"fingerprint": 0, "mfu_of_measured": mfu * on.peak / on.measured, **step}
         for n, mfu in ((1, 0.4), (2, 0.42))
     ]
     run: Any = SimpleNamespace(
         device=on,
         config=TrainConfig(),
+        objective=NextToken,
         ledger=Ledger(None, 0.0),
         log_fingerprint=False,
         may_skip=False,
     )
-    meter._write(run, logbook, records, [2.0, 1.0], torch.zeros(2, 2, dtype=torch.int64))
+    meter._write(run, logbook, records, torch.zeros(2, 2, dtype=torch.int64))
     logbook.close()
     return [json.loads(line) for line in (folder / "metrics.jsonl").open()], lines[0]
 

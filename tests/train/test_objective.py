@@ -3,7 +3,7 @@ ranks."""
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from torch import Tensor
 from helpers.ranks import MODELS, device, distance, make_model, on_ranks
 from manta.config import from_dict
 from manta.model.gpt import IGNORED
-from manta.train.objective import NextToken, weighted
-from manta.train.run import to_device
+from manta.train.objectives.next_token import Batch, NextToken
+from manta.train.objectives.weights import weighted
 from manta.train.step.engine import Engine
 from manta.train.step.optimizer import OptimizerConfig
 
@@ -29,10 +29,12 @@ class Some(NextToken):
     """Trains the targets of `mask`, in the order in which the sequences are drawn."""
 
     def __init__(self, mask: np.ndarray):
+        super().__init__(cast(Any, None), document_mask=False)
         object.__setattr__(self, "mask", mask)
 
-    def trained(self, batch: np.ndarray) -> np.ndarray:
-        return self.mask[batch[:, 0]]  # type: ignore[attr-defined]
+    def batch(self, ids: np.ndarray) -> Batch:
+        trained = self.mask[ids[:, 0]]  # type: ignore[attr-defined]
+        return Batch(ids, trained, int(trained.sum()))
 
 
 def sequences() -> tuple[np.ndarray, np.ndarray]:
@@ -54,11 +56,12 @@ def after_a_step(stage: int, rank: int, world_size: int, count: int) -> tuple[An
         micro_batch_size=len(mine) // count, grad_accum_steps=count,
     )  # fmt: skip
     draws = iter(np.array_split(mine, count))
-    drawn = weighted(Some(mask), lambda: next(draws), count, torch.device("cpu"))
+    objective = Some(mask)
+    drawn = weighted(lambda: objective.batch(next(draws)), count, torch.device("cpu"))
     total = torch.zeros(())
-    for index, (batch, trained, weight) in enumerate(drawn):
-        tokens, targets = to_device(batch, device(), trained)
-        loss = weight * engine(tokens, targets)
+    for index, (batch, weight) in enumerate(drawn):
+        tokens, targets = batch.to(torch.device("cpu"))
+        loss = weight * objective.figures(engine, tokens, targets)["loss"]
         engine.backward(loss, is_last=index == count - 1)
         total += loss.detach() / (count * world_size)
     engine.step(0.0)

@@ -172,7 +172,8 @@ MUNGE = (
     "--seed-file=/run/munge/seed"
 )
 # The signal comes when the run has trained for a while: 120 s before a limit of four minutes, so
-# after two. The job is then released from the delay that Slurm gives a job that it requeues.
+# after two. The job is then released from the delay that Slurm gives a job that it requeues, with a
+# limit that brings no second signal.
 QUEUE = f"""
 exec 2>&1
 {TOKEN}
@@ -188,11 +189,11 @@ sbatch --gpus-per-node=0 --time=4 --signal=B:USR1@120 --output=/mnt/lab/job.log 
     clusters/slurm/pretrain.sbatch {RUN} total_tokens=4096000 checkpoint.every=100000
 requeued() {{{{ scontrol show job 1 | grep -q 'Restarts=[1-9]'; }}}}
 for try in $(seq 150); do requeued && break; sleep 2; done
-scontrol update job=1 StartTime=now
+scontrol update job=1 StartTime=now TimeLimit=30
 trains() {{{{ sed '1,/back into the queue/d' /mnt/lab/job.log | grep -q '^step'; }}}}
 for try in $(seq 100); do trains && break; sleep 2; done
-scontrol show job 1 | grep -o 'Restarts=[0-9]*'
-scancel --batch --signal=TERM 1
+scontrol show job 1 | grep -E 'JobState|Restarts' || true
+scancel --batch --signal=TERM 1 || true
 for try in $(seq 90); do [ -z "$(squeue -h)" ] && break; sleep 2; done
 cat /mnt/lab/job.log
 """

@@ -8,6 +8,7 @@ Its files, in reading order:
     model           the training step alone, without Ray and without a stream of data
     scaling         weak scaling: several workers against one, and against as many apart
     growth          what grows with the number of workers, counted for up to 4,096
+    conversations   a step on conversations against one on documents of the same shape
     head            the head's loss and its gradients, plain and compiled, by chunk size
     stages          the memory that each ZeRO stage takes, against the cost model
     checkpoints     the cost of saving, for training, and of resuming

@@ -15,6 +15,7 @@ BENCHES = {
     "model": ("model", "model"),
     "scaling": ("scaling", "scaling"),
     "growth": ("growth", "growth"),
+    "conversations": ("conversations", "measure"),
     "overhead": ("overhead", "overhead"),
     "data": ("data", "data"),
     "tokenize": ("tokenization", "tokenize"),

@@ -25,7 +25,7 @@ from manta.bench.workers import together
 from manta.model.cost import flops_per_token
 from manta.model.gpt import num_parameters
 from manta.train.build import build, compiles, micro_batch
-from manta.train.loop import to_device
+from manta.train.objectives.next_token import Batch
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -69,13 +69,14 @@ class Step:
         )
         assert self.model.vocab_size is not None
         shape = (self.size, c.sequence_length + 1)
-        self.batch = np.random.default_rng(c.seed).integers(self.model.vocab_size, size=shape)
+        ids = np.random.default_rng(c.seed).integers(self.model.vocab_size, size=shape)
+        self.batch = Batch(ids)
 
     def run(self, timed: Callable[[str], None] = lambda _: None) -> Tensor:
         """Runs the step. Returns the loss of the last micro batch, still on the device."""
         with self.engine.casting_once():
             for index in range(self.accum):
-                tokens, targets = to_device(self.batch, self.device)
+                tokens, targets = self.batch.to(self.device.torch_device)
                 timed("data")
                 loss = self.engine(tokens, targets)
                 timed("forward")

@@ -22,8 +22,9 @@ from manta.data.manifest import Manifest
 from manta.model.gpt import GPT
 from manta.train.faults.signals import Signals
 from manta.train.loop import no_garbage_collection, train
+from manta.train.objectives.next_token import Batch
 from manta.train.records.logbook import read_metrics
-from manta.train.run import Run, to_device
+from manta.train.run import Run
 from manta.train.settings import EvalConfig, SampleConfig
 from manta.train.step.device import DTYPES
 from manta.train.step.optimizer import OptimizerConfig, make_optimizer
@@ -112,7 +113,7 @@ class _BareLoop:
         tokens = torch.randint(
             run.model.vocab_size or 1, (run.config.micro_batch, c.sequence_length + 1)
         )
-        self._batch = to_device(tokens.numpy(), device)
+        self._batch = Batch(tokens.numpy()).to(device.torch_device)
 
     def train(self, steps: int) -> None:
         tokens, targets = self._batch

@@ -14,6 +14,7 @@ class BenchConfig(PretrainConfig):
         "model",
         "scaling",
         "growth",
+        "conversations",
         "overhead",
         "data",
         "tokenize",
@@ -25,12 +26,13 @@ class BenchConfig(PretrainConfig):
     ] = "model"
     """What to measure. model: the training step by its parts; scaling: several workers (two, or
     num_workers) against one, each with tokens_per_batch; growth: what grows with the number of
-    workers, counted for up to 4,096; overhead: the platform against a bare PyTorch loop; data: the
-    stream against a bare pyarrow read of the same shards; tokenize: preparation against tiktoken;
-    checkpoint: a save against a bare write; evaluate: lm-eval's requests in batches against one by
-    one; generate: sampling with and without the KV cache, and for many prompts at once; memory: the
-    memory that each ZeRO stage takes on two workers, against the cost model; gpu: all checks of a
-    GPU, part by part, with their own settings. num_workers applies to model, scaling and overhead.
+    workers, counted for up to 4,096; conversations: a step on conversations against one on
+    documents; overhead: the platform against a bare PyTorch loop; data: the stream against a bare
+    pyarrow read of the same shards; tokenize: preparation against tiktoken; checkpoint: a save
+    against a bare write; evaluate: lm-eval's requests in batches against one by one; generate:
+    sampling with and without the KV cache, and for many prompts at once; memory: the memory that
+    each ZeRO stage takes on two workers, against the cost model; gpu: all checks of a GPU, part by
+    part, with their own settings. num_workers applies to model, scaling and overhead.
     gpus_per_worker=1 and dtype also apply to evaluate and generate, where dtype=auto is as in their
     jobs: fp32 for evaluate; for generate, bf16 on a GPU that computes in it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -135,6 +135,13 @@ def workers_that_fit(cpus: float, gpus: float) -> int:
     return sum(min(_times(name, n, node) for name, n in bundle.items()) for node in alive)
 
 
+def leaving() -> set[str]:
+    """The ids of the nodes that are about to leave, of which Ray has been told."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
 def recount() -> bool:
     """Makes Ray count its nodes again, before it decides how many workers an elastic run gets.
     Returns whether it did.

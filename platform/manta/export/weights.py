@@ -205,7 +205,9 @@ def to_config(c: ModelConfig, ids: Mapping[str, Any]) -> dict[str, Any]:
             "n_inner": c.mlp_hidden,
             "activation_function": "gelu_new",
             "layer_norm_epsilon": c.norm_eps,
-            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout),
+            "embd_pdrop": c.rates["embeddings"],
+            "attn_pdrop": c.rates["attention_weights"],
+            "resid_pdrop": c.rates["attention"],
         }
     return common | {
         "hidden_size": c.n_embd,

@@ -5,11 +5,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from manta import layout, storage
 from manta.cluster import connection
 from manta.data import mixture
 from manta.finetune.settings import FinetuneConfig
+from manta.train.checkpoints import checkpoint as checkpoints
 from manta.train.pretrain import Outcome, pretrain
 from manta.train.settings import PretrainConfig
+
+ENOUGH_STEPS = 100  # fewer steps than this are worth a word
 
 
 def finetune(
@@ -25,9 +29,37 @@ def finetune(
         MantaError: the run cannot work; raised before anything starts.
     """
     run = dataclasses.replace(c.run(), home=c.home_folder)
+    keep_tokenizer(run)
     connection.connect(name=c.name)
-    (dataset,) = mixture.open_datasets(run.data, run.home_folder, say, run.wait_seconds)
-    tokens = math.ceil(c.epochs * dataset.tokens("train"))
+    datasets = mixture.open_datasets(run.data, run.home_folder, say, run.wait_seconds)
+    tokens = math.ceil(c.epochs * sum(dataset.tokens("train") for dataset in datasets))
     run = dataclasses.replace(run, total_tokens=max(tokens, run.tokens_per_batch))
-    say(f"{c.epochs:g} epochs of {dataset.tokens('train'):,} tokens: {run.total_steps} steps")
-    return run, pretrain(run, say, **arguments)
+    say(f"{c.epochs:g} epochs of {tokens / c.epochs:,.0f} tokens: {run.total_steps} steps")
+    if advice := few_steps(run):
+        say(advice)
+    return run, pretrain(run, say, datasets=datasets, **arguments)
+
+
+def few_steps(run: PretrainConfig) -> str | None:
+    """Advice for a run of too few steps to learn much; None if it has enough, or could not have
+    more."""
+    whole = run.sequence_length * run.most_workers
+    if isinstance(run.micro_batch_size, int):
+        whole *= run.micro_batch_size
+    size = max(1, run.total_tokens // ENOUGH_STEPS // whole) * whole
+    if run.total_steps >= ENOUGH_STEPS or size >= run.tokens_per_batch:
+        return None
+    steps = dataclasses.replace(run, tokens_per_batch=size).total_steps
+    return (
+        f"{run.total_steps} step(s) are few to learn from: tokens_per_batch={size} would make "
+        f"{steps}, and more epochs= more"
+    )
+
+
+def keep_tokenizer(run: PretrainConfig) -> None:
+    """Copies the tokenizer of the run's base to the home, where it stays when the base is deleted.
+    Does nothing if the copy is there, or if the run's data have a tokenizer of their own."""
+    base, file = str(run.init.checkpoint), run.data.tokenizer
+    is_copy = file.startswith(layout.tokenizers_folder(run.home_folder))
+    if is_copy and not storage.exists(file):
+        storage.write_bytes(file, checkpoints.load_tokenizer(base).serialized)

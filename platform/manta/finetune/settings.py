@@ -73,7 +73,7 @@ class FinetuneConfig(PretrainConfig):
         made = dataclasses.replace(
             plain,
             data=data,
-            model=dataclasses.replace(model, dropout=self.model.dropout),
+            model=model.with_dropout_of(self.model),
             init=dataclasses.replace(self.init, checkpoint=path),
             document_mask=self.document_mask or self.kind == "chat",
         )
@@ -82,14 +82,12 @@ class FinetuneConfig(PretrainConfig):
         return made
 
     def _data(self, path: str, model: ModelConfig) -> DataConfig:
-        """The data, made with the tokenizer of the checkpoint at `path`. It is copied to a place
-        where it stays when the checkpoint is deleted."""
+        """The data, made with the tokenizer of the checkpoint at `path`. `keep_tokenizer` copies
+        it to the place that is given here."""
         data = self.data
         if data.tokenizer == type(data).tokenizer:
-            theirs = checkpoints.load_tokenizer(path)
-            file = layout.tokenizer_file(self.home_folder, theirs.sha256)
-            if not storage.exists(file):
-                storage.write_bytes(file, theirs.serialized)
+            sha256 = checkpoints.load_tokenizer(path).sha256
+            file = layout.tokenizer_file(self.home_folder, sha256)
             data = dataclasses.replace(data, tokenizer=file)
         if self.kind == "chat":
             data = dataclasses.replace(data, row_tokens=self.seq_len or model.context_length)

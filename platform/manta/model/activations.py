@@ -80,9 +80,10 @@ def activations(
     C, H, D, F, L = c.n_embd, c.n_head, c.head_size, c.hidden, c.n_layer
     N, a = micro_batch_size * seq_len, BF16 if dtype == "bf16" else FP32
     HD, KD, is_gpt2 = c.query_size, c.kv_heads * D, c.family == "gpt2"
-    qkv = a * (HD + 2 * KD)
+    qkv, rates = a * (HD + 2 * KD), c.rates
     # Attention on a CPU in bf16 (model/cpu_attention.py) keeps less than torch's own kernels.
-    by_products = device == "cpu" and dtype == "bf16" and not c.dropout and cpu_attention.pays()
+    drops = rates["attention_weights"]
+    by_products = device == "cpu" and dtype == "bf16" and not drops and cpu_attention.pays()
     attended = a * HD + (0 if by_products else FP32 * H)  # the output, and the scores' log-sum-exp
 
     if is_gpt2:
@@ -103,7 +104,7 @@ def activations(
         # Autocast copies the input twice, for gate and for up: it caches only copies of weights.
         mlp = a * C * (1 if dtype == "fp32" else 2) + 4 * a * F
         products = qkv + a * C + 2 * a * F + a * C
-    masks = 2 * C if c.dropout else 0  # after attention and after the MLP
+    masks = C * bool(rates["attention"]) + F * bool(rates["activations"]) + C * bool(rates["mlp"])
     whole = N * (2 * norm + a * C + heads + attended + mlp + masks)
     kept = {
         "none": whole,
@@ -111,7 +112,7 @@ def activations(
         "full": N * FP32 * C,
     }[checkpointing]
 
-    ends = N * (INT64 + norm + (C if c.dropout else 0))
+    ends = N * (INT64 + norm + C * bool(rates["embeddings"]))
     ends += seq_len * (INT64 if is_gpt2 else 2 * FP32 * D)  # positions; RoPE's cos and sin
     V = c.padded_vocab_size
     chunk = min(N, loss_chunk(device, compiled_loss))

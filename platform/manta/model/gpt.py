@@ -38,6 +38,7 @@ class Attention(nn.Module):
     def __init__(self, c: ModelConfig, layer: int):
         super().__init__()
         self.c, self.layer = c, layer
+        self.dropout = c.rates["attention_weights"]
         self.qkv = nn.Linear(
             c.n_embd, (c.n_head + 2 * c.kv_heads) * c.head_size, bias=c.has_qkv_bias
         )
@@ -64,7 +65,7 @@ class Attention(nn.Module):
         causal = mask is None and T > 1
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        dropout = c.dropout if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
         y = attend(q.to(v.dtype), k.to(v.dtype), v, mask, causal, dropout)
         # (B, H, T, D) -> (B, T, H D) -> (B, T, C)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
@@ -75,9 +76,10 @@ class GeluMLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(c.n_embd, c.hidden, bias=c.has_bias)
         self.down = nn.Linear(c.hidden, c.n_embd, bias=c.has_bias)
+        self.dropout = nn.Dropout(c.rates["activations"])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(self.dropout(F.gelu(self.up(x), approximate="tanh")))
 
 
 class SwiGLU(nn.Module):
@@ -86,9 +88,10 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(c.n_embd, c.hidden, bias=False)
         self.up = nn.Linear(c.n_embd, c.hidden, bias=False)
         self.down = nn.Linear(c.hidden, c.n_embd, bias=False)
+        self.dropout = nn.Dropout(c.rates["activations"])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(self.dropout(F.silu(self.gate(x)) * self.up(x)))
 
 
 class Block(nn.Module):
@@ -98,7 +101,8 @@ class Block(nn.Module):
         self.attention = Attention(c, layer)
         self.mlp_norm = make_norm(c)
         self.mlp = GeluMLP(c) if c.family == "gpt2" else SwiGLU(c)
-        self.dropout = nn.Dropout(c.dropout)
+        self.attention_dropout = nn.Dropout(c.rates["attention"])
+        self.mlp_dropout = nn.Dropout(c.rates["mlp"])
 
     def forward(
         self,
@@ -126,8 +130,9 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if branch is not None:
             x = x + branch
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, mask, cache))
-        return x, self.dropout(self.mlp(self.mlp_norm(x)))
+        attended = self.attention(self.attention_norm(x), rope, mask, cache)
+        x = x + self.attention_dropout(attended)
+        return x, self.mlp_dropout(self.mlp(self.mlp_norm(x)))
 
 
 def _run(block: nn.Module, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -153,7 +158,7 @@ class GPT(nn.Module):
             cos, sin = rope_table(c)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = nn.Dropout(c.rates["embeddings"])
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layer))
         self.norm = make_norm(c)
         self.head = Head(c.n_embd, c.vocab_size, c.padded_vocab_size)
@@ -227,7 +232,7 @@ class GPT(nn.Module):
         if documents is not None:  # one mask for all layers
             assert cache is None, "a cache holds one document"
             assert documents.shape == tokens.shape, f"{documents.shape} for {tokens.shape}"
-            dropout = c.dropout if self.training else 0.0
+            dropout = c.rates["attention_weights"] if self.training else 0.0
             can_flex = has_flex_kernel(tokens.device, c.head_size, dropout)
             mask = document_mask(documents, can_flex if self.flex is None else self.flex)
         if branches is not None:

@@ -1,5 +1,6 @@
 """The shape of a model: its config, without torch."""
 
+import dataclasses
 from typing import Any, ClassVar, Literal
 
 from manta.config import Count, Fraction, PositiveFloat, config
@@ -36,6 +37,20 @@ class RopeScaling:
                 f"low_freq_factor={self.low_freq_factor:g}"
             ]
         return []
+
+
+@config
+class DropoutConfig:
+    embeddings: Fraction | None = None
+    """Dropout on the sum of embeddings; null: dropout."""
+    attention_weights: Fraction | None = None
+    """Dropout on attention weights; null: dropout."""
+    attention: Fraction | None = None
+    """Dropout on what attention adds to the residual stream; null: dropout."""
+    activations: Fraction = 0.0
+    """Dropout on the MLP's hidden channels, after its activation."""
+    mlp: Fraction | None = None
+    """Dropout on what the MLP adds to the residual stream; null: dropout."""
 
 
 @config
@@ -84,6 +99,7 @@ class ModelConfig:
     """Whether the head uses the token embedding's weights."""
     dropout: Fraction = 0.0
     """Dropout in training, on embeddings, attention weights and residual branches."""
+    dropouts: DropoutConfig = DropoutConfig()
     rope_theta: PositiveFloat = 10000.0
     """Base of RoPE's wavelengths (modern family)."""
     rope_scaling: RopeScaling = RopeScaling()
@@ -120,6 +136,16 @@ class ModelConfig:
             if self.rope_scaling.kind != "none":
                 found.append("rope_scaling is for family=modern: omit it")
         return found
+
+    def with_dropout_of(self, other: "ModelConfig") -> "ModelConfig":
+        """This shape with the dropout of `other`: a run that goes on may have another one."""
+        return dataclasses.replace(self, dropout=other.dropout, dropouts=other.dropouts)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The dropout of each place (`DropoutConfig`)."""
+        given = dataclasses.asdict(self.dropouts)
+        return {place: self.dropout if r is None else r for place, r in given.items()}
 
     @property
     def head_size(self) -> int:

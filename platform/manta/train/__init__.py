@@ -6,11 +6,12 @@ Its sub-rooms and files, in reading order:
     checkpoints     what a checkpoint holds, how it is written, and which ones a run has
     faults          what goes wrong while training runs: signals, loss spikes, workers that hang
     records         the records of a run: metrics, and where its time went
+    objectives      what a run learns from a batch: each next token, or answers of conversations
     settings        the configs of the training loop and of a run on Ray
-    objective       what a run learns from a batch: each next token, or answers of conversations
+    kinds           the objective for a run's datasets, and what the config must have for it
     run             the state that the loop works on, and the exceptions that end it early
-    validation      val loss and bits per byte while a run trains
     meter           times steps, logs them, and looks for loss spikes
+    validation      val loss and bits per byte while a run trains
     loop            the training loop, without Ray
     plan            what a run starts from: its weights, its model, the order of its data
     build           builds the engine for this machine from a config
@@ -18,6 +19,7 @@ Its sub-rooms and files, in reading order:
     rollbacks       goes back to before a loss spike and skips the tokens that caused it
     worker          one rank: sets up the loop and runs it in Ray Train's process
     patience        decides whether failed workers are started again, and counts failures
+    elastic         the number of workers of a run that takes what the cluster has room for
     supervise       runs Ray Train's workers, and starts them again when they fail
     pretrain        a whole run, as the process that a person starts sees it
 """

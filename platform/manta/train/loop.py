@@ -16,8 +16,8 @@ from manta.model.generate import Sampling, generate_batch
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.signals import Asked
 from manta.train.meter import Meter
-from manta.train.objective import weighted
-from manta.train.run import Interrupted, Run, to_device
+from manta.train.objectives.weights import weighted
+from manta.train.run import Interrupted, Run
 from manta.train.step.schedule import lr_at
 from manta.train.validation import validate
 
@@ -46,30 +46,29 @@ def _train(run: Run, until: int | None) -> TrainState:
         step = state.step
         share = lr_at(step, c.total_steps, 1.0, c.schedule, state.extension)
         lr = state.lr = run.engine.set_lr(share)
-        if run.model.dropout:
+        if any(run.model.rates.values()):
             torch.manual_seed(_mix(c.seed, step, dist.get_rank()))
-        losses: list[torch.Tensor] = []
+        figures: list[dict[str, torch.Tensor]] = []
         micro_batches = c.grad_accum_steps(step)
         run.engine.set_grad_accum_steps(micro_batches)
         with run.engine.casting_once():
-            drawn = weighted(
-                run.objective, meter.next_batch, micro_batches, run.device.torch_device
-            )
-            for index, (batch, trained, weight) in enumerate(drawn):
-                tokens, targets = to_device(batch, run.device, trained)
+            drawn = weighted(meter.next_batch, micro_batches, run.device.torch_device)
+            for index, (batch, weight) in enumerate(drawn):
+                tokens, targets = batch.to(run.device.torch_device)
                 if step in run.passed_over:
                     continue
-                loss = run.engine(tokens, targets, documents=run.objective.documents(tokens))
-                loss = loss if trained is None else weight * loss
-                run.engine.backward(loss, is_last=index == micro_batches - 1)
-                losses.append(loss.detach())
+                found = run.objective.figures(run.engine, tokens, targets)
+                if batch.units is not None:
+                    found = {name: weight * value for name, value in found.items()}
+                run.engine.backward(found["loss"], is_last=index == micro_batches - 1)
+                figures.append({name: value.detach() for name, value in found.items()})
                 run.watchdog.beat()
         state.step, state.val_loss = step + 1, None
         is_last = state.step == c.total_steps
-        if losses:  # there are none if the step's tokens are passed over
+        if figures:  # there are none if the step's tokens are passed over
             clip, limit = c.optimizer.grad_clip, run.detector.norm_limit
             norm = run.engine.step(clip, limit=limit)
-            meter.record(losses, norm, lr)
+            meter.record(figures, norm, lr)
 
         if state.step == 1 or state.step % c.log_every == 0 or state.step == end:
             meter.log()

@@ -14,6 +14,7 @@ from manta.data.order import stage_of
 from manta.errors import TrainingError
 from manta.model.cost import flops_per_token
 from manta.model.targets import IGNORED
+from manta.train.objectives.next_token import Batch, Figures
 from manta.train.records.logbook import Logbook, duration
 from manta.train.run import Rollback, Run
 from manta.train.step.device import Device, gpu_memory
@@ -34,23 +35,24 @@ class Meter:
         self._micro_batches = self._fingerprint = self._skipped = 0
         self._started = time.perf_counter()
 
-    def next_batch(self) -> np.ndarray:
+    def next_batch(self) -> Batch:
         asked = time.perf_counter()
         batch = next(self.run.batches)
         self._waited += time.perf_counter() - asked
         c = self.run.config
         if self.run.log_fingerprint:
             slots = stage_of(c.stages, self.run.state.step).sequences_per_batch // c.workers
-            first = dist.get_rank() * slots + self._micro_batches * len(batch)
-            self._fingerprint += fingerprint(batch, first)
+            first = dist.get_rank() * slots + self._micro_batches * len(batch.ids)
+            self._fingerprint += fingerprint(batch.ids, first)
         if self.run.may_skip:
-            self._skipped += int((batch[:, 1:] == IGNORED).sum())
+            self._skipped += int((batch.ids[:, 1:] == IGNORED).sum())
         self._micro_batches += 1
         return batch
 
-    def record(self, losses: list[Tensor], grad_norm: Tensor | float | None, lr: float) -> None:
-        """Keeps the record of the step that just ended. Its loss and norm stay on the device until
-        they are logged, so that the step does not wait for them."""
+    def record(self, figures: list[Figures], grad_norm: Tensor | float | None, lr: float) -> None:
+        """Keeps the record of the step that just ended, with the figures of each of its micro
+        batches. Figures and norm stay on the device until they are logged, so that the step does
+        not wait for them."""
         now = time.perf_counter()
         seconds = now - self._started
         state, c = self.run.state, self.run.config
@@ -62,7 +64,7 @@ class Meter:
         record = {
             "step": state.step,
             "tokens": total,
-            "loss": torch.stack(losses).mean(),
+            **{name: torch.stack([f[name] for f in figures]).mean() for name in figures[0]},
             "lr": lr,
             "grad_norm": grad_norm,
             "step_seconds": seconds,
@@ -92,33 +94,33 @@ class Meter:
             return
         run, records = self.run, self._records
         self._records = []
-        losses = torch.stack([record["loss"] for record in records])
-        dist.all_reduce(losses)
+        names = run.objective.logged
+        figures = torch.stack([record[name] for record in records for name in names])
+        dist.all_reduce(figures)
         # A sum of int64s wraps modulo 2^64 (two's complement), just as the fingerprint does.
         counts = [[record["fingerprint"], record["skipped_tokens"]] for record in records]
         signed = np.array(counts, dtype=np.uint64).view(np.int64)
-        totals = torch.from_numpy(signed).to(losses.device)
+        totals = torch.from_numpy(signed).to(figures.device)
         if run.log_fingerprint or run.may_skip:
             dist.all_reduce(totals)
-        means = (losses / dist.get_world_size()).tolist()
-        for record in records:
-            record["grad_norm"] = float(record["grad_norm"])
+        means = (figures / dist.get_world_size()).view(len(records), len(names)).tolist()
+        for record, values in zip(records, means, strict=True):
+            record.update(zip(names, values, strict=True), grad_norm=float(record["grad_norm"]))
         if run.logbook is not None:
-            _write(run, run.logbook, records, means, totals)
+            _write(run, run.logbook, records, totals)
         run.ledger.write()
-        _look_for_spikes(run, records, means)
+        _look_for_spikes(run, records)
 
 
 def _write(
     run: Run,
     logbook: Logbook,
     records: list[dict[str, Any]],
-    losses: list[float],
     totals: Tensor,
 ) -> None:
     goodput, memory = run.ledger.goodput, gpu_memory(run.device.torch_device)
-    for record, loss, (mark, skipped) in zip(records, losses, totals.tolist(), strict=True):
-        record.update(memory, loss=loss, goodput=goodput)
+    for record, (mark, skipped) in zip(records, totals.tolist(), strict=True):
+        record.update(memory, goodput=goodput)
         record["fingerprint"], record["skipped_tokens"] = f"{mark % 2**64:016x}", skipped
         if not run.log_fingerprint:
             del record["fingerprint"]
@@ -130,15 +132,20 @@ def _write(
     waited = sum(r["data_wait_seconds"] for r in records)
     speed = (last["tokens"] - c.tokens_before(records[0]["step"] - 1)) / seconds
     left = (c.tokens_before(c.total_steps) - last["tokens"]) / speed
-    mean = sum(r["loss"] for r in records) / len(records)
+    means = {n: sum(r[n] for r in records) / len(records) for n in run.objective.logged}
     mfu = sum(r["mfu"] * r["step_seconds"] for r in records) / seconds
     skipped = sum(r.get("skipped_tokens", 0) for r in records)
     logbook.say(
-        f"step {last['step']}/{c.total_steps} | loss {mean:.4f} | lr {last['lr']:.2e} | "
+        f"step {last['step']}/{c.total_steps} | {figures_line(means)} | lr {last['lr']:.2e} | "
         f"grad norm {last['grad_norm']:.2f} | {speed:,.0f} tok/s | "
         f"{_utilisation(run.device, mfu)} | data wait {waited / seconds:.1%} | "
         f"ETA {duration(left)}" + (f" | {skipped:,} tokens skipped" if skipped else "")
     )
+
+
+def figures_line(figures: dict[str, float]) -> str:
+    """An objective's figures as text, in their order."""
+    return " | ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
 def _utilisation(device: Device, mfu: float) -> str:
@@ -149,7 +156,7 @@ def _utilisation(device: Device, mfu: float) -> str:
     return f"MFU {mfu:.1%} ({mfu * device.peak / device.measured:.1%} of the measured peak)"
 
 
-def _look_for_spikes(run: Run, records: list[dict[str, Any]], losses: list[float]) -> None:
+def _look_for_spikes(run: Run, records: list[dict[str, Any]]) -> None:
     """Checks the steps' losses and norms. All ranks see the same numbers, so they decide alike.
 
     Raises:
@@ -157,8 +164,8 @@ def _look_for_spikes(run: Run, records: list[dict[str, Any]], losses: list[float
         TrainingError: too many steps in a row were not taken, and the run may not go back.
     """
     action = run.config.spikes.action
-    for record, loss in zip(records, losses, strict=True):
-        anomaly = run.detector.look(record["step"], loss, record["grad_norm"])
+    for record in records:
+        anomaly = run.detector.look(record["step"], record["loss"], record["grad_norm"])
         if anomaly is None:
             continue
         if action == "rollback" and anomaly.kind != "skipped":

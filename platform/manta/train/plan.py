@@ -19,7 +19,7 @@ def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
     if c.init.checkpoint is None:
         return c
     path = newest or checkpoint.resolve(c.init.checkpoint, c.home_folder)
-    model = dataclasses.replace(checkpoint.load_model_config(path), dropout=c.model.dropout)
+    model = checkpoint.load_model_config(path).with_dropout_of(c.model)
     init = c.init if newest else dataclasses.replace(c.init, checkpoint=path)
     return dataclasses.replace(c, model=model, init=init)
 

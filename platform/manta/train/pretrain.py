@@ -10,6 +10,7 @@ from typing import Any
 from manta import layout, ownership, storage
 from manta.cluster import capacity, connection, nodes
 from manta.data import mixture
+from manta.data.manifest import Manifest
 from manta.errors import ConfigError
 from manta.lock import lock
 from manta.model.gpt import num_parameters
@@ -17,7 +18,7 @@ from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.stopping import ask_for_time
-from manta.train.objective import check_kind
+from manta.train.kinds import check_kind
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import ledger
 from manta.train.records.logbook import duration, evaluations, read_metrics
@@ -60,6 +61,7 @@ def pretrain(
     say: Callable[[str], None],
     callbacks: Callable[[], list[Any]] = list,
     beside: Callable[[PretrainConfig], AbstractContextManager[Callable[[], None]]] = no_companion,
+    datasets: tuple[Manifest, ...] | None = None,
 ) -> Outcome:
     """Trains a model, or resumes its training, as the config says.
 
@@ -68,6 +70,7 @@ def pretrain(
         callbacks: makes Ray Train callbacks, in the process that calls `pretrain`.
         beside: a context that is open while the run trains; its value is called if the run reaches
             its end.
+        datasets: what `mixture.open_datasets` returned for the config, if they are open already.
 
     Raises:
         MantaError: the run cannot work; raised before anything starts, with nothing half-written.
@@ -92,7 +95,8 @@ def pretrain(
         return outcome(c, path, finished_before=True)
     rollbacks.passed_over(c.run_folder)  # so that a damaged file is said now
     c = from_weights(c, path)
-    datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
+    if datasets is None:
+        datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
     check_kind(c, datasets)
     check_enough_data(c, datasets)
     model = with_vocabulary(
@@ -176,5 +180,5 @@ def _losses(done: Outcome) -> list[str]:
     if not last:
         return []
     at = f" (step {last['step']})" if last["step"] != done.state.step else ""
-    loss, bits = float(last["val_loss"]), float(last["val_bpb"])
-    return [f"val loss     {loss:.4f}{at}   bits per byte {bits:.4f}"]
+    bits = f"   bits per byte {float(last['val_bpb']):.4f}" if "val_bpb" in last else ""
+    return [f"val loss     {float(last['val_loss']):.4f}{at}{bits}"]

@@ -13,9 +13,9 @@ from manta.data.manifest import Manifest
 from manta.errors import CheckpointError, ConfigError
 from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
+from manta.train import kinds
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
-from manta.train.objective import is_chat
 from manta.train.plan import order_of
 from manta.train.settings import PretrainConfig
 from manta.train.step.schedule import Extension, lr_at, warmup_steps
@@ -47,7 +47,8 @@ def check_enough_data(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> None
 
 
 def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str, Any]:
-    """The values that decide which tokens each step reads; they stay the same for a whole run."""
+    """The values that decide which tokens each step reads and learns. They stay the same for a
+    whole run."""
     return {
         "order": orders.version(c.stages, c.sequence_length),
         "seed": c.seed,
@@ -58,7 +59,7 @@ def data_identity(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> dict[str
         "document_mask": c.document_mask,
         "tokenizer": datasets[0].tokenizer_sha256,
         "mix": mixture.shares(datasets, c.data.phases(c.sequence_length)),
-        **({"train_on": datasets[0].recipe["train_on"]} if is_chat(datasets) else {}),
+        **kinds.identity(datasets),
     }
 
 

@@ -3,18 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Container, Iterator
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from manta.model.gpt import IGNORED, ModelConfig
+from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.checkpoints.saver import Saver
 from manta.train.faults.signals import Asked, Signals
 from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
-from manta.train.objective import NextToken
+from manta.train.objectives.next_token import Batch, NextToken
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
 from manta.train.settings import TrainConfig
@@ -41,7 +37,7 @@ class Rollback(Exception):
 @dataclasses.dataclass
 class Run:
     """The state that the loop works on. `model` has its vocabulary; `batches` are this rank's micro
-    batches from step `state.step` on, (B, T + 1) token ids each; `val` is this rank's share of the
+    batches from step `state.step` on; `val` is this rank's share of the
     val tokens of each dataset, by name."""
 
     folder: str
@@ -53,8 +49,8 @@ class Run:
     engine: Engine
     saver: Saver
     state: TrainState
-    batches: Iterator[np.ndarray]
-    val: dict[str, list[np.ndarray]]
+    batches: Iterator[Batch]
+    val: dict[str, list[Batch]]
     logbook: Logbook | None
     """Rank 0's logbook; None on the other ranks."""
     ledger: Ledger
@@ -78,19 +74,3 @@ class Run:
         self.watchdog.close()
         if self.logbook is not None:
             self.logbook.close()
-
-
-def to_device(
-    batch: np.ndarray, device: Device, trained: np.ndarray | None = None
-) -> tuple[Tensor, Tensor]:
-    """(B, T + 1) ids -> inputs and targets, (B, T) int64 each, on the device. An id that is IGNORED
-    stays so as a target, and targets that are not `trained`, (B, T) bool, become so; as an input,
-    it becomes an arbitrary valid id."""
-    tokens = torch.from_numpy(batch.astype(np.int64))
-    if device.torch_device.type == "cuda":
-        tokens = tokens.pin_memory().to(device.torch_device, non_blocking=True)
-    inputs, targets = tokens[:, :-1].clamp(min=0), tokens[:, 1:].contiguous()
-    if trained is not None:
-        is_left_out = torch.from_numpy(~trained).to(device.torch_device)
-        targets = targets.masked_fill(is_left_out, IGNORED)
-    return inputs, targets

@@ -7,7 +7,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 from manta import config as configs
-from manta import layout, storage
+from manta import layout, storage, terminal
 from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, RunName, Seed, config
 from manta.data.order import Stage, batches_for, make_stages, sequences_before, stage_of
 from manta.data.recipe import BPE_VOCAB_SIZE, DataConfig
@@ -95,7 +95,7 @@ class TrainConfig:
     worker's share of four fifths of the machine's free memory."""
     num_workers: Count | tuple[Count, Count] = 1
     """Data-parallel workers; the batch is split over them. [fewest, most]: as many as the cluster
-    has room for, even if nodes come and go; the batch stays the same."""
+    has room for and the batch divides by, even if nodes come and go; the batch stays the same."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed's ZeRO stage: what is sharded over the workers. 0: nothing; 1: optimizer state; 2:
     also gradients; 3: also weights."""
@@ -143,9 +143,9 @@ class TrainConfig:
         if self.fewest_workers > self.most_workers:
             given = f"[{self.fewest_workers}, {self.most_workers}]"
             found.append(f"num_workers={given}: [fewest, most] is expected")
-        counts = range(self.fewest_workers, self.most_workers + 1)
+        counts = sorted({self.fewest_workers, self.most_workers})
         for (key, size), workers in itertools.product(self.batch_sizes, counts):
-            unit = self.sequence_length * workers * (micro_batch or 1)
+            unit = self._unit(workers)
             if size % unit:
                 below = size // unit * unit
                 parts = f"seq_len {self.sequence_length} x num_workers {workers}" + (
@@ -191,6 +191,18 @@ class TrainConfig:
     def most_workers(self) -> int:
         """The number of workers to plan for; in a worker's config, the actual number."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that are allowed, ascending: all batches divide by them."""
+        counts = range(self.fewest_workers, self.most_workers + 1)
+        sizes = [size for _, size in self.batch_sizes]
+        return [n for n in counts if not any(size % self._unit(n) for size in sizes)]
+
+    def _unit(self, workers: int) -> int:
+        """The tokens in a micro batch of this many workers; a batch has to divide by them."""
+        size = self.micro_batch_size if isinstance(self.micro_batch_size, int) else 1
+        return self.sequence_length * workers * size
 
     @property
     def sequence_length(self) -> int:
@@ -248,6 +260,8 @@ class TrainConfig:
             "sequence length": self.sequence_length,
             "sequences per batch": self.tokens_per_batch // self.sequence_length,
         }
+        if self.fewest_workers != self.most_workers:
+            found["numbers of workers"] = terminal.named([str(n) for n in self.worker_counts])
         if self.micro_batch_size != "auto":
             found["micro batch size"] = self.micro_batch
             found["gradient accumulation steps"] = self.grad_accum_steps(self.total_steps)

@@ -18,6 +18,7 @@ from manta.data.manifest import Manifest
 from manta.errors import TrainingError
 from manta.model.memory import costs
 from manta.train.checkpoints import checkpoint
+from manta.train.elastic import Whole
 from manta.train.faults.signals import Moving
 from manta.train.faults.stopping import told_to_stop
 from manta.train.patience import (
@@ -134,7 +135,7 @@ class Supervisor:
 
 def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
     """Returns `c` with micro batches of at most half of `size`, the size that ran out of memory, if
-    `c` allows that and such a size divides the batch (for every allowed number of workers).
+    `c` allows that and such a size divides the batch (for the fewest and the most workers).
 
     Raises:
         TrainingError: no smaller size is allowed; the message says what a worker needs by the cost
@@ -185,6 +186,7 @@ def fit(
         filesystem, folder = storage.filesystem(records)
         trainer = _Trainer(
             _Worker(function, queue),
+            counts=c.worker_counts,
             train_loop_config=arguments,
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
@@ -213,7 +215,18 @@ def fit(
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer, without a handler of its own for Ctrl-C: that aborts the run unsaved."""
+    """Ray Train's trainer with two changes. An elastic run has one of `counts` workers. There is no
+    handler for Ctrl-C, as Ray's aborts the run unsaved."""
+
+    def __init__(self, *arguments: Any, counts: list[int], **keys: Any):
+        super().__init__(*arguments, **keys)
+        self._counts = counts
+
+    def _initialize_and_run_controller(self, **keys: Any) -> Any:
+        scaling: Any = self.scaling_config
+        if scaling.elasticity_enabled:
+            keys["scaling_policy"] = Whole(scaling, self._counts)
+        return super()._initialize_and_run_controller(**keys)  # type: ignore[misc]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass  # `told_to_stop` handles it

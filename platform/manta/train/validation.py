@@ -1,16 +1,15 @@
 """Val loss and bits per byte while a run trains."""
 
-import dataclasses
 import gc
-import math
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from manta.model.gpt import IGNORED
 from manta.train.checkpoints.checkpoint import TrainState
-from manta.train.run import Run, to_device
+from manta.train.meter import figures_line
+from manta.train.objectives.next_token import Batch, NextToken
+from manta.train.run import Run
 from manta.train.settings import TrainConfig
 
 
@@ -21,7 +20,7 @@ def validate(run: Run) -> dict[str, float]:
     state, c = run.state, run.config
     with run.ledger.timing("evaluation"):
         sums = {name: measure(run, batches) for name, batches in run.val.items()}
-    metrics = metrics_of(sums, state, c)
+    metrics = metrics_of(sums, run.objective, state, c)
     loss = state.val_loss = metrics["val_loss"]
     if state.best_val_loss is None or loss < state.best_val_loss:
         state.best_val_loss, state.evals_since_best = loss, 0
@@ -30,11 +29,11 @@ def validate(run: Run) -> dict[str, float]:
     state.stopped_early = c.eval.patience is not None and state.evals_since_best >= c.eval.patience
     if run.logbook is not None:
         run.logbook.log_metrics([metrics])
-        parts = ", ".join(f"{name} {part.loss:.4f}" for name, part in sums.items())
-        run.logbook.say(
-            f"step {state.step}/{c.total_steps} | val loss {loss:.4f} | "
-            f"val bpb {metrics['val_bpb']:.4f}" + (f" | {parts}" if len(sums) > 1 else "")
-        )
+        found = run.objective.val_figures(added(sums))
+        line = figures_line({f"val {name}": value for name, value in found.items()})
+        if len(sums) > 1:
+            line += " | " + ", ".join(f"{name} {metrics[f'val_loss/{name}']:.4f}" for name in sums)
+        run.logbook.say(f"step {state.step}/{c.total_steps} | {line}")
         if state.stopped_early:
             run.logbook.say(
                 f"stopping early: val loss has not improved on {state.best_val_loss:.4f} for "
@@ -46,59 +45,37 @@ def validate(run: Run) -> dict[str, float]:
     return metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class Sums:
-    """Sums over val targets: nats and count of all, nats and bytes of those that stand for text.
-
-    End-of-text targets count in the loss but not in bits per byte, as they stand for no text.
-    """
-
-    nats: float = 0.0
-    count: float = 0.0
-    text_nats: float = 0.0
-    text_bytes: float = 0.0
-
-    def __add__(self, other: "Sums") -> "Sums":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Sums(*(a + b for a, b in pairs))
-
-    @property
-    def loss(self) -> float:
-        return self.nats / self.count
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.text_nats / math.log(2) / max(self.text_bytes, 1)
+def added(sums: dict[str, np.ndarray]) -> np.ndarray:
+    """The sums over all datasets."""
+    return np.sum(list(sums.values()), axis=0)
 
 
-def metrics_of(sums: dict[str, Sums], state: TrainState, c: TrainConfig) -> dict[str, float]:
-    """The numbers of an evaluation's record, from the sums of each dataset, by its name."""
+def metrics_of(
+    sums: dict[str, np.ndarray], objective: NextToken, state: TrainState, c: TrainConfig
+) -> dict[str, float]:
+    """The numbers of an evaluation's record, from the objective's sums of each dataset, by name."""
     metrics: dict[str, float] = {"step": state.step, "tokens": c.tokens_before(state.step)}
-    total = sum(sums.values(), Sums())
-    metrics |= {"val_loss": total.loss, "val_bpb": total.bits_per_byte}
+    parts = {"": added(sums)}
     if len(sums) > 1:
-        for name, part in sums.items():
-            metrics |= {f"val_loss/{name}": part.loss, f"val_bpb/{name}": part.bits_per_byte}
+        parts |= {f"/{name}": part for name, part in sums.items()}
+    for suffix, part in parts.items():
+        for name, value in objective.val_figures(part).items():
+            metrics[f"val_{name}{suffix}"] = value
     return metrics | {"train_seconds": state.train_seconds}
 
 
-def measure(run: Run, batches: list[np.ndarray]) -> Sums:
-    """Sums of the losses of the val targets in these batches, over all ranks."""
-    token_bytes = torch.from_numpy(run.tokenizer.token_bytes()).to(run.device.torch_device)
-    sums = torch.zeros(4, dtype=torch.float64, device=run.device.torch_device)
+def measure(run: Run, batches: list[Batch]) -> np.ndarray:
+    """The objective's sums over these batches of the val split, over all ranks."""
+    sums: torch.Tensor | None = None
     with run.engine.evaluating():
         for batch in batches:
-            tokens, targets = to_device(batch, run.device, run.objective.trained(batch))
-            documents = run.objective.documents(tokens)
-            nats = run.engine(tokens, targets, reduction="none", documents=documents).double()
-            counted = targets != IGNORED
-            lengths = token_bytes[targets.clamp(min=0)] * counted
-            sums += torch.stack(
-                [nats.sum(), counted.sum(), nats[lengths > 0].sum(), lengths.sum()]
-            ).to(sums.dtype)
+            tokens, targets = batch.to(run.device.torch_device)
+            found = run.objective.sums(run.engine, tokens, targets)
+            sums = found if sums is None else sums + found
             run.watchdog.beat()
+    assert sums is not None, "every rank has a batch of each val split"
     dist.all_reduce(sums)
-    return Sums(*sums.tolist())
+    return sums.cpu().numpy()
 
 
 def _title(run: Run) -> str:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -31,8 +30,9 @@ from manta.train.checkpoints.saver import Saver
 from manta.train.faults.signals import Asked, Moving, Signals, sigterm
 from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
+from manta.train.kinds import objective_of
 from manta.train.loop import train
-from manta.train.objective import objective_of
+from manta.train.objectives.next_token import Batch, NextToken
 from manta.train.plan import order_of, with_vocabulary
 from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
@@ -184,7 +184,8 @@ def setup(
     )
     speak = say if rank.is_first else lambda _: None
     state = with_sample(state, val_sample(c, datasets), speak)
-    data = open_data(c, datasets, state.step, rank, say)
+    objective = objective_of(c, datasets, tokenizer)
+    data = open_data(c, datasets, objective, state.step, rank, say)
     engine = start_engine(c, model, device, state, path, tokenizer, data.reader, say)
     state = with_length(c, state, engine.set_lr(1.0), speak)
     logbook = open_logbook(c.run_folder, rank, say, state.step, gauges(c.name))
@@ -193,7 +194,7 @@ def setup(
         folder=c.run_folder,
         config=c,
         model=model,
-        objective=objective_of(c, datasets, tokenizer),
+        objective=objective,
         tokenizer=tokenizer,
         device=device.probed_again(),
         engine=engine,
@@ -262,13 +263,14 @@ class Data:
     """The data that a rank reads."""
 
     reader: stream.Reader
-    batches: Iterator[np.ndarray]
-    val: dict[str, list[np.ndarray]]
+    batches: Iterator[Batch]
+    val: dict[str, list[Batch]]
 
 
 def open_data(
     c: PretrainConfig,
     datasets: tuple[Manifest, ...],
+    objective: NextToken,
     step: int,
     rank: Rank,
     say: Callable[[str], None],
@@ -283,11 +285,13 @@ def open_data(
         best_fit=c.data.packing == "best_fit",
         skip_corrupt=c.data.on_corrupt == "skip",
     )
-    batches = stream.train_batches(
+    ids = stream.train_batches(
         reader, start=step, stop=c.total_steps, micro_batch_size=c.micro_batch, say=say
     )
-    val = {
-        manifest.name: stream.val_batches(
+    batches = objective.batches(ids, at_once=c.grad_accum_steps(c.total_steps))
+    val: dict[str, list[Batch]] = {}
+    for manifest in datasets:
+        rows = stream.val_batches(
             manifest,
             tokens=c.val_tokens(len(datasets)),
             seq_len=c.sequence_length,
@@ -295,8 +299,7 @@ def open_data(
             rank=rank.rank,
             world_size=rank.world_size,
         )
-        for manifest in datasets
-    }
+        val[manifest.name] = [objective.batch(ids) for ids in rows]
     return Data(reader, batches, val)
 
 
