@@ -2,8 +2,10 @@
 
 python jobs/questions.py [config.yaml ...] [key=value ...]
 python jobs/questions.py out=questions.jsonl count=4000
+python jobs/questions.py held_out=true out=held-out.jsonl count=200
 
-jobs/answers.py asks a model the questions that are left out of the file.
+jobs/answers.py asks a model the questions that are left out of the file; held_out=true writes such
+questions for jobs/judge.py.
 """
 
 import sys
@@ -20,7 +22,10 @@ from manta.job import hint, run_job
 def main(config: QuestionsConfig) -> None:
     path = write(config)
     print(path)
-    hint(f"next  python jobs/prepare.py data.kind=chat data.source={path}")
+    if config.held_out:
+        hint(f"next  python jobs/judge.py checkpoint=RUN questions={path}")
+    else:
+        hint(f"next  python jobs/prepare.py data.kind=chat data.source={path}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.checkpoints import MODELS, model_of
 from helpers.evaluation import TEXT
 from manta.config import from_dict
-from manta.errors import DataError
+from manta.errors import ConfigError, DataError
 from manta.evaluate import questions
 from manta.evaluate.chat import Chat
 from manta.evaluate.questions import AnswersConfig, Pair, QuestionsConfig
@@ -50,6 +50,17 @@ def test_the_file_is_written_once_and_another_one_is_left_alone(tmp_path: Path) 
     assert path.read_bytes() == data
     rows = [json.loads(line) for line in data.splitlines()]
     assert len(rows) == 50 and all(len(row["messages"]) % 2 == 0 for row in rows)
+
+
+def test_held_out_questions_are_written_once_each_with_their_answers(tmp_path: Path) -> None:
+    path = tmp_path / "held.jsonl"
+    keys = {"out": str(path), "count": 300, "held_out": True}
+    assert questions.write(from_dict(QuestionsConfig, keys)) == str(path)
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["question"] for row in found}) == 300
+    assert all(questions.is_held_out(row["question"]) and row["answer"] for row in found)
+    with pytest.raises(ConfigError, match=r"count=9999: give at most [\d,]+ questions"):
+        questions.write(from_dict(QuestionsConfig, {**keys, "count": 9999}))
 
 
 def test_answers_that_end_and_that_are_right_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

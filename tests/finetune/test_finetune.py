@@ -102,15 +102,6 @@ def test_a_fine_tuning_learns_the_answers_and_is_a_run_like_any_other(
     job.main(load(GenerateConfig, [f"home={base}", "checkpoint=whole", "prompt=Who is 7?"]))
 
 
-def test_a_run_of_few_steps_is_told_of_smaller_batches() -> None:
-    few = PretrainConfig(total_tokens=8448, tokens_per_batch=8192)
-    assert few_steps(few) == (
-        "2 step(s) are few to learn from: tokens_per_batch=256 would make 33, and more epochs= more"
-    )
-    assert few_steps(dataclasses.replace(few, tokens_per_batch=256)) is None
-    assert few_steps(dataclasses.replace(few, total_tokens=819_200)) is None
-
-
 def test_a_fine_tuning_is_evaluated_on_its_conversations(
     base: Path, tuned: tuple[PretrainConfig, Outcome]
 ) -> None:
@@ -139,6 +130,15 @@ def test_suites_run_while_a_fine_tuning_goes_on(
     load_job("finetune").main(config(base, *keys, "eval.arguments=[threads=1,cpus=0.5]"))
     assert "| quick_perplexity bits_per_byte" in capfd.readouterr().out
     assert len(list((base / "runs" / "watched").glob("evals/step-*/quick.json"))) > 1
+
+
+def test_a_run_of_few_steps_is_told_of_smaller_batches() -> None:
+    few = PretrainConfig(total_tokens=8448, tokens_per_batch=8192)
+    assert few_steps(few) == (
+        "2 step(s) are few to learn from: tokens_per_batch=256 would make 33, and more epochs= more"
+    )
+    assert few_steps(dataclasses.replace(few, tokens_per_batch=256)) is None
+    assert few_steps(dataclasses.replace(few, total_tokens=819_200)) is None
 
 
 def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> None:

@@ -14,6 +14,7 @@ from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.surprise import SurpriseConfig
 from manta.export.convert import ExportConfig, ImportConfig
+from manta.judge.settings import JudgeConfig
 from manta.sweep.sweep import SweepConfig
 from manta.train.checkpoints.listing import CheckpointsConfig
 from manta.train.settings import PretrainConfig
@@ -21,7 +22,7 @@ from manta.train.settings import PretrainConfig
 # The configs of the jobs (jobs/prepare.py takes PretrainConfig).
 OF_JOBS = (
     BenchConfig, CheckpointsConfig, CompareConfig, EvaluateConfig, ExportConfig, GenerateConfig,
-    ImportConfig, InspectConfig, PretrainConfig, SurpriseConfig, SweepConfig,
+    ImportConfig, InspectConfig, JudgeConfig, PretrainConfig, SurpriseConfig, SweepConfig,
 )  # fmt: skip
 
 

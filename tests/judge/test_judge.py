@@ -1,5 +1,6 @@
 """Answers and judgements through a real endpoint: what is kept, resumed, counted and said."""
 
+import itertools
 import json
 import random
 import sys
@@ -46,13 +47,17 @@ def rows(home: Path, name: str, file: str) -> list[dict[str, Any]]:
 
 
 def noisy(seed: int, spread: float = 8.0) -> Any:
-    """A judge whose score follows from the prompt, plus noise of its own."""
-    draw, lock = random.Random(seed), threading.Lock()
+    """A judge whose score follows from the prompt, plus noise of its own, which depends on the seed
+    and on how often it was asked the same."""
+    times: Counter[str] = Counter()
+    lock = threading.Lock()
 
     def reply(prompt: str) -> str:
-        fair = 30 + 40 * random.Random(prompt).random()
         with lock:
-            return f"Score: {min(100, max(0, round(draw.gauss(fair, spread))))}"
+            times[prompt] += 1
+            draw = random.Random(f"{seed} {times[prompt]} {prompt}")
+        score = 30 + 40 * random.Random(prompt).random() + draw.gauss(0, spread)
+        return f"Score: {min(100, max(0, round(score)))}"
 
     return reply
 
@@ -71,24 +76,28 @@ def test_answers_are_kept_and_made_once(judged_home: Path, monkeypatch: Any) -> 
     assert rows(judged_home, "alone", "answers.jsonl") == found
 
 
+@pytest.mark.parametrize("count", [2, pytest.param(21, marks=pytest.mark.long)])
 def test_the_same_answers_scored_twice_differ_by_less_than_is_said(
-    judged_home: Path, server: Server
+    count: int, judged_home: Path, server: Server
 ) -> None:
-    """One pulse through the endpoint; test_statistics.py has hundreds."""
+    """In 19 of 20 cases; test_statistics.py has hundreds."""
     figures = []
-    for seed in range(2):
+    for seed in range(count):
         server.reply = noisy(seed)
-        keys = [TWO, f"judge={server.address}", "repeats=3"]
-        lines, found = run(judged_home, f"twice{seed}", *keys)
+        keys = [TWO, f"judge={server.address}", f"endpoint.model=judge-{seed}", "repeats=3"]
+        lines, found = run(judged_home, "twice", *keys)
         figures.append(found["scores"])
         assert any("judged again, within" in line for line in lines)
         assert any(line.startswith("chat - base = ") for line in lines)
     for model in ("base", "chat"):
-        first, second = (found[model] for found in figures)
-        assert first["mean"] != second["mean"]
-        assert abs(first["mean"] - second["mean"]) < first["again"] < 15
-        assert first["questions"] == 12 and first["asked"] == 36 and not first["missing"]
-    assert len(server.prompts) == 2 * 2 * 12 * 3
+        pairs = [(a[model], b[model]) for a, b in itertools.pairwise(figures)]
+        assert all(a["mean"] != b["mean"] and a["again"] < 15 for a, b in pairs)
+        hits = sum(abs(a["mean"] - b["mean"]) < a["again"] for a, b in pairs)
+        print(f"{model}: {hits} of {len(pairs)} second scorings are within what is said")
+        assert hits >= 0.9 * len(pairs)
+    first = figures[0]["base"]
+    assert first["questions"] == 12 and first["asked"] == 36 and not first["missing"]
+    assert len(server.prompts) == count * 2 * 12 * 3
 
 
 def test_the_same_command_goes_on_after_a_kill(judged_home: Path, server: Server) -> None:

@@ -69,6 +69,20 @@ def test_the_same_answers_scored_twice_differ_by_less_than_is_said(
     assert 0.93 <= hits / 600 <= (0.995 if repeats == 2 else 0.985)
 
 
+def test_a_difference_of_two_models_judged_twice_is_within_what_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(statistics, "SAMPLES", 10)
+    rng, hits = np.random.default_rng(9), 0
+    truth = rng.uniform(20, 80, (2, 40, 1))
+    for _ in range(600):
+        found = [difference(*(truth + rng.normal(0, 8, (2, 40, 3))), LEAST, MOST) for _ in range(2)]
+        first, second = found
+        assert first is not None and second is not None and first.again is not None
+        hits += abs(first.mean - second.mean) < first.again
+    assert 0.93 <= hits / 600 <= 0.985
+
+
 def test_the_judges_noise_is_told_apart_from_the_spread_of_questions() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(50, 20, 300)
@@ -132,6 +146,26 @@ def test_the_same_questions_make_a_difference_clear_that_two_intervals_hide() ->
     assert first is not None and second is not None and between is not None
     assert first.high > second.low and between.excludes(0)
     assert between.mean == pytest.approx(second.mean - first.mean)
+
+
+@given(first=values, second=values)
+@FEW
+def test_a_difference_is_that_of_the_means_where_both_have_verdicts(
+    first: np.ndarray, second: np.ndarray
+) -> None:
+    """Repeats need not match: each question has its own mean."""
+    n, repeats = (min(a, b) for a, b in zip(first.shape, second.shape, strict=True))
+    a, b = first[:n, :repeats], second[:n, :repeats]
+    both = ~np.isnan(a).all(axis=1) & ~np.isnan(b).all(axis=1)
+    found = difference(a, b, LEAST, MOST)
+    if not both.any():
+        assert found is None
+        return
+    left, right = (estimate(x[both], LEAST, MOST) for x in (a, b))
+    assert found is not None and left is not None and right is not None
+    assert found.mean == pytest.approx(right.mean - left.mean)
+    if both.all():
+        assert found.least - 1e-9 <= found.mean <= found.most + 1e-9
 
 
 def test_so_many_more_questions_show_a_difference_four_times_in_five() -> None:

@@ -7,11 +7,11 @@ on them in minutes can be told from one that was not.
 import json
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from manta import storage
 from manta.config import Count, NonNegativeFloat, Seed, config
-from manta.errors import DataError
+from manta.errors import ConfigError, DataError
 from manta.evaluate.chat import Chat
 from manta.evaluate.inference_settings import ChatConfig
 from manta.model.gpt import LanguageModel
@@ -19,6 +19,7 @@ from manta.storage import HomeConfig
 from manta.text.tokenizer import Tokenizer
 
 MOST_TURNS = 3  # questions in a conversation
+DRAWS = 5  # for each question that is wanted once
 HELD_OUT = 7  # one in this many questions is never written, and asked of a model
 LIST = (
     "apple bird boat book bread bridge candle castle chair clock cloud coat corn cup desk dog "
@@ -43,9 +44,13 @@ class Pair(NamedTuple):
 @config
 class QuestionsConfig(HomeConfig):
     out: str | None = None
-    """JSONL file to write, or s3://...; null: questions.jsonl in the home."""
+    """JSONL file to write, or s3://...; null: questions.jsonl (or held-out-questions.jsonl) in the
+    home."""
     count: Count = 4000
     """Number of conversations, each of one to three questions."""
+    held_out: bool = False
+    """Whether to write questions that are never in such conversations, each once and with its
+    answer, for jobs/judge.py."""
     seed: Seed = 0
     """Seed of the draws: the same seed gives the same file again."""
 
@@ -121,20 +126,37 @@ def _one(draw: random.Random, wanted: bool) -> Pair:
     return found
 
 
-def write(c: QuestionsConfig) -> str:
-    """Writes conversations as JSONL in OpenAI's form; returns the file's path.
+def distinct(count: int, seed: int) -> list[Pair]:
+    """Draws questions that no conversation has, each once.
 
     Raises:
+        ConfigError: there are not so many.
+    """
+    found = dict.fromkeys(held_out(DRAWS * count, seed))
+    if len(found) < count:
+        raise ConfigError(f"count={count}: give at most {len(found):,} questions that are held out")
+    return list(found)[:count]
+
+
+def write(c: QuestionsConfig) -> str:
+    """Writes conversations as JSONL in OpenAI's form, or held-out questions; returns the file's
+    path.
+
+    Raises:
+        ConfigError: there are not so many held-out questions.
         DataError: there is another file at that place.
     """
-    path = storage.absolute(c.out) if c.out else storage.join(c.home_folder, "questions.jsonl")
-    rows = []
-    for talk in conversations(c.count, c.seed):
+    name = "held-out-questions.jsonl" if c.held_out else "questions.jsonl"
+    path = storage.absolute(c.out) if c.out else storage.join(c.home_folder, name)
+    rows: list[dict[str, Any]] = []
+    if c.held_out:
+        rows = [{"question": q, "answer": a} for q, a in distinct(c.count, c.seed)]
+    for talk in [] if c.held_out else conversations(c.count, c.seed):
         said = [text for each in talk for text in each]
         roles = ("user", "assistant") * len(talk)
         messages = [{"role": r, "content": t} for r, t in zip(roles, said, strict=True)]
-        rows.append(json.dumps({"messages": messages}) + "\n")
-    data = "".join(rows).encode()
+        rows.append({"messages": messages})
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
     if storage.exists(path):
         if storage.read_bytes(path) != data:
             raise DataError(f"{path}: another file is there; choose another place with out=")

@@ -57,27 +57,94 @@ def estimate(
         least, most: the lowest and highest possible judgement.
         bounds: what `Estimate.least` and `most` are, if they do not follow from `values` alone.
     """
-    known = ~np.isnan(values)
-    counts = known.sum(axis=1)
-    if not counts.any():
-        return None
-    has = counts > 0
-    sums = np.where(known, values, 0.0).sum(axis=1)
-    means = sums[has] / counts[has]
-    n = len(means)
-    low, high = interval(means, least, most)
-    error = float(means.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-    again, noise = _noise(values[has], known[has], counts[has])
-    share = None
-    if noise is not None and error > 0:
-        share = min(1.0, noise / error**2)
     if bounds is None:
+        known = ~np.isnan(values)
         lowest, highest = (float(np.where(known, values, end).mean()) for end in (least, most))
         bounds = lowest, highest
-    return Estimate(
-        float(means.mean()), low, high, error, again, share,
-        n, int((~known).sum()), values.size, *bounds,
+    missing = int(np.isnan(values).sum())
+    noise = _noise(values)
+    return _estimate(
+        _means(values), None if noise is None else [noise], (least, most), bounds, missing,
+        values.size,
     )  # fmt: skip
+
+
+def difference(a: np.ndarray, b: np.ndarray, least: float, most: float) -> Estimate | None:
+    """The mean of b - a, paired by question: each question's mean verdict of `b` minus that of `a`.
+    None: no question has verdicts of both."""
+    first, second = estimate(a, least, most), estimate(b, least, most)
+    if first is None or second is None:
+        return None
+    noises = [noise for values in (a, b) if (noise := _noise(values)) is not None]
+    return _estimate(
+        _means(b) - _means(a), noises if len(noises) == 2 else None, (least - most, most - least),
+        (second.least - first.most, second.most - first.least),
+        first.missing + second.missing, a.size + b.size,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noise:
+    """The judge's noise in each question's mean."""
+
+    variance: np.ndarray
+    """(n,) variance of the mean of a question's verdicts."""
+    freedom: np.ndarray
+    """(n,) degrees of freedom of a question's own variance; 0: it is the mean of the others'."""
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """(n,) means of each question's verdicts; NaN for none."""
+    known = ~np.isnan(values)
+    sums, counts = np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _noise(values: np.ndarray) -> _Noise | None:
+    """The judge's noise, from the spread of each question's verdicts; None: no question has two."""
+    counts = (~np.isnan(values)).sum(axis=1)
+    several = counts > 1
+    if not several.any():
+        return None
+    within = np.nanvar(values[several], axis=1, ddof=1)
+    freedom = np.where(several, counts - 1, 0)
+    variance = np.full(len(counts), (within * freedom[several]).sum() / freedom.sum())
+    variance[several] = within
+    return _Noise(variance / np.maximum(counts, 1), freedom)
+
+
+def _estimate(
+    means: np.ndarray,
+    noises: list[_Noise] | None,
+    ends: tuple[float, float],
+    bounds: tuple[float, float],
+    missing: int,
+    asked: int,
+) -> Estimate | None:
+    has = ~np.isnan(means)
+    means, n = means[has], int(has.sum())
+    if not n:
+        return None
+    low, high = interval(means, *ends)
+    error = float(means.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    again, share = None, None
+    if noises is not None:
+        variance = np.concatenate([noise.variance[has] for noise in noises]) / n**2
+        again = _again(variance, np.concatenate([noise.freedom[has] for noise in noises]))
+        share = min(1.0, float(variance.sum()) / error**2) if error > 0 else None
+    return Estimate(float(means.mean()), low, high, error, again, share, n, missing, asked, *bounds)
+
+
+def _again(variance: np.ndarray, freedom: np.ndarray) -> float:
+    """`Estimate.again`, for a mean whose variance by the judge's noise is the sum of `variance`.
+    Questions may differ in noise, which lowers the degrees of freedom (Satterthwaite 1946)."""
+    total, own = float(variance.sum()), freedom > 0
+    if not total or not variance[own].sum():
+        return 0.0
+    # Questions without repeats have the mean of the others, so those stand for them too.
+    scaled = variance[own] * (total / variance[own].sum())
+    degrees = total**2 / float((scaled**2 / freedom[own]).sum())
+    return float(special.stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(2 * total)
 
 
 def interval(means: np.ndarray, least: float, most: float) -> tuple[float, float]:
@@ -104,40 +171,6 @@ def interval(means: np.ndarray, least: float, most: float) -> tuple[float, float
     tail = special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - LEVEL) / 2))
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _noise(
-    values: np.ndarray, known: np.ndarray, counts: np.ndarray
-) -> tuple[float | None, float | None]:
-    """(`Estimate.again`, the variance that the judge's noise gives to the mean), from the spread of
-    each question's verdicts; (None, None) without repeats. Questions may differ in noise, which
-    lowers the degrees of freedom (Satterthwaite 1946)."""
-    several = counts > 1
-    if not several.any():
-        return None, None
-    rows = np.where(known, values, np.nan)[several]
-    within = np.nanvar(rows, axis=1, ddof=1)
-    freedom = counts[several] - 1
-    variances = np.full(len(counts), (within * freedom).sum() / freedom.sum())
-    variances[several] = within
-    parts = variances / counts / len(counts) ** 2
-    total = float(parts.sum())
-    if total == 0:
-        return 0.0, 0.0
-    # Questions without repeats take the mean of the others, so their parts grow with these.
-    scaled = parts[several] * (total / parts[several].sum())
-    degrees = total**2 / float((scaled**2 / freedom).sum())
-    reach = float(special.stdtrit(degrees, (1 + LEVEL) / 2))
-    return reach * math.sqrt(2 * total), total
-
-
-def difference(a: np.ndarray, b: np.ndarray, least: float, most: float) -> Estimate | None:
-    """The mean of b - a, paired by question. None: no question has verdicts of both."""
-    first, second = estimate(a, least, most), estimate(b, least, most)
-    if first is None or second is None:
-        return None
-    bounds = second.least - first.most, second.most - first.least
-    return estimate(b - a, least - most, most - least, bounds)
 
 
 def more_questions(found: Estimate, value: float = 0.0) -> int | None:
