@@ -7,6 +7,9 @@ mask of `document_mask` is not counted. Attention never holds T x T scores, beca
 the model uses stream them.
 
 Letters are those of gpt.py; N = B T tokens of a micro batch, F hidden channels of the MLP.
+
+The layers of an LSTM keep a workspace whose form only the kernel knows. Its size was measured for
+the one of torch's CPUs (oneDNN); cuDNN's is taken to be the same, and has not been measured.
 """
 
 import dataclasses
@@ -19,6 +22,10 @@ from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
 
 FP32, BF16, INT64 = 4, 2, 8  # bytes
+# Bytes of an LSTM layer's workspace for a token and a channel: the gates, the states, their copies.
+# Measured for 3 to 2,048 tokens and 32 to 512 channels: 61 to 63 and 43 to 45 where a micro batch
+# has a hundred tokens or more.
+WORKSPACE = {"fp32": 61.5, "bf16": 43.8}
 
 Dtype = Literal["bf16", "fp32"]
 DeviceType = Literal["cuda", "cpu"]
@@ -77,6 +84,8 @@ def activations(
         compiled_loss: whether the head's loss is compiled (model/loss.py) and so holds no fp32
             logits.
     """
+    if c.is_recurrent:
+        return _of_lstm(c, micro_batch_size, seq_len, dtype, device, compiled_loss)
     C, H, D, F, L = c.n_embd, c.n_head, c.head_size, c.hidden, c.n_layer
     N, a = micro_batch_size * seq_len, BF16 if dtype == "bf16" else FP32
     HD, KD, is_gpt2 = c.query_size, c.kv_heads * D, c.family == "gpt2"
@@ -137,4 +146,36 @@ def activations(
         recomputed=whole - kept,
         block_work=N * (a * F + 2 * FP32 * C) + weight,
         loss_work=at_loss + N * FP32 * C,
+    )
+
+
+def _of_lstm(
+    c: ModelConfig,
+    micro_batch_size: int,
+    seq_len: int,
+    dtype: Dtype,
+    device: DeviceType,
+    compiled_loss: bool,
+) -> Activations:
+    """Computes the bytes of an LSTM, whose layers are always kept whole."""
+    C, L, N = c.n_embd, c.n_layer, micro_batch_size * seq_len
+    a, is_bf16 = (BF16, True) if dtype == "bf16" else (FP32, False)
+    # Its head is a GPT's.
+    gpt = dataclasses.replace(c, family="gpt2", n_head=1)
+    head = activations(
+        gpt, micro_batch_size, seq_len, dtype, device=device, compiled_loss=compiled_loss
+    )
+    layer = N * C * (a + WORKSPACE[dtype])  # the output and the workspace
+    dropped = N * C * ((L - 1) * (a + 1) + 1) if c.dropout else 0  # masks; copies between layers
+    linear = [w for w in weights(c) if w.kind == "lstm"]
+    largest = max(w.numel for w in linear)
+    return Activations(
+        blocks=int(L * layer) + dropped,
+        ends=N * (INT64 + a * C),  # token ids and embeddings
+        loss=head.loss - (FP32 - a) * N * C,  # the gradient of its input is of the input's type
+        autocast=BF16 * sum(w.total for w in linear) if is_bf16 else 0,
+        recomputed=0,
+        # Gradients of a layer's input and output, and of its two matrices.
+        block_work=N * C * 2 * FP32 + 2 * largest * (FP32 + (BF16 if is_bf16 else 0)),
+        loss_work=head.loss_work - (FP32 - a) * N * C,
     )
