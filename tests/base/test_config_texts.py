@@ -217,7 +217,8 @@ TREES = st.fixed_dictionaries(
         "model": st.fixed_dictionaries(
             {},
             optional={
-                "preset": st.sampled_from(sorted(PRESETS)),
+                # (char-rnn has sequences of 50 tokens, which none of the batches drawn here divides by)
+                "preset": st.sampled_from(sorted(set(PRESETS) - {"char-rnn"})),
                 "n_layer": st.integers(1, 5),
                 "tie_embeddings": st.booleans(),
                 "dropout": FRACTIONS,

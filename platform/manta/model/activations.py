@@ -7,6 +7,9 @@ mask of `document_mask` is not counted. Attention never holds T x T scores, beca
 the model uses stream them.
 
 Letters are those of gpt.py; N = B T tokens of a micro batch, F hidden channels of the MLP.
+
+The layers of an LSTM keep a workspace whose form only the kernel knows. Its size was measured for
+the one of torch's CPUs (oneDNN); cuDNN's is taken to be the same, and has not been measured.
 """
 
 import dataclasses
@@ -21,6 +24,10 @@ from manta.model.shape import ModelConfig
 from manta.model.trainable import Trainable, blocks_trained
 
 FP32, BF16, INT64 = 4, 2, 8  # bytes
+# Bytes of an LSTM layer's workspace for a token and a channel: the gates, the states, their copies.
+# Measured for 3 to 2,048 tokens and 32 to 512 channels: 61 to 63 and 43 to 45 where a micro batch
+# has a hundred tokens or more.
+WORKSPACE = {"fp32": 61.5, "bf16": 43.8}
 
 Dtype = Literal["bf16", "fp32"]
 DeviceType = Literal["cuda", "cpu"]
@@ -84,6 +91,8 @@ def activations(
         compiled_loss: whether the head's loss is compiled (model/loss.py) and so holds no fp32
             logits.
     """
+    if c.is_recurrent:
+        return _of_lstm(c, micro_batch_size, seq_len, dtype, device, compiled_loss)
     C, H, D, F, L = c.n_embd, c.n_head, c.head_size, c.hidden, blocks_trained(trainable, c.n_layer)
     learnt = learning(c, trainable, lora)
     is_whole = lora.rank is None  # whether a block that learns does so with all its weights
@@ -195,3 +204,35 @@ def _of_adapters(c: ModelConfig, lora: LoraConfig, dtype: Dtype) -> int:
 def _products_of_adapters(c: ModelConfig, lora: LoraConfig, a: int) -> int:
     """Bytes a token of the matrix products of a block's adapters."""
     return a * sum(w.shape[0] * w.count for w in adapters(c, lora)) // c.n_layer
+
+
+def _of_lstm(
+    c: ModelConfig,
+    micro_batch_size: int,
+    seq_len: int,
+    dtype: Dtype,
+    device: DeviceType,
+    compiled_loss: bool,
+) -> Activations:
+    """Computes the bytes of an LSTM, whose layers are always kept whole."""
+    C, L, N = c.n_embd, c.n_layer, micro_batch_size * seq_len
+    a, is_bf16 = (BF16, True) if dtype == "bf16" else (FP32, False)
+    # Its head is a GPT's.
+    gpt = dataclasses.replace(c, family="gpt2", n_head=1)
+    head = activations(
+        gpt, micro_batch_size, seq_len, dtype, device=device, compiled_loss=compiled_loss
+    )
+    layer = N * C * (a + WORKSPACE[dtype])  # the output and the workspace
+    dropped = N * C * ((L - 1) * (a + 1) + 1) if c.dropout else 0  # masks; copies between layers
+    linear = [w for w in weights(c) if w.kind == "lstm"]
+    largest = max(w.numel for w in linear)
+    return Activations(
+        blocks=int(L * layer) + dropped,
+        ends=N * (INT64 + a * C),  # token ids and embeddings
+        loss=head.loss - (FP32 - a) * N * C,  # the gradient of its input is of the input's type
+        autocast=BF16 * sum(w.total for w in linear) if is_bf16 else 0,
+        recomputed=0,
+        # Gradients of a layer's input and output, and of its two matrices.
+        block_work=N * C * 2 * FP32 + 2 * largest * (FP32 + (BF16 if is_bf16 else 0)),
+        loss_work=head.loss_work - (FP32 - a) * N * C,
+    )

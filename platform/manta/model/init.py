@@ -44,7 +44,7 @@ class InitConfig:
     are normal(0.6 / sqrt(n_embd))."""
     embedding_rms: PositiveFloat | None = None
     """Root mean square of the embeddings; null: 0.5 for identity with an untied head, else 0.02,
-    which a head that knows nothing yet needs (an LSTM: uniform(-0.1, 0.1))."""
+    which a head that knows nothing yet needs (an LSTM: 0.3)."""
     previous_tokens: Natural = 0
     """Number of heads of the first block, at most all of them, that look at first at the token
     before, the one before that, and so on; needs qk_norm."""

@@ -9,6 +9,7 @@ none goes on where another one ended. `context_length` is the length of a traini
 which the gradient is propagated. A cache carries the state on, and so a text may be of any length.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -21,7 +22,11 @@ from manta.model.gpt import LanguageModel
 from manta.model.loss import Head
 from manta.model.shape import ModelConfig
 
-EMBEDDING_RANGE = 0.1  # of the first embeddings, in either direction (Merity et al. 2017)
+# Standard deviations of the first weights: of embeddings, and of input weights as a multiple of
+# 1 / sqrt(C). With torch's own, a tenth of these, the signal hardly passes two layers at first: on
+# tiny Shakespeare, a model of 0.7M parameters had a loss of 2.9 after 250 steps, and with these,
+# 1.9 after 150.
+EMBEDDING_STD, INPUT_GAIN = 0.3, 2.0
 GATES = 4  # input, forget, cell and output, stacked in this order in one weight
 State = tuple[Tensor, Tensor]  # hidden state and cell state
 
@@ -49,15 +54,23 @@ class LSTM(LanguageModel):
             self.head.compiled = True
 
     def _init(self, module: nn.Module) -> None:
-        """Keeps torch's initial weights of the layers, uniform(1 / sqrt(C)), but opens the forget
-        gates by a bias of 1 (Jozefowicz et al. 2015)."""
+        """Makes embeddings and input weights normal, each gate's recurrent weights orthogonal (Saxe
+        et al. 2014), and all biases 0 but that of the forget gates, which are open at first
+        (Jozefowicz et al. 2015)."""
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.uniform_(module.weight, -EMBEDDING_RANGE, EMBEDDING_RANGE)
+            nn.init.normal_(module.weight, std=EMBEDDING_STD)
         if isinstance(module, nn.LSTM):
             for layer in range(module.num_layers):
-                # torch adds two biases for each gate; the other one stays as it is.
-                forget = getattr(module, f"bias_ih_l{layer}").chunk(GATES)[1]
-                nn.init.ones_(forget.data)
+                read, kept, bias, other_bias = (
+                    getattr(module, f"{name}_l{layer}").data
+                    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                )
+                nn.init.normal_(read, std=INPUT_GAIN / math.sqrt(module.hidden_size))
+                for gate in kept.chunk(GATES):
+                    nn.init.orthogonal_(gate)
+                for both in (bias, other_bias):  # torch adds two biases for each gate
+                    nn.init.zeros_(both)
+                nn.init.ones_(bias.chunk(GATES)[1])
 
     def forward(
         self,

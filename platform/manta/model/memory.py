@@ -308,22 +308,24 @@ def remedies(s: Setup, memory_bytes: float) -> list[str]:
     if found:
         return found
     together: list[tuple[str, Setup]] = []
+    recompute: Recompute = "none" if s.model.is_recurrent else "full"
+    by_recomputing = "" if s.model.is_recurrent else "activation_checkpointing=full "
     for n in (s.num_workers, 2, 4, 8, 16, 32, 64):
         if n >= max(2, s.num_workers):
             strong = dataclasses.replace(
-                s, activation_checkpointing="full", zero_stage=top, num_workers=n
+                s, activation_checkpointing=recompute, zero_stage=top, num_workers=n
             )
-            text = f"activation_checkpointing=full zero_stage={top}"
+            text = f"{by_recomputing}zero_stage={top}"
             together.append((f"{text} num_workers={n}", strong))
     if s.device == "cuda":
         strong = dataclasses.replace(
             s,
-            activation_checkpointing="full",
+            activation_checkpointing=recompute,
             zero_stage=top,
             offload_optimizer=True,
             offload_parameters=top == 3,
         )
-        text = f"activation_checkpointing=full zero_stage={top} "
+        text = f"{by_recomputing}zero_stage={top} "
         text += "engine.offload_parameters=cpu " if top == 3 else ""
         together.append((f"{text}engine.offload_optimizer=cpu", strong))
     for layers in range(s.model.n_layer - 1, 0, -1):
