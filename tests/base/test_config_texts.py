@@ -217,7 +217,7 @@ TREES = st.fixed_dictionaries(
         "model": st.fixed_dictionaries(
             {},
             optional={
-                # (char-rnn has sequences of 50 tokens, which none of the batches drawn here divides by)
+                # (No batch that is drawn here divides by the 50 tokens of char-rnn.)
                 "preset": st.sampled_from(sorted(set(PRESETS) - {"char-rnn"})),
                 "n_layer": st.integers(1, 5),
                 "tie_embeddings": st.booleans(),

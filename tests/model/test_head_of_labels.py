@@ -8,7 +8,8 @@ import torch
 from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.model.cost import flops_per_token, parameters
-from manta.model.gpt import GPT, ModelConfig, num_parameters
+from manta.model.families import num_parameters
+from manta.model.gpt import GPT, ModelConfig
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 16, "vocab_size": 100}
 
