@@ -111,7 +111,7 @@ def test_what_is_no_pair_for_a_row_is_named_or_counted(
     for keys, words in (
         ({"template": "alpaca"}, "template is for kind=chat: omit it"),
         ({"train_on": "all"}, "train_on is for kind=chat: omit it"),
-        ({"text_key": "x"}, "text_key is for kind=text: omit it"),
+        ({"text_key": "x"}, "text_key is for kind=text or classify: omit it"),
     ):
         with pytest.raises(ConfigError, match=words):
             config_of(tmp_path, rows, made, **keys)
