@@ -2,13 +2,21 @@
 
 import math
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manta.evaluate import compare
+from helpers.checkpoints import MODELS, model_of, save
+from helpers.evaluation import TEXT
+from manta.config import from_dict
+from manta.evaluate import compare, report
 from manta.evaluate.compare import Entry, differences, spread
+from manta.evaluate.settings import EvaluateConfig
+from manta.evaluate.suites import Scores
+from manta.text import tokenizer as tokenizers
 
 outcomes = st.lists(st.integers(0, 1), min_size=2, max_size=200)
 
@@ -102,3 +110,19 @@ def test_a_val_loss_of_an_earlier_step_is_not_taken_for_the_last_ones() -> None:
     (line,) = compare.older_losses(runs)
     assert line.endswith("(a: of step 0, not 160)")
     assert list(compare.older_losses(runs[1:])) == []
+
+
+def test_scores_of_a_task_that_was_asked_in_other_ways_are_rows_of_their_own(
+    tmp_path: Path,
+) -> None:
+    tokenizer = tokenizers.train([TEXT], 300)
+    path = save(model_of(MODELS["llama"], tokenizer.vocab_size), tokenizer, tmp_path)
+    ways: list[dict[str, Any]] = [{}, {"chat": True}, {"num_fewshot": 5}, {"seed": 3}]
+    for number, keys in enumerate(ways):
+        c = from_dict(EvaluateConfig, {"tasks": ["mine"], **keys})
+        scores = Scores({"mine": {"acc": number / 10, "acc_stderr": 0.1, "samples": 4}})
+        report.write(c, path, "task-mine", scores, 1.0)
+    found = compare.entry("run", str(tmp_path), from_dict(compare.CompareConfig, {})).scores
+    assert {key: value for key, (value, _) in found.items()} == {
+        "mine acc": 0.0, "mine acc (chat)": 0.1, "mine acc (5-shot)": 0.2, "mine acc (seed-3)": 0.3,
+    }  # fmt: skip

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helpers.common import ROOT
 from manta.config import load
@@ -104,6 +106,20 @@ def test_a_file_that_has_no_questions_is_said_so(
         read(str(tmp_path / "nowhere.json"))
 
 
+@given(data=st.binary(max_size=60) | st.sampled_from([b'{"key": 1}', b"[" * 5000, b"null"]))
+@settings(deadline=None, max_examples=30)
+def test_whatever_else_is_in_the_file_its_whole_rows_are_read(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("records") / "kept.jsonl"
+    rows = [Answer(f"{i}", "m", "/c", "q\n\u2028?", "a\r\x00", 3, None) for i in range(4)]
+    Records(str(path), Answer).add(rows[:2])
+    path.write_bytes(path.read_bytes() + data)
+    Records(str(path), Answer).add(rows[2:])
+    found = Records(str(path), Answer).rows
+    assert [found[row.key] for row in rows] == rows
+
+
 def config(home: Path, *keys: str) -> JudgeConfig:
     common = [f"home={home}", f"questions={home}/questions.json", "device=cpu", "max_tokens=30"]
     return load(JudgeConfig, [*common, *keys])
@@ -176,7 +192,9 @@ def test_the_job_goes_on_after_a_kill_and_ends_with_2_and_a_line(
     file = judged_home / "judged" / "many" / "answers.jsonl"
     command = [sys.executable, str(ROOT / "jobs" / "judge.py"), *keys]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (file.exists() and file.stat().st_size):
+        for _ in range(10_000):
+            if process.poll() is not None or (file.exists() and file.stat().st_size):
+                break
             time.sleep(0.02)
         process.kill()
     before = Records(str(file), Answer).rows
