@@ -141,7 +141,7 @@ def test_a_person_is_told_when_the_chosen_answers_become_less_likely() -> None:
     made = objective(DpoConfig(beta=0.5), Reference(np.zeros(0), np.zeros(0)))
 
     def sums(reward: float) -> np.ndarray:
-        """Of 2 pairs with 20 tokens in their chosen answers."""
+        """The sums of 2 pairs with 20 tokens in their chosen answers."""
         return np.array([2, 20, 0.6, 1, 1, reward, -2, -50], dtype=np.float64)
 
     assert made.warning(sums(-0.9)) is None and made.warning(sums(3)) is None

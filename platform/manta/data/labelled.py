@@ -195,7 +195,7 @@ def _check_labels(
 
 
 def _balanced(groups: list[_Group], dropped: dict[str, int]) -> list[_Group]:
-    """As many texts of each label as the rarest has: the first of each in the random order."""
+    """The first texts of each label in the random order, as many as the rarest label has."""
     totals: Counter[int] = Counter()
     for group in groups:
         totals[group.label] += group.copies

@@ -1,4 +1,4 @@
-"""Which weights learn in a run that goes on from others' weights: all, or those near the output.
+"""The weights that learn in a run which goes on from others' weights: all, or some near the end.
 
 A weight that does not learn has no gradient and no optimizer state, and where nothing before it
 learns, the backward pass ends there.
