@@ -80,7 +80,7 @@ def test_answers_are_kept_and_made_once(judged_home: Path, monkeypatch: Any) -> 
 def test_the_same_answers_scored_twice_differ_by_less_than_is_said(
     count: int, judged_home: Path, server: Server
 ) -> None:
-    """In 19 of 20 cases; test_statistics.py has hundreds."""
+    """It holds in 19 of 20 cases; test_statistics.py has hundreds."""
     figures = []
     for seed in range(count):
         server.reply = noisy(seed)
@@ -223,7 +223,7 @@ def test_a_missing_client_is_named_with_what_to_install(
 
 
 def test_a_failed_request_is_retried_with_bounds(judged_home: Path, server: Server) -> None:
-    """By the client itself, after the pause that the endpoint asks for."""
+    """The client itself tries again, after the pause that the endpoint asks for."""
     count = iter(range(1000))
     soon = {"retry-after-ms": "1"}
     server.reply = lambda prompt: (429, soon, "{}") if next(count) % 3 else "70"

@@ -32,7 +32,7 @@ MEANS = {"normal": 50.0, "right or wrong": 30.0, "skewed": 20.0}
 def test_the_interval_over_questions_has_the_mean_in_19_of_20_cases(
     kind: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 400 samples, the standard error of the coverage is 1.1 points; small skewed samples are
+    """The standard error of the coverage of 400 samples is 1.1 points; small skewed samples are
     known to fall short."""
     monkeypatch.setattr(statistics, "SAMPLES", 1000)
     rng, hits = np.random.default_rng(n), 0
@@ -48,8 +48,8 @@ def test_the_interval_over_questions_has_the_mean_in_19_of_20_cases(
 def test_the_same_answers_scored_twice_differ_by_less_than_is_said(
     noise: str, repeats: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In 19 of 20 cases, and not in all: the interval is no wider than it has to be. 600 pairs of
-    scorings of 40 answers."""
+    """It holds in 19 of 20 cases, and not in all: the interval is no wider than it has to be. There
+    are 600 pairs of scorings of 40 answers."""
     monkeypatch.setattr(statistics, "SAMPLES", 10)  # of the bootstrap, which is not looked at
     rng, hits = np.random.default_rng(repeats), 0
     truth = rng.uniform(20, 80, 40)
@@ -130,7 +130,7 @@ def test_bounds_are_what_missing_verdicts_would_do(scores: np.ndarray) -> None:
 @given(count=st.integers(2, 200), value=st.sampled_from([0.0, 50.0, 100.0]))
 @FEW
 def test_values_that_are_all_the_same_are_not_certain(count: int, value: float) -> None:
-    """Of n questions that are all right, up to 1 - 0.025^(1/n) of all may be wrong."""
+    """If all n questions are right, up to 1 - 0.025^(1/n) of all may be wrong."""
     low, high = interval(np.full(count, value), LEAST, MOST)
     others = 1 - 0.025 ** (1 / count)
     assert (low, high) == pytest.approx((value - others * value, value + others * (100 - value)))

@@ -51,9 +51,9 @@ class EvaluateConfig(HomeConfig):
     """Whether the questions of a task are put into the model's chat template, as lm-eval's
     apply_chat_template does it. Scores with it have a file of their own."""
     system: str | None = None
-    """With chat=true: system message before a task's own description; null: none."""
+    """System message, with chat=true, before a task's own description; null: none."""
     fewshot_as_multiturn: bool = True
-    """With chat=true: whether examples are turns of their own, and not one text with the
+    """Whether, with chat=true, examples are turns of their own, and not one text with the
     question."""
     seed: Seed = 0
     """Seed of the completions that tasks draw. Scores with another seed have a file of their

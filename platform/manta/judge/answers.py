@@ -48,7 +48,7 @@ class Model:
     """A checkpoint that answers or judges."""
 
     name: str
-    """As a person gave it."""
+    """The name that a person gave."""
     path: str
     digest: str
     """sha256 of the checkpoint's manifest, which has those of all its files."""

@@ -23,11 +23,11 @@ class Judged:
     is_random: bool
     """Whether the judge may judge the same answer in another way another time."""
     scores: list[Estimate | None] = dataclasses.field(default_factory=list)
-    """Of each model, for mode=score."""
+    """The mean of each model, for mode=score."""
     differences: dict[tuple[int, int], Estimate | None] = dataclasses.field(default_factory=dict)
     """The second model's mean minus the first one's, for mode=score."""
     pairs: dict[tuple[int, int], Pairs | None] = dataclasses.field(default_factory=dict)
-    """For mode=pairwise."""
+    """The pairs of two models, for mode=pairwise."""
     problems: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
