@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from manta.config import from_dict
 from manta.model import loss as losses
-from manta.model.generate import Sampling, generate
 from manta.model.families import num_parameters
+from manta.model.generate import Sampling, generate
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.loss import IGNORED, Head
 from manta.model.traffic import loss_traffic
