@@ -21,7 +21,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     job         what all jobs share: arguments, errors, exit codes
     text        documents and conversations from           [datasets, tiktoken, tokenizers,
                 anywhere; tokenizers, chat templates        jinja2]
-    model       the GPT, its presets, generation, cost
+    model       the GPT and the LSTM, presets, generation, cost
     data        documents to shards, without evaluation documents;      [ray.data, rensa]
                 shards to an exact stream
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,

@@ -272,6 +272,22 @@ def test_gguf_has_the_same_model(kind: str, tokenizer: Tokenizer, tmp_path: Path
         torch.testing.assert_close(theirs(rows).logits, model(rows), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("to", ["hf", "gguf", "llmc"])
+def test_an_lstm_has_no_form_elsewhere(tokenizer: Tokenizer, tmp_path: Path, to: str) -> None:
+    path = save(model_of({"family": "lstm"}, tokenizer.vocab_size), tokenizer, tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"an LSTM \(model\.family=lstm\), for which"
+    ) as refused:
+        exported(tmp_path, f"to={to}", f"out={tmp_path / 'out'}")
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+    found, expected = (
+        checkpoint.load_model(path),
+        model_of({"family": "lstm"}, tokenizer.vocab_size),
+    )
+    for name, weight in expected.state_dict().items():  # it is read back as it was written
+        assert torch.equal(found.state_dict()[name], weight)
+
+
 def test_what_cannot_be_exported_or_imported_is_said_and_leaves_nothing(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

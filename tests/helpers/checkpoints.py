@@ -7,8 +7,9 @@ import torch
 
 from manta import layout, storage
 from manta.config import from_dict
-from manta.model.gpt import GPT, ModelConfig
 from manta.model.lora import LoraConfig
+from manta.model import families
+from manta.model.gpt import LanguageModel, ModelConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
@@ -23,11 +24,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def model_of(keys: dict[str, Any], vocab_size: int) -> GPT:
+def model_of(keys: dict[str, Any], vocab_size: int) -> Any:
     """A small model whose weights are nowhere near 0."""
     shape = {"n_layer": 2, "n_head": 4, "n_embd": 64, "context_length": 32}
     torch.manual_seed(0)
-    model = GPT(from_dict(ModelConfig, {**shape, "vocab_size": vocab_size, **keys})).eval()
+    c = from_dict(ModelConfig, {**shape, "vocab_size": vocab_size, **keys})
+    model = families.model_of(c).eval()
     for name, weight in model.named_parameters():
         scale = 0.3 if name.endswith(".bias") else 0.1
         weight.data = torch.randn(weight.shape) * scale + ("norm" in name and weight.ndim == 1)
@@ -37,7 +39,7 @@ def model_of(keys: dict[str, Any], vocab_size: int) -> GPT:
 
 
 def save(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     home: Path,
     name: str = "run",

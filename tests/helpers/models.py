@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from manta.config import from_dict
+from manta.model.families import model_of
 from manta.model.gpt import GPT, ModelConfig
 
 R50K_SIZE = 50257
 VOCAB = 97
 
-# One of each kind of attention and position; small, so that a context is soon full.
+# One of each kind of attention and position, and one with neither; small, so that a context is
+# soon full.
 SMALL: dict[str, dict[str, Any]] = {
     "gpt2": {"family": "gpt2"},
     "modern": {"family": "modern"},
@@ -27,7 +29,9 @@ SMALL: dict[str, dict[str, Any]] = {
             "high_freq_factor": 2.0,
         },
     },
+    "lstm": {"family": "lstm"},
 }
+SMALL_GPTS = [name for name in SMALL if name != "lstm"]
 
 
 def config_of(**keys: Any) -> ModelConfig:
@@ -40,9 +44,9 @@ def tiny_config(**keys: Any) -> ModelConfig:
     return config_of(**{**shape, **keys})
 
 
-def small_model(name: str, context_length: int = 8, **keys: Any) -> GPT:
+def small_model(name: str, context_length: int = 8, **keys: Any) -> Any:
     shape = {"n_embd": 32, "context_length": context_length, "vocab_size": 50, **SMALL[name]}
-    model = GPT(tiny_config(**{**shape, **keys}))
+    model = model_of(tiny_config(**{**shape, **keys}))
     return scramble(model, seed=1).eval()
 
 

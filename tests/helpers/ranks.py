@@ -13,7 +13,8 @@ from torch import Tensor
 
 from manta import layout
 from manta.config import from_dict
-from manta.model.gpt import GPT, ModelConfig
+from manta.model.families import model_of
+from manta.model.gpt import LanguageModel, ModelConfig
 from manta.train.checkpoints import fragments
 from manta.train.step.device import Device
 from manta.train.step.engine import Engine
@@ -32,15 +33,18 @@ MODELS = {
         "family": "gpt2", "n_layer": 2, "n_embd": 24, "n_head": 2, "context_length": 16,
         "vocab_size": 128, "qkv_bias": False, "tie_embeddings": False,
     },
+    "lstm": {
+        "family": "lstm", "n_layer": 2, "n_embd": 24, "context_length": 16, "vocab_size": 128,
+    },
 }  # fmt: skip
 
 
-def make_model(name: str) -> GPT:
+def make_model(name: str) -> LanguageModel:
     torch.manual_seed(1)
-    return GPT(from_dict(ModelConfig, MODELS[name]))
+    return model_of(from_dict(ModelConfig, MODELS[name]))
 
 
-def batches(model: GPT) -> Iterator[Tensor]:
+def batches(model: LanguageModel) -> Iterator[Tensor]:
     """One (sequences, tokens) batch per step, of all ranks together."""
     generator = torch.Generator().manual_seed(2)
     size = RANKS * ACCUMULATED * MICRO_BATCH

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from helpers.models import SMALL, small_model, some_tokens
 from manta.model.generate import Sampling, generate, generate_batch
-from manta.model.gpt import KVCache
 
 few = settings(deadline=None, max_examples=15)
 
@@ -20,7 +19,7 @@ def test_cached_logits_equal_the_full_forward_in_any_chunks(name: str, data: st.
     length = data.draw(st.integers(1, 16))
     tokens = some_tokens(2, length, vocab=50, seed=data.draw(st.integers(0, 99)))
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1)) if length > 1 else st.just(set())))
-    cache = KVCache(model.config, 2, 16, torch.device("cpu"))
+    cache = model.new_cache(2, 16)
     with torch.no_grad():
         expected = model(tokens)
         chunks = [

@@ -19,7 +19,7 @@ from manta.config import load
 from manta.errors import ConfigError
 from manta.evaluate.inference_settings import GenerateConfig, place_of
 from manta.model.generate import Sampling, generate, generate_batch, nucleus, pick
-from manta.model.gpt import GPT
+from manta.model.gpt import LanguageModel
 from manta.model.inference import inference
 
 few = settings(deadline=None, max_examples=15)
@@ -66,10 +66,16 @@ def plain_nucleus(shares: Tensor, top_p: float) -> Tensor:
 
 @torch.no_grad()
 def plain_generate(
-    model: GPT, prompt: list[int], count: int, seed: int, temperature: float, top_k: int | None
+    model: LanguageModel,
+    prompt: list[int],
+    count: int,
+    seed: int,
+    temperature: float,
+    top_k: int | None,
 ) -> list[int]:
     """Generates one row without a cache, one number at a time."""
-    length, random = model.config.context_length, torch.Generator().manual_seed(seed)
+    length = model.window or len(prompt) + count
+    random = torch.Generator().manual_seed(seed)
     window, found = prompt[-length:], []
     for _ in range(count):
         if len(window) > length:
@@ -254,7 +260,7 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def with_an_empty_weight(model: GPT) -> GPT:
+def with_an_empty_weight(model: LanguageModel) -> LanguageModel:
     """Gives the model an empty weight, as ZeRO stage 3 does. Inference mode, in which not all reads
     can be counted, is then not used."""
     model.empty = torch.nn.Parameter(torch.empty(0))

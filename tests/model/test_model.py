@@ -12,6 +12,7 @@ from torch import Tensor
 
 from helpers.models import (
     SMALL,
+    SMALL_GPTS,
     VOCAB,
     gpt2_weights,
     scramble,
@@ -20,6 +21,7 @@ from helpers.models import (
     tiny_config,
     with_weights,
 )
+from manta.model.families import model_of
 from manta.model.gpt import GPT, IGNORED
 from manta.model.shape import DropoutConfig
 
@@ -252,7 +254,7 @@ def test_a_token_changes_no_logits_before_it(
 @pytest.mark.parametrize("name", SMALL)
 def test_a_new_model_predicts_nearly_uniformly(name: str) -> None:
     torch.manual_seed(0)
-    model = GPT(tiny_config(**SMALL[name]))
+    model = model_of(tiny_config(**SMALL[name]))
     tokens, targets = some_tokens(8, 64).split(32, dim=1)
     uniform = torch.tensor(float(VOCAB)).log()
     torch.testing.assert_close(model(tokens, targets), uniform, atol=0.2, rtol=0)
@@ -268,7 +270,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 @pytest.mark.parametrize("place", [f.name for f in dataclasses.fields(DropoutConfig)])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_GPTS)
 def test_each_place_has_its_own_dropout(name: str, place: str) -> None:
     tokens = some_tokens(1, 8, vocab=50)
     changes = {}

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from helpers.models import SMALL, small_model, some_tokens
+from helpers.models import SMALL, SMALL_GPTS, small_model, some_tokens
 from manta.model.attention import attend, document_mask, document_positions, has_flex_kernel
-from manta.model.gpt import KVCache
 
 few = settings(deadline=None, max_examples=15)
 
@@ -110,7 +109,7 @@ def test_the_end_of_text_token_opens_a_document_at_position_0() -> None:
     assert document_positions(torch.tensor([[3]])).tolist() == [[0]]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_GPTS)
 @given(cuts=cuts_of_two_rows)
 @settings(deadline=None, max_examples=5)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -157,7 +156,7 @@ def test_what_flex_attention_cannot_do_is_an_error_and_not_another_path() -> Non
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_GPTS)
 @pytest.mark.parametrize("length", [100, 300])
 def test_flex_attention_on_a_gpu_equals_the_dense_mask_in_loss_and_gradients(
     name: str, length: int
@@ -173,8 +172,9 @@ def test_flex_attention_on_a_gpu_equals_the_dense_mask_in_loss_and_gradients(
     torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)
 
 
-def test_documents_train_with_dropout() -> None:
-    model = small_model("modern-gqa", dropout=0.5).train()
+@pytest.mark.parametrize("name", ["modern-gqa", "lstm"])
+def test_documents_train_with_dropout(name: str) -> None:
+    model = small_model(name, dropout=0.5).train()
     tokens = some_tokens(2, 8, vocab=50)
     documents = numbered([{2}, {4}], length=8)
     torch.manual_seed(0)
@@ -184,10 +184,11 @@ def test_documents_train_with_dropout() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_documents_go_neither_with_a_cache_nor_with_other_tokens() -> None:
-    model = small_model("modern")
+@pytest.mark.parametrize("name", ["modern", "lstm"])
+def test_documents_go_neither_with_a_cache_nor_with_other_tokens(name: str) -> None:
+    model = small_model(name)
     tokens = some_tokens(2, 8, vocab=50)
-    cache = KVCache(model.config, 2, 8, torch.device("cpu"))
+    cache = model.new_cache(2, 8)
     with pytest.raises(AssertionError, match="cache"):
         model(tokens, documents=tokens * 0, cache=cache)
     with pytest.raises(AssertionError, match=r"for torch\.Size"):

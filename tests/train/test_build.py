@@ -312,7 +312,7 @@ def test_a_model_is_made_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
         places.append(torch.empty(1).device)
         raise Made
 
-    monkeypatch.setattr("manta.train.build.GPT", note)
+    monkeypatch.setattr("manta.train.build.model_of", note)
     elsewhere = Device(torch.device("meta"), "bf16", 1e14, "a device that is not the CPU")
     with pytest.raises(Made):
         build.build(TrainConfig(), MODEL, elsewhere, size=1, steps=1, compiled=False)

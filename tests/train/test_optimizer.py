@@ -40,7 +40,10 @@ OPTIMIZERS = {
     ),
     "adamw-keys": OptimizerConfig(embedding_lr=1e-2, head_lr=3e-3),
 }  # fmt: skip
-CASES = [("modern", "muon"), ("modern", "muon-keys"), ("gpt2", "muon"), ("gpt2", "adamw-keys")]
+CASES = [
+    ("modern", "muon"), ("modern", "muon-keys"), ("gpt2", "muon"), ("gpt2", "adamw-keys"),
+    ("lstm", "muon"),
+]  # fmt: skip
 
 
 # ---- the reference: one process, no DeepSpeed, Muon written out from the paper
@@ -86,6 +89,8 @@ def plain_training(name: str, c: OptimizerConfig) -> dict[str, Tensor]:
             rows = [p.size(0)]
             if "qkv" in name:
                 rows = [h * m.head_size for h in (m.n_head, m.kv_heads, m.kv_heads)]
+            if m.family == "lstm":
+                rows = [m.n_embd] * 4  # a matrix for each gate
             lr = share * (c.muon_lr or c.lr)
             decay = c.weight_decay if c.muon_weight_decay is None else c.muon_weight_decay
             with torch.no_grad():

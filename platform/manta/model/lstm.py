@@ -23,9 +23,9 @@ from manta.model.loss import Head
 from manta.model.shape import ModelConfig
 
 # Standard deviations of the first weights: of embeddings, and of input weights as a multiple of
-# 1 / sqrt(C). With torch's own, a tenth of these, the signal hardly passes two layers at first: on
-# tiny Shakespeare, a model of 0.7M parameters had a loss of 2.9 after 250 steps, and with these,
-# 1.9 after 150.
+# 1 / sqrt(C). With torch's own input weights (0.58 / sqrt(C)) and embeddings of 0.06, the signal
+# hardly passes two layers at first: at the same rate, 0.7M parameters had a loss of 2.9 on tiny
+# Shakespeare after 250 steps, and with these, 1.9 after 150.
 EMBEDDING_STD, INPUT_GAIN = 0.3, 2.0
 GATES = 4  # input, forget, cell and output, stacked in this order in one weight
 State = tuple[Tensor, Tensor]  # hidden state and cell state

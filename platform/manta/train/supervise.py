@@ -135,7 +135,7 @@ class Supervisor:
 
 def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
     """Returns `c` with micro batches of at most half of `size`, the size that ran out of memory, if
-    `c` allows that and such a size divides the batch (for the fewest and the most workers).
+    `c` allows that and such a size divides the batch for each number of workers that `c` allows.
 
     Raises:
         TrainingError: no smaller size is allowed; the message says what a worker needs by the cost
@@ -143,7 +143,13 @@ def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
     """
     fixed = dataclasses.replace(c, memory_per_worker=None)  # as that key is for an automatic size
     with_size = [dataclasses.replace(fixed, micro_batch_size=n) for n in c.micro_batches]
-    smaller = [d for d in with_size if d.micro_batch <= size // 2 and not d.problems()]
+    smaller = [
+        d
+        for d in with_size
+        if d.micro_batch <= size // 2
+        and not d.problems()
+        and set(c.worker_counts) <= set(d.worker_counts)
+    ]
     if c.out_of_memory == "halve" and smaller:
         return smaller[-1]
     kind: Literal["cpu", "cuda"] = "cuda" if c.gpus_per_worker else "cpu"
