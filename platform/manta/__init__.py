@@ -26,7 +26,8 @@ The rooms, in the order that data flows; imports point up this list, never down:
                 shards to an exact stream
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,
                 and the loop inside Ray Train                            ray.train]
-    finetune    training that goes on from a checkpoint: conversations, labels
+    finetune    training that goes on from a checkpoint: conversations,
+                preferences, labels
     evaluate    lm-eval on a checkpoint; classifiers, tested and used   [lm_eval, sklearn]
     export      to and from transformers, llama.cpp, llm.c; to PEFT     [transformers, peft, gguf]
     sweep       many runs, compared                                     [ray.tune]

@@ -83,6 +83,21 @@ def test_the_loss_curve_has_the_losses_over_their_tokens(records: list[dict[str,
     assert shown == list(expected)
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_curve_has_a_picture_of_each_figure_of_an_objective() -> None:
+    names = ("loss", "accuracy", "chosen_reward", "margin")
+    train = [{"step": s, "tokens": s * 10, **dict.fromkeys(names, 1 / s)} for s in range(1, 9)]
+    val = [{"step": s, "tokens": s * 10, **{f"val_{n}": float(s) for n in names}} for s in (0, 8)]
+    axes = drawn(plot.loss_curve, [*train, *val, {"step": 8, "val_loss/a": 1.0}], "title").axes
+    shown = [one for one in axes if one.has_data()]
+    assert [one.get_title() for one in shown] == [name.replace("_", " ") for name in names]
+    for one in shown:
+        lines = {line.get_label(): data_of(line) for line in one.get_lines()}
+        assert lines["val"] == ([0, 8e-5], [0, 8]) and len(lines["train"][0]) == len(train)
+    labels = [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
+    assert labels == ["train", "train, smoothed", "val"]
+
+
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=60))
 def test_smoothing_begins_at_the_first_value_and_stays_among_all(values: list[float]) -> None:
     smoothed = plot._smooth(values)

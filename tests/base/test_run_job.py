@@ -101,6 +101,11 @@ def test_the_default_config_is_for_arguments_that_name_no_other(tmp_path: Path) 
     assert loaded("model.preset=gpt2-124m") == (1337, 12, 10)
     assert loaded("seed=6", "model.depth=2") == (6, 2, 10)
     assert with_default(["seed=6"], None) == ["seed=6"]
+    others = {"kind=preference": other}
+    for arguments, first in ((["kind=preference"], other), (["kind=chat"], default)):
+        assert with_default(arguments, default, others) == [str(first), *arguments]
+    named = [str(default), "kind=preference"]
+    assert with_default(named, default, others) == named
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["lr=1", "--help"]])

@@ -98,7 +98,7 @@ def test_the_bytes_depend_on_neither_files_nor_their_order(tmp_path: Path) -> No
     assert len(digests) == 1
 
 
-few = settings(deadline=None, max_examples=100)
+few = settings(deadline=None, max_examples=40)
 
 
 @few

@@ -111,7 +111,7 @@ def test_what_is_no_pair_for_a_row_is_named_or_counted(
     for keys, words in (
         ({"template": "alpaca"}, "template is for kind=chat: omit it"),
         ({"train_on": "all"}, "train_on is for kind=chat: omit it"),
-        ({"text_key": "x"}, "text_key is for kind=text: omit it"),
+        ({"text_key": "x"}, "text_key is for kind=text or classify: omit it"),
     ):
         with pytest.raises(ConfigError, match=words):
             config_of(tmp_path, rows, made, **keys)
@@ -139,7 +139,14 @@ def test_a_reference_is_of_its_shard_and_whole(here: pytest.MonkeyPatch, tmp_pat
     file = Path(reference.file_of(data, name, data.shards[0]))
     other = Path(reference.file_of(data, name, data.shards[1]))
     whole = file.read_bytes()
-    for content in (whole[:-9], b"", other.read_bytes(), whole[:40] + b"?" + whole[41:]):
+    flips = [bytes([*whole[:at], whole[at] ^ 4, *whole[at + 1 :]]) for at in range(len(whole))]
+    deep = b"[" * 100_000 + b"\n" + whole
+    for content in (whole[:-9], b"", other.read_bytes(), deep, *flips):
         file.write_bytes(content)
-        with pytest.raises(DataError, match=r"train-00000\.parquet: damaged.* delete it, and run"):
+        with pytest.raises(DataError, match=r"train-00000\.bin: damaged.* delete it, and run"):
             reference.read(data, name)
+    file.unlink()
+    with pytest.raises(DataError, match=r"train-00000\.bin: missing; run the same jobs/finetune"):
+        reference.read(data, name)
+    file.write_bytes(whole)
+    assert (reference.read(data, name).keys == found.keys).all()

@@ -301,9 +301,15 @@ def test_inspecting_marks_what_is_trained(
     ("keys", "said"),
     [
         ({"kind": "chat"}, "source=python has no conversations"),
-        ({"kind": "text", "row_tokens": 64}, "row_tokens is for kind=chat or preference: omit it"),
+        (
+            {"kind": "text", "row_tokens": 64},
+            "row_tokens is for kind=chat or preference or classify: omit it",
+        ),
         ({"kind": "text", "template": "alpaca"}, "template is for kind=chat: omit it"),
-        ({"kind": "chat", "source": "a", "text_key": "b"}, "text_key is for kind=text: omit it"),
+        (
+            {"kind": "chat", "source": "a", "text_key": "b"},
+            "text_key is for kind=text or classify: omit it",
+        ),
         (
             {"kind": "chat", "source": "a", "packing": "best_fit"},
             "packing=best_fit is for kind=text",

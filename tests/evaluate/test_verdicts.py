@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from manta.evaluate import verdicts
 from manta.evaluate.verdicts import Verdicts, mcnemar, wilson
 
-few = settings(deadline=None, max_examples=50)
+few = settings(deadline=None, max_examples=25)
 NAMES = ("a", "b", "c")
 
 
@@ -27,7 +27,7 @@ def test_figures_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     assert found.macro_f1.value == pytest.approx(f1)
     for figure in (found.accuracy, found.macro_f1):
         assert 0 <= figure.low <= figure.high <= 1
-    assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high + 1e-12
+    assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high
 
 
 @few
@@ -47,7 +47,7 @@ def test_the_interval_of_macro_f1_holds_it_as_often_as_it_says() -> None:
     """Samples of a population whose macro F1 is known: about 95% of the intervals hold it."""
     rng = np.random.default_rng(1)
     cells = np.array([[0.5, 0.05], [0.1, 0.35]])
-    true = float(verdicts.macro_f1(cells * 1e6))
+    true = (2 * 0.5 / (0.55 + 0.6) + 2 * 0.35 / (0.45 + 0.4)) / 2
     held = 0
     for _ in range(100):
         counts = rng.multinomial(200, cells.reshape(-1))
@@ -55,6 +55,13 @@ def test_the_interval_of_macro_f1_holds_it_as_often_as_it_says() -> None:
         interval = Verdicts(("a", "b"), truth, given_).macro_f1
         held += interval.low <= true <= interval.high
     assert 88 <= held <= 100
+
+
+def test_many_labels_take_no_matrix_of_all_of_them() -> None:
+    names = tuple(f"label {i}" for i in range(50_000))
+    truth = np.arange(0, 50_000, 100)
+    found = Verdicts(names, truth, truth)
+    assert found.macro_f1 == (1, 1, 1) and "confusion" not in found.record()
 
 
 def test_a_difference_is_called_noise_or_not() -> None:

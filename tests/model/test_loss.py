@@ -182,9 +182,9 @@ def test_the_compiled_loss_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, bf1
         head.compiled, head.weight.grad = compiled, None
         x = torch.randn(40, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = head(x, targets)
-        loss.backward()
-        found.append((loss, x.grad, head.weight.grad))
+            loss, each = head(x, targets), head(x, targets, "none")
+        (loss + (torch.linspace(-1, 1, 40) * each).sum()).backward()
+        found.append((loss, each, x.grad, head.weight.grad))
     tolerance = {"rtol": 1e-2, "atol": 1e-4} if bf16 else {"rtol": 1e-5, "atol": 1e-6}
     for plain, compiled in zip(*found, strict=True):
         torch.testing.assert_close(plain, compiled, **tolerance)

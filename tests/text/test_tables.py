@@ -18,7 +18,7 @@ from manta.text import labels, sources, tables
 from manta.text.rows import BadRows
 from manta.text.sources import Source
 
-few = settings(deadline=None, max_examples=60)
+few = settings(deadline=None, max_examples=40)
 WORDS = st.text(
     st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), min_size=1
 )

@@ -128,7 +128,7 @@ def _read(
             if known is not None and label not in known:
                 problem = BadRow(
                     "unknown label",
-                    f"the label {line(repr(label))} is not one of labels={list(known)}",
+                    f"the label {line(repr(label))} is not one of labels={list(c.labels)}",
                     "fix it, add it to labels",
                 )
                 bad.add(problem, part.file(piece), functools.partial(str, place))

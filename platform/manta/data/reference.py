@@ -3,27 +3,26 @@
 They are in the dataset's folder, so that no run needs a second model in memory:
 
     reference-1a2b3c4d5e6f7081-fp32/   by the start of the sha256 of the weights, and the precision
-        train-00000.parquet            for each shard: a digest of each conversation (`preferences`)
-        val-00000.parquet              and the log-probability of its last answer, in nats
+        train-00000.bin, ...               for each shard: what it is, as a line of JSON; digests of
+                                           its conversations (`preferences`), uint64; and the log-
+                                           probabilities of their last answers in nats, float64
 """
 
 import dataclasses
-import io
 import json
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from manta import layout, storage
+from manta import foreign, layout, storage
 from manta.data.manifest import Manifest, Shard
 from manta.data.preferences import KEY
 from manta.errors import DataError
 
 FORMAT = "manta-reference-1"
-ABOUT = b"manta.reference"
-COLUMNS = ("key", "log_probability")
+ENDING = ".bin"
+VALUE = np.dtype("<f8")
+MOST_BYTES = 1 << 30  # of a shard's file: 60 million answers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +53,7 @@ def name_of(weights_sha256: str, dtype: str) -> str:
 
 
 def file_of(manifest: Manifest, name: str, shard: Shard) -> str:
-    return storage.join(manifest.path, name, shard.file)
+    return storage.join(manifest.path, name, shard.file.rpartition(".")[0] + ENDING)
 
 
 def write(
@@ -66,14 +65,11 @@ def write(
         DataError: the file cannot be written.
     """
     keys, first = np.unique(keys.astype(KEY), return_index=True)
-    values = log_probabilities[first].astype("<f8")
-    about = json.dumps(_about(name, shard, keys, values)).encode()
-    table = pa.table(dict(zip(COLUMNS, (keys, values), strict=True)))
-    data = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({ABOUT: about}), data, compression="zstd")
+    body = keys.tobytes() + log_probabilities[first].astype(VALUE).tobytes()
+    head = json.dumps(_about(name, shard, body)).encode()
     file = file_of(manifest, name, shard)
-    with storage.writing(file, "the reference is computed from there on when it can be"):
-        storage.write_bytes(file, data.getvalue())
+    with storage.writing(file, "then run the same command again: it goes on from there"):
+        storage.write_bytes(file, head + b"\n" + body)
 
 
 def read(manifest: Manifest, name: str) -> Reference:
@@ -95,18 +91,20 @@ def missing(manifest: Manifest, name: str) -> list[Shard]:
 
 def _read(manifest: Manifest, name: str, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
     file = file_of(manifest, name, shard)
-    remedy = "delete it, and run the same jobs/finetune.py again: it computes it again"
+    again = "run the same jobs/finetune.py again: it computes it again"
+    if not storage.exists(file):
+        raise DataError(f"{file}: missing; {again}")
+    head, _, body = foreign.read_bytes(file, DataError, MOST_BYTES).partition(b"\n")
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(file)))
-        keys, values = (table[column].to_numpy() for column in COLUMNS)
-        about = json.loads((table.schema.metadata or {})[ABOUT])
-    except (OSError, ValueError, KeyError, pa.ArrowException) as e:
-        raise DataError(f"{file}: damaged ({type(e).__name__}); {remedy}") from None
-    if about != _about(name, shard, keys, values):
-        raise DataError(f"{file}: damaged, or made from another shard; {remedy}")
-    return keys, values
+        about = json.loads(head)
+    except (ValueError, RecursionError):
+        about = None
+    if about != _about(name, shard, body):
+        raise DataError(f"{file}: damaged, or made for another shard; delete it, and {again}")
+    half = len(body) // 2
+    return np.frombuffer(body[:half], dtype=KEY), np.frombuffer(body[half:], dtype=VALUE)
 
 
-def _about(name: str, shard: Shard, keys: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    digest = storage.sha256_of(keys.tobytes() + values.tobytes())
+def _about(name: str, shard: Shard, body: bytes) -> dict[str, Any]:
+    digest = storage.sha256_of(body)
     return {"format": FORMAT, "name": name, "shard": shard.sha256, "sha256": digest}

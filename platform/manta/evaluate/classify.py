@@ -26,6 +26,7 @@ from manta.text.rows import BadRows
 from manta.text.sources import Source
 from manta.train.checkpoints import checkpoint
 
+MOST_SHOWN = 20  # labels with a line of their own
 ENDINGS = (".csv", ".tsv", ".jsonl")
 # What a message about a dataset's rows calls the keys of this job.
 KEYS = {
@@ -182,14 +183,16 @@ def _score(
         return []
     truth = np.array([names.index(str(texts[i].label)) for i in scored])
     verdicts = Verdicts(names, truth, given[scored])
+    each = [found for found in verdicts.each() if found["texts"]]
     return [
         f"{len(scored):,} texts have a label: accuracy {verdicts.accuracy}, macro F1 "
         f"{verdicts.macro_f1} (95% intervals)",
         *(
-            f"  {line(each['label'])}: {each['texts']:,} texts, precision "
-            f"{_share(each['precision'])}, recall {_share(each['recall'])}"
-            for each in verdicts.each()
+            f"  {line(found['label'])}: {found['texts']:,} texts, precision "
+            f"{_share(found['precision'])}, recall {_share(found['recall'])}"
+            for found in each[:MOST_SHOWN]
         ),
+        *([f"  and {len(each) - MOST_SHOWN:,} more labels"] if each[MOST_SHOWN:] else []),
     ]
 
 

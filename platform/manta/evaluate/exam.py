@@ -17,7 +17,7 @@ from manta.evaluate.inference_settings import InferenceConfig, place_of
 from manta.evaluate.labelling import probabilities
 from manta.evaluate.verdicts import Verdicts, difference
 from manta.model.inference import inference
-from manta.terminal import line
+from manta.terminal import named
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
 
@@ -66,27 +66,27 @@ def publish(run: str, name: str, exam: Exam) -> Iterator[str]:
     record: dict[str, Any] = {"split": exam.split, "model": exam.model.record()}
     record["baseline"] = exam.baseline and {"name": baseline.NAME, **exam.baseline.record()}
     storage.write_json(storage.join(run, layout.LABELS), record)
-    title = f"{name}: {len(exam.model.truth):,} texts of the {exam.split} split"
-    picture = plot.confusion(exam.model.confusion.tolist(), list(exam.model.labels), title)
-    storage.write_bytes(storage.join(run, layout.CONFUSION), picture)
     yield from table(name, exam)
-    yield f"confusion    {storage.join(run, layout.CONFUSION)}"
+    if exam.model.is_drawn:
+        title = f"{name}: {len(exam.model.truth):,} texts of the {exam.split} split"
+        picture = plot.confusion(exam.model.confusion.tolist(), list(exam.model.labels), title)
+        storage.write_bytes(storage.join(run, layout.CONFUSION), picture)
+        yield f"confusion    {storage.join(run, layout.CONFUSION)}"
 
 
 def table(name: str, exam: Exam) -> Iterator[str]:
     """Yields the table of a test: accuracy and macro F1 with 95% intervals, then each label."""
-    each = ", ".join(f"{int(n):,} {line(label)}" for label, n in zip(
-        exam.model.labels, np.bincount(exam.model.truth, minlength=len(exam.model.labels)),
-        strict=True,
-    ))  # fmt: skip
-    yield f"{exam.split} split: {len(exam.model.truth):,} texts ({each}); 95% intervals"
+    counts = np.bincount(exam.model.truth, minlength=len(exam.model.labels)).tolist()
+    each = [f"{n:,} {label}" for label, n in zip(exam.model.labels, counts, strict=True)]
+    shown = named(each, most=10)
+    yield f"{exam.split} split: {len(exam.model.truth):,} texts ({shown}); 95% intervals"
     rows = [(name, exam.model)]
     if exam.baseline is not None:
         rows.append((baseline.NAME, exam.baseline))
-    width = max(len(shown) for shown, _ in rows)
+    width = max(len(row) for row, _ in rows)
     yield f"{'':{width}}  {'accuracy':<26}  macro F1"
-    for shown, found in rows:
-        yield f"{shown:{width}}  {found.accuracy!s:<26}  {found.macro_f1}"
+    for row, found in rows:
+        yield f"{row:{width}}  {found.accuracy!s:<26}  {found.macro_f1}"
     if exam.baseline is None:
         yield baseline.MISSING
     else:

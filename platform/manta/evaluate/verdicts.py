@@ -12,6 +12,7 @@ import numpy as np
 DRAWS = 2000  # of the bootstrap
 NORMAL = 1.959964  # the standard normal's quantile of 97.5%
 SIGNIFICANT = 0.05
+MOST_DRAWN = 200  # labels of a confusion matrix
 
 
 class Interval(NamedTuple):
@@ -41,6 +42,11 @@ class Verdicts:
         return np.bincount(codes, minlength=size**2).reshape(size, size)
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether there are few enough labels for a matrix that a person looks at."""
+        return len(self.labels) <= MOST_DRAWN
+
+    @property
     def is_right(self) -> np.ndarray:
         return self.truth == self.given
 
@@ -51,17 +57,31 @@ class Verdicts:
 
     @property
     def macro_f1(self) -> Interval:
-        """The mean of the labels' F1, with a bootstrap interval over texts (seeded)."""
-        confusion = self.confusion
-        share = confusion.reshape(-1) / confusion.sum()
-        draws = np.random.default_rng(0).multinomial(len(self.truth), share, DRAWS)
-        again = macro_f1(draws.reshape(DRAWS, *confusion.shape))
-        low, high = np.quantile(again, [0.025, 0.975])
-        return Interval(float(macro_f1(confusion)), float(low), float(high))
+        """The mean F1 of the labels that a text has or was given, with a bootstrap interval over
+        texts (seeded)."""
+        codes = self.truth * len(self.labels) + self.given
+        cells, counts = np.unique(codes, return_counts=True)
+        rng, share = np.random.default_rng(0), counts / counts.sum()
+        drawn = (rng.multinomial(len(codes), share) for _ in range(DRAWS))
+        low, high = np.quantile([self._macro_f1(cells, n) for n in drawn], [0.025, 0.975])
+        return Interval(self._macro_f1(cells, counts), float(low), float(high))
+
+    def _macro_f1(self, cells: np.ndarray, counts: np.ndarray) -> float:
+        """The macro F1 if `counts` texts are in these cells of the confusion matrix."""
+        found, there, given = self._margins(cells, counts)
+        counted = there + given
+        return float((2 * found / np.maximum(counted, 1)).sum() / (counted > 0).sum())
+
+    def _margins(self, cells: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """(3, K) numbers of texts of each label: found, there, and given it."""
+        truth, given = np.divmod(cells, len(self.labels))
+        kept = [(truth, counts * (truth == given)), (truth, counts), (given, counts)]
+        return np.stack([np.bincount(label, n, len(self.labels)) for label, n in kept])
 
     def each(self) -> list[dict[str, Any]]:
         """Precision, recall, F1 and texts of each label; a figure of no texts is None."""
-        found, there, given = _margins(self.confusion)
+        codes = self.truth * len(self.labels) + self.given
+        found, there, given = self._margins(codes, np.ones(len(codes)))
         return [
             {
                 "label": label,
@@ -75,26 +95,13 @@ class Verdicts:
 
     def record(self) -> dict[str, Any]:
         """The figures as JSON."""
-        return {
+        found = {
             "texts": len(self.truth),
             "accuracy": self.accuracy._asdict(),
             "macro_f1": self.macro_f1._asdict(),
             "labels": self.each(),
-            "confusion": self.confusion.tolist(),
         }
-
-
-def _margins(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(..., K) texts of each label: found, there, and given it."""
-    return np.einsum("...kk->...k", confusion), confusion.sum(-1), confusion.sum(-2)
-
-
-def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """The mean F1 of the labels that a text has or was given, of matrices (..., K, K)."""
-    found, there, given = _margins(confusion)
-    counted = there + given
-    f1 = 2 * found / np.maximum(counted, 1)
-    return f1.sum(-1) / np.maximum((counted > 0).sum(-1), 1)
+        return found | ({"confusion": self.confusion.tolist()} if self.is_drawn else {})
 
 
 def wilson(right: int, count: int) -> Interval:
@@ -102,7 +109,8 @@ def wilson(right: int, count: int) -> Interval:
     share, spread = right / count, NORMAL**2 / count
     middle = (share + spread / 2) / (1 + spread)
     half = NORMAL / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return Interval(share, max(middle - half, 0.0), min(middle + half, 1.0))
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return Interval(share, min(low, share), max(high, share))  # (rounding may put it outside)
 
 
 def mcnemar(better: int, worse: int) -> float:

@@ -62,8 +62,8 @@ def card(path: str, name: str, c: ModelConfig, state: TrainState) -> str:
         lines.append(f"| trained on | {max(tokens):,} tokens |")
         lines.append(f"| steps | {state.step:,} |")
     if found := evaluations(records, state.step):
-        unit = "text" if c.labels else "token"
-        lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f} nats a {unit} |")
+        unit = " nats a text" if c.labels else " nats a token" if "val_bpb" in found[-1] else ""
+        lines.append(f"| val loss | {float(found[-1]['val_loss']):.4f}{unit} |")
         for key, measured in MEASURED.items():
             if found[-1].get(key) is not None:
                 lines.append(f"| {measured} | {float(found[-1][key]):.4f} |")

@@ -1,4 +1,5 @@
-"""Fine-tuning: a run like any other that starts from a checkpoint, on conversations or texts.
+"""Fine-tuning: a run like any other that starts from a checkpoint, on conversations,
+preferences or texts.
 
 Its files, in reading order:
 

@@ -57,11 +57,12 @@ class Labels(NextToken):
     def val_figures(self, sums: np.ndarray) -> dict[str, float]:
         found, there, given = sums[1:].reshape(3, -1)
         count = max(there.sum(), 1.0)
-        f1 = 2 * found / np.maximum(there + given, 1.0)
+        counted = there + given > 0  # labels that a text has or was given
+        f1 = 2 * found[counted] / (there + given)[counted]
         return {
             "loss": float(sums[0] / count),
             "accuracy": float(found.sum() / count),
-            "macro_f1": float(f1.mean()),
+            "macro_f1": float(f1.mean()) if len(f1) else 0.0,
         }
 
     def _logits(
