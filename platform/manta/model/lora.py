@@ -2,10 +2,9 @@
 
 A layer with the matrix W (out x in) gets A (rank x in) and B (out x rank), and computes
 W x + scale B A x. B starts at zero, so the model starts as it was. Query, key and value are one
-matrix here and share one A; with the rows of B apart, that is the same as an adapter for each.
+matrix here and share one A: the rows of B are the same as a B for each of them.
 
-Other files keep the names of the model's own weights: an adapter's are those of its layer, with
-`lora_a` and `lora_b` in place of `weight`.
+An adapter's weights are named after its layer, with `lora_a` and `lora_b` in place of `weight`.
 """
 
 import dataclasses
