@@ -7,9 +7,9 @@ import torch
 
 from manta import layout, storage
 from manta.config import from_dict
-from manta.model.lora import LoraConfig
 from manta.model import families
 from manta.model.gpt import LanguageModel, ModelConfig
+from manta.model.lora import LoraConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
