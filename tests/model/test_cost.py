@@ -246,7 +246,7 @@ def test_deepspeed_holds_at_each_stage_what_is_predicted() -> None:
 def test_adapters_cost_the_state_of_their_own_weights_at_each_stage() -> None:
     keys = {"n_layer": 3, "n_embd": 256, "vocab_size": 4096, "context_length": 16}
     c, lora = from_dict(ModelConfig, keys), LoraConfig(rank=32)
-    for row in stages.measure(c, workers=2, lora=lora, only=(0, 2, 3))["stages"]:
+    for row in stages.measure(c, workers=2, lora=lora, only=(0, 1, 3))["stages"]:
         sizes, stage = row["tensors"], row["stage"]
         for moment in stages.MOMENTS:
             expected = row["predicted"][moment]

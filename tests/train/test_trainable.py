@@ -36,10 +36,10 @@ ADAMW, MUON = OptimizerConfig(), OptimizerConfig(kind="muon")
 # Model, weights that learn, optimizer, stages.
 CASES: dict[str, tuple[str, Any, OptimizerConfig, tuple[int, ...]]] = {
     "last block": ("modern", "last_block", ADAMW, (0, 1, 2, 3)),
-    "head": ("gpt2", "head", ADAMW, (0, 1, 2, 3)),
-    "muon": ("gpt2", "last_block", MUON, (0, 1, 2)),
+    "head": ("gpt2", "head", ADAMW, (0, 3)),
+    "muon": ("gpt2", "last_block", MUON, (0, 2)),
     "adapters": ("modern", LoraConfig(rank=4), ADAMW, (0, 1, 2, 3)),
-    "adapters with muon": ("gpt2", LoraConfig(rank=3, embeddings=True), MUON, (0, 1, 2)),
+    "adapters with muon": ("gpt2", LoraConfig(rank=3, embeddings=True), MUON, (1, 2)),
 }
 
 
