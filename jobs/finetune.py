@@ -23,16 +23,15 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 from manta.evaluate.beside import beside, check
 from manta.evaluate.exam import examine, publish
 from manta.evaluate.reference import refer
-from manta.finetune.finetune import finetune
+from manta.finetune.finetune import finetune, summary
 from manta.finetune.settings import FinetuneConfig
 from manta.job import run_job, say
-from manta.train.pretrain import summary
 
 
 def main(config: FinetuneConfig) -> int:
     check(config)
     run, done = finetune(config, say, refer, beside=beside)
-    print("\n" + summary(run, done))
+    print("\n" + summary(config, run, done))
     if run.model.labels and not done.exit_code:
         balanced = run.class_weights == "balanced"
         for line in publish(done.folder, run.name, examine(done.checkpoint, balanced=balanced)):

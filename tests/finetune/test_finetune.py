@@ -24,7 +24,7 @@ from manta.evaluate.documents import Documents
 from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import run_suite
-from manta.finetune.finetune import few_steps, finetune
+from manta.finetune.finetune import few_steps, finetune, summary
 from manta.finetune.settings import FinetuneConfig
 from manta.model.gpt import IGNORED
 from manta.text.templates import Template
@@ -98,6 +98,9 @@ def test_a_fine_tuning_learns_the_answers_and_is_a_run_like_any_other(
     assert checkpoint.load_model(done.checkpoint).config.vocab_size >= made.vocab_size
     again, same = finetune(config(base, "name=whole", "epochs=2"), silent)
     assert same.finished_before and again == run
+    text = summary(config(base, "name=whole", "epochs=2"), again, same)
+    assert "next         python jobs/chat.py checkpoint=whole\n" in text
+    assert "extend       the same command with epochs=4\n" in text
     job = load_job("generate")
     job.main(load(GenerateConfig, [f"home={base}", "checkpoint=whole", "prompt=Who is 7?"]))
 

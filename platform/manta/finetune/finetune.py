@@ -11,7 +11,7 @@ from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.finetune.settings import FinetuneConfig
 from manta.train.checkpoints import checkpoint as checkpoints
-from manta.train.pretrain import Outcome, pretrain
+from manta.train.pretrain import Outcome, pretrain, results
 from manta.train.settings import PretrainConfig
 
 ENOUGH_STEPS = 100  # fewer steps than this are worth a word
@@ -45,6 +45,27 @@ def finetune(
     if c.kind == "preference" and refer is not None:
         run = refer(run, datasets[0], say)
     return run, pretrain(run, say, datasets=datasets, **arguments)
+
+
+USES = {
+    "chat": ("chat.py checkpoint={}", "evaluate.py checkpoint={}"),
+    "preference": ("chat.py checkpoint={}", "evaluate.py checkpoint={}"),
+    "classify": ('classify.py checkpoint={} text="..."',),
+    "text": ('generate.py checkpoint={} prompt="..."', "evaluate.py checkpoint={}"),
+}
+"""Jobs that take what a fine-tuning of each kind makes."""
+
+
+def summary(c: FinetuneConfig, run: PretrainConfig, done: Outcome) -> str:
+    """The lines that a person reads at the end of a fine-tuning."""
+    first, *others = (f"python jobs/{use.format(run.name)}" for use in USES[c.kind])
+    lines = [*results(run, done), f"next         {first}"]
+    lines += [f"             {other}" for other in others]
+    if done.stopped_by is None:
+        patience = " eval.patience=null" if done.state.stopped_early else ""
+        lines.append(f"extend       the same command with epochs={2 * c.epochs:g}{patience}")
+    lines.append("start over   the same command with another name=")
+    return "\n".join(lines)
 
 
 def few_steps(run: PretrainConfig) -> str | None:

@@ -153,28 +153,15 @@ def outcome(c: PretrainConfig, path: str, finished_before: bool = False) -> Outc
 
 def summary(c: PretrainConfig, done: Outcome) -> str:
     """The lines that a person reads at the end of a run."""
-    state = done.state
-    tokens = c.tokens_before(state.step)
     config = storage.join(done.folder, layout.RUN_CONFIG)
-    lines = []
-    if done.finished_before:
-        why = "stopped early" if state.stopped_early else "is finished"
-        lines.append(f"run {c.name} {why}, at step {state.step}; nothing was done")
-    if done.stopped_by is not None:
-        lines.append(f"run {c.name} stopped at step {state.step}; the same command resumes it")
-    lines += [
-        f"run          {done.folder}",
-        f"checkpoint   {done.checkpoint}",
-        f"trained      {state.step} steps, {tokens:,} tokens, {duration(state.train_seconds)}",
-        *_losses(done),
-        *ledger.table(done.folder),
-        f"curve        {storage.join(done.folder, layout.LOSS_CURVE)}",
-        f"tensorboard  tensorboard --logdir {storage.join(done.folder, layout.TENSORBOARD)}",
-        *_next(c),
+    lines = [
+        *results(c, done),
+        f"next         python jobs/evaluate.py checkpoint={c.name}",
+        f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
     ]
     if done.stopped_by is None:
-        extend = f"total_tokens={2 * max(tokens, c.total_tokens)}"
-        if state.stopped_early:
+        extend = f"total_tokens={2 * max(c.tokens_before(done.state.step), c.total_tokens)}"
+        if done.state.stopped_early:
             extend += " eval.patience=null"
         lines.append(f"extend       python jobs/pretrain.py {config} {extend}")
     else:
@@ -183,12 +170,25 @@ def summary(c: PretrainConfig, done: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _next(c: PretrainConfig) -> list[str]:
-    if c.model.labels:
-        return [f'next         python jobs/classify.py checkpoint={c.name} text="..."']
+def results(c: PretrainConfig, done: Outcome) -> list[str]:
+    """The lines about a run that do not depend on the job that started it."""
+    state = done.state
+    tokens = c.tokens_before(state.step)
+    lines = []
+    if done.finished_before:
+        why = "stopped early" if state.stopped_early else "is finished"
+        lines.append(f"run {c.name} {why}, at step {state.step}; nothing was done")
+    if done.stopped_by is not None:
+        lines.append(f"run {c.name} stopped at step {state.step}; the same command resumes it")
     return [
-        f"next         python jobs/evaluate.py checkpoint={c.name}",
-        f'             python jobs/generate.py checkpoint={c.name} prompt="..."',
+        *lines,
+        f"run          {done.folder}",
+        f"checkpoint   {done.checkpoint}",
+        f"trained      {state.step} steps, {tokens:,} tokens, {duration(state.train_seconds)}",
+        *_losses(done),
+        *ledger.table(done.folder),
+        f"curve        {storage.join(done.folder, layout.LOSS_CURVE)}",
+        f"tensorboard  tensorboard --logdir {storage.join(done.folder, layout.TENSORBOARD)}",
     ]
 
 
