@@ -28,8 +28,9 @@ MOST_BYTES = 24 << 20
 DEEPEST = 32  # lists and objects in each other
 MOST_ERRORS = 1000
 
-# Numbers of steps, tokens and documents, and figures: any program can compute with them.
-Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
+# Numbers of steps, tokens and documents, and figures: any program can compute with them. A whole
+# number is strict, as records are used as they are: "7" and true would pass as numbers else.
+Whole = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -18,7 +18,8 @@ MOST_NUMBERED = 25  # labels of a confusion matrix with numbers in it
 def loss_curve(records: Sequence[dict[str, Any]], title: str) -> bytes:
     """Training loss (thin: each step; thick: smoothed) and val loss against tokens. If the run's
     objective has other figures, too, there is a small picture of each."""
-    largest = max([r["tokens"] for r in records if isinstance(r.get("tokens"), int)], default=0)
+    records = [r for r in records if isinstance(r.get("tokens"), int)]
+    largest = max([r["tokens"] for r in records], default=0)
     measured = [key for r in records for key in r if key.startswith("val_") and "/" not in key]
     names = [key.removeprefix("val_") for key in dict.fromkeys(measured)]
     others = [name for name in names if name not in ("loss", "bpb")]

@@ -120,7 +120,7 @@ def entry(name: str, home: str, c: CompareConfig) -> Entry:
     if records:
         found.steps = records[-1]["step"], state.step
         found.facts["val loss"] = float(records[-1]["val_loss"])
-        if "val_bpb" in records[-1]:
+        if records[-1].get("val_bpb") is not None:
             found.facts["val bits per byte"] = float(records[-1]["val_bpb"])
         for key, field in (("val loss", "val_loss"), ("val bits per byte", "val_bpb")):
             points = [(r["tokens"], float(r[field])) for r in records if r.get(field) is not None]

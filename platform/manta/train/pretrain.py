@@ -200,5 +200,6 @@ def _losses(done: Outcome) -> list[str]:
         return []
     at = f" (step {last['step']})" if last["step"] != done.state.step else ""
     names = {"val_bpb": "bits per byte", "val_accuracy": "accuracy", "val_macro_f1": "macro F1"}
-    more = "".join(f"   {n} {float(last[key]):.4f}" for key, n in names.items() if key in last)
+    there = {name: last[key] for key, name in names.items() if last.get(key) is not None}
+    more = "".join(f"   {name} {float(value):.4f}" for name, value in there.items())
     return [f"val loss     {float(last['val_loss']):.4f}{at}{more}"]

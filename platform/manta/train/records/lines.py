@@ -23,6 +23,8 @@ class Metrics:
     loss: float | None = None
     val_loss: float | None = None
     val_bpb: float | None = None
+    val_accuracy: float | None = None
+    val_macro_f1: float | None = None
     step_seconds: float | None = None
 
     def __post_init__(self) -> None:
