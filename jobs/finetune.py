@@ -43,6 +43,6 @@ if __name__ == "__main__":
     configs = Path(__file__).parent / "configs"
     others = {
         "kind=preference": configs / "dpo.yaml",
-        "kind=classify": configs / "classify.yaml",
+        "kind=classify": configs / "classifier.yaml",
     }
     run_job(main, FinetuneConfig, configs / "chat.yaml", others)

@@ -117,6 +117,7 @@ def test_more_than_one_gpu_for_a_worker_is_refused(gpus: float) -> None:
         from_dict(EvaluateConfig, {"gpus": gpus})
 
 
+@pytest.mark.long
 def test_workers_that_share_a_gpu_each_see_one_card() -> None:
     """This runs in a Ray of its own that is told of two GPUs, whether or not they exist."""
     env = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}

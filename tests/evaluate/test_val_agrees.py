@@ -59,6 +59,7 @@ def write_odd(folder: Path) -> Manifest:
     return manifest
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_part_of_the_val_split_has_the_bits_per_byte_of_the_whole(tmp_path: Path) -> None:
     """The part, an eighth of the split, is no larger than the tables at its beginning."""

@@ -81,7 +81,7 @@ CASES = [
         end="without these steps", says="are passed over", happened="back, and past these tokens",
     ),
     Case(
-        "spike:0", "a loss spike", STEP + 1 - SAVED, ("spikes.threshold=8",), quick=True,
+        "spike:0", "a loss spike", STEP + 1 - SAVED, ("spikes.threshold=8",),
         end="of a run that never saw these tokens", says="are passed over",
         happened="back, and past these tokens",
     ),

@@ -144,6 +144,7 @@ def test_a_run_of_few_steps_is_told_of_smaller_batches() -> None:
     assert few_steps(dataclasses.replace(few, total_tokens=819_200)) is None
 
 
+@pytest.mark.long
 def test_texts_are_trained_on_as_in_pretraining(base: Path, corpus: Path) -> None:
     keys = ["kind=text", "name=text", f"data.source={corpus}", "data.document_bytes=500"]
     run, done = finetune(config(base, *keys, "epochs=0.1"), silent)
@@ -224,6 +225,7 @@ def test_what_would_train_conversations_wrongly_is_refused(
             config(base, *keys)
 
 
+@pytest.mark.long
 def test_adapters_learn_and_the_run_goes_on_and_opens_like_any_other(
     base: Path, load_job: Callable[[str], Any]
 ) -> None:

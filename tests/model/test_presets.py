@@ -41,7 +41,7 @@ def test_quickstart_has_4_million_parameters_with_its_own_vocabulary() -> None:
     assert 3e6 < count < 6e6
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"char-rnn"}))  # it has no LSTM
 def test_transformers_counts_the_same_parameters(preset: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 

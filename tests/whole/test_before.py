@@ -68,7 +68,7 @@ def test_the_checkpoint_is_whole_and_loads(old_home: Path, name: str) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.long)])
 def test_the_run_goes_on_to_the_weights_and_losses_of_before(old_home: Path, name: str) -> None:
     run, said = old_home / "runs" / name, []
     c = load(PretrainConfig, [str(run / "config.yaml"), f"home={old_home}"])

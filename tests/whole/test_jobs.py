@@ -197,6 +197,7 @@ def test_sweep_ranks_real_runs_and_writes_the_best(
     assert not list(folder.rglob(".ray*"))  # Ray's own records
 
 
+@pytest.mark.long
 def test_bench_overhead_writes_its_figures(
     load_job: Callable[[str], Any], prepared: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ def test_bench_overhead_writes_its_figures(
     assert not (prepared / "runs" / "bench-overhead").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("keys", "figures"),
     [
@@ -337,6 +339,7 @@ def test_a_runs_numbers_are_metrics_of_rays_dashboard() -> None:
     }
 
 
+@pytest.mark.long
 def test_the_quickstarts_recipe_starts_from_the_pairs(tmp_path: Path, corpus: Path) -> None:
     file = str(ROOT / "jobs" / "configs" / "quickstart.yaml")
     recipe = [file, *tiny_arguments(tmp_path, corpus), "batch_ramp={128: 256}", "total_tokens=512"]

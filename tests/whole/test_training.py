@@ -322,6 +322,7 @@ def test_a_batch_ramp_grows_the_batch_and_resumes_exactly(
     assert len(losses(one_worker["packed"])) == 4
 
 
+@pytest.mark.long
 def test_a_finished_run_says_so_and_can_be_extended(
     base: tuple[PretrainConfig, list[str]], prepared: Path, corpus: Path
 ) -> None:
@@ -390,6 +391,7 @@ def test_a_home_in_an_object_store_holds_everything(corpus: Path, tmp_path: Path
     ]
 
 
+@pytest.mark.long
 def test_early_stopping_ends_a_run_that_no_longer_improves(prepared: Path, corpus: Path) -> None:
     keys = [
         "name=early", "eval.every=1", "optimizer.lr=9", "total_tokens=2560", "schedule.warmup=0",

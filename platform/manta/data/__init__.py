@@ -23,6 +23,7 @@ Its files, in reading order:
     vocabulary      the tokenizer of a dataset
     prepare         turns a corpus into a dataset
     inspect         shows what is in a dataset, for a person to read
+    ahead           items that a thread draws ahead of time
     mixture         opens and checks the dataset or datasets that a run trains on
     stream          the order as a Ray Data stream, one per worker
 """

@@ -4,29 +4,25 @@ Read instructions (one per window) flow through Ray Data with their order preser
 split coordinator and no epoch boundary; the position in the stream is the global batch index.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray.data
 
 from manta import failures
 from manta.data import shards
+from manta.data.ahead import Ahead
 from manta.data.manifest import Manifest, Shard
 from manta.data.order import Order, Segment, Take
 from manta.data.packing import pack
 from manta.errors import DataError
 from manta.model.targets import IGNORED
-
-T = TypeVar("T")
 
 # One task, which reserves no CPU. It stays far ahead of training, and workers that have reserved
 # every CPU cannot starve it. A second task would be little faster, and need as much memory again.
@@ -236,56 +232,6 @@ def _through_ray(reader: Reader, first_batches: list[int]) -> Iterator[dict[str,
         yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
     except DataError as e:  # Ray appends its own advice and the traceback
         raise DataError(str(failures.cause_of(e)).splitlines()[0]) from None
-
-
-class Ahead(Iterator[T]):
-    """The same items, drawn ahead of time by a thread that starts at once.
-
-    The first batch of a stream takes seconds, in which the worker can build its model. At most
-    `depth` items wait at a time.
-    """
-
-    def __init__(self, items: Iterator[T], depth: int):
-        self._waiting: queue.Queue[T | BaseException | None] = queue.Queue(depth)
-        self._is_closed = threading.Event()
-        # The thread has no reference to `self`, so `self` is freed when nobody else has one.
-        arguments = (items, self._waiting, self._is_closed)
-        threading.Thread(target=_draw, args=arguments, daemon=True).start()
-
-    def __next__(self) -> T:
-        item = self._waiting.get()
-        if item is None or isinstance(item, BaseException):
-            self._waiting.put(None)
-            raise item or StopIteration
-        return item
-
-    def close(self) -> None:
-        """Ends the thread, and with it the stream that it draws from."""
-        self._is_closed.set()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _draw(items: Iterator[Any], waiting: queue.Queue[Any], is_closed: threading.Event) -> None:
-    def give(item: Any) -> None:
-        while not is_closed.is_set():
-            with contextlib.suppress(queue.Full):
-                waiting.put(item, timeout=0.5)
-                return
-
-    try:
-        for item in items:
-            give(item)
-            if is_closed.is_set():
-                break
-        give(None)
-    except BaseException as e:
-        give(e)
-    finally:
-        close = getattr(items, "close", None)
-        if close is not None:
-            close()
 
 
 def val_sequences(total: int, tokens: int, seq_len: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manta.data.stream import Ahead
+from manta.data.ahead import Ahead
 from manta.model.targets import IGNORED
 from manta.text.tokenizer import Tokenizer
 
