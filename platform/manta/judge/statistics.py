@@ -141,9 +141,10 @@ def _again(variance: np.ndarray, freedom: np.ndarray) -> float:
     total, own = float(variance.sum()), freedom > 0
     if not total or not variance[own].sum():
         return 0.0
-    # Questions without repeats have the mean of the others, so those stand for them too.
-    scaled = variance[own] * (total / variance[own].sum())
-    degrees = total**2 / float((scaled**2 / freedom[own]).sum())
+    # Questions without repeats have the mean of the others, so those stand for them too. (Shares of
+    # the sum, as squares of tiny variances would be 0.)
+    shares = variance[own] / variance[own].sum()
+    degrees = 1 / float((shares**2 / freedom[own]).sum())
     return float(special.stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(2 * total)
 
 
