@@ -70,7 +70,7 @@ def test_a_model_without_the_special_tokens_reads_the_text(
 
 @pytest.mark.parametrize("most", [None, 25, 200])
 def test_perplexity_is_over_the_ids_of_the_conversations(chats: Manifest, most: int | None) -> None:
-    """Also of the split's beginning, as suite=quick measures it."""
+    """The same holds for the split's beginning, as suite=quick measures it."""
     made = chats.load_tokenizer()
     model = model_of({**MODELS["llama"], "context_length": 128}, made.vocab_size)
     documents = whole_texts(texts_of(chats, made), made, most)

@@ -151,7 +151,7 @@ said = st.text(min_size=1, max_size=12).filter(str.strip)
 def test_a_conversation_is_written_as_transformers_writes_it(
     pair: Pair, texts: list[str], pairs: int, has_begun: bool, system: str | None
 ) -> None:
-    """Also one whose last answer has begun."""
+    """One of them has a last answer that has begun."""
     if "### Instruction" in pair.theirs.tokenizer.chat_template:
         pairs = 1
     count = 2 * pairs - (not has_begun)

@@ -17,7 +17,7 @@ SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 16, "vocab_s
 @pytest.mark.parametrize("family", ["gpt2", "modern"])
 @pytest.mark.parametrize("count", [2, 100, 128])
 def test_it_has_the_rows_and_the_cost_of_its_labels(family: str, count: int) -> None:
-    """Also as many labels as there are tokens, with or without the vocabulary's padding."""
+    """There may be as many labels as there are tokens, with or without the vocabulary's padding."""
     base = from_dict(ModelConfig, {**SHAPE, "family": family})
     c = base.classifying(tuple(f"label {i}" for i in range(count)))
     model = GPT(c)

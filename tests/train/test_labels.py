@@ -13,14 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helpers.ranks import device, distance, make_model, on_ranks
-from manta.config import from_dict
+from helpers.ranks import distance, make_model, on_ranks
+from helpers.steps import step_of
 from manta.data.labelled import balanced_weights
 from manta.model.gpt import GPT
 from manta.train.objectives.labels import Labels
-from manta.train.objectives.weights import weighted
-from manta.train.step.engine import Engine
-from manta.train.step.optimizer import OptimizerConfig
 
 VOCAB, START, ROW = 100, 99, 16
 NAMES = ("bird", "cat", "ray")
@@ -62,22 +59,11 @@ def rows() -> np.ndarray:
 
 def after_a_step(stage: int, rank: int, world_size: int, count: int) -> tuple[Any, float]:
     """The weights after one step, and its mean loss."""
-    mine = np.array_split(rows(), world_size)[rank]
-    engine = Engine(
-        classifier(), from_dict(OptimizerConfig, LINEAR), device(), zero_stage=stage,
-        micro_batch_size=len(mine) // count, grad_accum_steps=count,
+    weights, figures = step_of(
+        classifier(), objective(), rows(), LINEAR,
+        stage=stage, rank=rank, world_size=world_size, count=count,
     )  # fmt: skip
-    batches = iter(objective().batches(iter(np.array_split(mine, count)), count))
-    total = torch.zeros(())
-    drawn = weighted(lambda: next(batches), count, torch.device("cpu"))
-    for index, (batch, weight) in enumerate(drawn):
-        tokens, targets = batch.to(torch.device("cpu"))
-        loss = weight * objective().figures(engine, tokens, targets)["loss"]
-        engine.backward(loss, is_last=index == count - 1)
-        total += loss.detach() / (count * world_size)
-    engine.step(0.0)
-    torch.distributed.all_reduce(total)
-    return engine.full_weights(), float(total)
+    return weights, figures["loss"]
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:

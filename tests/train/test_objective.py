@@ -10,13 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.ranks import MODELS, device, distance, make_model, on_ranks
-from manta.config import from_dict
+from helpers.ranks import MODELS, distance, make_model, on_ranks
+from helpers.steps import step_of
 from manta.model.gpt import IGNORED
 from manta.train.objectives.next_token import Batch, NextToken
-from manta.train.objectives.weights import weighted
-from manta.train.step.engine import Engine
-from manta.train.step.optimizer import OptimizerConfig
 
 SEQUENCES, LENGTH = 8, 16
 # With this epsilon, AdamW's first step is proportional to the gradient.
@@ -50,23 +47,11 @@ def sequences() -> tuple[np.ndarray, np.ndarray]:
 def after_a_step(stage: int, rank: int, world_size: int, count: int) -> tuple[Any, float]:
     """The weights after one step, and its mean loss."""
     ids, mask = sequences()
-    mine = np.array_split(ids, world_size)[rank]
-    engine = Engine(
-        make_model("modern"), from_dict(OptimizerConfig, LINEAR), device(), zero_stage=stage,
-        micro_batch_size=len(mine) // count, grad_accum_steps=count,
+    weights, figures = step_of(
+        make_model("modern"), Some(mask), ids, LINEAR,
+        stage=stage, rank=rank, world_size=world_size, count=count,
     )  # fmt: skip
-    draws = iter(np.array_split(mine, count))
-    objective = Some(mask)
-    drawn = weighted(lambda: objective.batch(next(draws)), count, torch.device("cpu"))
-    total = torch.zeros(())
-    for index, (batch, weight) in enumerate(drawn):
-        tokens, targets = batch.to(torch.device("cpu"))
-        loss = weight * objective.figures(engine, tokens, targets)["loss"]
-        engine.backward(loss, is_last=index == count - 1)
-        total += loss.detach() / (count * world_size)
-    engine.step(0.0)
-    torch.distributed.all_reduce(total)
-    return engine.full_weights(), float(total)
+    return weights, figures["loss"]
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
