@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from helpers.pairs import chat_tokenizer, rows_of, some_pairs
-from helpers.ranks import device, distance, on_ranks
+from helpers.ranks import distance, on_ranks
+from helpers.steps import step_of
 from manta.config import from_dict
 from manta.data import conversations
 from manta.data.reference import Reference
@@ -23,9 +24,6 @@ from manta.model.gpt import GPT, ModelConfig
 from manta.train.objectives.answers import Answers
 from manta.train.objectives.dpo import NAMES, DpoConfig
 from manta.train.objectives.preference import Preference
-from manta.train.objectives.weights import weighted
-from manta.train.step.engine import Engine
-from manta.train.step.optimizer import OptimizerConfig
 
 ROW = 384
 # With this epsilon, AdamW's first step is proportional to the gradient.
@@ -179,22 +177,10 @@ def after_a_step(
 ) -> tuple[Any, dict[str, float]]:
     """The weights after the first step of a model, and its mean figures."""
     made = objective(CONFIGS[0], reference_of(model_of(1)))
-    mine = np.array_split(ids(), world_size)[rank]
-    engine = Engine(
-        model_of(1), from_dict(OptimizerConfig, LINEAR), device(), zero_stage=stage,
-        micro_batch_size=len(mine) // count, grad_accum_steps=count,
+    return step_of(
+        model_of(1), made, ids(), LINEAR,
+        stage=stage, rank=rank, world_size=world_size, count=count,
     )  # fmt: skip
-    draws = iter(np.array_split(mine, count))
-    drawn = weighted(lambda: made.batch(next(draws)), count, torch.device("cpu"))
-    totals = torch.zeros(len(NAMES))
-    for index, (batch, weight) in enumerate(drawn):
-        tokens, targets = batch.to(torch.device("cpu"))
-        found = {n: weight * v for n, v in made.figures(engine, tokens, targets).items()}
-        engine.backward(found["loss"], is_last=index == count - 1)
-        totals += torch.stack([found[n].detach() for n in NAMES]) / (count * world_size)
-    engine.step(0.0)
-    torch.distributed.all_reduce(totals)
-    return engine.full_weights(), dict(zip(NAMES, totals.tolist(), strict=True))
 
 
 def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
