@@ -253,10 +253,12 @@ class Batch:
         for it."""
         length, text, source = self._source(row)
         least = row.longest if row.must_fit else min(row.longest, len(row.ids) + GROWTH)
-        is_whole = text is not None and length == len(text) and isinstance(source, KVCache)
-        if is_whole and source.capacity >= least:  # its conversation goes on
-            row.admit(self.prefixes.take(text), length)
-            return True
+        goes_on = None  # the text of which the row has all, and that is not needed besides it
+        if text is not None and length == len(text) and isinstance(source, KVCache):
+            goes_on = text
+            if source.capacity >= least:
+                row.admit(self.prefixes.take(text), length)
+                return True
         # A cache that need not grow is never copied; it may take up to half of the room.
         is_roomy = self.used + self._bytes(row, row.longest) <= self._limit // 2
         capacity = row.longest if is_roomy else least
@@ -264,13 +266,13 @@ class Batch:
         if not self._make_room(need, text):
             if text is None or not self._make_room(need):
                 return False
-            length, text, source = 0, None, None
+            source = goes_on = None
         if source is None:
             row.admit(self._model.new_cache(1, capacity), 0)
         else:
             row.admit(source.copied(length, capacity), length)
-        if is_whole and source is not None:
-            self.prefixes.take(text)
+        if goes_on is not None:
+            self.prefixes.take(goes_on)
         return True
 
     def _grow(self, row: Row, length: int) -> bool:

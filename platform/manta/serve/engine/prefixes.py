@@ -21,8 +21,10 @@ class Prefixes:
         self.nbytes = 0
         """Bytes of all of them."""
 
-    def __len__(self) -> int:
-        return len(self._ordered)
+    @property
+    def texts(self) -> list[Ids]:
+        """All texts, the one that was used last at the end."""
+        return list(self._caches)
 
     def find(self, ids: Sequence[int]) -> tuple[Ids, int] | None:
         """The text whose cache spares most of reading `ids`, and how many tokens it spares: fewer
