@@ -22,7 +22,7 @@ from helpers.common import ROOT
 from helpers.evaluation import TEXT
 from manta.config import from_dict
 from manta.errors import ConfigError, DataError
-from manta.evaluate.chat import Chat, Exchange, until
+from manta.evaluate.chat import Chat, Exchange
 from manta.evaluate.inference_settings import ChatConfig
 from manta.evaluate.lines import PROMPT, lines
 from manta.model.gpt import GPT
@@ -115,16 +115,6 @@ def test_a_prompt_is_the_templates_if_answers_are_as_text_is_encoded(
         said = f"answer {number}"
         turns.append(Turn("assistant", said))
         chat.exchanges.append(Exchange(number, content, tokenizer.encode(said)))
-
-
-@given(
-    texts=st.lists(st.text("\nUser: x", max_size=4), max_size=12),
-    stop=st.sampled_from(["", "\nUser:", "::", "x"]),
-)
-def test_text_ends_before_a_stop_wherever_it_is_cut(texts: list[str], stop: str) -> None:
-    whole = "".join(texts)
-    expected = whole.split(stop)[0] if stop else whole
-    assert "".join(until(iter(texts), stop)) == expected
 
 
 class Scripted(Reader):

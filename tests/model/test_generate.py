@@ -18,9 +18,10 @@ from helpers.models import SMALL, small_model
 from manta.config import load
 from manta.errors import ConfigError
 from manta.evaluate.inference_settings import GenerateConfig, place_of
-from manta.model.generate import Sampling, generate, generate_batch, nucleus, pick
+from manta.model.generate import Sampling, generate, generate_batch
 from manta.model.gpt import LanguageModel
 from manta.model.inference import inference
+from manta.model.sampling import nucleus, pick
 
 few = settings(deadline=None, max_examples=15)
 temperatures = st.just(0.0) | st.floats(0.2, 3)

@@ -5,17 +5,17 @@ answer ends where the other speaker's turn begins.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Generator, Iterator, Sequence
 
 from manta.errors import ConfigError, DataError
 from manta.evaluate.inference_settings import ChatConfig
-from manta.model.generate import draws, pick
 from manta.model.gpt import LanguageModel
 from manta.model.reader import Reader
+from manta.model.sampling import draws, pick
 from manta.terminal import line
 from manta.text.conversations import Turn
 from manta.text.rows import BadRow
+from manta.text.streaming import ids_before, until
 from manta.text.templates import Template
 from manta.text.tokenizer import Tokenizer
 
@@ -148,7 +148,7 @@ class Chat:
         try:
             is_first = True
             texts = self._tokenizer.stream(self._tokens(question, answer))
-            for text in until(texts, self.form.stop):
+            for text in until(texts, [self.form.stop]):
                 shown = text.lstrip(self.form.lead) if is_first else text
                 if shown:
                     is_first = False
@@ -156,7 +156,7 @@ class Chat:
             is_done = True
         finally:
             if answer or is_done:
-                kept = self._before_stop(answer)
+                kept = ids_before(self._tokenizer, answer, [self.form.stop])
                 self.exchanges.append(Exchange(self._asked, question, kept))
 
     def _tokens(self, question: str, answer: list[int]) -> Iterator[int]:
@@ -208,35 +208,3 @@ class Chat:
         oldest = self.exchanges.pop(0)
         asked = line(oldest.question, QUOTED)
         self.notes.append(f'{self._full}: turn {oldest.number} ("{asked}") and its answer dropped')
-
-    def _before_stop(self, answer: list[int]) -> list[int]:
-        """The ids before the text that ends an answer. A token that has text of both is replaced by
-        the ids of its text before."""
-        if not self.form.stop:
-            return answer
-        decode = self._tokenizer.tiktoken.decode_single_token_bytes
-        pieces = [decode(token) for token in answer]
-        raw = b"".join(pieces)
-        at = raw.find(self.form.stop.encode())
-        if at < 0:
-            return answer
-        ends = [end for end in itertools.accumulate(map(len, pieces)) if end <= at]
-        rest = raw[ends[-1] if ends else 0 : at].decode(errors="replace")
-        return answer[: len(ends)] + self._tokenizer.encode(rest)
-
-
-def until(texts: Iterator[str], stop: str) -> Iterator[str]:
-    """Yields texts up to where `stop` begins in them; an empty one is nowhere. Text that may be the
-    beginning of `stop` waits for what follows."""
-    held = ""
-    for text in texts:
-        held += text
-        if stop and stop in held:
-            yield held.partition(stop)[0]
-            return
-        waits = next((n for n in range(len(stop) - 1, 0, -1) if held.endswith(stop[:n])), 0)
-        if len(held) > waits:
-            yield held[: len(held) - waits]
-            held = held[len(held) - waits :]
-    if held:
-        yield held

@@ -12,7 +12,7 @@ from manta.config import Count, NonNegativeFloat, PositiveFraction, config
 from manta.errors import ConfigError
 from manta.evaluate.conversation import ids_of
 from manta.evaluate.worker import Prompt
-from manta.model.generate import Sampling
+from manta.model.sampling import Sampling
 from manta.text.tokenizer import Tokenizer
 
 # lm-eval has all these names for one number; the first of them counts.

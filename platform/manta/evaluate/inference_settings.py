@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from manta.config import Count, NonNegativeFloat, PositiveFraction, Seed, config
-from manta.model.generate import Sampling
+from manta.model.sampling import Sampling
 from manta.storage import HomeConfig
 from manta.train.step.device import choose_dtype, pick_device
 

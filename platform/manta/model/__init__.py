@@ -9,6 +9,7 @@ Its files, in reading order:
     cpu_attention   causal attention in bf16 on a CPU, by whole matrix products
     attention       masks and positions within documents, and which kernel takes which mask
     cache           what a model remembers of a text: keys and values, or an LSTM's state
+    ragged          several texts' caches in one pass
     recomputation   activation checkpointing: what a block keeps for its backward pass
     targets         the mark of a target that no loss counts
     rope            positions as angles: RoPE, and its scaling for longer contexts
@@ -20,8 +21,11 @@ Its files, in reading order:
     lora            adapters that learn while the model's own weights do not
     groups          the groups into which the optimizer sorts weights
     init            how a new model's weights start
+    sampling        the choice of the next token
     generate        text, token by token
     reader          a text that grows, read with a cache that is kept
+    together        several texts that are read together, each with its own cache
+    onednn          linear layers by oneDNN's kernels, for inference on a CPU
     cost            parameters and floating-point operations, by arithmetic
     activations     bytes that a forward pass keeps for its backward pass, op by op
     traffic         bytes that the head's loss moves through memory

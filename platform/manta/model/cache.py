@@ -6,11 +6,13 @@ C channels.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from manta.model.attention import DocumentMask, attend
 from manta.model.inference import send
 from manta.model.shape import ModelConfig
 
@@ -29,9 +31,23 @@ class Cache:
         part.lengths = self.lengths[row : row + 1]
         return part
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of `store`."""
+        return self.store.nbytes
+
+    def longest(self, T: int) -> int:
+        """The length of the longest text with T new tokens."""
+        return max(self.lengths) + T
+
     def advance(self, T: int) -> None:
         """Counts T new tokens."""
         self.lengths = [length + T for length in self.lengths]
+
+    def copied(self, length: int, capacity: int) -> Self:
+        """Another cache with the first `length` tokens of the only row, for up to `capacity`; it
+        must be possible to cut this one to that length."""
+        raise NotImplementedError
 
     def clear(self) -> None:
         """Forgets all tokens."""
@@ -75,6 +91,21 @@ class StateCache(Cache):
         self.store.zero_()
         return 0
 
+    def copied(self, length: int, capacity: int) -> Self:
+        del capacity  # a state is of one size
+        assert self.lengths == [length], "a state cannot go back"
+        other = copy.copy(self)
+        other.store, other.lengths = self.store.clone(), [length]
+        return other
+
+    @staticmethod
+    def joined(parts: Sequence["StateCache"]) -> "StateCache":
+        """One cache with a copy of the rows of several."""
+        other = copy.copy(parts[0])
+        other.store = torch.cat([part.store for part in parts], dim=2)
+        other.lengths = [length for part in parts for length in part.lengths]
+        return other
+
 
 class KVCache(Cache):
     """Keys and values of the tokens seen so far, for every layer: (B, K, S, D) each.
@@ -90,8 +121,10 @@ class KVCache(Cache):
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         # Attention gives a shorter row's free places weight 0. They must be zero too, because
-        # uninitialised memory may contain NaN, and 0 times NaN is NaN.
-        self.store = torch.zeros(shape, device=device, dtype=dtype)
+        # uninitialised memory may contain NaN, and 0 times NaN is NaN. A single row's are never
+        # looked at, and on a CPU take no memory before they are used.
+        make = torch.empty if batch == 1 else torch.zeros
+        self.store = make(shape, device=device, dtype=dtype)
         self.lengths = [0] * batch
         self._starts = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
@@ -105,16 +138,39 @@ class KVCache(Cache):
         """Whether all rows have seen the same number of tokens."""
         return len(set(self.lengths)) == 1
 
+    @property
+    def capacity(self) -> int:
+        """The most tokens of a row."""
+        return self.store.size(4)
+
+    def positions(self, T: int) -> Tensor:
+        """The positions of T new tokens, (B, T), or (1, T) if they are the same for all rows."""
+        return self.starts + torch.arange(T, device=self.store.device)
+
     def mask(self, T: int) -> Tensor | None:
         """The mask of what T new tokens of each row see, (B or 1, 1, T, S); None: they see
         everything, or each other causally."""
         past = max(self.lengths)
         if past == 0 or (T == 1 and self._is_even):
             return None
-        seen = self.starts + torch.arange(T, device=self.store.device)
+        seen = self.positions(T)
         assert T == 1 or len(seen) == 1, "rows of different lengths take one token at a time"
         keys = torch.arange(past + T, device=self.store.device)
         return (keys <= seen.unsqueeze(2)).unsqueeze(1)
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: DocumentMask | None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Appends T new keys and values to those of `layer`, and computes attention over all,
+        (B, H, T, D), of (B, H, T, D) queries."""
+        k, v = self.extend(layer, k, v)
+        return attend(q.to(v.dtype), k, v, mask, mask is None and q.size(2) > 1, dropout)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends T new keys and values to those of `layer`; returns all, (B, K, S + T, D)."""
@@ -143,6 +199,16 @@ class KVCache(Cache):
         self.lengths = [length] * len(self.lengths)
         self._starts.fill_(length)
         return length
+
+    def copied(self, length: int, capacity: int) -> Self:
+        L, two, B, K, _, D = self.store.shape
+        assert B == 1 and length <= min(capacity, self.lengths[0])
+        other = copy.copy(self)
+        other.store = self.store.new_empty(L, two, B, K, capacity, D)
+        other.store[..., :length, :] = self.store[..., :length, :]
+        other._starts = self._starts.clone()
+        other.cut(length)
+        return other
 
     def keep(self, rows: list[int]) -> None:
         super().keep(rows)

@@ -27,6 +27,7 @@ from manta.model.attention import (
 )
 from manta.model.cache import Cache, KVCache
 from manta.model.loss import IGNORED, Head
+from manta.model.ragged import Ragged
 from manta.model.recomputation import Recompute, recomputing
 from manta.model.rope import rope_table, rotate
 from manta.model.shape import ModelConfig
@@ -52,7 +53,7 @@ class Attention(nn.Module):
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
         mask: DocumentMask | None,
-        cache: KVCache | None,
+        cache: KVCache | Ragged | None,
     ) -> Tensor:
         c, (B, T, _) = self.c, x.shape
         # (B, T, (H + 2K) D) -> (B, T, H + 2K, D) -> heads before time: (B, H or K, T, D)
@@ -62,11 +63,12 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        causal = mask is None and T > 1
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q.to(v.dtype), k.to(v.dtype), v, mask, causal, dropout)
+        if cache is not None:
+            y = cache.attend(self.layer, q, k, v, mask, dropout)
+        else:
+            causal = mask is None and T > 1
+            y = attend(q.to(v.dtype), k.to(v.dtype), v, mask, causal, dropout)
         # (B, H, T, D) -> (B, T, H D) -> (B, T, C)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
@@ -110,7 +112,7 @@ class Block(nn.Module):
         branch: Tensor | None,
         rope: tuple[Tensor, Tensor] | None,
         mask: DocumentMask | None,
-        cache: KVCache | None,
+        cache: KVCache | Ragged | None,
         recompute: Recompute = "none",
     ) -> tuple[Tensor, Tensor]:
         """Returns the residual stream (B, T, C) and a branch (B, T, C) still to be added to it;
@@ -126,7 +128,7 @@ class Block(nn.Module):
         branch: Tensor | None,
         rope: tuple[Tensor, Tensor] | None,
         mask: DocumentMask | None,
-        cache: KVCache | None,
+        cache: KVCache | Ragged | None,
     ) -> tuple[Tensor, Tensor]:
         if branch is not None:
             x = x + branch
@@ -243,7 +245,7 @@ class GPT(LanguageModel):
         *,
         documents: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
-        cache: KVCache | None = None,
+        cache: KVCache | Ragged | None = None,
         last_only: bool = False,
         branches: Tensor | None = None,
         at: Tensor | None = None,
@@ -268,12 +270,12 @@ class GPT(LanguageModel):
             logits of its labels instead of V, and no targets.
         """
         c, T = self.config, tokens.size(1)
-        past = max(cache.lengths) if cache is not None else 0
-        assert past + T <= c.context_length, f"{past + T} tokens > context {c.context_length}"
+        length = T if cache is None else cache.longest(T)
+        assert length <= c.context_length, f"{length} tokens > context {c.context_length}"
         x = self.embedding(tokens)  # (B, T, C)
         mask: DocumentMask | None = None if cache is None else cache.mask(T)
-        index = torch.arange(T, device=tokens.device)
-        positions = index if cache is None else cache.starts + index  # (T,), (1, T) or (B, T)
+        # (T,), or with a cache (1, T) or (B, T)
+        positions = cache.positions(T) if cache else torch.arange(T, device=tokens.device)
         if documents is not None:  # one mask for all layers
             assert cache is None, "a cache holds one document"
             assert documents.shape == tokens.shape, f"{documents.shape} for {tokens.shape}"

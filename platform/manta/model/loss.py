@@ -62,7 +62,7 @@ class Head(nn.Linear):
         """Computes logits (..., V) or, with targets (...), the cross-entropy in nats: its mean over
         the targets that count, or that of each target, 0 where ignored."""
         if targets is None:
-            return super().forward(x)[..., : self.vocab_size]
+            return self.product(x)[..., : self.vocab_size]
         compute = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             compute = torch.get_autocast_dtype(x.device.type)
@@ -76,6 +76,10 @@ class Head(nn.Linear):
             return _MeanLoss.apply(x, self.weight, flat, self.vocab_size, compute, self.compiled)
         nats = _each(x, self.weight, flat, self.vocab_size, compute)
         return nats.sum() / _count(flat)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Computes (..., P) logits, those of the padding too."""
+        return super().forward(x)
 
 
 def _count(targets: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from manta.errors import ConfigError
-from manta.model.activations import FP32, Activations, DeviceType, Dtype, activations
+from manta.model.activations import BF16, FP32, Activations, DeviceType, Dtype, activations
 from manta.model.cost import NO_ADAPTERS, Weight, adapters, learning, weights
 from manta.model.groups import GROUPS
 from manta.model.lora import LoraConfig
@@ -220,6 +220,14 @@ def costs(s: Setup) -> Costs:
         working=working,
         stepping=stepping,
     )
+
+
+def cache_bytes(c: ModelConfig, tokens: int, dtype: Dtype) -> int:
+    """Computes the bytes of what a model remembers of a text of so many tokens: keys and values, or
+    an LSTM's state, which has one size."""
+    if c.is_recurrent:
+        return 2 * c.n_layer * c.n_embd * FP32
+    return 2 * c.n_layer * c.kv_heads * c.head_size * tokens * (BF16 if dtype == "bf16" else FP32)
 
 
 def _touched(tensors: list[Weight], num_workers: int) -> int:

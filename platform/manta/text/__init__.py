@@ -17,6 +17,7 @@ Its files, in reading order:
     tokenizer_extras  special tokens and other things that published models' tokenizers have
     tokenizer         text to ids and back; byte-pair encodings trained on the corpus
     tokenizer_r50k    GPT-2's own encoding
+    streaming         text that comes bit by bit, up to where it ends
     templates         chat templates: conversations to ids, and which are trained       [jinja2]
     tokenizer_json    tokenizers to and from Hugging Face's tokenizer.json
 """

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from manta.model.generate import Sampling
+from manta.model.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
