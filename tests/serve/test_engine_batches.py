@@ -61,9 +61,13 @@ def requests(draw: Any) -> Request:
 def test_each_request_gets_what_it_gets_alone(name: str, data: st.DataObject) -> None:
     model = serving_model(name)
     wanted = data.draw(st.lists(requests(), min_size=1, max_size=7))
-    least = max(cache_bytes(model.config, CONTEXT, "fp32") * (8 if name == "lstm" else 1), 1)
-    batch = batch_of(model, most=data.draw(st.integers(1, 5)), chunk=data.draw(st.integers(1, 9)))
-    batch._limit = least + data.draw(st.integers(0, 3)) * least // 2  # little, so that rows wait
+    least = cache_bytes(model.config, CONTEXT, "fp32") * (3 if name == "lstm" else 1)
+    batch = batch_of(
+        model,
+        limit=least + data.draw(st.integers(0, 6)) * least // 4,  # little, so that rows wait
+        most=data.draw(st.integers(1, 5)),
+        chunk=data.draw(st.integers(1, 9)),
+    )
     asked: list[Asked] = []
     cancelled = set()
     for one in wanted:
@@ -76,6 +80,7 @@ def test_each_request_gets_what_it_gets_alone(name: str, data: st.DataObject) ->
                 asked[number].handle.cancel()
                 cancelled.add(number)
     run(batch)
+    assert len(batch.prefixes.texts) <= len(asked)
     for number, one in enumerate(asked):
         expected = alone(model, one.request)
         found = one.ended

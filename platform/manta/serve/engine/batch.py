@@ -328,13 +328,15 @@ class Batch:
         row.fail(why(error))
 
     def _held(self, row: Row) -> int:
-        """The bytes of a running row's cache, with the states that may be kept besides it."""
-        return 0 if row.cache is None else row.cache.nbytes * (1 + row.states_kept)
+        """The bytes of a running row's cache and of the states kept besides it."""
+        return 0 if row.cache is None else row.cache.nbytes * self._copies(row)
 
     def _bytes(self, row: Row, capacity: int) -> int:
-        """The bytes of a cache for so many tokens of a row."""
-        kept = row.states_kept if self._model.window is None else 0
-        return cache_bytes(self._model.config, capacity, self._dtype) * (1 + kept)
+        """The bytes of a cache for so many tokens of a row, and of the states kept besides it."""
+        return cache_bytes(self._model.config, capacity, self._dtype) * self._copies(row)
+
+    def _copies(self, row: Row) -> int:
+        return 1 + row.states_kept if self._model.window is None else 1
 
     def _count(self, **more: int) -> None:
         now = {name: getattr(self._counted, name) + number for name, number in more.items()}
