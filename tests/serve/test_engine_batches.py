@@ -162,6 +162,20 @@ def test_requests_at_once_read_their_common_beginning_once() -> None:
     assert batch.counts().prefilled == 24 + 3
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_turn_that_comes_at_once_waits_until_the_answer_before_is_read(name: str) -> None:
+    model = serving_model(name)
+    batch = batch_of(model, chunk=16)
+    answer = alone(model, request([1, 2, 3], 4)).ids
+    first = Asked(batch, request([1, 2, 3], 4))
+    while not first.is_over:
+        step(batch)
+    second = Asked(batch, request([1, 2, 3, *answer, 9]))
+    run(batch)
+    assert second.started.cached == 7
+    assert batch.counts().prefilled == 3 + 1
+
+
 def test_a_long_prompt_does_not_keep_others_waiting() -> None:
     batch = batch_of(serving_model("gpt2"), chunk=4)
     writing = Asked(batch, request([1, 2], max_tokens=20))

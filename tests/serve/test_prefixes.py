@@ -51,9 +51,7 @@ def test_a_state_is_found_only_of_a_whole_text(
     assert set(prefixes.texts) == set(kept)
 
 
-@given(
-    uses=st.lists(st.tuples(st.sampled_from("ptf"), st.integers(0, 5)), max_size=30)
-)
+@given(uses=st.lists(st.tuples(st.sampled_from("ptf"), st.integers(0, 5)), max_size=30))
 def test_the_oldest_is_the_one_that_was_used_longest_ago(uses: list[tuple[str, int]]) -> None:
     prefixes, order = Prefixes(), list[int]()
     for how, n in uses:

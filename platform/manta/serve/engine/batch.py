@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manta.model.activations import Dtype
-from manta.model.cache import Cache, KVCache
+from manta.model.cache import Cache, KVCache, StateCache
 from manta.model.gpt import LanguageModel
 from manta.model.memory import cache_bytes
 from manta.model.together import read
@@ -227,10 +227,13 @@ class Batch:
     def _shares(self, row: Row, other: Row, count: int) -> bool:
         """Whether a row that waits begins as another one, and finds more of it in the cache once
         `count` more tokens of that one are read, in this step."""
-        if count == 1 or row.scores or not isinstance(other.cache, KVCache):
+        if row.scores or (count == 1 and not other.is_told):
             return False
         soon = common(row.ids, other.ids[: other.length + count])
-        return soon >= self._source(row)[0] + SHARED
+        if isinstance(other.cache, StateCache) and soon < other.length + count:
+            return False
+        # The next turn may come before the last token of the answer was read.
+        return soon >= self._source(row)[0] + (1 if other.is_told else SHARED)
 
     def _source(self, row: Row) -> tuple[int, Ids | None, Cache | None]:
         """The cache that spares most of reading a row: how many tokens, the idle text that it is
