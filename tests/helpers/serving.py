@@ -66,9 +66,12 @@ class Asked:
         return [event for event in self.events if isinstance(event, Piece)]
 
 
-def batch_of(model: Any, *, tokens: int = 4096, most: int = 4, chunk: int = 4) -> Batch:
-    """A batch whose caches have room for so many tokens, or for 64 states."""
-    limit = cache_bytes(model.config, tokens, "fp32") * (64 if model.window is None else 1)
+def batch_of(
+    model: Any, *, tokens: int = 4096, limit: int | None = None, most: int = 4, chunk: int = 4
+) -> Batch:
+    """A batch whose caches have room for so many tokens, or for 64 states, or `limit` bytes."""
+    if limit is None:
+        limit = cache_bytes(model.config, tokens, "fp32") * (64 if model.window is None else 1)
     size = made_tokenizer().vocab_size
     return Batch(model, "fp32", size, limit=limit, most_running=most, chunk=chunk)
 

@@ -61,9 +61,13 @@ def requests(draw: Any) -> Request:
 def test_each_request_gets_what_it_gets_alone(name: str, data: st.DataObject) -> None:
     model = serving_model(name)
     wanted = data.draw(st.lists(requests(), min_size=1, max_size=7))
-    least = max(cache_bytes(model.config, CONTEXT, "fp32") * (8 if name == "lstm" else 1), 1)
-    batch = batch_of(model, most=data.draw(st.integers(1, 5)), chunk=data.draw(st.integers(1, 9)))
-    batch._limit = least + data.draw(st.integers(0, 3)) * least // 2  # little, so that rows wait
+    least = cache_bytes(model.config, CONTEXT, "fp32") * (3 if name == "lstm" else 1)
+    batch = batch_of(
+        model,
+        limit=least + data.draw(st.integers(0, 6)) * least // 4,  # little, so that rows wait
+        most=data.draw(st.integers(1, 5)),
+        chunk=data.draw(st.integers(1, 9)),
+    )
     asked: list[Asked] = []
     cancelled = set()
     for one in wanted:
@@ -76,6 +80,7 @@ def test_each_request_gets_what_it_gets_alone(name: str, data: st.DataObject) ->
                 asked[number].handle.cancel()
                 cancelled.add(number)
     run(batch)
+    assert len(batch.prefixes.texts) <= len(asked)
     for number, one in enumerate(asked):
         expected = alone(model, one.request)
         found = one.ended
@@ -155,6 +160,20 @@ def test_requests_at_once_read_their_common_beginning_once() -> None:
     run(batch)
     assert [one.started.cached for one in asked] == [0, 23, 23, 23]
     assert batch.counts().prefilled == 24 + 3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_turn_that_comes_at_once_waits_until_the_answer_before_is_read(name: str) -> None:
+    model = serving_model(name)
+    batch = batch_of(model, chunk=16)
+    answer = alone(model, request([1, 2, 3], 4)).ids
+    first = Asked(batch, request([1, 2, 3], 4))
+    while not first.is_over:
+        step(batch)
+    second = Asked(batch, request([1, 2, 3, *answer, 9]))
+    run(batch)
+    assert second.started.cached == 7
+    assert batch.counts().prefilled == 3 + 1
 
 
 def test_a_long_prompt_does_not_keep_others_waiting() -> None:

@@ -8,5 +8,6 @@ The files:
     choice      the next token of each text in a batch
     prefixes    what the model remembers of texts, for texts that begin as they do
     batch       which requests are in a step, and whose caches make room
+    budget      how much memory caches may take                         [psutil]
     engine      requests from any thread, and the thread that runs the model
 """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manta.model.activations import Dtype
-from manta.model.cache import Cache, KVCache
+from manta.model.cache import Cache, KVCache, StateCache
 from manta.model.gpt import LanguageModel
 from manta.model.memory import cache_bytes
 from manta.model.together import read
@@ -227,10 +227,13 @@ class Batch:
     def _shares(self, row: Row, other: Row, count: int) -> bool:
         """Whether a row that waits begins as another one, and finds more of it in the cache once
         `count` more tokens of that one are read, in this step."""
-        if count == 1 or row.scores or not isinstance(other.cache, KVCache):
+        if row.scores or (count == 1 and not other.is_told):
             return False
         soon = common(row.ids, other.ids[: other.length + count])
-        return soon >= self._source(row)[0] + SHARED
+        if isinstance(other.cache, StateCache) and soon < other.length + count:
+            return False
+        # The next turn may come before the last token of the answer was read.
+        return soon >= self._source(row)[0] + (1 if other.is_told else SHARED)
 
     def _source(self, row: Row) -> tuple[int, Ids | None, Cache | None]:
         """The cache that spares most of reading a row: how many tokens, the idle text that it is
@@ -328,13 +331,15 @@ class Batch:
         row.fail(why(error))
 
     def _held(self, row: Row) -> int:
-        """The bytes of a running row's cache, with the states that may be kept besides it."""
-        return 0 if row.cache is None else row.cache.nbytes * (1 + row.states_kept)
+        """The bytes of a running row's cache and of the states kept besides it."""
+        return 0 if row.cache is None else row.cache.nbytes * self._copies(row)
 
     def _bytes(self, row: Row, capacity: int) -> int:
-        """The bytes of a cache for so many tokens of a row."""
-        kept = row.states_kept if self._model.window is None else 0
-        return cache_bytes(self._model.config, capacity, self._dtype) * (1 + kept)
+        """The bytes of a cache for so many tokens of a row, and of the states kept besides it."""
+        return cache_bytes(self._model.config, capacity, self._dtype) * self._copies(row)
+
+    def _copies(self, row: Row) -> int:
+        return 1 + row.states_kept if self._model.window is None else 1
 
     def _count(self, **more: int) -> None:
         now = {name: getattr(self._counted, name) + number for name, number in more.items()}

@@ -11,13 +11,10 @@ from manta.model.gpt import LanguageModel
 from manta.model.inference import inference
 from manta.model.onednn import packed, pays
 from manta.serve.engine.batch import Batch, Counts, why
+from manta.serve.engine.budget import CHUNK, MOST_RUNNING
 from manta.serve.engine.request import Request, Tell
 from manta.serve.engine.row import Handle, Row
 from manta.text.tokenizer import Tokenizer
-
-# Tokens of prompts that are read at once. A CPU takes a quarter of a second for them with a model
-# of 124M parameters, and reads hardly faster with more; a GPU does.
-CHUNK = {"cpu": 64, "cuda": 512}
 
 CLOSED = "the engine is closed"
 
@@ -33,7 +30,7 @@ class Engine:
         device: torch.device,
         dtype: Dtype,
         cache_bytes: int,
-        most_running: int = 64,
+        most_running: int = MOST_RUNNING,
         prefill_chunk: int | None = None,
     ):
         """Starts the engine's thread.
