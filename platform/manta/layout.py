@@ -12,6 +12,7 @@ HOME/runs/NAME/config.yaml           the run's config
                confusion.png         which labels it gave instead of which
                report.html           what was trained on what, and what came of it
                report.json           the same, each number with the file and key it comes from
+               conversations.sqlite  what was said on the chat page
                stacks/               stack traces of workers that made no progress
                evals/STEP/           for each suite a file of scores, and one of each document's
                evals/curve.png       the scores against tokens
@@ -62,6 +63,7 @@ STACKS = "stacks"
 SURPRISE = "surprise.html"
 REPORT = "report.html"
 REPORT_FACTS = "report.json"
+CONVERSATIONS = "conversations.sqlite"
 LABELS = "labels.json"
 CONFUSION = "confusion.png"
 RAY_RECORDS = ".ray"
@@ -87,7 +89,7 @@ OPTIMIZER_INDEX = "optimizer.json"
 # All names that Manta gives to files and folders directly in a run.
 RUN_NAMES = (
     RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, HISTORY, ROLLBACKS,
-    STACKS, SURPRISE, REPORT, REPORT_FACTS, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
+    STACKS, SURPRISE, REPORT, REPORT_FACTS, CONVERSATIONS, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
 )  # fmt: skip
 
 # Names in a dataset.

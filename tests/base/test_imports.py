@@ -47,6 +47,7 @@ ROOMS = {
     "matplotlib": ["plot"],
     "fastapi": ["serve/protocol"],
     "uvicorn": ["serve/protocol"],
+    "sqlite3": ["serve/conversations"],
     "prometheus_client": ["serve/protocol/measures"],
     "optuna": ["sweep/optuna_search"],
     "tensorboardX": ["train/records/logbook"],

@@ -7,6 +7,7 @@ In reading order:
     refusal         what a client did wrong, in the form of OpenAI's errors
     dialogue        a conversation as ids: what fits, and what is left out, which is said
     served          the models that are served, and their answers as streams of events
+    conversations   conversations of the chat page, kept in SQLite
     protocol        OpenAI's protocol over HTTP, and what guards it         [fastapi, uvicorn]
     serve           `serve`, which loads models and answers until it is told to stop
 """

@@ -11,6 +11,7 @@ from manta import layout, storage
 from manta.errors import ConfigError
 from manta.evaluate.inference_settings import place_of
 from manta.model.families import num_parameters
+from manta.serve.conversations import Conversations
 from manta.serve.engine.engine import Engine
 from manta.serve.served import Served, served
 from manta.serve.settings import ServeConfig
@@ -34,8 +35,12 @@ def serve(c: ServeConfig, say: Callable[[str], None]) -> None:
         ) from None
     listening = server.listen(c)
     token, file, is_new = guard.token_of(c.home_folder) if c.needs_token else (None, None, False)
-    with contextlib.closing(listening), models(c, say) as found:
-        app = guard.Guard(make_app(found, c), c, token)
+    with (
+        contextlib.closing(listening),
+        models(c, say) as found,
+        contextlib.closing(Conversations(_place(found))) as kept,
+    ):
+        app = guard.Guard(make_app(found, c, kept), c, token)
         at = server.address(c, listening)
         lines = _opening(c, at, found, token, file, is_new)
         server.run(app, listening, lambda: say("\n".join(lines)))
@@ -62,7 +67,7 @@ def _opening(
     question = '{"messages": [{"role": "user", "content": "Hello!"}]}'
     return [
         *lines,
-        f"chat      open {at}/ in a browser",
+        f"chat      open {at}/{'#token=TOKEN' if token else ''} in a browser",
         f"curl      curl {at}/v1/chat/completions{header} -d '{question}'",
         f'openai    OpenAI(base_url="{at}/v1", api_key="{"TOKEN" if token else "none"}")'
         f'.chat.completions.create(model="{name}", ...)',
@@ -80,6 +85,12 @@ def models(c: ServeConfig, say: Callable[[str], None]) -> Iterator[dict[str, Ser
         if checkpoint.load_model_config(path).labels:
             raise ConfigError(f"checkpoint={name}: a classifier; talk with jobs/classify.py")
         loaded[name] = checkpoint.load_model(path, device)
+    plain = {name: name.rstrip("/").rpartition("/")[2] or name for name in paths}
+    if len(set(plain.values())) < len(plain):
+        raise ConfigError(
+            f"checkpoint={c.checkpoint}: two of them have the same last name, by which clients ask "
+            "for a model; copy one to another name"
+        )
     budget = c.cache_gb * 1e9 if c.cache_gb else SHARE_OF_FREE * _free(device) / len(loaded)
     found: dict[str, Served] = {}
     try:
@@ -94,9 +105,8 @@ def models(c: ServeConfig, say: Callable[[str], None]) -> Iterator[dict[str, Ser
                 most_running=c.max_running,
             )
             manifest = storage.info(storage.join(paths[name], layout.MANIFEST))
-            plain = name.rstrip("/").rpartition("/")[2] or name
-            found[plain] = served(
-                plain,
+            made = found[plain[name]] = served(
+                plain[name],
                 paths[name],
                 tokenizer,
                 engine,
@@ -104,17 +114,25 @@ def models(c: ServeConfig, say: Callable[[str], None]) -> Iterator[dict[str, Ser
                 parameters=num_parameters(model.config),
                 transcript=c.transcript,
             )
-            how = (
-                "its chat template" if found[plain].is_fine_tuned else "a transcript to go on with"
-            )
+            how = "its chat template" if made.is_fine_tuned else "a transcript to go on with"
             say(
-                f"{plain}: {found[plain].parameters / 1e6:.1f}M parameters, context "
+                f"{made.name}: {made.parameters / 1e6:.1f}M parameters, context "
                 f"{engine.context_length:,}, {how}, {budget / 1e9:.2f} GB of cache"
             )
         yield found
     finally:
         for model_served in found.values():
             model_served.engine.close()
+
+
+def _place(found: dict[str, Served]) -> Path:
+    """Where conversations are kept: in the run of the first model, or, if that is in an object
+    store, in ~/manta/conversations on this machine."""
+    first = next(iter(found.values()))
+    run, _ = layout.split_checkpoint(first.checkpoint)
+    if storage.is_local(run):
+        return Path(storage.filesystem(run)[1]) / layout.CONVERSATIONS
+    return Path("~/manta/conversations").expanduser() / f"{first.name}.sqlite"
 
 
 def _free(device: torch.device) -> int:

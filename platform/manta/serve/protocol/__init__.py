@@ -9,6 +9,7 @@ Its files, in reading order:
     replies       what clients get, in OpenAI's form
     chat          /v1/chat/completions
     completions   /v1/completions
+    conversation_routes   the chat page, and what it asks for
     app           the application: all routes together
     server        listens on an address until it is told to stop                  [uvicorn]
 """

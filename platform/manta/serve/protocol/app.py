@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from manta import __version__
+from manta.serve.conversations import Conversations
 from manta.serve.protocol import bodies
 from manta.serve.protocol.bodies import ChatBody, CompletionBody
 from manta.serve.protocol.chat import chat
 from manta.serve.protocol.completions import completions
+from manta.serve.protocol.conversation_routes import page_routes
 from manta.serve.protocol.measures import CONTENT_TYPE, Measures
 from manta.serve.protocol.reading import Gone, body_of
 from manta.serve.refusal import Refusal
@@ -25,8 +28,9 @@ LOG = logging.getLogger("manta.serve")
 CLOSED_BY_CLIENT = 499  # nginx's status for it; nobody reads it
 
 
-def make_app(models: Mapping[str, Served], c: ServeConfig) -> FastAPI:
-    """The application of these models, by their names. `Guard` goes around it."""
+def make_app(models: Mapping[str, Served], c: ServeConfig, kept: Conversations) -> FastAPI:
+    """The application of these models, by their names; `kept` has the page's conversations. `Guard`
+    goes around it."""
     app = FastAPI(title="Manta", version=__version__, docs_url=None, redoc_url=None)
     app.openapi_url = None
     measures = Measures(models)
@@ -70,6 +74,8 @@ def make_app(models: Mapping[str, Served], c: ServeConfig) -> FastAPI:
         body = bodies.parse(await body_of(request), CompletionBody)
         return await completions(request, model_of(body.model), body, c)
 
+    app.include_router(page_routes(kept, model_of, c))
+
     @app.exception_handler(Refusal)
     async def refused(_request: Request, e: Refusal) -> JSONResponse:
         return JSONResponse(e.body, e.status)
@@ -77,6 +83,13 @@ def make_app(models: Mapping[str, Served], c: ServeConfig) -> FastAPI:
     @app.exception_handler(Gone)
     async def gone(_request: Request, _e: Gone) -> Response:
         return Response(status_code=CLOSED_BY_CLIENT)
+
+    @app.exception_handler(RequestValidationError)
+    async def unfit(request: Request, e: RequestValidationError) -> JSONResponse:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        found = Refusal(f"{request.method} {line(request.url.path)}: {where}: {first['msg']}")
+        return JSONResponse(found.body, 400)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, e: HTTPException) -> JSONResponse:
