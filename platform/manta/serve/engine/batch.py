@@ -262,9 +262,11 @@ class Batch:
             if source.capacity >= least:
                 row.admit(self.prefixes.take(text), length)
                 return True
-        # A cache that need not grow is never copied; it may take up to half of the room.
-        is_roomy = self.used + self._bytes(row, row.longest) <= self._limit // 2
-        capacity = row.longest if is_roomy else least
+        # Half of all room is given out freely, as a cache that need not grow is never copied.
+        roomy = (self.context_length, min(self.context_length, len(row.ids) * 3 // 2))
+        free = self._limit // 2 - self.used
+        fitting = [n for n in roomy if n >= least and self._bytes(row, n) <= free]
+        capacity = fitting[0] if fitting else least
         need = self._bytes(row, capacity)
         if not self._make_room(need, text):
             if text is None or not self._make_room(need):
