@@ -233,27 +233,46 @@ def test_a_client_that_goes_away_frees_its_place_within_a_step() -> None:
 
 
 def test_what_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug in one request's settings, and one in the model for one token."""
+    """A bug for one token, no number for another, and something that cannot be chosen from."""
     model = serving_model("modern")
     embed = type(model.embedding).forward
 
     def fails(self: Any, tokens: torch.Tensor) -> torch.Tensor:
         if (tokens == 99).any():
             raise RuntimeError("out of memory\nand more")
-        return embed(self, tokens)
+        return embed(self, tokens).masked_fill((tokens == 98).unsqueeze(2), torch.nan)
 
     batch = batch_of(model, most=8)
     asked = [
-        Asked(batch, request([n, n, n, n, n], sampling=Sampling(), seed=n)) for n in (1, 99, 2)
+        Asked(batch, request([n, n, n, n, n], sampling=Sampling(top_k=top_k), seed=n))
+        for n, top_k in ((1, None), (99, None), (2, None), (98, None), (3, -7))
     ]
-    asked.append(Asked(batch, request([5], logit_bias={10**6: 1.0})))
     expected = [alone(model, one.request) for one in (asked[0], asked[2])]
     monkeypatch.setattr(type(model.embedding), "forward", fails)
     run(batch)
     assert asked[1].failed.why == "RuntimeError: out of memory"
     assert "Error" in asked[3].failed.why
+    assert "Error" in asked[4].failed.why
     assert [asked[0].ended, asked[2].ended] == expected
     assert batch.counts().running == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "keys", "said"),
+    [
+        ([], {}, "the prompt has 0 tokens: it should have 1 to 32, the model's context"),
+        ([1] * 33, {}, "the prompt has 33 tokens"),
+        ([1, 270], {}, "270 is not the id of a token: they are 0 to 269"),
+        ([-1], {}, "-1 is not the id of a token"),
+        ([1], {"logit_bias": {10**6: 1.0}}, "1000000 is not the id of a token"),
+    ],
+)
+def test_what_the_model_cannot_take_is_refused(
+    prompt: list[int], keys: dict[str, Any], said: str
+) -> None:
+    batch = batch_of(serving_model("gpt2"))
+    assert said in Asked(batch, request(prompt, **keys)).failed.why
+    assert batch.is_idle
 
 
 def test_the_context_ends_an_answer() -> None:

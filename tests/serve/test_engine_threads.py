@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.serving import alone, made_tokenizer, request, serving_model
+from helpers.serving import CONTEXT, alone, made_tokenizer, request, serving_model
 from manta.model.sampling import Sampling
 from manta.serve.engine.engine import Engine
 from manta.serve.engine.request import Ended, Event, Failed, Piece, Request
@@ -95,8 +95,8 @@ def test_bf16_answers_too() -> None:
     first = Heard(engine, request([1, 2, 3], 6)).wait()
     assert isinstance(first, Ended)
     counts = engine.counts()
-    # Two layers' keys and values of 8 channels in 4 heads.
-    assert counts.cache_bytes == 2 * 2 * 4 * 8 * 2 * 9
+    # Keys and values of a whole context, in two layers of 4 heads with 8 channels each.
+    assert counts.cache_bytes == 2 * 2 * 4 * 8 * 2 * CONTEXT
     goes_on = Heard(engine, request([1, 2, 3, *first.ids, 9], 3))
     goes_on.wait()
     assert goes_on.events[0].cached == 9  # type: ignore[union-attr]

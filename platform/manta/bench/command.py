@@ -22,6 +22,7 @@ BENCHES = {
     "checkpoint": ("checkpoints", "checkpoints"),
     "evaluate": ("evaluation", "evaluation"),
     "generate": ("generation", "generation"),
+    "serve": ("serve", "serve"),
     "memory": ("stages", "stages"),
     "gpu": ("gpu", "gpu"),
 }

@@ -22,6 +22,7 @@ class BenchConfig(PretrainConfig):
         "checkpoint",
         "evaluate",
         "generate",
+        "serve",
         "memory",
         "gpu",
     ] = "model"
@@ -31,12 +32,13 @@ class BenchConfig(PretrainConfig):
     documents; overhead: the platform against a bare PyTorch loop; data: the stream against a bare
     pyarrow read of the same shards; tokenize: preparation against tiktoken; checkpoint: a save
     against a bare write; evaluate: lm-eval's requests in batches against one by one; generate:
-    sampling with and without the KV cache, and for many prompts at once; memory: the memory that
-    each ZeRO stage takes on two workers, against the cost model; gpu: all checks of a GPU, part by
-    part, with their own settings. num_workers applies to model, scaling and overhead.
-    gpus_per_worker=1 and dtype also apply to evaluate and generate, where dtype=auto is as in their
-    jobs: fp32 for evaluate; for generate, bf16 on a GPU that computes in it, else fp32. lora.* and
-    trainable apply to model and scaling, lora.* to memory too."""
+    sampling with and without the KV cache, and for many prompts at once; serve: the serving engine,
+    a conversation with and without its cache, and many streams at once against one; memory: the
+    memory that each ZeRO stage takes on two workers, against the cost model; gpu: all checks of a
+    GPU, part by part, with their own settings. num_workers applies to model, scaling and overhead.
+    gpus_per_worker=1 and dtype also apply to evaluate, generate and serve, where dtype=auto is as
+    in their jobs: fp32 for evaluate; for the others, bf16 on a GPU that computes in it, else fp32.
+    lora.* and trainable apply to model and scaling, lora.* to memory too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"
@@ -54,7 +56,7 @@ class BenchConfig(PretrainConfig):
     profile: bool = False
     """model: whether to write a trace of one step, which ui.perfetto.dev opens."""
     new_tokens: Count = 512
-    """generate: tokens to add to each prompt."""
+    """generate and serve: tokens to add to each prompt."""
     steps_per_round: Count = 10
     """model and scaling: steps in a round; overhead: steps of A, then as many of B, in a round."""
     tokens: Count = 1 << 27

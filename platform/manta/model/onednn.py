@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from manta.model.loss import Head
 
+OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
+
 
 class _Packed:
     """The product of one layer. It stands in for the layer's method of this purpose."""
@@ -31,7 +33,8 @@ class _Packed:
 
 def pays(device: torch.device, dtype: str) -> bool:
     """Whether `packed` is for this device and precision. (bf16 goes through oneDNN anyway.)"""
-    return device.type == "cpu" and dtype == "fp32" and torch.backends.mkldnn.is_available()
+    has_kernels = all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
+    return device.type == "cpu" and dtype == "fp32" and has_kernels
 
 
 @contextlib.contextmanager
@@ -45,7 +48,8 @@ def packed(model: nn.Module) -> Iterator[None]:
     done: list[tuple[nn.Linear, str, _Packed]] = []
     try:
         for layer in model.modules():
-            if isinstance(layer, nn.Linear):
+            # What other subclasses compute is their own.
+            if isinstance(layer, nn.Linear) and type(layer) in (nn.Linear, Head):
                 method = "product" if isinstance(layer, Head) else "forward"
                 product = _Packed(layer)
                 setattr(layer, method, product)

@@ -98,15 +98,31 @@ class Batch:
 
     def add(self, row: Row) -> None:
         """Lets a request wait for its turn, or fails it if it can never have one."""
+        if (problem := self._problem(row)) is None:
+            self.waiting.append(row)
+        else:
+            row.fail(problem)
+
+    def _problem(self, row: Row) -> str | None:
+        """Why a request cannot be answered; None if it can. An id that the model does not have
+        would end a GPU's work for all requests."""
+        asked, c = row.request, self._model.config
+        if not 0 < len(asked.prompt) <= c.context_length:
+            return (
+                f"the prompt has {len(asked.prompt):,} tokens: it should have 1 to "
+                f"{c.context_length:,}, the model's context"
+            )
+        for id in (*asked.prompt, *asked.logit_bias):
+            if not 0 <= id < self._vocab_size:
+                return f"{id} is not the id of a token: they are 0 to {self._vocab_size - 1:,}"
         need = self._bytes(row, row.longest)
         if need > self._limit:
-            row.fail(
-                f"the prompt of {len(row.request.prompt):,} tokens and {row.request.max_tokens:,} "
-                f"new ones need {need / 1e6:,.1f} MB of cache, and all of it is "
-                f"{self._limit / 1e6:,.1f} MB: ask for fewer tokens, or give the server more memory"
+            return (
+                f"the prompt of {len(asked.prompt):,} tokens and {asked.max_tokens:,} new ones "
+                f"need {need / 1e6:,.1f} MB of cache, and all of it is {self._limit / 1e6:,.1f} "
+                "MB: ask for fewer tokens, or give the server more memory"
             )
-            return
-        self.waiting.append(row)
+        return None
 
     def step(self) -> None:
         """Reads some tokens of each running request, and so gives a token to each whose prompt is
@@ -214,15 +230,19 @@ class Batch:
         rows = [row for row, _ in ready]
         try:
             tokens = choose(rows, torch.cat([logits for _, logits in ready]), self._vocab_size)
-            self._count(generated=len(tokens))
-            for row, token in zip(rows, tokens, strict=True):
-                row.take(token)
         except Exception as e:
             if len(ready) == 1:
                 self._fail(rows[0], e)
-            else:
-                for one in ready:
-                    self._choose([one])
+                return
+            for one in ready:
+                self._choose([one])
+            return
+        self._count(generated=len(tokens))
+        for row, token in zip(rows, tokens, strict=True):
+            try:
+                row.take(token)
+            except Exception as e:
+                self._fail(row, e)
 
     def _shares(self, row: Row, other: Row, count: int) -> bool:
         """Whether a row that waits begins as another one, and finds more of it in the cache once
@@ -262,9 +282,11 @@ class Batch:
             if source.capacity >= least:
                 row.admit(self.prefixes.take(text), length)
                 return True
-        # A cache that need not grow is never copied; it may take up to half of the room.
-        is_roomy = self.used + self._bytes(row, row.longest) <= self._limit // 2
-        capacity = row.longest if is_roomy else least
+        # Half of all room is given out freely, as a cache that need not grow is never copied.
+        roomy = (self.context_length, min(self.context_length, len(row.ids) * 3 // 2))
+        free = self._limit // 2 - self.used
+        fitting = [n for n in roomy if n >= least and self._bytes(row, n) <= free]
+        capacity = fitting[0] if fitting else least
         need = self._bytes(row, capacity)
         if not self._make_room(need, text):
             if text is None or not self._make_room(need):

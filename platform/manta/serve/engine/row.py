@@ -59,7 +59,7 @@ class Row:
         """(V,) how often each id is in the answer, if penalties ask for it."""
         self.seen: Tensor | None = None
         """(V,) whether each id is in the prompt or the answer, if penalties ask for it."""
-        self.scored = [Token(request.prompt[0])]
+        self.scored = [Token(id) for id in request.prompt[:1]]
         """The prompt's tokens with their log-probabilities, as far as they were read."""
         self._stream = TextStream(tokenizer, request.stop)
         self._text: list[str] = []
