@@ -26,7 +26,7 @@ MOST_REMEMBERED = 20_000  # answers
 MOST_CACHED = 20_000  # encoded questions
 QUOTED = 60  # characters of a question that is named
 SUMMARY = "Summarise our conversation up to here in at most three sentences."
-NOTE = "[Turns 1 to {last} do not fit any more. The model's own summary of them: {text}]"
+NOTE = "[Summary of turns 1 to {last}, by the model: {text}]"
 ONE_QUESTION = "the chat template has one question and one answer"
 
 
@@ -233,21 +233,34 @@ class Dialogue:
             return Prompt(self._fitting(system, [], question), dropped, ONE_QUESTION)
         ids = self.ids(system, exchanges, question)
         limit = self.limit(max_tokens)
-        if overflow == "error" or len(ids) <= limit:
+        if overflow == "error" or len(ids) <= limit or not exchanges:
             return Prompt(self._checked(ids, len(exchanges)))
-        spare = self.note_tokens if overflow == "summarise" else 0
-        starts = self.starts(system, exchanges, question, limit - spare, (limit - spare) * 2 // 3)
+        is_summary = overflow == "summarise" and summary is not None
+        spare = self.note_tokens + self._note_frame if is_summary else 0
+        room = max(1, limit - spare), max(1, (limit - spare) * 2 // 3)
+        starts = self.starts(system, exchanges, question, *room)
+        earlier = (system, exchanges[:-1], exchanges[-1].question)
+        was_whole = len(self.ids(*earlier)) <= limit
+        before = 0 if was_whole else self.starts(*earlier, *room)[-1]
         first = starts[-1]
-        before = self.starts(
-            system, exchanges[:-1], exchanges[-1].question, limit - spare, (limit - spare) * 2 // 3
-        )[-1]
-        dropped = self._dropped(exchanges, first, before)
         why = f"the context of {self._context:,} tokens is full"
-        if overflow == "summarise" and first and summary is not None:
-            note = NOTE.format(last=first, text=summary(starts, exchanges, system))
+        if not first or summary is None or not is_summary:
+            ids = self._fitting(system, exchanges[first:], question)
+            return Prompt(ids, self._dropped(exchanges, first, before), why if first else "")
+        text = summary(starts, exchanges, system)
+        while True:
+            note = NOTE.format(last=first, text=text)
             ids = self._noted(system, exchanges[first:], question, note)
-            return Prompt(self._checked(ids, 0), dropped, why, note)
-        return Prompt(self._fitting(system, exchanges[first:], question), dropped, why)
+            if len(ids) < self._context or first == len(exchanges):
+                break
+            first += 1  # the note came out longer than it should
+        dropped = self._dropped(exchanges, first, before)
+        return Prompt(self._checked(ids, 0), dropped, why, note)
+
+    @functools.cached_property
+    def _note_frame(self) -> int:
+        """Tokens of a note without its text."""
+        return len(self._tokenizer.encode("\n\n" + NOTE.format(last=1000, text="")))
 
     def limit(self, max_tokens: int) -> int:
         """The most ids of a prompt, so that there is room for an answer."""

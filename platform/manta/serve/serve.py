@@ -4,20 +4,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
-import torch
-
 from manta import layout, storage
 from manta.errors import ConfigError
 from manta.evaluate.inference_settings import place_of
+from manta.model.activations import Dtype
 from manta.model.families import num_parameters
 from manta.serve.conversations import Conversations
+from manta.serve.engine.budget import cache_budget
 from manta.serve.engine.engine import Engine
 from manta.serve.served import Served, served
 from manta.serve.settings import ServeConfig
 from manta.train.checkpoints import checkpoint
-
-SHARE_OF_FREE = 0.25
 
 
 def serve(c: ServeConfig, say: Callable[[str], None]) -> None:
@@ -78,7 +75,8 @@ def _opening(
 @contextlib.contextmanager
 def models(c: ServeConfig, say: Callable[[str], None]) -> Iterator[dict[str, Served]]:
     """The models of the config's checkpoints by their names, until the block ends."""
-    device, dtype = place_of(c)
+    device, name_of_dtype = place_of(c)
+    dtype: Dtype = "bf16" if name_of_dtype == "bf16" else "fp32"
     paths = {name: checkpoint.resolve(name, c.home_folder) for name in c.names}
     loaded = {}
     for name, path in paths.items():
@@ -91,17 +89,21 @@ def models(c: ServeConfig, say: Callable[[str], None]) -> Iterator[dict[str, Ser
             f"checkpoint={c.checkpoint}: two of them have the same last name, by which clients ask "
             "for a model; copy one to another name"
         )
-    budget = c.cache_gb * 1e9 if c.cache_gb else SHARE_OF_FREE * _free(device) / len(loaded)
     found: dict[str, Served] = {}
     try:
         for name, model in loaded.items():
             tokenizer = checkpoint.load_tokenizer(paths[name])
+            if c.cache_gb is not None:
+                budget = int(c.cache_gb * 1e9)
+            else:
+                free = cache_budget(model.config, device, dtype, c.max_running)
+                budget = free // (len(loaded) - len(found))
             engine = Engine(
                 model,
                 tokenizer,
                 device=device,
-                dtype=dtype,  # type: ignore[arg-type]
-                cache_bytes=int(budget),
+                dtype=dtype,
+                cache_bytes=budget,
                 most_running=c.max_running,
             )
             manifest = storage.info(storage.join(paths[name], layout.MANIFEST))
@@ -133,10 +135,3 @@ def _place(found: dict[str, Served]) -> Path:
     if storage.is_local(run):
         return Path(storage.filesystem(run)[1]) / layout.CONVERSATIONS
     return Path("~/manta/conversations").expanduser() / f"{first.name}.sqlite"
-
-
-def _free(device: torch.device) -> int:
-    """Free bytes of the device's memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

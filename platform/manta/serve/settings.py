@@ -40,8 +40,8 @@ class ServeConfig(InferenceConfig):
     top_p: PositiveFraction = 1.0
     """Share of probability to sample among, where a request names none; 1: all."""
     cache_gb: PositiveFloat | None = None
-    """Memory for what each model remembers of texts, in GB. null: a quarter of the memory that is
-    free after the models are loaded, divided among them."""
+    """Memory for what each model remembers of texts, in GB. null: half of the memory that is
+    free after the models are loaded (on a GPU, nearly all of it), divided among them."""
     max_running: Count = 64
     """Most requests of a model that are answered at once; others wait."""
 
