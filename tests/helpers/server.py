@@ -52,7 +52,7 @@ def running(home: Path, token: str | None = None, **keys: Any) -> Iterator[Runni
         contextlib.closing(Conversations(home / "conversations.sqlite")) as kept,
     ):
         app = guard.Guard(make_app(models, c, kept), c, token)
-        found = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        found = uvicorn.Server(server.config_of(app))
         thread = threading.Thread(target=found.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

@@ -20,13 +20,24 @@ from manta.text.conversations import Turn
 
 @dataclasses.dataclass
 class Answer:
-    """One of the answers to a request, as far as it has come."""
+    """One of the answers to a request, as far as it has come. It grows while others read of it, so
+    what is new is told apart."""
 
     text: str = ""
     cached: int = 0
     prefilled: int = 0
     tokens: list[Token] = dataclasses.field(default_factory=list)
     ended: Ended | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class More:
+    """What is new of an answer: text, the tokens of it, and whether this is its end."""
+
+    answer: Answer
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    is_end: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +66,9 @@ class Asked:
         given = body.max_tokens if given is None else given
         return c.max_tokens if given is None else given
 
-    async def events(self, index: int = 0) -> AsyncIterator[tuple[str, Answer, list[Token]]]:
-        """The answer as it comes: (more text, the answer so far, the tokens of that text). The
-        first has no text, and says how much of the prompt was remembered."""
+    async def events(self, index: int = 0) -> AsyncIterator[More]:
+        """The answer as it comes. The first has no text, and says how much of the prompt was
+        remembered."""
         model, form = self.model, self.model.form
         asks = self.body.top_logprobs if self.body.logprobs else None
         request = request_of(
@@ -75,18 +86,18 @@ class Asked:
             if isinstance(event, Started):
                 answer.cached = event.cached
                 answer.prefilled = len(self.prompt.ids) - event.cached
-                yield "", answer, []
+                yield More(answer)
             elif isinstance(event, Piece):
-                text = event.text if answer.text else event.text.lstrip(form.lead or None)
-                if not form.lead:
-                    text = event.text
+                text = event.text
+                if form.lead and not answer.text:
+                    text = text.lstrip(form.lead)
                 answer.text += text
                 answer.tokens += event.tokens
-                yield text, answer, list(event.tokens)
+                yield More(answer, text, event.tokens)
             elif isinstance(event, Ended):
                 answer.ended = event
                 model.dialogue.keep(self.turns, answer.text, event.ids)
-                yield "", answer, []
+                yield More(answer, is_end=True)
 
     def about(self, answer: Answer) -> dict[str, Any]:
         """What OpenAI's fields have no place for."""
@@ -142,8 +153,8 @@ async def chat(request: Request, model: Served, body: ChatBody, c: ServeConfig) 
 
 async def _whole(asked: Asked, index: int) -> Answer:
     answer = Answer()
-    async for _, found, _ in asked.events(index):
-        answer = found
+    async for more in asked.events(index):
+        answer = more.answer
     return answer
 
 
@@ -170,15 +181,15 @@ async def _stream(asked: Asked, count: int) -> AsyncIterator[dict[str, Any]]:
     answers = [Answer() for _ in range(count)]
     for index in range(count):
         yield chunk(index, {"role": "assistant", "content": ""})
-    async for index, (text, answer, tokens) in merged([asked.events(i) for i in range(count)]):
-        answers[index] = answer
-        if answer.ended is not None:
-            last = chunk(index, {}, reason(answer.ended))
-            yield {**last, "manta": asked.about(answer)}
-        elif text or (body.logprobs and tokens):
-            found = chunk(index, {"content": text})
+    async for index, more in merged([asked.events(i) for i in range(count)]):
+        answers[index] = more.answer
+        if more.is_end:
+            last = chunk(index, {}, reason(more.answer.ended))
+            yield {**last, "manta": asked.about(more.answer)}
+        elif more.text or (body.logprobs and more.tokens):
+            found = chunk(index, {"content": more.text})
             if body.logprobs:
-                content = of_chat(asked.model.tokenizer, tokens)
+                content = of_chat(asked.model.tokenizer, more.tokens)
                 found["choices"][0]["logprobs"] = {"content": content}
             yield found
     if wants_usage:

@@ -31,6 +31,16 @@ class _Choice:
     ended: Ended | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _More:
+    """What is new of a text: more of it, its tokens, and whether this is its end."""
+
+    choice: _Choice
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    is_end: bool = False
+
+
 async def completions(
     request: Request, model: Served, body: CompletionBody, c: ServeConfig
 ) -> Response:
@@ -72,8 +82,8 @@ async def completions(
 
 async def _last(stream: AsyncIterator[Any]) -> _Choice:
     last: _Choice | None = None
-    async for _, choice, _ in stream:
-        last = choice
+    async for more in stream:
+        last = more.choice
     assert last is not None
     return last
 
@@ -99,8 +109,8 @@ async def _events(
     prompt: tuple[int, ...],
     seed: int,
     max_tokens: int,
-) -> AsyncIterator[tuple[str, _Choice, list[Token]]]:
-    """A text as it goes on: (more text, the whole so far, new tokens)."""
+) -> AsyncIterator[_More]:
+    """A text as it goes on."""
     is_scored = body.echo and body.logprobs is not None
     room = model.engine.context_length - len(prompt)
     request = request_of(
@@ -118,14 +128,14 @@ async def _events(
         if isinstance(event, Started):
             choice.cached = event.cached
             choice.tokens += event.prompt
-            yield "", choice, list(event.prompt)
+            yield _More(choice, tokens=event.prompt)
         elif isinstance(event, Piece):
             choice.text += event.text
             choice.tokens += event.tokens
-            yield event.text, choice, list(event.tokens)
+            yield _More(choice, event.text, event.tokens)
         elif isinstance(event, Ended):
             choice.ended = event
-            yield "", choice, []
+            yield _More(choice, is_end=True)
 
 
 async def _stream(
@@ -136,18 +146,18 @@ async def _stream(
     rest: dict[str, Any] = {"usage": None} if wants_usage else {}
     columns = [Columns(model.tokenizer) for _ in streams]
     choices: dict[int, _Choice] = {}
-    async for index, (text, choice, tokens) in merged(streams):
+    async for index, more in merged(streams):
         is_first = index not in choices
-        choices[index] = choice
-        shown = _echo(model, body, choice) + text if is_first else text
-        why = reason(choice.ended)
-        if not shown and not tokens and why is None:
+        choices[index] = more.choice
+        shown = _echo(model, body, more.choice) + more.text if is_first else more.text
+        why = reason(more.choice.ended) if more.is_end else None
+        if not shown and not more.tokens and why is None:
             continue
         part: dict[str, Any] = {
             "index": index, "text": shown, "logprobs": None, "finish_reason": why,
         }  # fmt: skip
-        if body.logprobs is not None and tokens:
-            part["logprobs"] = columns[index].add(tokens)
+        if body.logprobs is not None and more.tokens:
+            part["logprobs"] = columns[index].add(more.tokens)
         yield {**head, "choices": [part], **rest}
     if wants_usage:
         every = [choices[index] for index in sorted(choices)]

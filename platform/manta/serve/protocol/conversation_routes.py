@@ -184,16 +184,16 @@ async def _stream(kept: Conversations, asked: Asked, turn: int) -> AsyncIterator
     answer, shown = Answer(), list[Any]()
     begun = written = time.monotonic()
     try:
-        async for text, found, tokens in asked.events():
-            answer = found
-            more = [_shown(tokenizer, token) for token in tokens]
-            shown += more
-            if answer.ended is not None:
+        async for more in asked.events():
+            answer = more.answer
+            new = [_shown(tokenizer, token) for token in more.tokens]
+            shown += new
+            if more.is_end:
                 break
-            if not tokens and not text:
+            if not new and not more.text:
                 yield {"about": asked.about(answer)}
             else:
-                yield {"text": text, "tokens": more}
+                yield {"text": more.text, "tokens": new}
             now = time.monotonic()
             if now - written > SECONDS_BETWEEN_WRITES:
                 kept.write(turn, answer.text, "streaming", tokens=shown)

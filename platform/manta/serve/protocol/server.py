@@ -51,7 +51,13 @@ def address(c: ServeConfig, listening: socket.socket) -> str:
 
 def run(app: Any, listening: socket.socket, started: Callable[[], None]) -> None:
     """Serves an application until SIGINT or SIGTERM comes; calls `started` once it does."""
-    config = uvicorn.Config(
+    server = _Server(config_of(app), started)
+    server.run(sockets=[listening])
+
+
+def config_of(app: Any) -> uvicorn.Config:
+    """How uvicorn serves an application."""
+    return uvicorn.Config(
         app,
         log_level=logging.WARNING,
         access_log=False,
@@ -61,8 +67,6 @@ def run(app: Any, listening: socket.socket, started: Callable[[], None]) -> None
         timeout_keep_alive=30,
         ws="none",
     )
-    server = _Server(config, started)
-    server.run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
