@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from helpers.models import config_of
 from manta.model.cache import KVCache, StateCache
 from manta.model.memory import cache_bytes
+from manta.model.reader import common
 from manta.serve.engine.budget import working_bytes
-from manta.serve.engine.prefixes import Prefixes, common
+from manta.serve.engine.prefixes import Prefixes
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=7).map(tuple)
 

@@ -1,5 +1,7 @@
 """A text that grows, read with a cache that is kept: only what is new is computed."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ class Reader:
         """
         assert 0 < len(ids) <= self.context_length
         # The last one gives the logits. An LSTM that cannot go back reads all of them again.
-        kept = self._cache.cut(min(_common(self._read, ids), len(ids) - 1))
+        kept = self._cache.cut(min(common(self._read, ids), len(ids) - 1))
         del self._read[kept:]
         new = send(torch.tensor([ids[kept:]]), self._device)
         logits = self._model(new, cache=self._cache, last_only=True)[:, -1]
@@ -36,9 +38,11 @@ class Reader:
         return logits
 
 
-def _common(first: list[int], second: list[int]) -> int:
+def common(first: Sequence[int], second: Sequence[int]) -> int:
     """The number of ids with which both begin."""
     if second[: len(first)] == first:  # the usual case
         return len(first)
+    if first[: len(second)] == second:
+        return len(second)
     pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(second))
+    return next(n for n, (a, b) in enumerate(pairs) if a != b)

@@ -11,9 +11,10 @@ from manta.model.activations import Dtype
 from manta.model.cache import Cache, KVCache, StateCache
 from manta.model.gpt import LanguageModel
 from manta.model.memory import cache_bytes
+from manta.model.reader import common
 from manta.model.together import read
 from manta.serve.engine.choice import choose
-from manta.serve.engine.prefixes import Ids, Prefixes, common
+from manta.serve.engine.prefixes import Ids, Prefixes
 from manta.serve.engine.row import Row
 
 # Tokens that a text may grow by before its cache has to be moved into a larger one.

@@ -4,6 +4,7 @@ import bisect
 from collections.abc import Sequence
 
 from manta.model.cache import Cache, StateCache
+from manta.model.reader import common
 
 Ids = tuple[int, ...]
 
@@ -85,13 +86,3 @@ class Prefixes:
         """The text that was not used for the longest time, other than `but`; None: there is
         none."""
         return next((text for text in self._caches if text != but), None)
-
-
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """The number of ids with which both begin."""
-    if first[: len(second)] == second:
-        return len(second)
-    if second[: len(first)] == first:  # the usual case
-        return len(first)
-    pairs = zip(first, second, strict=False)
-    return next(n for n, (a, b) in enumerate(pairs) if a != b)
