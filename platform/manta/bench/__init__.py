@@ -16,6 +16,7 @@ Its files, in reading order:
     tokenization    the preparation of text against tiktoken's own speed
     generation      sampling with and without the KV cache, and many prompts against one
     serve           the serving engine: its cache, and many streams against one
+    serve_http      the server over HTTP: streams, a crowd, log-likelihoods
     evaluation      lm-eval's requests in batches against one at a time
     overhead        the whole platform against a bare PyTorch loop
     gpu_parts       the parts of `what=gpu`, each a function

@@ -23,6 +23,7 @@ BENCHES = {
     "evaluate": ("evaluation", "evaluation"),
     "generate": ("generation", "generation"),
     "serve": ("serve", "serve"),
+    "serve_http": ("serve_http", "serve_http"),
     "memory": ("stages", "stages"),
     "gpu": ("gpu", "gpu"),
 }

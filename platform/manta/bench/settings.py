@@ -23,6 +23,7 @@ class BenchConfig(PretrainConfig):
         "evaluate",
         "generate",
         "serve",
+        "serve_http",
         "memory",
         "gpu",
     ] = "model"
@@ -33,11 +34,12 @@ class BenchConfig(PretrainConfig):
     pyarrow read of the same shards; tokenize: preparation against tiktoken; checkpoint: a save
     against a bare write; evaluate: lm-eval's requests in batches against one by one; generate:
     sampling with and without the KV cache, and for many prompts at once; serve: the serving engine,
-    a conversation with and without its cache, and many streams at once against one; memory: the
-    memory that each ZeRO stage takes on two workers, against the cost model; gpu: all checks of a
-    GPU, part by part, with their own settings. num_workers applies to model, scaling and overhead.
-    gpus_per_worker=1 and dtype also apply to evaluate, generate and serve, where dtype=auto is as
-    in their jobs: fp32 for evaluate; for the others, bf16 on a GPU that computes in it, else fp32.
+    a conversation with and without its cache, and many streams at once against one; serve_http: the
+    server over HTTP, with a crowd of clients of which some go away; memory: the memory that each
+    ZeRO stage takes on two workers, against the cost model; gpu: all checks of a GPU, part by part,
+    with their own settings. num_workers applies to model, scaling and overhead. gpus_per_worker=1
+    and dtype also apply to evaluate, generate, serve and serve_http, where dtype=auto is as in
+    their jobs: fp32 for evaluate; for the others, bf16 on a GPU that computes in it, else fp32.
     lora.* and trainable apply to model and scaling, lora.* to memory too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
@@ -56,7 +58,11 @@ class BenchConfig(PretrainConfig):
     profile: bool = False
     """model: whether to write a trace of one step, which ui.perfetto.dev opens."""
     new_tokens: Count = 512
-    """generate and serve: tokens to add to each prompt."""
+    """generate, serve and serve_http: tokens to add to each prompt."""
+    minutes: PositiveFloat = 5.0
+    """serve_http: how long the crowd of clients stays."""
+    hellaswag_path: str | None = None
+    """serve_http: HellaSwag's validation set, whose first 200 rows are scored; null: no scores."""
     steps_per_round: Count = 10
     """model and scaling: steps in a round; overhead: steps of A, then as many of B, in a round."""
     tokens: Count = 1 << 27
@@ -75,6 +81,10 @@ class BenchConfig(PretrainConfig):
             found.append(f"profile=true is for what=model, not {self.what}: omit it")
         if self.trainable != "all" and self.what == "memory":
             found.append(f"trainable={self.trainable} is not for what=memory: omit it")
+        of_http = {"minutes": 5.0, "hellaswag_path": None}
+        for key, value in of_http.items():
+            if self.what != "serve_http" and getattr(self, key) != value:
+                found.append(f"{key} is for what=serve_http, not {self.what}: omit it")
         own = {
             "device": "auto",
             "size": "full",

@@ -77,7 +77,7 @@ class Worker:
             hits = (log_probabilities.argmax(dim=-1)[lines] == targets).cpu()
         lengths = [len(answer.tokens) for _, answer in answers]
         return [
-            Scored(answer.pair, score.sum().item(), bool(hit.all()))
+            Scored(answer.pair, score.double().sum().item(), bool(hit.all()))
             for (_, answer), score, hit in zip(
                 answers, scores.split(lengths), hits.split(lengths), strict=True
             )
