@@ -38,6 +38,19 @@ def test_weights_come_back_after_an_error_too() -> None:
 
 
 @can
+def test_a_layer_of_another_kind_computes_what_it_did() -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    layer, x = Doubled(4, 3), torch.ones(2, 4)
+    with torch.no_grad():
+        expected = layer(x)
+        with packed(layer):
+            assert torch.equal(layer(x), expected)
+
+
+@can
 @pytest.mark.parametrize("size", [(32, 96), (64, 50), (768, 768), (768, 2304)])
 def test_a_row_has_the_same_bits_among_any_number_of_rows(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
