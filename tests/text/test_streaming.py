@@ -69,6 +69,18 @@ def test_a_stream_of_ids_is_the_text_before_a_stop_and_its_ids_too(
     assert whole is None or whole >= len(kept) - len(made.encode("abc"))
 
 
+def test_a_character_in_two_tokens_before_a_stop_stays_whole() -> None:
+    """The second of them has the stop too."""
+    whole = "桯".encode()
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {whole[:2]: 256, whole[2:] + b"ve": 257}
+    tokenizer = Tokenizer("made", r"(?s:.+)", ranks, 258)
+    kept = ids_before(tokenizer, [65, 256, 257], ["e"])
+    assert tokenizer.decode(kept) == "A桯v"
+    half = ids_before(tokenizer, [65, 257], ["e"])  # no token has the other half
+    assert tokenizer.decode(half) == "A\ufffdv"
+
+
 def test_half_a_character_waits_and_comes_in_the_end(made: Tokenizer) -> None:
     fish = made.encode("🐟")
     stream = TextStream(made)

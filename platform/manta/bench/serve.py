@@ -87,6 +87,7 @@ def serve(c: BenchConfig) -> dict[str, Any]:
     finally:
         engine.close()
     # The engine's kernels are not those of the model alone, which now has its weights back.
+    result["generate_tokens_per_second"] = _generated(model, device, c)
     result["turns_as_computed_again"] = _same(
         model, device, result.pop("prompts"), result.pop("answers")
     )
@@ -211,6 +212,19 @@ def _settle(engine: Engine) -> None:
     time.sleep(0.05)
 
 
+def _generated(model: LanguageModel, device: Device, c: BenchConfig) -> float:
+    """Tokens/s of the same stream by jobs/generate.py's loop."""
+    (prompt,) = _prompts(1, PROMPT, 1, c.expected_model.vocab_size or 0)
+    rates = []
+    with inference(device.torch_device, device.dtype):
+        for index in range(c.rounds + 1):
+            started = time.perf_counter()
+            made = list(generate(model, list(prompt), c.new_tokens, sampling=GREEDY))
+            if index:  # the first round warms up
+                rates.append(len(made) / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
 def _same(
     model: LanguageModel,
     device: Device,
@@ -255,6 +269,7 @@ def table(result: dict[str, Any]) -> str:
             f"{min(ratios):.1f}x to {max(ratios):.1f}x)"
         ]
     lines += [
+        f"  by generate        {result['generate_tokens_per_second']:>8,.1f} tok/s, one stream",
         f"  same texts         {result['streams_equal'][0]} of {result['streams_equal'][1]} "
         "streams wrote at once what they wrote alone",
         f"a prompt of 900      first token after {milliseconds(result['long_prompt_seconds'])}; "

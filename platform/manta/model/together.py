@@ -11,9 +11,17 @@ from manta.model.gpt import LanguageModel
 from manta.model.inference import send
 from manta.model.ragged import Ragged
 
-# The fewest rows of a matrix product. One row is computed in another way than two, and its result
-# may differ in the last bit. With two at least, a text's logits do not depend on its company.
-ROWS = 2
+# The numbers of rows that products of matrices have; above the last, its multiples. One row would
+# be computed in another way than two, and its result may differ in the last bit: with two at least,
+# a text's logits do not depend on its company. And oneDNN keeps a kernel for each number of rows,
+# all of them together some 130 MB.
+ROWS = (2, 4, 8)
+
+
+def padded(rows: int) -> int:
+    """The number of rows, of those that are not used too, in a product for so many rows."""
+    largest = ROWS[-1]
+    return next((n for n in ROWS if n >= rows), -(-rows // largest) * largest)
 
 
 def read(
@@ -35,7 +43,7 @@ def read(
     if isinstance(caches[0], StateCache):
         return _read_states(model, cast(Sequence[StateCache], caches), new, wanted)
     counts = [len(ids) for ids in new]
-    padding = max(0, ROWS - sum(counts))
+    padding = padded(sum(counts)) - sum(counts)
     ragged = Ragged(cast(Sequence[KVCache], caches), counts, padding)
     ends = torch.tensor(counts).cumsum(0).tolist()
     places = [place for end, n in zip(ends, wanted, strict=True) for place in range(end - n, end)]
@@ -49,14 +57,16 @@ def _logits(
     """Computes the (P, V) logits at `places` of the tokens, counted row by row."""
     device = model.embedding.weight.device
     tokens = torch.tensor(rows)
-    others = (place for place in range(tokens.numel()) if place not in places)
-    all_places = sorted([*places, *(next(others) for _ in range(ROWS - len(places)))])
+    asked = set(places)
+    others = [place for place in range(tokens.numel()) if place not in asked]
+    all_places = sorted([*places, *others[: padded(len(places)) - len(places)]])
     at = torch.zeros(tokens.numel(), dtype=torch.bool)
     at[all_places] = True
     logits = model(send(tokens, device), cache=cache, at=send(at.view_as(tokens), device))
     if len(places) == len(all_places):
         return logits
-    return logits[[all_places.index(place) for place in places]]
+    row_of = {place: row for row, place in enumerate(all_places)}
+    return logits[[row_of[place] for place in places]]
 
 
 def _read_states(
@@ -73,8 +83,8 @@ def _read_states(
     found: dict[int, Tensor] = {}
     states: list[tuple[list[int], StateCache]] = []
     for batch in batches:
-        rows = batch * ROWS if len(batch) == len(new[batch[0]]) == 1 else batch
-        count = len(new[rows[0]])
+        count = len(new[batch[0]])
+        rows = batch + batch[:1] * (padded(len(batch)) - len(batch)) if count == 1 else batch
         state = StateCache.joined([caches[text] for text in rows])
         places = [
             (row + 1) * count - back

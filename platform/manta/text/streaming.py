@@ -97,11 +97,16 @@ def ids_before(tokenizer: Tokenizer, ids: Sequence[int], stops: Iterable[str]) -
     replaced by the ids of its text before."""
     decode = tokenizer.tiktoken.decode_single_token_bytes
     pieces = [decode(token) for token in ids]
+    raw = b"".join(pieces)
     # One character for each byte, as places are counted in bytes.
-    raw = b"".join(pieces).decode("latin-1")
-    at = first(raw, [stop.encode().decode("latin-1") for stop in stops if stop])
+    bytewise = [stop.encode().decode("latin-1") for stop in stops if stop]
+    at = first(raw.decode("latin-1"), bytewise)
     if at is None:
         return list(ids)
-    ends = [end for end in itertools.accumulate(map(len, pieces)) if end <= at]
-    rest = raw[ends[-1] if ends else 0 : at].encode("latin-1").decode(errors="replace")
-    return [*ids[: len(ends)], *tokenizer.encode(rest)]
+    ends = [end for end in itertools.accumulate(map(len, pieces), initial=0) if end <= at]
+    rest = raw[ends[-1] : at]
+    try:
+        between = tokenizer.encode(rest.decode())
+    except UnicodeDecodeError:  # the end of a character that an earlier token begins
+        between = [tokenizer.ranks[bytes([b])] for b in rest if b not in tokenizer.lacking]
+    return [*ids[: len(ends) - 1], *between]
