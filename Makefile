@@ -54,6 +54,7 @@ chat: $(INSTALLED)  ## Fine-tune the quickstart's model on conversations, and co
 	python jobs/answers.py checkpoint=chat
 	@echo
 	@echo "Talk with it: python jobs/chat.py checkpoint=chat"
+	@echo "On a page:    pip install -e '.[serve]'; python jobs/serve.py checkpoint=chat"
 
 test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
