@@ -10,7 +10,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from manta import __version__
 from manta.serve.conversations import Conversations
 from manta.serve.protocol import bodies
 from manta.serve.protocol.bodies import ChatBody, CompletionBody
@@ -31,7 +30,7 @@ CLOSED_BY_CLIENT = 499  # nginx's status for it; nobody reads it
 def make_app(models: Mapping[str, Served], c: ServeConfig, kept: Conversations) -> FastAPI:
     """The application of these models, by their names; `kept` has the page's conversations. `Guard`
     goes around it."""
-    app = FastAPI(title="Manta", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Manta", docs_url=None, redoc_url=None)
     app.openapi_url = None
     measures = Measures(models)
     app.state.models, app.state.config = models, c
