@@ -17,8 +17,8 @@ from manta.errors import MantaError
 from manta.terminal import line
 
 __all__ = [
-    "Finite", "Whole", "check", "exact", "is_plain_name", "line", "parse", "read_bytes",
-    "read_json",
+    "Finite", "Flag", "Integer", "Number", "Whole", "check", "exact", "is_plain_name", "line",
+    "parse", "read_bytes", "read_json",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -32,6 +32,10 @@ MOST_ERRORS = 1000
 # number is strict, as records are used as they are: "7" and true would pass as numbers else.
 Whole = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# The same for what a client sends: no text and no truth value passes for a number.
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Integer = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
 def exact(cls: type[T]) -> type[T]:

@@ -6,9 +6,13 @@ HOME/runs/NAME/config.yaml           the run's config
                loss.png              the loss curve
                tensorboard/          the same figures, for TensorBoard; scores in evals/
                goodput.json          what the run spent its time on
+               history.jsonl         its starts with their commands, its failures, its ends
                rollbacks.json        steps whose tokens are skipped
                labels.json           how well a classifier did on its test split
                confusion.png         which labels it gave instead of which
+               report.html           what was trained on what, and what came of it
+               report.json           the same, each number with the file and key it comes from
+               conversations.sqlite  what was said on the chat page
                stacks/               stack traces of workers that made no progress
                evals/STEP/           for each suite a file of scores, and one of each document's
                evals/curve.png       the scores against tokens
@@ -53,9 +57,13 @@ SAMPLES = "samples.jsonl"
 LOSS_CURVE = "loss.png"
 TENSORBOARD = "tensorboard"
 GOODPUT = "goodput.json"
+HISTORY = "history.jsonl"
 ROLLBACKS = "rollbacks.json"
 STACKS = "stacks"
 SURPRISE = "surprise.html"
+REPORT = "report.html"
+REPORT_FACTS = "report.json"
+CONVERSATIONS = "conversations.sqlite"
 LABELS = "labels.json"
 CONFUSION = "confusion.png"
 RAY_RECORDS = ".ray"
@@ -80,8 +88,8 @@ OPTIMIZER_INDEX = "optimizer.json"
 
 # All names that Manta gives to files and folders directly in a run.
 RUN_NAMES = (
-    RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, ROLLBACKS, STACKS,
-    SURPRISE, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
+    RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, HISTORY, ROLLBACKS,
+    STACKS, SURPRISE, REPORT, REPORT_FACTS, CONVERSATIONS, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
 )  # fmt: skip
 
 # Names in a dataset.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 LIGHT_BLUE, BLUE, ORANGE = "#9ecae1", "#2171b5", "#d94801"
 TITLE_CHARACTERS = 68  # per line of a title: about what fits above the axes
 MOST_TICKS = 14
+MOST_MARKED = 100  # points of a small picture, each with a dot
 MOST_NUMBERED = 25  # labels of a confusion matrix with numbers in it
 
 
@@ -72,7 +73,8 @@ def panels(series: Mapping[str, Sequence[tuple[int, float, float]]], title: str)
     for axes, points in zip(grid, series.values(), strict=True):
         x = [tokens / unit for tokens, _, _ in points]
         values = [value for _, value, _ in points]
-        axes.plot(x, values, color=BLUE, marker="o", markersize=3)
+        mark = "o" if len(points) <= MOST_MARKED else None
+        axes.plot(x, values, color=BLUE, marker=mark, markersize=3, linewidth=1)
         if any(error for _, _, error in points):
             low = [value - error for _, value, error in points]
             high = [value + error for _, value, error in points]

@@ -89,6 +89,8 @@ class PrepareConfig(LabelKeys):
     name it, or leave it out and count it."""
     name: DatasetName | None = None
     """Name of the dataset, a folder under HOME/data; null: made from source and tokenizer."""
+    license: str | None = None
+    """Licence of the text, as reports and model cards shall name it; null: it is not named."""
     subset: str | None = None
     """Subset (configuration) of a Hugging Face dataset, such as sample-10BT."""
     split: str = "train"

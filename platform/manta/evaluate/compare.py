@@ -100,7 +100,7 @@ def compare(c: CompareConfig) -> tuple[list[str], str]:
 
 def entry(name: str, home: str, c: CompareConfig) -> Entry:
     """What is known about a run. Raises CheckpointError if no run has this name."""
-    path = checkpoints.resolve(name, home)
+    path = checkpoints.resolve(name, home, "runs")
     run = layout.split_checkpoint(path)[0]
     model = checkpoints.load_model_config(path)
     state = checkpoints.load_state(path)

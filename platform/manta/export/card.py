@@ -4,12 +4,12 @@ import html
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from manta import arguments, layout, storage
 from manta.evaluate import report
 from manta.model.families import num_parameters
 from manta.model.shape import ModelConfig
+from manta.report.private import without_places
 from manta.terminal import visible
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.records.logbook import evaluations, read_metrics
@@ -90,22 +90,10 @@ def _config(text: bytes, home: str) -> list[str]:
         Path(file.name).write_bytes(text)
         tree = arguments.read(PretrainConfig, [file.name])
     kept = {key: value for key, value in tree.items() if key not in ("home", "name")}
-    content = visible(arguments.to_yaml(_without_places(kept, home))).rstrip()
+    content = visible(arguments.to_yaml(without_places(kept, home))).rstrip()
     longest = max((len(run) for run in re.findall("`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}yaml", content, fence]
-
-
-def _without_places(tree: Any, home: str) -> Any:
-    if isinstance(tree, dict):
-        return {_without_places(k, home): _without_places(v, home) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [_without_places(value, home) for value in tree]
-    if not isinstance(tree, str):
-        return tree
-    text = tree.replace(f"{home}/", "").replace(f"{Path.home()}/", "~/")
-    is_path = re.match(r"(file://)?(/|~/)[\w.]", text) and "\n" not in text
-    return Path(text).name if is_path else text
 
 
 def _scores(run: str, step: str) -> list[str]:

@@ -21,6 +21,7 @@ from manta.lock import lock
 from manta.model.families import num_parameters
 from manta.model.gpt import GPT
 from manta.model.shape import ModelConfig
+from manta.report import report
 from manta.storage import HomeConfig
 from manta.terminal import line
 from manta.text import tokenizer_r50k
@@ -117,6 +118,8 @@ def export(c: ExportConfig, say: Callable[[str], None]) -> Path:
                 huggingface.write(made, model, tokenizer, text.replace("FOLDER", out.name))
             if storage.exists(curve := storage.join(run, layout.LOSS_CURVE)):
                 storage.download(curve, made / layout.LOSS_CURVE)
+            if storage.exists(storage.join(run, layout.METRICS)):
+                (made / layout.REPORT).write_text(report.build(path).page, encoding="utf-8")
             found = huggingface.check(opened, plain, tokenizer, _samples(path))
             say(
                 f"transformers opens it: logits differ by {found['logits_differ_by']:.1e} at most, "

@@ -91,7 +91,7 @@ class FinetuneConfig(PretrainConfig):
         plain = PretrainConfig(**{name: getattr(self, name) for name in fields})
         before = load_run_config(plain.run_folder)
         if before is None:
-            path = checkpoints.resolve(self.base, self.home_folder)
+            path = checkpoints.resolve(self.base, self.home_folder, "base")
             model = checkpoints.load_model_config(path)
             if self.kind != CLASSIFY:
                 checkpoints.refuse_other_sort(path, model)

@@ -14,7 +14,7 @@ from manta.cluster import capacity
 from manta.errors import MantaError
 from manta.train.checkpoints import checkpoint
 from manta.train.faults.signals import Moving
-from manta.train.records import ledger
+from manta.train.records import history, ledger
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
 
@@ -50,6 +50,8 @@ class Patience:
             reached = layout.step_of(paths[-1]) if paths else -1
         self.failures = 1 if reached > self.newest else self.failures + 1
         self.newest = reached
+        why, step = in_short(str(error)), max(reached, 0)
+        history.note(self.c.run_folder, "failed", why=why, step=step)
         if self.failures > self.c.max_failures:
             self.say(
                 f"the workers failed {self.failures} times without a new checkpoint "
@@ -58,7 +60,7 @@ class Patience:
             raise GivenUp(str(error))
         where = f"step {reached}" if reached >= 0 else "the start"
         self.say(
-            f"the workers failed ({in_short(str(error))}): starting them again from {where} "
+            f"the workers failed ({why}): starting them again from {where} "
             f"(failure {self.failures} of {self.c.max_failures} since the last checkpoint)"
         )
 
@@ -89,6 +91,7 @@ class Restarts(UserCallback):
         if isinstance(error, Moving) and has_room:
             newest = checkpoint.newest(c.run_folder)
             if not is_finished(c, newest):
+                history.note(c.run_folder, "moved", step=layout.step_of(newest))
                 self._patience.say(on_the_move(newest))
                 return
         if isinstance(error, MantaError) or is_out_of_memory(str(error)) or not has_room:

@@ -18,7 +18,7 @@ def from_weights(c: PretrainConfig, newest: str | None) -> PretrainConfig:
     `init.checkpoint` is not found."""
     if c.init.checkpoint is None:
         return c
-    path = newest or checkpoint.resolve(c.init.checkpoint, c.home_folder)
+    path = newest or checkpoint.resolve(c.init.checkpoint, c.home_folder, "init.checkpoint")
     model = checkpoint.load_model_config(path).with_dropout_of(c.model)
     if c.model.labels:
         model = model.classifying(c.model.labels)

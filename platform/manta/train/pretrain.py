@@ -21,7 +21,7 @@ from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.stopping import ask_for_time
 from manta.train.kinds import check_kind
 from manta.train.plan import from_weights, with_vocabulary
-from manta.train.records import ledger
+from manta.train.records import history, ledger
 from manta.train.records.logbook import duration, evaluations, read_metrics
 from manta.train.resume import (
     check_enough_data,
@@ -132,7 +132,14 @@ def pretrain(
     with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}"), beside(c) as finish:
         ownership.remove_scratch(c.run_folder, layout.RAY_RECORDS)
         ledger.begin(c.run_folder, started)
+        history.note(c.run_folder, "command", **history.command())
         stopped_by = Supervisor(c, datasets, say, callbacks).run()
+        history.note(
+            c.run_folder,
+            "stopped" if stopped_by else "ended",
+            step=layout.step_of(checkpoint.newest(c.run_folder)),
+            **({"signal": stopped_by.name} if stopped_by else {}),
+        )
         if stopped_by is None:
             finish()
     path = checkpoint.newest(c.run_folder)

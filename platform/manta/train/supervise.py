@@ -29,7 +29,7 @@ from manta.train.patience import (
     is_out_of_memory,
     on_the_move,
 )
-from manta.train.records import ledger
+from manta.train.records import history, ledger
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig, memory_setup
 from manta.train.worker import worker
@@ -81,6 +81,7 @@ class Supervisor:
                 if is_finished(self.c, path):
                     return None
                 if told.by is None:
+                    history.note(self.c.run_folder, "moved", step=layout.step_of(path))
                     self.say(on_the_move(path))
                     self._wait_for_room()
                 if told.by is not None:  # (also while it waited)
@@ -103,6 +104,8 @@ class Supervisor:
             return
         if isinstance(message, messages.Hanging):
             self.hanging += 1
+            if self.hanging == 1:
+                history.note(self.c.run_folder, "hung", rank=message.rank, seconds=message.seconds)
             if self.hanging <= MOST_HANGING:
                 self.say(
                     f"rank {message.rank} has made no progress for {message.seconds:g} s: its "
@@ -127,6 +130,8 @@ class Supervisor:
         """Makes micro batches smaller. This does not count as a failure (`max_failures`), as there
         are only a few smaller sizes."""
         self.c = less_memory(self.c, size, why)
+        to = self.c.micro_batch_size
+        history.note(self.c.run_folder, "out of memory", why=why, micro_batch=size, now=to)
         self.say(
             f"out of memory ({why}) with micro batches of {size} sequences: continuing with "
             f"{self.c.micro_batch_size}, more of them per step; the batch is the same"

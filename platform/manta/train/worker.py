@@ -34,6 +34,7 @@ from manta.train.kinds import objective_of
 from manta.train.loop import train
 from manta.train.objectives.next_token import Batch, NextToken
 from manta.train.plan import order_of, with_vocabulary
+from manta.train.records import history
 from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
@@ -122,6 +123,7 @@ def _until_rollback(
     )
     if rank.is_first:
         say(_beginning(run, path))
+        _note_start(run, path)
     try:
         train(run)
     except Interrupted as e:
@@ -142,6 +144,23 @@ def _beginning(run: Run, path: str | None) -> str:
     return (
         f"{started} on {workers}{run.device.description}, {run.device.dtype}{how}, micro batches "
         f"of {state.micro_batch} sequences"
+    )
+
+
+def _note_start(run: Run, path: str | None) -> None:
+    device = run.device
+    history.note(
+        run.folder,
+        "started",
+        step=run.state.step,
+        resumed_from=path and layout.split_checkpoint(path)[1],
+        workers=run.config.workers,
+        zero_stage=run.config.zero_stage,
+        device=device.description,
+        dtype=device.dtype,
+        peak_flops=device.peak,
+        compiled=bool(run.state.compiled),
+        micro_batch=run.state.micro_batch,
     )
 
 

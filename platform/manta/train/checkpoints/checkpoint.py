@@ -305,9 +305,9 @@ def remove_unfinished(run: str) -> None:
             delete(path)
 
 
-def resolve(checkpoint: str, home: str) -> str:
+def resolve(checkpoint: str, home: str, key: str = "checkpoint") -> str:
     """The checkpoint that a person means by a run's name or folder (its newest checkpoint), or by a
-    checkpoint's folder.
+    checkpoint's folder; `key`: the config's key that named it.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -318,7 +318,7 @@ def resolve(checkpoint: str, home: str) -> str:
         found = latest(folder, say=hint)
         if found is not None:
             return found
-    raise not_found(f"checkpoint={checkpoint}", home)
+    raise not_found(f"{key}={checkpoint}", home)
 
 
 def verify(path: str, only: str | None = None) -> None:
