@@ -115,8 +115,20 @@ def test_an_export_is_what_finetune_reads(kept: Conversations) -> None:
 
 
 def test_an_export_has_all_conversations_up_to_an_empty_text(kept: Conversations) -> None:
-    for n in range(600):
-        exchange(kept, kept.new(), None, n)
+    with sqlite3.connect(kept.file) as db:  # many, quickly
+        db.executemany(
+            "INSERT INTO conversations (id, title, leaf, created, updated) VALUES (?, '', ?, 0, 0)",
+            [(n, 2 * n) for n in range(1, 601)],
+        )
+        db.executemany(
+            "INSERT INTO turns (id, conversation, parent, role, text, state, created)"
+            " VALUES (?, ?, ?, ?, 'x', 'complete', 0)",
+            [
+                (2 * n - is_user, n, None if is_user else 2 * n - 1,
+                 "user" if is_user else "assistant")
+                for n in range(1, 601) for is_user in (1, 0)
+            ],
+        )  # fmt: skip
     assert len(kept.listed()) == len(list(kept.export())) == 600
     one = kept.new(system=" ")
     first = exchange(kept, one, None, 1)

@@ -241,7 +241,8 @@ def test_a_hostile_answer_is_text(tab: Seen, server: Running) -> None:
     said = tab.page.locator(".assistant .said")
     assert said.locator("script, img, svg, style, [onerror], [onload]").count() == 0
     links = said.locator("a").evaluate_all("all => all.map(a => [a.href, a.rel, a.target])")
-    assert links == [["https://example.org/", "noopener noreferrer", "_blank"]]
+    image, good = "http://203.0.113.7/i.png", "https://example.org/"  # `check`: not asked for
+    assert links == [[at, "noopener noreferrer", "_blank"] for at in (image, good)]
     shown = tab.page.locator("#log").inner_text()
     assert "\x1b" not in shown and "\u202e" not in shown and "\\u001b" in shown
     tab.page.check("#show-tokens")

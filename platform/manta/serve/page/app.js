@@ -26,6 +26,7 @@ const state = {
   stamp: "",
   writing: null, // an AbortController while an answer comes
   deleted: null,
+  editing: null, // the id of the turn that is edited
 };
 
 // --- what is shown -----------------------------------------------------------------------------
@@ -33,6 +34,7 @@ const state = {
 function show() {
   const { conversation } = state;
   $("title").disabled = !conversation;
+  for (const turn of conversation?.turns ?? []) turn.editing = turn.id === state.editing;
   $("title").textContent = visible(conversation?.title || "New conversation");
   document.title = conversation?.title ? `${visible(conversation.title)} - Manta` : "Manta";
   draw($("log"), conversation, $("show-tokens").checked, does, formOfTalk());
@@ -76,6 +78,7 @@ async function refreshList() {
 
 async function open(id) {
   stop();
+  state.editing = null;
   state.conversation = await api.open(id);
   $("system").value = state.conversation.system;
   sessionStorage.setItem("manta-open", id);
@@ -87,6 +90,7 @@ async function open(id) {
 
 function fresh() {
   stop();
+  state.editing = null;
   state.conversation = null;
   sessionStorage.removeItem("manta-open");
   $("sidebar").classList.remove("open");
@@ -205,11 +209,11 @@ const does = {
     await refreshList();
   }),
   edit: (turn) => {
-    for (const each of state.conversation.turns) each.editing = each === turn;
+    state.editing = turn?.id ?? null;
     show();
   },
   resend: doing(async (turn, text) => {
-    turn.editing = false;
+    state.editing = null;
     await send(text, turn.parent);
   }),
   regenerate: doing(async (turn) => {
@@ -348,8 +352,7 @@ async function check() {
     $("away").hidden = true;
     if ((stamp !== state.stamp || wasAway) && !state.writing) {
       await refreshList();
-      const isEditing = state.conversation?.turns.some((turn) => turn.editing);
-      if (state.conversation && !isEditing) {
+      if (state.conversation && state.editing === null) {
         state.conversation = await api.open(state.conversation.id);
         show();
       }

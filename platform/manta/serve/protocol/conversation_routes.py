@@ -1,6 +1,7 @@
 """The chat page, and what it asks for: conversations, and answers that are kept as they come."""
 
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -202,7 +203,7 @@ async def _stream(
             turn = kept.answer(conversation, question, asked.model.name, settings)
         else:
             kept.go_on(conversation, turn := old["id"])
-    begun = written = time.monotonic()
+    begun, written = time.monotonic(), -math.inf  # the first piece is written at once
     try:
         yield {"turn": turn, "about": {"seed": asked.seed}, "text": answer.text, "tokens": shown[:]}
         async for more in asked.events():
