@@ -29,7 +29,7 @@ ROOMS = {
     "boto3": ["cluster/check/account"],
     "botocore": ["cluster/check/account"],
     "tqdm": ["progress"],
-    "psutil": ["bench", "cluster", "serve/engine/budget", "train/build"],
+    "psutil": ["bench", "cluster", "serve/conversations", "serve/engine/budget", "train/build"],
     "datasets": ["text/sources", "evaluate/suites"],
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],

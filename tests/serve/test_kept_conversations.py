@@ -114,6 +114,47 @@ def test_an_export_is_what_finetune_reads(kept: Conversations) -> None:
     assert list(kept.export(one)) == rows
 
 
+def test_an_export_has_all_conversations_up_to_an_empty_text(kept: Conversations) -> None:
+    with sqlite3.connect(kept.file) as db:  # many, quickly
+        db.executemany(
+            "INSERT INTO conversations (id, title, leaf, created, updated) VALUES (?, '', ?, 0, 0)",
+            [(n, 2 * n) for n in range(1, 601)],
+        )
+        db.executemany(
+            "INSERT INTO turns (id, conversation, parent, role, text, state, created)"
+            " VALUES (?, ?, ?, ?, 'x', 'complete', 0)",
+            [
+                (2 * n - is_user, n, None if is_user else 2 * n - 1,
+                 "user" if is_user else "assistant")
+                for n in range(1, 601) for is_user in (1, 0)
+            ],
+        )  # fmt: skip
+    assert len(kept.listed()) == len(list(kept.export())) == 600
+    one = kept.new(system=" ")
+    first = exchange(kept, one, None, 1)
+    silent = kept.answer(one, kept.ask(one, first, "well?"), "m", {})
+    kept.write(silent, "", "complete")
+    exchange(kept, one, silent, 3)
+    (row,) = kept.export(one)
+    assert [message["content"] for message in row["messages"]] == ["question 1", "answer 1"]
+
+
+def test_a_later_process_with_the_same_id_is_not_the_writer(kept: Conversations) -> None:
+    """In a container the server has the same process id after each start."""
+    one = kept.new()
+    answer = kept.answer(one, kept.ask(one, None, "why?"), "m", {})
+    kept.write(answer, "half", "streaming", ids=(1, 2))
+    assert kept.turn(one, answer)["state"] == "streaming"
+    with pytest.raises(KeyError):
+        kept.go_on(one, answer)
+    with sqlite3.connect(kept.file) as db:
+        db.execute("UPDATE turns SET writer = ?", (f"{os.getpid()}:1.0",))
+    found = kept.turn(one, answer)
+    assert (found["state"], found["text"], found["ids"]) == ("interrupted", "half", [1, 2])
+    kept.go_on(one, answer)
+    assert kept.turn(one, answer)["state"] == "streaming"
+
+
 def test_two_processes_see_each_other(kept: Conversations) -> None:
     other = Conversations(kept.file)
     one = kept.new()

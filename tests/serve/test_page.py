@@ -132,6 +132,58 @@ def test_stop_keeps_what_came(tab: Seen, server: Running) -> None:
     assert engine.counts().running <= 1
 
 
+def test_an_answer_that_was_cut_off_goes_on(tab: Seen) -> None:
+    """Without chance, an answer in two parts is the answer at once, ids included."""
+    found = []
+    for parts in ([6, 12], [18]):
+        tab.page.click("#new")
+        for part, most in enumerate(parts):
+            tab.page.click("#open-settings")
+            tab.page.fill("#number-temperature", "0")
+            tab.page.fill("#number-max_tokens", str(most))
+            tab.page.click("#open-settings")
+            if part:
+                tab.page.locator(".assistant button", has_text="Go on").click()
+                tab.page.locator(".assistant .about", has_text="of 128").wait_for()
+            else:
+                tab.send("why?")
+            tab.answered(1)
+        tab.page.reload()
+        tab.answered(1)
+        number = tab.page.evaluate("Number(sessionStorage.getItem('manta-open'))")
+        reply = tab.page.request.get(f"{tab.url}api/conversations/{number}").json()
+        (answer,) = [turn for turn in reply["turns"] if turn["role"] == "assistant"]
+        assert len(answer["ids"]) == len(answer["tokens"])
+        found.append((answer["text"], answer["ids"], texts(tab, ".assistant")))
+    assert found[0] == found[1]
+
+
+def test_a_long_conversation_is_drawn_where_it_changes(tab: Seen, server: Running) -> None:
+    """Turns that did not change keep their elements and the focus, however many there are."""
+    one, parent = server.kept.new(title="a long one"), None
+    for n in range(150):
+        question = server.kept.ask(one, parent, f"question {n}")
+        parent = server.kept.answer(one, question, "base", {})
+        server.kept.write(parent, f"answer {n}", "complete", ids=(1,))
+    tab.page.locator("#conversations button", has_text="a long one").first.click()
+    tab.page.locator(".user .said", has_text="question 149").wait_for()
+    tab.page.evaluate("for (const e of document.querySelectorAll('.turn')) e.wasHere = true")
+    tab.page.locator(".user button", has_text="Edit").nth(148).focus()
+    tab.send("why?")
+    tab.page.locator(".assistant .about", has_text="tokens/s").last.wait_for()
+    tab.page.locator("#send").wait_for()
+    kept = "[...document.querySelectorAll('.turn')].filter(e => e.wasHere).length"
+    assert tab.page.evaluate(kept) == 300
+    assert tab.page.locator(".turn").count() == 302
+
+
+def test_only_what_was_purified_becomes_elements(tab: Seen) -> None:
+    """The browser itself refuses text as elements, whatever the page's modules do."""
+    refused = "try { document.body.innerHTML = '<b>x</b>'; '' } catch (e) { e.name }"
+    assert tab.page.evaluate(refused) == "TypeError"
+    tab.problems.clear()  # the browser tells of it
+
+
 def test_what_the_model_saw(tab: Seen) -> None:
     tab.send("why?")
     tab.answered(1)
@@ -189,7 +241,8 @@ def test_a_hostile_answer_is_text(tab: Seen, server: Running) -> None:
     said = tab.page.locator(".assistant .said")
     assert said.locator("script, img, svg, style, [onerror], [onload]").count() == 0
     links = said.locator("a").evaluate_all("all => all.map(a => [a.href, a.rel, a.target])")
-    assert links == [["https://example.org/", "noopener noreferrer", "_blank"]]
+    image, good = "http://203.0.113.7/i.png", "https://example.org/"  # `check`: not asked for
+    assert links == [[at, "noopener noreferrer", "_blank"] for at in (image, good)]
     shown = tab.page.locator("#log").inner_text()
     assert "\x1b" not in shown and "\u202e" not in shown and "\\u001b" in shown
     tab.page.check("#show-tokens")

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from manta.errors import DataError
 from manta.terminal import line
 
@@ -22,7 +24,6 @@ APPLICATION = 0x4D414E54  # "MANT", in SQLite's header: which program a file bel
 VERSION = 1
 WAIT_SECONDS = 10.0  # for another process that writes
 LONGEST_TITLE = 120
-MOST_FOUND = 500
 
 State = Literal["streaming", "complete", "stopped", "interrupted"]
 
@@ -43,7 +44,7 @@ CREATE TABLE turns (
   role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
   text TEXT NOT NULL,
   state TEXT NOT NULL,
-  writer INTEGER,
+  writer TEXT,
   model TEXT,
   settings TEXT NOT NULL DEFAULT '{}',
   about TEXT NOT NULL DEFAULT '{}',
@@ -121,12 +122,8 @@ class Conversations:
     def stamp(self) -> str:
         """A text that is another one after each change by anybody."""
         with self._lock:
-            found = self._db.execute(
-                "SELECT count(*), coalesce(max(updated), 0), coalesce(max(deleted), 0),"
-                " (SELECT count(*) FROM conversations WHERE deleted IS NOT NULL)"
-                " FROM conversations"
-            ).fetchone()
-        return "-".join(map(str, tuple(found)))
+            (others,) = self._db.execute("PRAGMA data_version").fetchone()
+            return f"{_writer()}-{others}-{self._db.total_changes}"
 
     def listed(self, search: str = "") -> list[dict[str, Any]]:
         """Conversations, the newest first; those that have `search` in a title or a turn."""
@@ -136,8 +133,8 @@ class Conversations:
                 "SELECT id, title, updated FROM conversations AS c WHERE deleted IS NULL AND"
                 " (title LIKE :like ESCAPE '\\' OR EXISTS (SELECT 1 FROM turns WHERE"
                 " conversation = c.id AND text LIKE :like ESCAPE '\\'))"
-                " ORDER BY updated DESC, id DESC LIMIT :most",
-                {"like": like, "most": MOST_FOUND},
+                " ORDER BY updated DESC, id DESC",
+                {"like": like},
             ).fetchall()
         return [dict(row) for row in rows]
 
@@ -242,7 +239,7 @@ class Conversations:
             made = db.execute(
                 "INSERT INTO turns (conversation, parent, role, text, state, writer, model,"
                 " settings, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (conversation, parent, role, text, state, os.getpid(), model,
+                (conversation, parent, role, text, state, _writer(), model,
                  json.dumps(settings), now),
             )  # fmt: skip
             title = there["title"] or (_title(text) if role == "user" else "")
@@ -251,6 +248,21 @@ class Conversations:
                 (made.lastrowid, now, title, conversation),
             )
         return int(made.lastrowid or 0)
+
+    def go_on(self, conversation: int, turn: int) -> None:
+        """Opens an answer again that ended before its time; `write` goes on with it. Raises
+        KeyError if there is none, or somebody writes it."""
+        found = self.turn(conversation, turn)
+        if found["role"] != "assistant" or found["state"] == "streaming":
+            raise KeyError(turn)
+        with self._writing() as db:
+            db.execute(
+                "UPDATE turns SET state = 'streaming', writer = ? WHERE id = ?", (_writer(), turn)
+            )
+            db.execute(
+                "UPDATE conversations SET leaf = ?, updated = ? WHERE id = ?",
+                (turn, time.time(), conversation),
+            )
 
     def write(
         self,
@@ -287,17 +299,21 @@ class Conversations:
 
     def export(self, conversation: int | None = None) -> Iterator[dict[str, Any]]:
         """Conversations as rows that jobs/finetune.py takes: the branch that is shown of each, up
-        to its last whole answer. Raises KeyError if there is no such conversation."""
+        to its last answer, or to the one before an empty text, which cannot be learnt. Raises
+        KeyError if there is no such conversation."""
         every = [conversation] if conversation is not None else [c["id"] for c in self.listed()]
         for each in every:
             head = self.get(each)
-            turns = self.path(each, head["leaf"])
-            while turns and (turns[-1]["role"] == "user" or not turns[-1]["text"].strip()):
-                turns.pop()
-            if any(not turn["text"].strip() for turn in turns) or not turns:
-                continue  # an empty turn cannot be learnt
-            messages = [{"role": turn["role"], "content": turn["text"]} for turn in turns]
-            if head["system"]:
+            messages = []
+            for turn in self.path(each, head["leaf"]):
+                if not turn["text"].strip() or turn["state"] == "streaming":
+                    break
+                messages.append({"role": turn["role"], "content": turn["text"]})
+            if messages and messages[-1]["role"] == "user":
+                messages.pop()
+            if not messages:
+                continue
+            if head["system"].strip():
                 messages.insert(0, {"role": "system", "content": head["system"]})
             yield {"messages": messages}
 
@@ -316,14 +332,17 @@ def _turn(row: sqlite3.Row) -> dict[str, Any]:
     return found
 
 
-def _is_alive(process: int | None) -> bool:
+def _writer() -> str:
+    """This process, by its id and when it began: another one may have the id later, and in a
+    container it does."""
+    return f"{os.getpid()}:{psutil.Process().create_time()}"
+
+
+def _is_alive(writer: str | None) -> bool:
     """Whether a process of this machine still runs."""
-    if process is None:
-        return False
+    number, _, began = (writer or "").partition(":")
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        process = psutil.Process(int(number))
+        return process.status() != psutil.STATUS_ZOMBIE and str(process.create_time()) == began
+    except (psutil.Error, ValueError):
         return False
-    except PermissionError:
-        return True
-    return True

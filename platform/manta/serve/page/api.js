@@ -53,10 +53,10 @@ export const remove = (id, undo) => json("DELETE", `api/conversations/${id}?undo
 export const ask = (id, parent, text) =>
   json("POST", `api/conversations/${id}/questions`, { parent, text });
 
-/** Yields the events of an answer as they come. */
-export async function* answer(id, parent, model, settings, signal) {
+/** Yields the events of an answer as they come; `old` is the id of one that goes on. */
+export async function* answer(id, parent, model, settings, signal, old) {
   const path = `api/conversations/${id}/answers`;
-  const reply = await send("POST", path, { parent, model, settings }, signal);
+  const reply = await send("POST", path, { parent, model, settings, go_on: old }, signal);
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {

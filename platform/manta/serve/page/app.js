@@ -17,7 +17,7 @@ const NUMBERS = [
   ["presence_penalty", "Presence penalty", -2, 2, 0.1, 0],
   ["frequency_penalty", "Frequency penalty", -2, 2, 0.1, 0],
   ["max_tokens", "Most tokens", 1, 100000, 1, 512],
-  ["seed", "Seed (empty: a new one)", 0, 2 ** 31, 1, null],
+  ["seed", "Seed (empty: new)", 0, 2 ** 31, 1, null],
 ];
 
 const state = {
@@ -26,15 +26,18 @@ const state = {
   stamp: "",
   writing: null, // an AbortController while an answer comes
   deleted: null,
+  editing: null, // the id of the turn that is edited
 };
 
 // --- what is shown -----------------------------------------------------------------------------
 
 function show() {
   const { conversation } = state;
+  $("title").disabled = !conversation;
+  for (const turn of conversation?.turns ?? []) turn.editing = turn.id === state.editing;
   $("title").textContent = visible(conversation?.title || "New conversation");
   document.title = conversation?.title ? `${visible(conversation.title)} - Manta` : "Manta";
-  draw($("log"), conversation, $("show-tokens").checked, does);
+  draw($("log"), conversation, $("show-tokens").checked, does, formOfTalk());
   $("send").hidden = Boolean(state.writing);
   $("stop").hidden = !state.writing;
   for (const id of ["export", "rename", "delete"]) $(id).disabled = !conversation;
@@ -75,6 +78,7 @@ async function refreshList() {
 
 async function open(id) {
   stop();
+  state.editing = null;
   state.conversation = await api.open(id);
   $("system").value = state.conversation.system;
   sessionStorage.setItem("manta-open", id);
@@ -86,6 +90,7 @@ async function open(id) {
 
 function fresh() {
   stop();
+  state.editing = null;
   state.conversation = null;
   sessionStorage.removeItem("manta-open");
   $("sidebar").classList.remove("open");
@@ -117,10 +122,10 @@ async function send(text, parent) {
   await answer(id);
 }
 
-/** Has the model, or both models, answer a question. */
-async function answer(question) {
+/** Has the model, or both models, answer a question; or `old`, an answer of it, go on. */
+async function answer(question, old) {
   const conversation = state.conversation.id;
-  const names = [$("model").value, $("second").value].filter(Boolean);
+  const names = old ? [old.model] : [$("model").value, $("second").value].filter(Boolean);
   const pair = names.length > 1 ? crypto.getRandomValues(new Uint32Array(1))[0] : undefined;
   state.conversation = await api.open(conversation);
   state.conversation.leaf = question;
@@ -128,8 +133,8 @@ async function answer(question) {
   show();
   try {
     await Promise.all(names.map((name, index) => {
-      const asked = pair ? { ...settings(), pair } : settings();
-      return follow(conversation, question, name, asked, control.signal, index === 0);
+      const asked = pair ? { ...settings(), pair, place: index } : settings();
+      return follow(conversation, question, name, asked, control.signal, index === 0, old?.id);
     }));
   } catch (error) {
     problem(error);
@@ -140,16 +145,17 @@ async function answer(question) {
 }
 
 /** Shows an answer as it comes. */
-async function follow(conversation, question, model, asked, signal, isShown) {
+async function follow(conversation, question, model, asked, signal, isShown, old) {
   let turn = null;
-  for await (const event of api.answer(conversation, question, model, asked, signal)) {
+  for await (const event of api.answer(conversation, question, model, asked, signal, old)) {
     if (state.conversation?.id !== conversation) return;
     if (!turn) {
       turn = {
         id: event.turn, parent: question, role: "assistant", text: "", tokens: [], about: {},
-        state: "streaming", model, settings: asked,
+        state: "streaming", model, settings: asked, ids: [],
       };
-      state.conversation.turns.push(turn);
+      const others = state.conversation.turns.filter((each) => each.id !== turn.id);
+      state.conversation.turns = [...others, turn].sort((a, b) => a.id - b.id);
       if (isShown || state.conversation.leaf === question) state.conversation.leaf = turn.id;
     }
     turn.text += event.text ?? "";
@@ -177,7 +183,8 @@ async function again(conversation, pair) {
     const errors = [...$("log").querySelectorAll("[role=alert]")].map((each) => each.parentNode);
     state.conversation = await api.open(conversation);
     if (pair) {
-      const first = state.conversation.turns.find((turn) => turn.settings.pair === pair);
+      const both = state.conversation.turns.filter((turn) => turn.settings.pair === pair);
+      const first = both.find((turn) => turn.settings.place === 0) ?? both[0];
       if (first) await api.change(conversation, { leaf: first.id });
       state.conversation.leaf = first?.id ?? state.conversation.leaf;
     }
@@ -202,15 +209,18 @@ const does = {
     await refreshList();
   }),
   edit: (turn) => {
-    for (const each of state.conversation.turns) each.editing = each === turn;
+    state.editing = turn?.id ?? null;
     show();
   },
   resend: doing(async (turn, text) => {
-    turn.editing = false;
+    state.editing = null;
     await send(text, turn.parent);
   }),
   regenerate: doing(async (turn) => {
     if (!state.writing) await answer(turn.parent);
+  }),
+  goOn: doing(async (turn) => {
+    if (!state.writing) await answer(turn.parent, turn);
   }),
 };
 
@@ -276,7 +286,7 @@ const rename = doing(async () => {
   await open(state.conversation.id);
 });
 $("rename").addEventListener("click", rename);
-$("title").addEventListener("keydown", (event) => event.key === "Enter" && rename());
+$("title").addEventListener("click", rename);
 $("delete").addEventListener("click", doing(async () => {
   const { id, title } = state.conversation;
   if (!confirm(`Delete “${title}”?`)) return;
@@ -321,14 +331,16 @@ for (const [name, label, low, high, step, value] of NUMBERS) {
 
 function formOfTalk() {
   const model = state.models.find((each) => each.id === $("model").value);
-  if (!model) return;
+  if (!model) return "";
   const { is_fine_tuned: tuned, context_length: context } = model.manta;
-  $("form-of-talk").textContent = tuned
+  const told = tuned
     ? `${visible(model.id)} was fine-tuned: it gets its chat template. Its context is ${context} tokens.`
     : `${visible(model.id)} only continues texts: it gets a transcript of “User:” and “Assistant:”. `
       + `Its context is ${context} tokens.`;
+  $("form-of-talk").textContent = told;
+  return told;
 }
-$("model").addEventListener("change", formOfTalk);
+$("model").addEventListener("change", show);
 
 // --- the server --------------------------------------------------------------------------------
 
@@ -340,8 +352,7 @@ async function check() {
     $("away").hidden = true;
     if ((stamp !== state.stamp || wasAway) && !state.writing) {
       await refreshList();
-      const isEditing = state.conversation?.turns.some((turn) => turn.editing);
-      if (state.conversation && !isEditing) {
+      if (state.conversation && state.editing === null) {
         state.conversation = await api.open(state.conversation.id);
         show();
       }
@@ -360,7 +371,6 @@ async function begin() {
   const none = element("option", "", "one model", { value: "" });
   $("second").replaceChildren(none, ...state.models.map(({ id }) => option(id)));
   $("second").parentNode.hidden = state.models.length < 2;
-  formOfTalk();
   show();
   const id = sessionStorage.getItem("manta-open");
   if (id) await open(Number(id)).catch(() => sessionStorage.removeItem("manta-open"));

@@ -3,19 +3,56 @@
 import { newestLeaf, pairOf, path, siblings } from "./tree.js";
 import { element, rendered, visible } from "./text.js";
 
-/** Draws the branch that is shown into `log`. `does` has what the buttons do. */
-export function draw(log, conversation, showTokens, does) {
+/**
+ * Draws the branch that is shown into `log`. `does` has what the buttons do; `hint` is shown while
+ * nothing was said. Turns that did not change keep their elements, so that a long conversation is
+ * quick, the focus stays where it is, and a screen reader says only what is new.
+ */
+export function draw(log, conversation, showTokens, does, hint) {
   const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   const turns = conversation ? path(conversation) : [];
-  log.replaceChildren(
-    ...(turns.length ? turns.map((t) => drawn(conversation, t, showTokens, does)) : [welcome()]),
-  );
+  const before = new Map([...log.children].map((each) => [each.dataset.key, each]));
+  const wanted = turns.map((turn) => {
+    const key = String(turn.id);
+    const content = contentOf(conversation, turn, showTokens);
+    const old = before.get(key);
+    if (old && old.content === content) return old;
+    const made = drawn(conversation, turn, showTokens, does);
+    made.dataset.key = key;
+    made.content = content;
+    return made;
+  });
+  if (!wanted.length) wanted.push(welcome(hint));
+  const kept = new Set(wanted);
+  for (const each of [...log.children]) if (!kept.has(each)) each.remove();
+  wanted.forEach((each, at) => {
+    if (log.children[at] !== each) log.insertBefore(each, log.children[at] ?? null);
+  });
   if (atEnd) log.scrollTop = log.scrollHeight;
 }
 
-function welcome() {
+/** A text that is another one if a turn has to be drawn again. */
+function contentOf(conversation, turn, showTokens) {
+  const pair = turn.role === "assistant" ? pairOf(conversation, turn) : undefined;
+  const all = [turn, pair].filter(Boolean).map((each) => [
+    each.state, each.editing, siblings(conversation, each).length, textOf(each),
+  ]);
+  return JSON.stringify([conversation.id, showTokens, all]);
+}
+
+/** @type {WeakMap<object, string>} what `textOf` found of turns that are whole */
+const texts = new WeakMap();
+
+function textOf(turn) {
+  if (texts.has(turn)) return texts.get(turn);
+  const found = JSON.stringify([turn.id, turn.text, turn.tokens.length, turn.about]);
+  if (turn.state !== "streaming") texts.set(turn, found);
+  return found;
+}
+
+function welcome(hint) {
   const strong = element("strong", "", "What shall we talk about?");
-  return element("div", "welcome", [strong, "Conversations are kept next to the run."]);
+  return element("div", "welcome", [strong, visible(hint)]);
 }
 
 function drawn(conversation, turn, showTokens, does) {
@@ -23,11 +60,14 @@ function drawn(conversation, turn, showTokens, does) {
   if (!pair) {
     return element("article", `turn ${turn.role}`, parts(conversation, turn, showTokens, does));
   }
-  const both = [turn, pair].sort((a, b) => a.id - b.id).map((each) => {
+  const place = (each) => each.settings.place ?? each.id;
+  const both = [turn, pair].sort((a, b) => place(a) - place(b)).map((each) => {
     const more = each === turn
       ? []
       : [button("Continue with this one", () => does.choose(newestLeaf(conversation, each)))];
-    const inside = parts(conversation, each, showTokens, does);
+    const inside = [
+      element("h2", "", visible(each.model)), ...parts(conversation, each, showTokens, does),
+    ];
     const classes = `assistant ${each === turn ? "chosen" : ""}`;
     return element("section", classes, [...inside, ...more], { ariaLabel: each.model });
   });
@@ -105,12 +145,14 @@ const quoted = (text) => visible(text).replaceAll("\n", "⏎").replaceAll("\t", 
 /** The line under a turn: figures, branches, buttons. */
 function about(conversation, turn, does) {
   const line = element("div", "about", branches(conversation, turn, does));
+  const actions = element("span", "actions");
   if (turn.role === "user") {
-    line.append(button("Edit", () => does.edit(turn)));
+    actions.append(button("Edit", () => does.edit(turn)));
+    line.append(actions);
     return line;
   }
   const { prefilled, cached, tokens_per_second: speed, context_length: context } = turn.about;
-  const facts = [turn.model];
+  const facts = pairOf(conversation, turn) ? [] : [turn.model];
   if (turn.state === "interrupted") facts.push("interrupted: the server went away");
   if (turn.state === "stopped") facts.push("stopped");
   if (turn.about.finish_reason === "length") facts.push("cut off at its longest");
@@ -126,15 +168,22 @@ function about(conversation, turn, does) {
     line.append(element("span", "", [bar, `${used} of ${context}`], { title: "context used" }));
   }
   if (turn.state !== "streaming") {
-    line.append(button("Again", () => does.regenerate(turn)));
-    line.append(button("Copy", () => navigator.clipboard.writeText(turn.text)));
+    const isCut = turn.state !== "complete" || turn.about.finish_reason === "length";
+    if (isCut && turn.ids.length) {
+      const title = "let the model write on from here";
+      actions.append(button("Go on", () => does.goOn(turn), { title }));
+    }
+    actions.append(button("Again", () => does.regenerate(turn), { title: "a new answer" }));
+    actions.append(button("Copy", () => navigator.clipboard.writeText(turn.text)));
+    line.append(actions);
   }
   return line;
 }
 
 function branches(conversation, turn, does) {
   const all = siblings(conversation, turn);
-  if (all.length < 2) return [];
+  const pair = pairOf(conversation, turn);
+  if (all.length < (pair ? 3 : 2)) return [];
   const at = all.indexOf(turn);
   const go = (step) => () => does.choose(newestLeaf(conversation, all[at + step]));
   return [

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -13,6 +13,7 @@ from manta.serve.engine.request import Ended, Piece, Started, Token
 from manta.serve.protocol.bodies import ChatBody, request_of, seed_of
 from manta.serve.protocol.reading import while_there
 from manta.serve.protocol.replies import envelope, of_chat, streaming, usage
+from manta.serve.refusal import Refusal
 from manta.serve.served import Served
 from manta.serve.settings import ServeConfig
 from manta.text.conversations import Turn
@@ -51,6 +52,8 @@ class Asked:
     overflow: str
     seed: int
     config: ServeConfig
+    begun: tuple[int, ...] = ()
+    """Ids that the answer has already; they are the end of the prompt."""
 
     @classmethod
     async def of(cls, model: Served, body: ChatBody, c: ServeConfig) -> "Asked":
@@ -59,6 +62,23 @@ class Asked:
         overflow = body.overflow or c.overflow
         prompt = await model.prompt(turns, cls._max_tokens(body, c), overflow)
         return cls(model, body, turns, prompt, overflow, seed_of(body), c)
+
+    def going_on(self, begun: Sequence[int]) -> "Asked":
+        """The same question, with an answer that has these ids already. Raises Refusal if the
+        context has no room for more."""
+        ids = (*self.prompt.ids, *begun)
+        if len(ids) >= self.model.engine.context_length:
+            raise Refusal("the context is full: this answer cannot go on")
+        return dataclasses.replace(
+            self, prompt=dataclasses.replace(self.prompt, ids=ids), begun=tuple(begun)
+        )
+
+    @property
+    def said(self) -> str:
+        """The text of the ids that the answer has already."""
+        if not self.begun:
+            return ""
+        return self.model.tokenizer.decode(self.begun).lstrip(self.model.form.lead or "\0")
 
     @staticmethod
     def _max_tokens(body: ChatBody, c: ServeConfig) -> int:
@@ -81,7 +101,7 @@ class Asked:
             alternatives=(asks or 0) if self.body.logprobs else None,
             stop=model.request_stop(),
         )
-        answer = Answer()
+        answer = Answer(self.said)
         async for event in model.events(request):
             if isinstance(event, Started):
                 answer.cached = event.cached
@@ -96,7 +116,7 @@ class Asked:
                 yield More(answer, text, event.tokens)
             elif isinstance(event, Ended):
                 answer.ended = event
-                model.dialogue.keep(self.turns, answer.text, event.ids)
+                model.dialogue.keep(self.turns, answer.text, (*self.begun, *event.ids))
                 yield More(answer, is_end=True)
 
     def about(self, answer: Answer) -> dict[str, Any]:

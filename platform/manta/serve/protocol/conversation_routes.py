@@ -1,6 +1,7 @@
 """The chat page, and what it asks for: conversations, and answers that are kept as they come."""
 
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 
 from manta import foreign
-from manta.serve.conversations import Conversations
+from manta.serve.conversations import Conversations, State
 from manta.serve.engine.request import Token
 from manta.serve.protocol.bodies import ChatBody, parse
 from manta.serve.protocol.chat import Answer, Asked
@@ -32,7 +33,9 @@ TYPES = {
 # have this one in a frame.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    # Only what DOMPurify has made may become elements.
+    "require-trusted-types-for 'script'; trusted-types dompurify"
 )
 PAGE_HEADERS = {"content-security-policy": POLICY, "cache-control": "no-cache"}
 SECONDS_BETWEEN_WRITES = 0.3
@@ -94,13 +97,20 @@ def page_routes(
 
     @routes.post("/api/conversations/{conversation}/answers")
     async def answer(conversation: int, request: Request) -> Response:
-        given = await _given(request, {"parent": int, "model": str, "settings": dict})
+        types = {"parent": int, "model": str, "settings": dict, "go_on": int}
+        given = await _given(request, types)
         model = model_of(given.get("model"))
         settings = given.get("settings") or {}
         with _known():
             asked = await _asked(kept, model, conversation, given.get("parent"), settings, c)
-            turn = kept.answer(conversation, given["parent"], model.name, settings)
-        return streaming(_stream(kept, asked, turn))
+            if "go_on" not in given:
+                kept.turn(conversation, given["parent"])
+                return streaming(_stream(kept, asked, conversation, given["parent"], settings))
+            old = kept.turn(conversation, given["go_on"])
+            if old["parent"] != given["parent"] or old["model"] != model.name:
+                raise Refusal("an answer goes on after its own question, by its own model", "go_on")
+            asked = asked.going_on(old["ids"])
+        return streaming(_stream(kept, asked, conversation, given["parent"], settings, old))
 
     @routes.get("/api/export")
     async def export_all() -> Response:
@@ -177,13 +187,25 @@ async def _asked(
     return await Asked.of(model, parse(json.dumps(content).encode(), ChatBody), c)
 
 
-async def _stream(kept: Conversations, asked: Asked, turn: int) -> AsyncIterator[dict[str, Any]]:
-    """An answer for the page as it comes, which is kept meanwhile."""
+async def _stream(
+    kept: Conversations,
+    asked: Asked,
+    conversation: int,
+    question: int,
+    settings: dict[str, Any],
+    old: dict[str, Any] | None = None,
+) -> AsyncIterator[dict[str, Any]]:
+    """An answer for the page as it comes, which is kept meanwhile; `old` is one that goes on."""
     tokenizer = asked.model.tokenizer
-    yield {"turn": turn, "about": {"seed": asked.seed}}
-    answer, shown = Answer(), list[Any]()
-    begun = written = time.monotonic()
+    answer, shown = Answer(asked.said), list(old["tokens"] if old else [])
+    with _known():
+        if old is None:
+            turn = kept.answer(conversation, question, asked.model.name, settings)
+        else:
+            kept.go_on(conversation, turn := old["id"])
+    begun, written = time.monotonic(), -math.inf  # the first piece is written at once
     try:
+        yield {"turn": turn, "about": {"seed": asked.seed}, "text": answer.text, "tokens": shown[:]}
         async for more in asked.events():
             answer = more.answer
             new = [_shown(tokenizer, token) for token in more.tokens]
@@ -196,7 +218,7 @@ async def _stream(kept: Conversations, asked: Asked, turn: int) -> AsyncIterator
                 yield {"text": more.text, "tokens": new}
             now = time.monotonic()
             if now - written > SECONDS_BETWEEN_WRITES:
-                kept.write(turn, answer.text, "streaming", tokens=shown)
+                kept.write(turn, answer.text, "streaming", tokens=shown, ids=_ids(asked, answer))
                 written = now
     finally:
         seconds = time.monotonic() - begun
@@ -207,10 +229,16 @@ async def _stream(kept: Conversations, asked: Asked, turn: int) -> AsyncIterator
             "tokens_per_second": len(answer.tokens) / max(seconds, 1e-9),
             "finish_reason": answer.ended.reason if answer.ended else "cancelled",
         }
-        ids = answer.ended.ids if answer.ended else tuple(t.id for t in answer.tokens)
-        state = "complete" if answer.ended else "stopped"
-        kept.write(turn, answer.text, state, tokens=shown, ids=ids, about=about)  # type: ignore[arg-type]
+        state: State = "complete" if answer.ended else "stopped"
+        ids = _ids(asked, answer)
+        kept.write(turn, answer.text, state, tokens=shown, ids=ids, about=about)
     yield {"about": about, "state": "complete"}
+
+
+def _ids(asked: Asked, answer: Answer) -> tuple[int, ...]:
+    """The ids of an answer as far as it has come."""
+    new = answer.ended.ids if answer.ended else tuple(token.id for token in answer.tokens)
+    return (*asked.begun, *new)
 
 
 def _shown(tokenizer: Any, token: Token) -> list[Any]:
