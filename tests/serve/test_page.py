@@ -1,6 +1,7 @@
 """The chat page in a real Chromium, as somebody uses it."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,8 +129,22 @@ def test_stop_keeps_what_came(tab: Seen, server: Running) -> None:
     tab.send("why?")
     tab.page.locator("#stop").click()
     tab.page.locator("#send").wait_for()
-    tab.page.locator(".assistant .about", has_text="Again").wait_for()
+    tab.page.locator(".about button", has_text=re.compile("Again|Answer")).first.wait_for()
     assert engine.counts().running <= 1
+
+
+def test_a_question_that_was_not_answered_can_be(tab: Seen) -> None:
+    """It was refused, as it is too long; edited, it is answered. Another question takes its place
+    too."""
+    tab.page.on("console", lambda _: tab.problems.clear())  # the browser tells of the refusal
+    tab.send("yes " * 200)
+    tab.page.locator("[role=alert]", has_text="shorten it").wait_for()
+    tab.page.locator(".user button", has_text="Answer").click()
+    tab.page.locator("[role=alert]", has_text="shorten it").first.wait_for()
+    tab.send("why?")
+    tab.answered(1)
+    assert texts(tab, ".user") == ["why?"]
+    tab.problems.clear()
 
 
 def test_an_answer_that_was_cut_off_goes_on(tab: Seen) -> None:

@@ -212,9 +212,10 @@ class Conversations:
         return self._add(conversation, parent, "user", text, "complete", None, {})
 
     def answer(self, conversation: int, parent: int, model: str, settings: dict[str, Any]) -> int:
-        """Adds an empty answer to the question `parent`; returns its id. `write` fills it. Raises
-        KeyError if there is no such conversation or question."""
-        return self._add(conversation, parent, "assistant", "", "streaming", model, settings)
+        """Adds an empty answer to the question `parent`; returns its id. It counts as stopped until
+        `go_on` says that it is being written, and `write` fills it. Raises KeyError if there is no
+        such conversation or question."""
+        return self._add(conversation, parent, "assistant", "", "stopped", model, settings)
 
     def _add(
         self,

@@ -63,13 +63,13 @@ const doing = (work) => async (...all) => {
   }
 };
 
-async function refreshList() {
+async function refreshList(current = state.conversation?.id) {
   const found = await api.list($("search").value);
   state.stamp = found.stamp;
   $("conversations").replaceChildren(
     ...found.conversations.map(({ id, title }) => {
       const made = element("button", "", visible(title || "New conversation"), { type: "button" });
-      if (id === state.conversation?.id) made.setAttribute("aria-current", "true");
+      if (id === current) made.setAttribute("aria-current", "true");
       made.addEventListener("click", doing(() => open(id)));
       return element("li", "", [made]);
     }),
@@ -79,13 +79,13 @@ async function refreshList() {
 async function open(id) {
   stop();
   state.editing = null;
+  await refreshList(id);
   state.conversation = await api.open(id);
   $("system").value = state.conversation.system;
   sessionStorage.setItem("manta-open", id);
   $("sidebar").classList.remove("open");
   show();
   $("log").scrollTop = $("log").scrollHeight;
-  await refreshList();
 }
 
 function fresh() {
@@ -97,7 +97,7 @@ function fresh() {
   $("system").value = "";
   show();
   $("question").focus();
-  doing(refreshList)();
+  doing(() => refreshList())();
 }
 
 // --- asking ------------------------------------------------------------------------------------
@@ -177,10 +177,14 @@ function later() {
   });
 }
 
-/** Takes the conversation from the server again, as it is kept there. */
+/**
+ * Takes the conversation from the server again, as it is kept there. The list and its stamp come
+ * first: what changes after them changes the stamp, and is seen at the next check.
+ */
 async function again(conversation, pair) {
   try {
     const errors = [...$("log").querySelectorAll("[role=alert]")].map((each) => each.parentNode);
+    await refreshList();
     state.conversation = await api.open(conversation);
     if (pair) {
       const both = state.conversation.turns.filter((turn) => turn.settings.pair === pair);
@@ -190,7 +194,6 @@ async function again(conversation, pair) {
     }
     show();
     $("log").append(...errors);
-    await refreshList();
   } catch (error) {
     problem(error);
   }
@@ -216,6 +219,9 @@ const does = {
     state.editing = null;
     await send(text, turn.parent);
   }),
+  answer: doing(async (turn) => {
+    if (!state.writing) await answer(turn.id);
+  }),
   regenerate: doing(async (turn) => {
     if (!state.writing) await answer(turn.parent);
   }),
@@ -232,8 +238,13 @@ $("composer").addEventListener("submit", (event) => {
   if (!text.trim() || state.writing) return;
   $("question").value = "";
   grow();
-  doing(send)(text, state.conversation?.leaf ?? undefined);
+  doing(send)(text, parentOfNext());
 });
+/** What the next question comes after: the last answer, as a question has only answers after it. */
+function parentOfNext() {
+  const last = state.conversation?.turns.find((turn) => turn.id === state.conversation.leaf);
+  return (last?.role === "user" ? last.parent : last?.id) ?? undefined;
+}
 $("question").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
@@ -257,7 +268,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 $("new").addEventListener("click", fresh);
-$("search").addEventListener("input", doing(refreshList));
+$("search").addEventListener("input", doing(() => refreshList()));
 $("show-tokens").addEventListener("change", show);
 $("open-sidebar").addEventListener("click", () => {
   $("sidebar").classList.add("open");

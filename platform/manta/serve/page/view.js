@@ -35,10 +35,14 @@ export function draw(log, conversation, showTokens, does, hint) {
 function contentOf(conversation, turn, showTokens) {
   const pair = turn.role === "assistant" ? pairOf(conversation, turn) : undefined;
   const all = [turn, pair].filter(Boolean).map((each) => [
-    each.state, each.editing, siblings(conversation, each).length, textOf(each),
+    each.state, each.editing, isOpen(conversation, each), siblings(conversation, each).length,
+    textOf(each),
   ]);
   return JSON.stringify([conversation.id, showTokens, all]);
 }
+
+/** Whether a turn is a question without an answer, at the end of what is shown. */
+const isOpen = (conversation, turn) => turn.role === "user" && turn.id === conversation.leaf;
 
 /** @type {WeakMap<object, string>} what `textOf` found of turns that are whole */
 const texts = new WeakMap();
@@ -147,6 +151,9 @@ function about(conversation, turn, does) {
   const line = element("div", "about", branches(conversation, turn, does));
   const actions = element("span", "actions");
   if (turn.role === "user") {
+    if (isOpen(conversation, turn)) {
+      actions.append(button("Answer", () => does.answer(turn), { title: "ask for an answer" }));
+    }
     actions.append(button("Edit", () => does.edit(turn)));
     line.append(actions);
     return line;

@@ -103,14 +103,17 @@ def page_routes(
         settings = given.get("settings") or {}
         with _known():
             asked = await _asked(kept, model, conversation, given.get("parent"), settings, c)
-            if "go_on" not in given:
-                kept.turn(conversation, given["parent"])
-                return streaming(_stream(kept, asked, conversation, given["parent"], settings))
-            old = kept.turn(conversation, given["go_on"])
-            if old["parent"] != given["parent"] or old["model"] != model.name:
-                raise Refusal("an answer goes on after its own question, by its own model", "go_on")
-            asked = asked.going_on(old["ids"])
-        return streaming(_stream(kept, asked, conversation, given["parent"], settings, old))
+            if "go_on" in given:
+                turn = kept.turn(conversation, given["go_on"])
+                if turn["parent"] != given["parent"] or turn["model"] != model.name:
+                    raise Refusal(
+                        "an answer goes on after its own question, by its own model", "go_on"
+                    )
+                asked = asked.going_on(turn["ids"])
+            else:
+                made = kept.answer(conversation, given["parent"], model.name, settings)
+                turn = kept.turn(conversation, made)
+        return streaming(_stream(kept, asked, conversation, turn))
 
     @routes.get("/api/export")
     async def export_all() -> Response:
@@ -188,21 +191,13 @@ async def _asked(
 
 
 async def _stream(
-    kept: Conversations,
-    asked: Asked,
-    conversation: int,
-    question: int,
-    settings: dict[str, Any],
-    old: dict[str, Any] | None = None,
+    kept: Conversations, asked: Asked, conversation: int, old: dict[str, Any]
 ) -> AsyncIterator[dict[str, Any]]:
-    """An answer for the page as it comes, which is kept meanwhile; `old` is one that goes on."""
-    tokenizer = asked.model.tokenizer
-    answer, shown = Answer(asked.said), list(old["tokens"] if old else [])
+    """An answer for the page as it comes, which is kept meanwhile; `old` is it until now."""
+    tokenizer, turn = asked.model.tokenizer, old["id"]
+    answer, shown = Answer(asked.said), list(old["tokens"])
     with _known():
-        if old is None:
-            turn = kept.answer(conversation, question, asked.model.name, settings)
-        else:
-            kept.go_on(conversation, turn := old["id"])
+        kept.go_on(conversation, turn)
     begun, written = time.monotonic(), -math.inf  # the first piece is written at once
     try:
         yield {"turn": turn, "about": {"seed": asked.seed}, "text": answer.text, "tokens": shown[:]}
