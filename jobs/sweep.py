@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.job import run_job
-from manta.sweep.sweep import SweepConfig, sweep
+from manta.sweep.settings import SweepConfig
+from manta.sweep.sweep import sweep
 
 
 def main(config: SweepConfig) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from manta.config import from_dict, load, to_dict
 from manta.errors import ClusterError, ConfigError
-from manta.sweep.sweep import Ranking, SweepConfig, rank
+from manta.sweep.settings import SweepConfig
+from manta.sweep.sweep import Ranking, rank
 from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)

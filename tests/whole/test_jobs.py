@@ -22,7 +22,7 @@ from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.export.convert import ExportConfig, ImportConfig
 from manta.finetune.settings import FinetuneConfig
-from manta.sweep.sweep import SweepConfig
+from manta.sweep.settings import SweepConfig
 from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain
 from manta.train.records.gauges import gauges

@@ -2,10 +2,8 @@
 its own."""
 
 import dataclasses
-import itertools
 import math
 import os
-from collections import Counter
 from typing import Any
 
 from ray import tune
@@ -13,82 +11,17 @@ from ray import tune
 from manta import config as configs
 from manta import failures, layout, ownership, storage
 from manta.cluster import capacity, connection, nodes
-from manta.config import Count, PositiveFloat, RunName, config, name_of_run
 from manta.data import mixture
 from manta.errors import ClusterError
 from manta.job import say
+from manta.sweep.settings import SweepConfig
+from manta.sweep.space import exact
 from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain
 from manta.train.resume import check_enough_data
 from manta.train.settings import PretrainConfig
 
 METRIC = "val_loss"
-
-
-@config
-class SearchConfig:
-    lr: tuple[PositiveFloat, ...] = (1e-3, 2e-3, 4e-3)
-    """Peak learning rates to try."""
-    tokens_per_batch: tuple[Count, ...] = (2048, 4096)
-    """Batch sizes to try, in tokens; every trial trains on total_tokens."""
-    max_concurrent: Count | None = None
-    """Trials at once; null: as many as fit on the cluster."""
-    stop_bad_trials: bool = False
-    """End a trial whose val loss is in the worse half at a rung (ASHA), to save time."""
-
-
-@config
-class SweepConfig(PretrainConfig):
-    name: RunName = "sweep"
-    """Name of the sweep; its runs are in HOME/runs/NAME/."""
-    total_tokens: Count = 409_600
-    """Length of each trial, in tokens; rounded up to whole batches."""
-    sweep: SearchConfig = SearchConfig()
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not self.sweep.lr or not self.sweep.tokens_per_batch:
-            found.append("sweep.lr and sweep.tokens_per_batch each need a value")
-        for key, values in (
-            ("lr", self.sweep.lr), ("tokens_per_batch", self.sweep.tokens_per_batch)
-        ):  # fmt: skip
-            twice = [value for value, count in Counter(values).items() if count > 1]
-            if twice:
-                found.append(f"sweep.{key}={list(values)}: {twice[0]} is there twice: omit one")
-        try:
-            name_of_run(f"{self.name}-best")
-        except ValueError as e:
-            found.append(f"name={self.name}: the best trial's name, {self.name}-best, is {e}")
-        if self.eval.suites:
-            found.append("eval.suites is for a single run: evaluate the best trial instead")
-        return found
-
-    @property
-    def batch_sizes(self) -> list[tuple[str, int]]:
-        """(key, batch size) of every trial and of the ramp; a trial's size replaces
-        `tokens_per_batch`."""
-        trials = [("sweep.tokens_per_batch", size) for size in self.sweep.tokens_per_batch]
-        return trials + [("batch_ramp", size) for size in self.batch_ramp]
-
-    def trials(self) -> list[PretrainConfig]:
-        """The training run of every trial."""
-        base = configs.to_dict(self)
-        del base["sweep"]
-        # Trials run at the same time, so each uses only the CPUs that it reserved.
-        base["threads_per_worker"] = self.threads_per_worker or max(1, int(self.cpus_per_worker))
-        made = []
-        for lr, tokens in itertools.product(self.sweep.lr, self.sweep.tokens_per_batch):
-            name = f"{self.name}/lr{_exact(lr)}-batch{tokens}"
-            tree = {**base, "name": name, "tokens_per_batch": tokens}
-            tree["optimizer"] = {**base["optimizer"], "lr": lr}
-            made.append(configs.from_dict(PretrainConfig, tree))
-        return made
-
-
-def _exact(lr: float) -> str:
-    """A learning rate as part of a name: in short if that is exact, else with all its digits."""
-    short = f"{lr:g}"
-    return (short if float(short) == lr else repr(lr)).replace("+", "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +35,7 @@ class Ranking:
         lines = ["rank  lr        tokens/batch  val loss  val bpb      tokens  run"]
         for rank, row in enumerate(self.rows, 1):
             lines.append(
-                f"{rank:>4}  {_exact(row['lr']):<8}  {row['tokens_per_batch']:>12}  "
+                f"{rank:>4}  {exact(row['lr']):<8}  {row['tokens_per_batch']:>12}  "
                 f"{row['val_loss']:>8.4f}  {row['val_bpb']:>7.4f}  {row['tokens']:>10,}  "
                 + row["run"]
             )
@@ -161,11 +94,11 @@ def _tune(c: SweepConfig, trials: list[PretrainConfig], at_once: int, records: s
             max_concurrent_trials=at_once,
             scheduler=tune.schedulers.ASHAScheduler(
                 time_attr="tokens",
-                max_t=c.total_tokens + max(c.sweep.tokens_per_batch),
+                max_t=c.total_tokens + max(trial.tokens_per_batch for trial in trials),
                 grace_period=max(1, c.total_tokens // 4),
                 reduction_factor=2,
             )
-            if c.sweep.stop_bad_trials
+            if c.sweep.scheduler == "asha"
             else None,
         ),
         run_config=tune.RunConfig(
