@@ -1,30 +1,28 @@
 """What a sweep does next: which trial trains how far, decided from the results so far.
 
 Trials of different lengths end in another order on every machine, and after a kill. To decide the
-same each time, the plan has lanes of its own, in which a trial takes as long as it has FLOPs: it
+same each time, the plan has lanes of its own, in which a trial takes as long as it has FLOPs. It
 takes results in the order in which these lanes would give them, and keeps those that come earlier.
+So a journal is the same for a sweep that was killed, wherever, and for one that was not.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import functools
+import heapq
+import math
+from collections import deque
 
+from manta.errors import SweepError
+from manta.model.cost import flops_per_token
+from manta.sweep import identity
+from manta.sweep.journal import REMEDY, Notes, Record
+from manta.sweep.schedulers import Group, Segment, replay_of, scheduler
+from manta.sweep.search import Search, Tried
+from manta.sweep.settings import SweepConfig, Trial
+from manta.sweep.space import Settings
+from manta.train.settings import PretrainConfig
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """A part of a trial: to train a run from a number of tokens to another one, then to pause."""
-
-    trial: str
-    """The name of the run."""
-    start: int
-    """Tokens that the run has at its start; 0: a new run."""
-    until: int
-    """Tokens to train to, rounded up to whole batches of the trial; the run's val loss is measured
-    there, and a checkpoint saved. total_tokens: the run's end."""
-    settings: Mapping[str, Any]
-    """Values of the keys that the sweep varies, from here on."""
-    source: str | None = None
-    """The run from whose checkpoint at `start` tokens this run, a new one, begins (pbt)."""
+__all__ = ["Plan", "Result", "Segment", "Standing"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +33,280 @@ class Result:
     tokens: int
     """The `until` of the segment."""
     loss: float | None
-    """Val loss; None, or a number that is not finite: the trial failed or diverged."""
-    why: str = ""
-    """Why the trial failed or diverged, in one line."""
+    """Val loss at the segment's end; None, or no finite number: the trial failed or diverged."""
+    why: str | None = None
+    """Why the trial failed or diverged, in one line; the same line each time, so without times and
+    numbers of processes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Where a trial is."""
+
+    trial: Trial
+    losses: dict[int, float]
+    """Val loss by tokens, at the ends of its segments; without those of a failure."""
+    why: str | None
+    """Why it failed or diverged; None if it did not."""
+    is_complete: bool
+    """Whether it was trained to total_tokens."""
+    source: str | None = None
+    """The run from which it was copied (pbt)."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to which it was trained; 0: its first result is not there yet."""
+        return max(self.losses, default=0)
+
+    @property
+    def loss(self) -> float:
+        """The newest val loss; infinite if it failed, or has none yet."""
+        return math.inf if self.why or not self.losses else self.losses[self.tokens]
+
+    @property
+    def rank(self) -> tuple[bool, int, float]:
+        """What trials are ranked by: failed ones last, else the longest trained first, as losses
+        compare at equal tokens only."""
+        return (bool(self.why), -self.tokens, self.loss)
+
+
+class Plan:
+    """The plan of a sweep. `ready` has what to train now; `tell` takes what came of it.
+
+    Args:
+        c: the sweep. It may have more values than the journal's: then it extends that sweep.
+        journal: what was decided before; the plan goes on from there, and adds to it.
+        lanes: trials that train at once, in the plan's own order. A journal keeps the number that
+            it was begun with. Fewer or more lanes may do the work; the decisions are the same.
+
+    Raises:
+        SweepError: the journal is of a sweep that this config does not continue, or is damaged.
+    """
+
+    def __init__(self, c: SweepConfig, journal: Notes, lanes: int):
+        self.journal = journal
+        self._expected = deque(journal.records)
+        self._recorded = len(journal.records)
+        plans = [r.plan for r in journal.records if r.plan is not None]
+        head = journal.records[0] if journal.records else None
+        if head is not None and (head.what != "sweep" or not head.lanes or not head.plan):
+            raise SweepError(f"{journal.path}, line 1: no beginning of a sweep; {REMEDY}")
+        is_more = bool(plans) and identity.check(c, plans[-1], journal.path)
+        self.c = identity.config_of(c, plans[0]) if plans else c
+        self.lanes = head.lanes if head and head.lanes else lanes
+        self.is_over = False
+        self.segments: list[Segment] = []
+        """Every segment so far, in the order of their starts."""
+        self._search, self._scheduler = Search(self.c), scheduler(self.c)
+        self._trials: dict[str, Trial] = {}
+        self._results: dict[str, list[Result]] = {}
+        self._told: dict[tuple[str, int], Result] = {}
+        self._waiting: deque[Segment] = deque()
+        self._running: list[tuple[float, int, Segment]] = []
+        self._now = 0.0
+        self._write(Record("sweep", plan=identity.identity(self.c), lanes=self.lanes))
+        self._advance()
+        if is_more:
+            self._extend(identity.identity(c))
+        # Keys that do not count may be others now.
+        self.c = self._search.c = self._scheduler.c = c
+
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """The trials that no run can be, by name, each with the reason."""
+        return self._search.passed_over
+
+    def ready(self) -> list[Segment]:
+        """The segments to train now, or to go on training, the oldest first; their order matters
+        only for speed. Empty if the sweep is over."""
+        waiting = [entry for entry in self._running if _key(entry[2]) not in self._told]
+        return [segment for _, _, segment in sorted(waiting, key=lambda entry: entry[1])]
+
+    def tell(self, result: Result) -> None:
+        """Takes the result of a segment that was `ready`; each only once, in any order."""
+        loss = result.loss
+        if loss is None or not math.isfinite(loss):
+            why = result.why or "its loss is not a finite number"
+            result = dataclasses.replace(result, loss=None, why=why)
+        key = (result.trial, result.tokens)
+        assert key in {_key(segment) for segment in self.ready()}, f"{key} is not ready"
+        self._told[key] = result
+        self._advance()
+
+    def config_of(self, segment: Segment) -> PretrainConfig:
+        """The training run of a segment, with the settings that it has from there on, of the
+        sweep's whole length."""
+        return self.c.config_of(self.trial(segment.trial), dict(segment.settings))
+
+    def trial(self, name: str) -> Trial:
+        return self._trials[name]
+
+    def standings(self) -> list[Standing]:
+        """Every trial that has begun, the best first."""
+        found = []
+        sources = {s.trial: s.source for s in self.segments if s.source}
+        for name, trial in self._trials.items():
+            results = self._results.get(name, [])
+            losses = {r.tokens: r.loss for r in results if r.loss is not None}
+            why = next((r.why for r in results if r.loss is None), None)
+            complete = self.c.total_tokens in losses
+            found.append(Standing(trial, losses, why, complete, sources.get(name)))
+        return sorted(found, key=lambda standing: standing.rank)
+
+    def replay(self, trial: str) -> dict[int, Settings]:
+        """The settings along the way to a trial's end, by the tokens from which they are used: a
+        value for `sweep.replay`."""
+        return replay_of(self.segments, trial)
+
+    def _advance(self) -> None:
+        """Goes on until a result is missing that is not known yet."""
+        while True:
+            self._fill()
+            if self._running and _key(self._running[0][2]) in self._told:
+                self._finish()
+                continue
+            if not self._running and not self.is_over:
+                self.is_over = True
+                self._write(Record("end"))
+            if not self._expected:
+                return
+            self._follow(self._expected[0])
+
+    def _follow(self, record: Record) -> None:
+        """Takes the journal's next record, which says what nobody can decide: a result, or that the
+        sweep was extended."""
+        awaited = {_key(segment) for segment in self.ready()}
+        if record.what == "result" and (record.trial, record.tokens) in awaited:
+            assert record.trial is not None and record.tokens is not None
+            result = Result(record.trial, record.tokens, record.loss, record.why)
+            self._told[result.trial, result.tokens] = result
+        elif record.what == "extend" and record.plan is not None:
+            self._extend(record.plan)
+        else:
+            self._refuse()
+
+    def _extend(self, plan: dict[str, object]) -> None:
+        self._write(Record("extend", plan=plan))
+        before, self.c = self.c, identity.config_of(self.c, plan)
+        self._search.extend(self.c)
+        self._scheduler.c = self.c
+        self.is_over = False
+        if self.c.sweep.repeat == "all":
+            for group in self._scheduler.groups.values():
+                for number in range(before.sweep.repeats, self.c.sweep.repeats):
+                    added = self._known(self.c.trial(group.trials[0].settings, number))
+                    group.trials.append(added)
+                    self._waiting.append(self._whole(added))
+        self._advance()
+
+    def _fill(self) -> None:
+        """Gives the plan's free lanes something to do."""
+        limit = self.lanes if self._depends_on_results else math.inf
+        while len(self._running) < limit:
+            if not self._waiting:
+                self._waiting.extend(self._scheduler.choose(self._fresh, not self._running))
+            if not self._waiting and not self._running:
+                self._waiting.extend(self._contending())
+            if not self._waiting:
+                return
+            self._begin(self._waiting.popleft())
+
+    @property
+    def _depends_on_results(self) -> bool:
+        return self._scheduler.needs_results or self.c.sweep.search == "optuna"
+
+    def _fresh(self) -> Group | None:
+        """The next settings that have not started."""
+        trial = self._search.next(self._tried())
+        if trial is None:
+            return None
+        seeds = self.c.sweep.repeats if self.c.sweep.repeat == "all" else 1
+        trials = [trial, *(self.c.trial(trial.settings, number) for number in range(1, seeds))]
+        return Group([self._known(trial) for trial in trials])
+
+    def _tried(self) -> list[Tried]:
+        if self.c.sweep.search != "optuna":
+            return []
+        groups = self._scheduler.groups.values()
+        return [
+            Tried(
+                g.trials[0].settings,
+                {tokens: g.loss(tokens) for tokens in g.losses if g.has(tokens)},
+                g.has(self.c.total_tokens),
+            )
+            for g in groups
+        ]
+
+    def _contending(self) -> list[Segment]:
+        """The repeats of the best settings, once all else is done, and the way to the end of those
+        of them that are paused."""
+        c = self.c.sweep
+        if c.repeat == "all":
+            return []
+        found = []
+        firsts = {group.trials[0].name for group in self._scheduler.groups.values()}
+        best = [s for s in self.standings() if s.trial.name in firsts and not s.why]
+        for standing in best[: c.contenders]:
+            first = standing.trial
+            if not standing.is_complete:
+                start, until = standing.tokens, self.c.total_tokens
+                found.append(Segment(first.name, start, until, first.settings, first.seed))
+            for number in range(1, c.repeats):
+                trial = self.c.trial(first.settings, number)
+                if trial.name not in self._trials:
+                    found.append(self._whole(self._known(trial)))
+        return found
+
+    def _whole(self, trial: Trial) -> Segment:
+        return Segment(trial.name, 0, self.c.total_tokens, trial.settings, trial.seed)
+
+    def _known(self, trial: Trial) -> Trial:
+        return self._trials.setdefault(trial.name, trial)
+
+    def _begin(self, segment: Segment) -> None:
+        what = "copy" if segment.source else "continue" if segment.start else "start"
+        s = dataclasses.asdict(segment)
+        self._write(Record(what, **{**s, "settings": dict(segment.settings)}))
+        name, settings = segment.trial, dict(segment.settings)
+        self._known(Trial(name, settings, segment.seed, name))
+        cost = (segment.until - segment.start) * self._flops(name)
+        entry = (self._now + cost, len(self.segments), segment)
+        heapq.heappush(self._running, entry)
+        self.segments.append(segment)
+
+    @functools.cache  # noqa: B019 (a plan lives as long as its sweep)
+    def _flops(self, name: str) -> float:
+        """FLOPs of a trial, for each token."""
+        run = self.c.config_of(self._trials[name])
+        return flops_per_token(run.expected_model, run.sequence_length, run.trainable, run.lora)
+
+    def _finish(self) -> None:
+        """Takes the result that is the next one in the plan's order."""
+        self._now, _, segment = heapq.heappop(self._running)
+        result = self._told.pop(_key(segment))
+        fields = dataclasses.asdict(result)
+        self._write(Record("result", **fields))
+        self._results.setdefault(segment.trial, []).append(result)
+        trial = self._trials[segment.trial]
+        group = self._scheduler.groups.get(trial.group)
+        if group is not None and trial.name in {t.name for t in group.trials}:
+            loss = math.inf if result.loss is None else result.loss
+            self._scheduler.told(trial, segment.until, loss)
+
+    def _write(self, record: Record) -> None:
+        """Writes a record, unless the journal has it already; there, it has to be the same."""
+        if not self._expected:
+            self.journal.append(record)
+        elif self._expected.popleft() != record:
+            self._refuse(-1)
+
+    def _refuse(self, back: int = 0) -> None:
+        line = self._recorded - len(self._expected) + 1 + back
+        raise SweepError(
+            f"{self.journal.path}, line {line}: this does not follow from the lines before it; "
+            f"it was changed, or is of another version of Manta: {REMEDY}"
+        )
+
+
+def _key(segment: Segment) -> tuple[str, int]:
+    return segment.trial, segment.until

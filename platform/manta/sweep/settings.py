@@ -1,12 +1,11 @@
 """The configs of a sweep: what it varies, how it searches, and when trials pause."""
 
 import dataclasses
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from manta import config as configs
-from manta.config import Count, PositiveFloat, RunName, Seed, config, name_of_run
+from manta.config import Count, Natural, PositiveFloat, RunName, Seed, config, name_of_run
 from manta.errors import ConfigError
 from manta.sweep import space as spaces
 from manta.sweep.space import BATCH, LR, Dimension, Settings
@@ -85,7 +84,7 @@ class SearchConfig:
     """How many of the best settings get the repeats of repeat=contenders."""
     max_concurrent: Count | None = None
     """Trials at once; null: as many as fit on the cluster."""
-    replay: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    replay: dict[Natural, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Settings that change along one run, as {tokens: {key: value}}: pbt writes what it found in
     this form, and a sweep with it trains that one run. Example: {0: {optimizer.lr: 0.001}, 204800:
     {optimizer.lr: 0.0005}}."""
@@ -116,7 +115,9 @@ class SearchConfig:
                 found.append(spaces.parse(key, spec))
             except ValueError as e:
                 raise ValueError(f"{where}={e}") from None
-        return tuple(found)
+        # One order, whichever form the keys were given in: names of trials follow it.
+        first = [LR, BATCH]
+        return tuple(sorted(found, key=lambda d: (d.key not in first, d.key)))
 
     def where(self, key: str) -> str:
         """The argument that varies a key: sweep.lr or sweep.space.optimizer.lr."""
@@ -225,6 +226,9 @@ class SweepConfig(PretrainConfig):
     def grid(self) -> tuple[list[Trial], dict[str, str]]:
         """The trials of every combination, first seeds only; and why the others are impossible, by
         name."""
+        if self.replayed:
+            settings = self.replayed[0]
+            return [Trial(f"{self.name}/replay", settings, self.seed, f"{self.name}/replay")], {}
         possible, impossible = [], {}
         for settings in spaces.grid(self.dimensions):
             trial = self.trial(settings)
@@ -234,29 +238,75 @@ class SweepConfig(PretrainConfig):
                 possible.append(trial)
         return possible, impossible
 
+    @cached_property
+    def replayed(self) -> dict[int, Settings]:
+        """`sweep.replay`, with dotted keys; {} if the sweep replays nothing."""
+        given = self.sweep.replay
+        return {start: dict(spaces.flat(given[start])) for start in sorted(given)}
+
+    def examples(self) -> list[Trial]:
+        """Trials that are known before any result: those of a grid, or the first draws."""
+        if self.sweep.search == "grid":
+            return self.grid[0]
+        drawn = range(min(self.sweep.trials or 0, MOST_DRAWS))
+        made = [self.trial(spaces.drawn(self.dimensions, self.sweep.seed, n)) for n in drawn]
+        return [trial for trial in made if self.why_impossible(trial) is None]
+
     def trials(self) -> list[PretrainConfig]:
-        """The training run of every trial of a grid."""
+        """The training run of every trial that is known before any result, for each seed."""
         seeds = range(self.sweep.repeats if self.sweep.repeat == "all" else 1)
-        found = [self.trial(t.settings, n) for t in self.grid[0] for n in seeds]
+        found = [self.trial(t.settings, n) if n else t for t in self.examples() for n in seeds]
         return [self.config_of(trial) for trial in found]
 
     def _problems_of_space(self) -> list[str]:
         """What is wrong with the keys and values that the sweep varies."""
         try:
-            dimensions = self.dimensions
+            found = [text for d in self.dimensions for text in self._problems_of(d)]
         except ValueError as e:
             return [str(e)]
-        found = [text for d in dimensions for text in self._problems_of(d)]
-        if found:
-            return found
-        if self.sweep.search == "grid":
+        if self.sweep.replay:
+            found += self._problems_of_replay()
+        elif self.sweep.search == "grid" and not found:
             found = self._problems_of_grid()
-        elif not any(
-            self.why_impossible(trial := self.trial(spaces.drawn(dimensions, self.sweep.seed, n)))
-            is None
-            for n in range(MOST_DRAWS)
-        ):
-            found = [f"no run can have the settings drawn: {self.why_impossible(trial)}"]
+        elif not found and not self.examples():
+            first = self.trial(spaces.drawn(self.dimensions, self.sweep.seed, 0))
+            found = [f"no run can have the settings drawn; {first.name}: "]
+            found[0] += f"{self.why_impossible(first)}"
+        return found or self._problems_of_lengths()
+
+    def _problems_of_lengths(self) -> list[str]:
+        """The parts in which trials are trained have to be of at least a batch each."""
+        key, part = "", self.total_tokens
+        if self.sweep.scheduler == "asha":
+            key = f"sweep.rungs={self.sweep.rungs}"
+            part = self.total_tokens // self.sweep.reduction_factor ** (self.sweep.rungs - 1)
+        elif self.sweep.scheduler == "pbt":
+            key, part = f"sweep.exchanges={self.sweep.exchanges}", part // self.sweep.exchanges
+        largest = max(run.tokens_per_batch for run in self.trials())
+        if key and part < largest:
+            return [
+                f"{key}: the first part of total_tokens={self.total_tokens} has {part:,} tokens, "
+                f"less than a batch of {largest:,}; use fewer"
+            ]
+        return []
+
+    def _problems_of_replay(self) -> list[str]:
+        replayed = self.replayed
+        if 0 not in replayed or max(replayed) >= self.total_tokens:
+            return [
+                f"sweep.replay has settings from {list(replayed)} tokens on: the first have to be "
+                f"from 0 on, and the last from before total_tokens={self.total_tokens}"
+            ]
+        found = []
+        for start, settings in replayed.items():
+            where = f"sweep.replay.{start}"
+            fixed = [k for k in settings if start and not changeable(k)]
+            found += [f"{where}: {key} cannot change while a run trains; omit it" for key in fixed]
+            if settings.keys() != replayed[0].keys():
+                found.append(f"{where} has other keys than sweep.replay.0; give the same ones")
+            trial = dataclasses.replace(self.grid[0][0], settings=settings)
+            if why := self.why_impossible(trial):
+                found.append(f"{where}: {why}")
         return found
 
     def _problems_of(self, d: Dimension) -> list[str]:
