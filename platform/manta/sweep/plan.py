@@ -117,10 +117,10 @@ class Plan:
         return self._search.passed_over
 
     def ready(self) -> list[Segment]:
-        """The segments to train now, or to go on training, the oldest first; their order matters
-        only for speed. Empty if the sweep is over."""
-        waiting = [entry for entry in self._running if _key(entry[2]) not in self._told]
-        return [segment for _, _, segment in sorted(waiting, key=lambda entry: entry[1])]
+        """The segments to train now, in the order in which free lanes should take them; there may
+        be more of them than lanes. Empty if the sweep is over."""
+        running = [s for _, _, s in sorted(self._running, key=lambda entry: entry[1])]
+        return [s for s in [*running, *self._waiting] if _key(s) not in self._told]
 
     def tell(self, result: Result) -> None:
         """Takes the result of a segment that was `ready`; each only once, in any order."""
@@ -201,8 +201,7 @@ class Plan:
 
     def _fill(self) -> None:
         """Gives the plan's free lanes something to do."""
-        limit = self.lanes if self._depends_on_results else math.inf
-        while len(self._running) < limit:
+        while len(self._running) < self.lanes:
             if not self._waiting:
                 self._waiting.extend(self._scheduler.choose(self._fresh, not self._running))
             if not self._waiting and not self._running:
@@ -210,10 +209,6 @@ class Plan:
             if not self._waiting:
                 return
             self._begin(self._waiting.popleft())
-
-    @property
-    def _depends_on_results(self) -> bool:
-        return self._scheduler.needs_results or self.c.sweep.search == "optuna"
 
     def _fresh(self) -> Group | None:
         """The next settings that have not started."""

@@ -68,29 +68,31 @@ Fresh = Callable[[], Group | None]
 class Scheduler:
     """Trains every trial to its end; other schedulers derive from it."""
 
-    needs_results = False
-    """Whether what is chosen depends on losses."""
-
     def __init__(self, c: SweepConfig):
         self.c, self.total = c, c.total_tokens
         self.groups: dict[str, Group] = {}
 
     def choose(self, fresh: Fresh, is_idle: bool) -> list[Segment]:
-        """What to train next, if a lane is free; empty: nothing, until there is another result.
-        `is_idle`: no lane works, so that no result will come."""
+        """What to train next, if a lane is free: a segment, or several if no result could change
+        which ones they are. Empty: nothing, until there is another result. `is_idle`: no lane
+        works, so that no result will come."""
         del is_idle  # for other schedulers
-        group = self._new(fresh)
-        return [] if group is None else group.segments(0, self.total)
+        return self._started(fresh, self.total)
 
     def told(self, trial: Trial, tokens: int, loss: float) -> None:
         """Takes a result, the val loss at a number of tokens; infinite: failed or diverged."""
         self.groups[trial.group].losses.setdefault(tokens, {})[trial.name] = loss
 
-    def _new(self, fresh: Fresh) -> Group | None:
-        group = fresh()
-        if group is not None:
+    def _started(self, fresh: Fresh, until: int) -> list[Segment]:
+        """The first segments of what has not started: of all of them, or, if the results so far
+        decide what is tried next, of the next ones."""
+        found: list[Segment] = []
+        while (group := fresh()) is not None:
             self.groups[group.name] = group
-        return group
+            found += group.segments(0, until)
+            if self.c.sweep.search == "optuna":
+                break
+        return found
 
 
 class Halving(Scheduler):
@@ -101,23 +103,30 @@ class Halving(Scheduler):
     them a lane promotes the best so far rather than wait. What is not promoted is paused.
     """
 
-    needs_results = True
-
     def __init__(self, c: SweepConfig):
         super().__init__(c)
         self.rungs = rungs(c)
         self.promoted: list[set[str]] = [set() for _ in self.rungs]
 
     def choose(self, fresh: Fresh, is_idle: bool) -> list[Segment]:
-        group = self._new(fresh)
-        if group is not None:
-            return group.segments(0, self.rungs[0])
+        if started := self._started(fresh, self.rungs[0]):
+            return started
+        is_complete = True
         for level in range(len(self.rungs) - 1):
             here = self._ranked(level)
+            is_complete = is_complete and len(here) == self._sent(level)
+            found: list[Segment] = []
             for group in here[: len(here) // self.c.sweep.reduction_factor]:
-                if chosen := self._promote(group, level):
-                    return chosen
+                found += self._promote(group, level)
+                if found and not is_complete:  # the next ones may be others then
+                    break
+            if found:
+                return found
         return self._promote_one() if is_idle else []
+
+    def _sent(self, level: int) -> int:
+        """How many groups have been given to lanes to reach a rung."""
+        return len(self.promoted[level - 1]) if level else len(self.groups)
 
     def _promote_one(self) -> list[Segment]:
         """The best of the highest rung that has any, so that one trial gets to the end however few
@@ -149,8 +158,6 @@ class Population(Scheduler):
     """PBT (Jaderberg et al. 2017), in step: after each part of the run, the worst quarter of the
     population goes on from the weights of the best quarter, with changed settings."""
 
-    needs_results = True
-
     def __init__(self, c: SweepConfig):
         super().__init__(c)
         self.bounds = parts(c)
@@ -159,9 +166,9 @@ class Population(Scheduler):
 
     def choose(self, fresh: Fresh, is_idle: bool) -> list[Segment]:
         if not self.slots:
-            while (group := self._new(fresh)) is not None:
-                self.slots += group.trials
-            return [self._segment(trial, 0) for trial in self.slots]
+            started = self._started(fresh, self.bounds[0])
+            self.slots = [t for group in self.groups.values() for t in group.trials]
+            return started
         if not is_idle or self.part == len(self.bounds) - 1:
             return []
         self.part += 1
@@ -218,7 +225,7 @@ class Replay(Scheduler):
 
     def choose(self, fresh: Fresh, is_idle: bool) -> list[Segment]:
         if not self.groups:
-            self._new(fresh)
+            self._started(fresh, self.total)
         starts = sorted(self.c.replayed)
         if not is_idle or self._part == len(starts) or not self._is_alive():
             return []
