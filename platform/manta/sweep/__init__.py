@@ -10,5 +10,6 @@ Its files, in reading order:
     journal         what was decided, a line each, so that a sweep goes on after a kill
     identity        whether a config continues the sweep of a journal
     plan            which trial trains how far next, decided from the results so far
+    rehearsal       a plan without training: what a sweep will cost, and tests of plans
     sweep           learning rate x batch size, with Ray Tune
 """

@@ -7,13 +7,11 @@ So a journal is the same for a sweep that was killed, wherever, and for one that
 """
 
 import dataclasses
-import functools
 import heapq
 import math
 from collections import deque
 
 from manta.errors import SweepError
-from manta.model.cost import flops_per_token
 from manta.sweep import identity
 from manta.sweep.journal import REMEDY, Notes, Record
 from manta.sweep.schedulers import Group, Segment, replay_of, scheduler
@@ -264,16 +262,14 @@ class Plan:
         self._write(Record(what, **{**s, "settings": dict(segment.settings)}))
         name, settings = segment.trial, dict(segment.settings)
         self._known(Trial(name, settings, segment.seed, name))
-        cost = (segment.until - segment.start) * self._flops(name)
+        cost = (segment.until - segment.start) * self.flops_per_token(name)
         entry = (self._now + cost, len(self.segments), segment)
         heapq.heappush(self._running, entry)
         self.segments.append(segment)
 
-    @functools.cache  # noqa: B019 (a plan lives as long as its sweep)
-    def _flops(self, name: str) -> float:
-        """FLOPs of a trial, for each token."""
-        run = self.c.config_of(self._trials[name])
-        return flops_per_token(run.expected_model, run.sequence_length, run.trainable, run.lora)
+    def flops_per_token(self, name: str) -> float:
+        """FLOPs of a trial for each token."""
+        return self.c.flops_per_token(self._trials[name])
 
     def _finish(self) -> None:
         """Takes the result that is the next one in the plan's order."""

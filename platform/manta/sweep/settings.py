@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from manta import config as configs
 from manta.config import Count, Natural, PositiveFloat, RunName, Seed, config, name_of_run
 from manta.errors import ConfigError
+from manta.model.cost import flops_per_token
 from manta.sweep import space as spaces
 from manta.sweep.space import BATCH, LR, Dimension, Settings
 from manta.train.settings import PretrainConfig
@@ -212,6 +213,20 @@ class SweepConfig(PretrainConfig):
             *groups, name = key.split(".")
             _at(tree, groups)[name] = value  # a value that is a dict is replaced, not merged
         return tree
+
+    def flops_per_token(self, trial: Trial) -> float:
+        """FLOPs of a trial for each token, forward and backward."""
+        if trial.name not in self._flops:
+            run = self.config_of(trial)
+            found = flops_per_token(
+                run.expected_model, run.sequence_length, run.trainable, run.lora
+            )
+            self._flops[trial.name] = found
+        return self._flops[trial.name]
+
+    @cached_property
+    def _flops(self) -> dict[str, float]:
+        return {}
 
     def why_impossible(self, trial: Trial) -> str | None:
         """Why no run can have a trial's settings; None if one can."""
