@@ -3,6 +3,7 @@
 Its files, in reading order:
 
     space           the keys that a sweep varies, their values, and the names of trials
+    search_settings what a sweep varies, how it searches, how far trials train
     settings        the config of a sweep, and of each of its trials
     search          which settings are tried next
     optuna_search   which settings Optuna's TPE suggests next                    [optuna]

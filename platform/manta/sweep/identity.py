@@ -4,15 +4,9 @@ from typing import Any
 
 from manta import config as configs
 from manta.errors import SweepError
-from manta.sweep.settings import SweepConfig
+from manta.sweep.settings import FREE, SweepConfig
 from manta.sweep.space import parse, shown
 
-# Keys that do not change what a trial learns: a sweep goes on with other values of theirs.
-FREE = (
-    "name", "home", "threads_per_worker", "cpus_per_worker", "gpus_per_worker", "wait_seconds",
-    "max_failures", "out_of_memory", "hang_seconds", "resume", "log_every", "sample", "checkpoint",
-    "eval.every", "data.verify", "data.on_changed",
-)  # fmt: skip
 GROWS = ("trials", "repeats", "contenders")
 
 

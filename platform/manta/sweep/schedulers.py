@@ -34,7 +34,8 @@ class Segment:
     """Values of the keys that the sweep varies, from here on."""
     seed: int
     source: str | None = None
-    """The run from whose checkpoint at `start` tokens this run, a new one, begins (pbt)."""
+    """The run from whose checkpoint at `start` tokens this run, a new one, begins (pbt). The next
+    segment of the source comes later in a plan, so its newest checkpoint is still that one."""
 
 
 class Group:
@@ -200,7 +201,8 @@ class Population(Scheduler):
                 trial, source = self._child(parent, slot, random), parent.name
             found.append((trial, source))
         self.slots = [trial for trial, _ in found]
-        return [self._segment(trial, self.part, source) for trial, source in found]
+        segments = [self._segment(trial, self.part, source) for trial, source in found]
+        return sorted(segments, key=lambda segment: segment.source is None)
 
     def _child(self, parent: Trial, slot: int, random: np.random.Generator) -> Trial:
         dimensions = self.c.dimensions

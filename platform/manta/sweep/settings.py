@@ -1,148 +1,40 @@
-"""The configs of a sweep: what it varies, how it searches, and when trials pause."""
+"""The config of a sweep: the run of each of its trials, and what no run can have."""
 
 import dataclasses
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from manta import config as configs
-from manta.config import Count, Natural, PositiveFloat, RunName, Seed, config, name_of_run
+from manta.config import Count, RunName, config, name_of_run
+from manta.data.recipe import PrepareConfig
 from manta.errors import ConfigError
 from manta.model.cost import flops_per_token
 from manta.sweep import space as spaces
-from manta.sweep.space import BATCH, LR, Dimension, Settings
+from manta.sweep.search_settings import SearchConfig
+from manta.sweep.space import Dimension, Settings
 from manta.train.settings import PretrainConfig
 
-STOCK: dict[str, list[Any]] = {"lr": [1e-3, 2e-3, 4e-3], "tokens_per_batch": [2048, 4096]}
+__all__ = ["SearchConfig", "SweepConfig", "Trial"]
+
+# Keys that do not change what a trial learns: a sweep goes on with other values of theirs.
+FREE = (
+    "name", "home", "threads_per_worker", "cpus_per_worker", "gpus_per_worker", "wait_seconds",
+    "max_failures", "out_of_memory", "hang_seconds", "resume", "log_every", "sample", "checkpoint",
+    "eval.every", "data.verify", "data.on_changed",
+)  # fmt: skip
 # Keys that a sweep cannot vary, each with the reason. A group stands for all keys in it.
 FIXED = {
-    "name": "each trial has a name of its own",
-    "home": "all trials are in one home",
-    "resume": "a sweep continues its trials by itself",
-    "total_tokens": "trials compare at equal tokens; jobs/scaling.py compares lengths",
+    "total_tokens": "trials compare at equal tokens (jobs/scaling.py compares lengths)",
     "eval": "trials compare by the same measure",
-    "data.name": "trials compare on the same val split",
-    "data.source": "trials compare on the same val split",
-    "data.val_source": "trials compare on the same val split",
-    "data.tokenizer": "losses of different tokens do not compare",
-    "data.vocab_size": "losses of different tokens do not compare",
+    **{
+        f"data.{f.name}": "trials compare on one dataset" for f in dataclasses.fields(PrepareConfig)
+    },
+    **dict.fromkeys(FREE, "it does not change what a trial learns"),
 }
 # Keys that can change while a run trains: its checkpoints continue with another value of theirs.
 CHANGEABLE = ("optimizer.", "schedule.", "spikes.")
 UNCHANGEABLE = ("optimizer.kind",)
 MOST_DRAWS = 50  # in a row that are impossible or known already, before a search ends
-
-
-@config
-class SearchConfig:
-    only_for: ClassVar = (
-        ("trials", "search", ("random", "optuna")),
-        ("reduction_factor", "scheduler", ("asha",)),
-        ("rungs", "scheduler", ("asha",)),
-        ("exchanges", "scheduler", ("pbt",)),
-        ("contenders", "repeat", ("contenders",)),
-    )
-    sources: ClassVar = ("space", "replay")
-
-    space: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What to vary: any keys of jobs/pretrain.py, each with a list of values, or with a range:
-    {log_uniform: [lowest, highest]}, {uniform: [..]}, {int_uniform: [..]}; {choice: [..]} is the
-    same as a list. Example: sweep.space.optimizer.lr=[1e-3,2e-3] sweep.space.model.n_layer=[2,4].
-    Combinations that no run can have are listed and passed over."""
-    lr: tuple[PositiveFloat, ...] | None = tuple(STOCK["lr"])
-    """Peak learning rates to try: short for space.optimizer.lr. null: not varied, which is the
-    default where there is a space."""
-    tokens_per_batch: tuple[Count, ...] | None = tuple(STOCK["tokens_per_batch"])
-    """Batch sizes to try, in tokens: short for space.tokens_per_batch. Every trial trains on
-    total_tokens, whatever its batch. null: not varied, which is the default where there is a
-    space."""
-    search: Literal["grid", "random", "optuna"] = "grid"
-    """Which settings are tried. grid: every combination of the lists; random: `trials` draws;
-    optuna: `trials` suggestions by Optuna's TPE, which learns from the losses so far (needs the
-    package optuna: pip install 'manta[optuna]')."""
-    trials: Count | None = None
-    """Settings to try, for search=random and search=optuna. More of them continue the sweep."""
-    seed: Seed = 0
-    """Seed of the draws of search=random and optuna, and of the changes of scheduler=pbt."""
-    scheduler: Literal["none", "asha", "pbt"] = "none"
-    """How far trials train. none: each to its end; asha: all to a first rung, the better half from
-    there to the next rung, and so on; the others stay paused at their checkpoints, and go on if
-    more is known (Li et al. 2020); pbt: all to their end in `exchanges` parts, and after each part
-    the worst quarter continues from the weights of the best quarter, with other settings (Jaderberg
-    et al. 2017)."""
-    reduction_factor: Count = 2
-    """One of this many trials at a rung of asha is promoted; the next rung is this many times as
-    far."""
-    rungs: Count = 4
-    """Rungs of asha, total_tokens included: 4 rungs of factor 2 are at 1/8, 1/4, 1/2 and all of
-    total_tokens."""
-    exchanges: Count = 8
-    """Parts of equal length into which pbt divides total_tokens."""
-    repeats: Count = 1
-    """Seeds that each settings are trained with: seed, seed + 1, ..."""
-    repeat: Literal["all", "contenders"] = "all"
-    """Which settings get the repeats. all; contenders: the best ones, once the search is over."""
-    contenders: Count = 3
-    """How many of the best settings get the repeats of repeat=contenders."""
-    max_concurrent: Count | None = None
-    """Trials at once; null: as many as fit on the cluster."""
-    replay: dict[Natural, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    """Settings that change along one run, as {tokens: {key: value}}: pbt writes what it found in
-    this form, and a sweep with it trains that one run. Example: {0: {optimizer.lr: 0.001}, 204800:
-    {optimizer.lr: 0.0005}}."""
-
-    @classmethod
-    def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        """Without a space of its own, a sweep varies rate and batch; with one, nothing else."""
-        return dict.fromkeys(STOCK) if tree.get("space") or tree.get("replay") else {}
-
-    @property
-    def dimensions(self) -> tuple[Dimension, ...]:
-        """The keys that the sweep varies, in the order of their names in trials. Raises ValueError
-        if a key has no valid values; the message has the key."""
-        given: dict[str, tuple[str, Any]] = {}
-        for short, key, values in (
-            ("lr", LR, self.lr), ("tokens_per_batch", BATCH, self.tokens_per_batch)
-        ):  # fmt: skip
-            if values is not None:
-                given[key] = (f"sweep.{short}", list(values))
-        for key, spec in spaces.flat(self.space):
-            where = f"sweep.space.{key}"
-            if key in given:
-                raise ValueError(f"{where} and {given[key][0]} are the same key: omit one of them")
-            given[key] = (where, spec)
-        found = []
-        for key, (where, spec) in given.items():
-            try:
-                found.append(spaces.parse(key, spec))
-            except ValueError as e:
-                raise ValueError(f"{where}={e}") from None
-        # One order, whichever form the keys were given in: names of trials follow it.
-        first = [LR, BATCH]
-        return tuple(sorted(found, key=lambda d: (d.key not in first, d.key)))
-
-    def where(self, key: str) -> str:
-        """The argument that varies a key: sweep.lr or sweep.space.optimizer.lr."""
-        short = {LR: ("lr", self.lr), BATCH: ("tokens_per_batch", self.tokens_per_batch)}
-        name, values = short.get(key, ("", None))
-        return f"sweep.space.{key}" if values is None else f"sweep.{name}"
-
-    def problems(self) -> list[str]:
-        found = []
-        if (self.search == "grid") != (self.trials is None):
-            found.append(
-                f"trials={self.trials} is for search=random and search=optuna: omit it"
-                if self.trials
-                else f"search={self.search} needs the number of trials: set sweep.trials"
-            )
-        if self.scheduler == "asha" and self.reduction_factor < 2:
-            found.append(f"reduction_factor={self.reduction_factor}: at least 2 is valid")
-        if self.scheduler == "pbt" and self.repeats > 1:
-            found.append(f"repeats={self.repeats} is not for scheduler=pbt, whose settings change")
-        if self.repeat == "contenders" and self.repeats < 2:
-            found.append("repeat=contenders needs repeats=2 or more")
-        if self.replay and (self.space or self.lr or self.tokens_per_batch):
-            found.append("replay trains one run: omit space, lr and tokens_per_batch")
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +235,8 @@ class SweepConfig(PretrainConfig):
         if search.scheduler == "pbt" and not changeable(d.key):
             return [
                 f"{where}: scheduler=pbt changes settings while a run trains, and this one cannot "
-                f"change; it takes keys of {', '.join(k.rstrip('.') for k in CHANGEABLE)}"
+                f"change: omit it, or set it to null; keys of "
+                f"{', '.join(k.rstrip('.') for k in CHANGEABLE)} can change"
             ]
         found = []
         for value in (d.low, d.high) if d.is_range else d.values:

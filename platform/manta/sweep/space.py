@@ -2,6 +2,7 @@
 named after theirs. Pure arithmetic."""
 
 import dataclasses
+import difflib
 import hashlib
 import itertools
 import json
@@ -70,16 +71,12 @@ class Dimension:
         if self.kind != older.kind:
             return [f"it was {shown(older.spec())}, and now is {shown(self.spec())}"]
         if self.kind == "choice":
-            lost = [shown(v) for v in older.values if not _is_in(v, self.values)]
+            kept = set(map(_in_name, self.values))
+            lost = [shown(v) for v in older.values if _in_name(v) not in kept]
             return [f"{', '.join(lost)} is missing now"] if lost else []
         if (self.low, self.high) != (older.low, older.high):
             return [f"it was {shown(older.spec())}, and now is {shown(self.spec())}"]
         return []
-
-
-def _is_in(value: Any, values: tuple[Any, ...]) -> bool:
-    """Whether a value is among others; 1 and true differ here, unlike in Python."""
-    return any(type(value) is type(v) and value == v for v in values)
 
 
 def shown(value: Any) -> str:
@@ -92,10 +89,15 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
     anything else above it is a part of the key."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value and not set(value) & set(KINDS):
+        if isinstance(value, Mapping) and value and not any(map(_is_like_a_kind, value)):
             yield from flat(value, f"{key}.")
         else:
             yield key, value
+
+
+def _is_like_a_kind(name: Any) -> bool:
+    """Whether a name is that of a kind, or nearly, as a key with a typing error is not a group."""
+    return bool(difflib.get_close_matches(str(name), KINDS, n=1, cutoff=0.8))
 
 
 def parse(key: str, spec: Any) -> Dimension:
@@ -103,7 +105,9 @@ def parse(key: str, spec: Any) -> Dimension:
     wrong with them and what would be right."""
     if isinstance(spec, Mapping):
         if len(spec) != 1 or (kind := next(iter(spec))) not in KINDS:
-            raise ValueError(f"{shown(dict(spec))}: a list, or one of {', '.join(KINDS)} is valid")
+            raise ValueError(
+                f"{shown(dict(spec))}: a list, or one of {', '.join(KINDS)} is expected"
+            )
         values = spec[kind]
     else:
         kind, values = "choice", spec
@@ -118,8 +122,9 @@ def parse(key: str, spec: Any) -> Dimension:
 def _choices(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("[]: it needs a value")
+    names = list(map(_in_name, values))
     for index, value in enumerate(values):
-        if _is_in(value, values[:index]):
+        if names[index] in names[:index]:  # two trials would have one name
             raise ValueError(f"{shown(list(values))}: {shown(value)} is there twice: omit one")
     return values
 
