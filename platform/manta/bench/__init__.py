@@ -17,6 +17,8 @@ Its files, in reading order:
     generation      sampling with and without the KV cache, and many prompts against one
     evaluation      lm-eval's requests in batches against one at a time
     overhead        the whole platform against a bare PyTorch loop
+    curves          curves of val loss of a grid of small runs, recorded for replays
+    sweeps          ASHA replayed over these curves: its tokens, and what it finds
     gpu_parts       the parts of `what=gpu`, each a function
     gpu             one command that checks Manta on a GPU, part by part
     command         `bench`: measures one thing, prints a table, writes JSON

@@ -23,6 +23,7 @@ BENCHES = {
     "evaluate": ("evaluation", "evaluation"),
     "generate": ("generation", "generation"),
     "memory": ("stages", "stages"),
+    "sweeps": ("sweeps", "sweeps"),
     "gpu": ("gpu", "gpu"),
 }
 

@@ -23,6 +23,7 @@ class BenchConfig(PretrainConfig):
         "evaluate",
         "generate",
         "memory",
+        "sweeps",
         "gpu",
     ] = "model"
     """What to measure. model: the training step by its parts; scaling: several workers (two, or
@@ -32,11 +33,12 @@ class BenchConfig(PretrainConfig):
     pyarrow read of the same shards; tokenize: preparation against tiktoken; checkpoint: a save
     against a bare write; evaluate: lm-eval's requests in batches against one by one; generate:
     sampling with and without the KV cache, and for many prompts at once; memory: the memory that
-    each ZeRO stage takes on two workers, against the cost model; gpu: all checks of a GPU, part by
-    part, with their own settings. num_workers applies to model, scaling and overhead.
-    gpus_per_worker=1 and dtype also apply to evaluate and generate, where dtype=auto is as in their
-    jobs: fp32 for evaluate; for generate, bf16 on a GPU that computes in it, else fp32. lora.* and
-    trainable apply to model and scaling, lora.* to memory too."""
+    each ZeRO stage takes on two workers, against the cost model; sweeps: ASHA replayed over
+    recorded curves of a grid; gpu: all checks of a GPU, part by part, with their own settings.
+    num_workers applies to model, scaling and overhead. gpus_per_worker=1 and dtype also apply to
+    evaluate and generate, where dtype=auto is as in their jobs: fp32 for evaluate; for generate,
+    bf16 on a GPU that computes in it, else fp32. lora.* and trainable apply to model and scaling,
+    lora.* to memory too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"
@@ -47,6 +49,9 @@ class BenchConfig(PretrainConfig):
     """gpu: names of the parts to run, in this order, separated by commas; null: all."""
     patience: PositiveFloat = 1.0
     """gpu: factor that lengthens the time-outs of the parts, for a slower machine."""
+    curves: str | None = None
+    """sweeps: a file of recorded curves; null: the ones that come with Manta. If there is no such
+    file, the curves are recorded into it first: 108 small runs on data.source, in this process."""
     json: str | None = None
     """File to write the figures to, as JSON; null: none."""
     rounds: Count = 8
@@ -73,6 +78,8 @@ class BenchConfig(PretrainConfig):
             found.append(f"profile=true is for what=model, not {self.what}: omit it")
         if self.trainable != "all" and self.what == "memory":
             found.append(f"trainable={self.trainable} is not for what=memory: omit it")
+        if self.curves is not None and self.what != "sweeps":
+            found.append(f"curves={self.curves} is for what=sweeps, not {self.what}: omit it")
         own = {
             "device": "auto",
             "size": "full",

@@ -15,6 +15,7 @@ from manta import foreign, storage
 from manta.errors import SweepError
 from manta.foreign import Finite, Whole
 
+What = Literal["sweep", "extend", "start", "continue", "copy", "result", "end"]
 REMEDY = "restore the file, or give the sweep another name="
 
 
@@ -24,7 +25,7 @@ class Record:
     """A line of a journal. Which fields it has depends on `what`; those that are None are left
     out."""
 
-    what: Literal["sweep", "extend", "start", "continue", "copy", "result", "end"]
+    what: What
     """sweep: the sweep begins; extend: its space has more values; start, continue, copy: a segment
     of a trial is given to a lane (copy: from another trial's checkpoint); result: what came of one;
     end: nothing is left to do."""

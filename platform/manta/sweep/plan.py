@@ -13,7 +13,7 @@ from collections import deque
 
 from manta.errors import SweepError
 from manta.sweep import identity
-from manta.sweep.journal import REMEDY, Notes, Record
+from manta.sweep.journal import REMEDY, Notes, Record, What
 from manta.sweep.schedulers import Group, Segment, replay_of, scheduler
 from manta.sweep.search import Search, Tried
 from manta.sweep.settings import SweepConfig, Trial
@@ -257,9 +257,9 @@ class Plan:
         return self._trials.setdefault(trial.name, trial)
 
     def _begin(self, segment: Segment) -> None:
-        what = "copy" if segment.source else "continue" if segment.start else "start"
-        s = dataclasses.asdict(segment)
-        self._write(Record(what, **{**s, "settings": dict(segment.settings)}))
+        what: What = "copy" if segment.source else "continue" if segment.start else "start"
+        fields = {**dataclasses.asdict(segment), "settings": dict(segment.settings)}
+        self._write(Record(what, **fields))
         name, settings = segment.trial, dict(segment.settings)
         self._known(Trial(name, settings, segment.seed, name))
         cost = (segment.until - segment.start) * self.flops_per_token(name)
