@@ -90,6 +90,7 @@ SOURCES = "sources.json"
 REFERENCE = "reference-"
 
 # Names in a sweep and in a comparison of runs.
+DECISIONS = "decisions.jsonl"
 BEST_CONFIG = "best.yaml"
 RANKING = "ranking.json"
 COMPARISON = "compare.png"

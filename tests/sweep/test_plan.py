@@ -273,6 +273,13 @@ def test_another_base_is_refused_and_what_changes_nothing_is_free() -> None:
         Plan(dataclasses.replace(c, total_tokens=131_072), notes, 2)
 
 
+def test_asha_that_ranked_by_the_mean_of_its_seeds_gets_no_more_of_them() -> None:
+    keys, notes = SWEEPS["asha-repeats"], Notes()
+    Plan(config(**keys), notes, 2)
+    with pytest.raises(SweepError, match="ranks by the mean of all seeds"):
+        Plan(config(**{**keys, "repeats": 3}), notes, 2)
+
+
 def test_the_population_of_pbt_cannot_grow() -> None:
     keys, notes = SWEEPS["pbt"], Notes()
     Plan(config(**keys), notes, 2)

@@ -45,6 +45,14 @@ def refused(*arguments: str) -> str:
         (["sweep.lr=[1e-3]", "sweep.space.optimizer.lr=[1e-3]"], "are the same key: omit one"),
         (["sweep.space.model.n_head=[2,5]"], "no trial can take 5: model.n_embd=256 does not"),
         (["sweep.tokens_per_batch=[300]"], "no trial of the sweep is possible; sweep/lr0.001-b"),
+        (
+            [
+                "sweep.space={seed: [1,2,3,4,5,6,7,8,9,10,11], model.n_embd: [1,2,3,4,5,6,7,8,9,10], "
+                "model.n_layer: [1,2,3,4,5,6,7,8,9,10], optimizer.lr: [1,2,3,4,5,6,7,8,9,10]}"
+            ],
+            "the grid has 11,000 combinations, and at most 10,000 can be tried",
+        ),
+        (["sweep.search=random", "sweep.trials=10001"], "at most 10,000 is valid"),
         (["sweep.space.total_tokens=[1]"], "trials compare at equal tokens"),
         (["sweep.space.data.vocab_size=[512]"], "trials compare on one dataset; omit it"),
         (["sweep.space.eval.tokens=[5]"], "trials compare by the same measure"),

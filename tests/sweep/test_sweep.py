@@ -89,9 +89,12 @@ def test_the_trials_are_each_rate_with_each_batch_and_otherwise_the_config(
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"sweep": {"lr": []}}, "sweep.lr and sweep.tokens_per_batch each need a value"),
-        ({"sweep": {"tokens_per_batch": []}}, "each need a value"),
-        ({"sweep": {"tokens_per_batch": [512, 300]}}, "sweep.tokens_per_batch=300 does not divide"),
+        ({"sweep": {"lr": []}}, "sweep.lr=[]: it needs a value"),
+        ({"sweep": {"tokens_per_batch": []}}, "sweep.tokens_per_batch=[]: it needs a value"),
+        (
+            {"sweep": {"tokens_per_batch": [512, 300]}},
+            "sweep.tokens_per_batch: no trial can take 300: tokens_per_batch=300 does not divide",
+        ),
         ({"sweep": {"lr": [0]}}, "sweep.lr"),
         ({"sweep": {"lr": [1e-3, 2e-3, 0.001]}}, "0.001 is there twice: omit one"),
         ({"sweep": {"tokens_per_batch": [512, 512]}}, "512 is there twice: omit one"),

@@ -4,13 +4,15 @@ from typing import Any
 
 from manta import config as configs
 from manta.errors import SweepError
+from manta.foreign import line
+from manta.sweep.journal import REMEDY, Identity
 from manta.sweep.settings import FREE, SweepConfig
 from manta.sweep.space import parse, shown
 
 GROWS = ("trials", "repeats", "contenders")
 
 
-def identity(c: SweepConfig) -> dict[str, Any]:
+def identity(c: SweepConfig) -> Identity:
     """What decides the trials of a sweep: its space and search, and what all trials share."""
     search = configs.to_dict(c.sweep)
     del search["max_concurrent"]
@@ -18,39 +20,35 @@ def identity(c: SweepConfig) -> dict[str, Any]:
     search |= {"space": space, "lr": None, "tokens_per_batch": None}
     shared = dict(_leaves(configs.differences(c)))
     kept = {k: v for k, v in shared.items() if not _is_under(k, (*FREE, "sweep", "total_tokens"))}
-    return {"sweep": search, "shared": {**kept, "total_tokens": c.total_tokens}}
+    return Identity(search, {**kept, "total_tokens": c.total_tokens})
 
 
-def config_of(c: SweepConfig, plan: dict[str, Any]) -> SweepConfig:
-    """The config of a sweep as it was when its journal had this plan."""
-    tree = configs.to_dict(c)
-    search = {**plan["sweep"], "max_concurrent": c.sweep.max_concurrent}
-    return configs.from_dict(SweepConfig, {**tree, "sweep": search})
+def config_of(c: SweepConfig, had: Identity) -> SweepConfig:
+    """The config of a sweep as it was when its journal had this identity, which `c` extends."""
+    search = {**had.sweep, "max_concurrent": c.sweep.max_concurrent}
+    return configs.from_dict(SweepConfig, {**configs.to_dict(c), "sweep": search})
 
 
-def check(c: SweepConfig, had: dict[str, Any], journal: str) -> bool:
-    """Whether a config has more values than the plan of a journal.
+def extends(c: SweepConfig, had: Identity, journal: str) -> bool:
+    """Whether a config has more values or trials than the sweep of a journal.
 
     Raises:
-        SweepError: it has other ones; the message says which, and how to go on.
+        SweepError: it has other ones, and the message says which and how to go on; or the journal
+            is damaged.
     """
     now = identity(c)
     if now == had:
         return False
-    found = _differences(now["shared"], had["shared"])
-    old, new = dict(had["sweep"]), dict(now["sweep"])
-    spaces = old.pop("space"), new.pop("space")
-    found += _space_differences(*spaces)
+    if had.sweep.keys() != now.sweep.keys() or not isinstance(had.sweep["space"], dict):
+        raise SweepError(f"{journal}: what the sweep varies is damaged in it; {REMEDY}")
+    found = _differences(now.shared, had.shared)
+    found += _space_differences(had.sweep["space"], now.sweep["space"])
+    old, new = ({k: v for k, v in i.sweep.items() if k != "space"} for i in (had, now))
     for key in GROWS:
-        before, after = old.pop(key), new.pop(key)
-        if (after or 0) < (before or 0):
-            found.append(f"sweep.{key} was {before}, and now is {after}; more is possible")
-    found += _differences({f"sweep.{k}": v for k, v in new.items()}, _prefixed(old))
-    is_fixed = new["scheduler"] == "pbt" or new["replay"]
-    has_seeds = new["scheduler"] == "asha" and new["repeat"] == "all"
-    if not found and (is_fixed or (has_seeds and old_repeats(had) != old_repeats(now))):
-        what = f"scheduler={new['scheduler']}" if not new["replay"] else "replay"
-        found.append(f"a sweep with {what} cannot get more {'seeds' if has_seeds else 'values'}")
+        if _has_grown(old[key], new[key]):
+            del old[key], new[key]
+    found += _differences(_named(new), _named(old))
+    found = found or _cannot_grow(had, now)
     if found:
         raise SweepError(
             f"{journal} is of another sweep: {'; '.join(found)}. To extend that sweep, keep all of "
@@ -59,11 +57,25 @@ def check(c: SweepConfig, had: dict[str, Any], journal: str) -> bool:
     return True
 
 
-def old_repeats(plan: dict[str, Any]) -> Any:
-    return plan["sweep"]["repeats"]
+def _cannot_grow(had: Identity, now: Identity) -> list[str]:
+    """Why a sweep cannot have more than it had."""
+    new, scheduler = now.sweep, now.sweep["scheduler"]
+    if new["replay"] or scheduler == "pbt":
+        what = "replay" if new["replay"] else f"scheduler={scheduler}"
+        return [f"a sweep with {what} cannot get more values"]
+    is_ranked = scheduler == "asha" and new["repeat"] == "all"
+    if is_ranked and new["repeats"] != had.sweep["repeats"]:
+        return [
+            "scheduler=asha has ranked its trials by the mean of their seeds, and cannot get more"
+        ]
+    return []
 
 
-def _prefixed(search: dict[str, Any]) -> dict[str, Any]:
+def _has_grown(before: Any, after: Any) -> bool:
+    return type(before) is type(after) is int and before <= after
+
+
+def _named(search: dict[str, Any]) -> dict[str, Any]:
     return {f"sweep.{key}": value for key, value in search.items()}
 
 
@@ -71,13 +83,20 @@ def _space_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     found = []
     for key in [*old, *(key for key in new if key not in old)]:
         if key not in new:
-            found.append(f"it also varies {key}={shown(old[key])}")
+            found.append(f"it also varies {line(key)}={_short(old[key])}")
         elif key not in old:
             found.append(f"it does not vary {key}")
         else:
-            lost = parse(key, new[key]).lacks(parse(key, old[key]))
-            found += [f"{key}: {text}" for text in lost]
+            found += [f"{key}: {text}" for text in _lost(key, old[key], new[key])]
     return found
+
+
+def _lost(key: str, old: Any, new: Any) -> list[str]:
+    """What a key could be and now cannot."""
+    try:
+        return parse(key, new).lacks(parse(key, old))
+    except ValueError:
+        return [f"it was {_short(old)}, which is damaged"]
 
 
 def _differences(now: dict[str, Any], had: dict[str, Any]) -> list[str]:
@@ -85,9 +104,14 @@ def _differences(now: dict[str, Any], had: dict[str, Any]) -> list[str]:
     for key in dict.fromkeys([*had, *now]):
         before, after = had.get(key), now.get(key)
         if before != after:
-            texts = [shown(v) if v is not None else "the default" for v in (before, after)]
-            found.append(f"{key} was {texts[0]}, and now is {texts[1]}")
+            texts = [_short(v) if v is not None else "the default" for v in (before, after)]
+            more = "; more is possible" if key.removeprefix("sweep.") in GROWS else ""
+            found.append(f"{line(key)} was {texts[0]}, and now is {texts[1]}{more}")
     return found
+
+
+def _short(value: Any) -> str:
+    return line(shown(value))
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

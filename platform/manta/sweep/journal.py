@@ -21,6 +21,17 @@ REMEDY = "restore the file, or give the sweep another name="
 
 @foreign.exact
 @dataclasses.dataclass(frozen=True)
+class Identity:
+    """What decides the trials of a sweep."""
+
+    sweep: dict[str, Any]
+    """The keys of `sweep`; its space has the short forms in it."""
+    shared: dict[str, Any]
+    """What all trials share: dotted keys with values that are not the defaults."""
+
+
+@foreign.exact
+@dataclasses.dataclass(frozen=True)
 class Record:
     """A line of a journal. Which fields it has depends on `what`; those that are None are left
     out."""
@@ -38,7 +49,7 @@ class Record:
     tokens: Whole | None = None
     loss: Finite | None = None
     why: str | None = None
-    plan: dict[str, Any] | None = None
+    plan: Identity | None = None
     lanes: Whole | None = None
 
     def line(self) -> bytes:

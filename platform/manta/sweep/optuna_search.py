@@ -8,6 +8,8 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
+
 from manta.errors import ConfigError
 from manta.sweep.search import Tried
 from manta.sweep.space import Dimension, Settings
@@ -30,7 +32,8 @@ def suggest(space: tuple[Dimension, ...], tried: list[Tried], seed: int, index: 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental features: multivariate is TPE's default
-        sampler = optuna.samplers.TPESampler(seed=seed * 1_000_003 + index)
+        (mixed,) = np.random.SeedSequence([seed, index]).generate_state(1)
+        sampler = optuna.samplers.TPESampler(seed=int(mixed))
         study = optuna.create_study(sampler=sampler)
         distributions = {d.key: _distribution(d) for d in space}
         known = [t.losses[max(t.losses)] for t in tried if t.losses]

@@ -13,7 +13,7 @@ from collections import deque
 
 from manta.errors import SweepError
 from manta.sweep import identity
-from manta.sweep.journal import REMEDY, Notes, Record, What
+from manta.sweep.journal import REMEDY, Identity, Notes, Record, What
 from manta.sweep.schedulers import Group, Segment, replay_of, scheduler
 from manta.sweep.search import Search, Tried
 from manta.sweep.settings import SweepConfig, Trial
@@ -89,7 +89,7 @@ class Plan:
         head = journal.records[0] if journal.records else None
         if head is not None and (head.what != "sweep" or not head.lanes or not head.plan):
             raise SweepError(f"{journal.path}, line 1: no beginning of a sweep; {REMEDY}")
-        is_more = bool(plans) and identity.check(c, plans[-1], journal.path)
+        is_more = [identity.extends(c, plan, journal.path) for plan in plans][-1:] == [True]
         self.c = identity.config_of(c, plans[0]) if plans else c
         self.lanes = head.lanes if head and head.lanes else lanes
         self.is_over = False
@@ -183,7 +183,7 @@ class Plan:
         else:
             self._refuse()
 
-    def _extend(self, plan: dict[str, object]) -> None:
+    def _extend(self, plan: Identity) -> None:
         self._write(Record("extend", plan=plan))
         before, self.c = self.c, identity.config_of(self.c, plan)
         self._search.extend(self.c)

@@ -1,8 +1,13 @@
 """Which settings a sweep tries next: a grid's, random ones, or those that Optuna suggests."""
 
 import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
 
 from manta.sweep import space as spaces
+from manta.sweep.search_settings import MOST_TRIALS
 from manta.sweep.settings import MOST_DRAWS, SweepConfig, Trial
 from manta.sweep.space import Settings
 
@@ -57,17 +62,33 @@ class Search:
             return None
         tried = list(tried)
         for _ in range(MOST_DRAWS):
-            trial = self.c.trial(self._draw(tried))
-            if trial.name in self._known:
-                continue
-            why = trial.name in self.passed_over or self.c.why_impossible(trial)
-            if not why:
+            if trial := self._new(self._draw(tried)):
                 return trial
-            if isinstance(why, str):
-                self.passed_over[trial.name] = why
-            tried.append(Tried(trial.settings, {self.c.total_tokens: float("inf")}, True))
+            failed = Tried(self._last, {self.c.total_tokens: math.inf}, is_complete=True)
+            tried.append(failed)  # so that it is not suggested again
+        for settings in self._left_over():
+            if trial := self._new(settings):
+                return trial
         self._is_exhausted = True
         return None
+
+    def _new(self, settings: Settings) -> Trial | None:
+        """The trial of these settings; None if it is known, or impossible."""
+        self._last, trial = settings, self.c.trial(settings)
+        if trial.name in self._known or trial.name in self.passed_over:
+            return None
+        if why := self.c.why_impossible(trial):
+            self.passed_over[trial.name] = why
+            return None
+        return trial
+
+    def _left_over(self) -> Iterator[Settings]:
+        """All settings of a small space, in a random order."""
+        space = self.c.dimensions
+        if spaces.size(space) <= MOST_TRIALS:
+            every = list(spaces.grid(space))
+            random = np.random.default_rng([self.c.sweep.seed, self._drawn])
+            yield from (every[place] for place in random.permutation(len(every)))
 
     def _draw(self, tried: list[Tried]) -> Settings:
         c, index = self.c, self._drawn

@@ -7,6 +7,7 @@ from manta.config import Count, Natural, PositiveFloat, Seed, config
 from manta.sweep import space as spaces
 from manta.sweep.space import BATCH, LR, Dimension
 
+MOST_TRIALS = 10_000
 STOCK: dict[str, list[Any]] = {"lr": [1e-3, 2e-3, 4e-3], "tokens_per_batch": [2048, 4096]}
 
 
@@ -112,6 +113,8 @@ class SearchConfig:
                 if self.trials
                 else f"search={self.search} needs the number of trials: set sweep.trials"
             )
+        if (self.trials or 0) > MOST_TRIALS:
+            found.append(f"trials={self.trials}: at most {MOST_TRIALS:,} is valid")
         if self.scheduler == "asha" and self.reduction_factor < 2:
             found.append(f"reduction_factor={self.reduction_factor}: at least 2 is valid")
         if self.scheduler == "pbt" and self.repeats > 1:

@@ -1,6 +1,7 @@
 """The config of a sweep: the run of each of its trials, and what no run can have."""
 
 import dataclasses
+import itertools
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +11,7 @@ from manta.data.recipe import PrepareConfig
 from manta.errors import ConfigError
 from manta.model.cost import flops_per_token
 from manta.sweep import space as spaces
-from manta.sweep.search_settings import SearchConfig
+from manta.sweep.search_settings import MOST_TRIALS, SearchConfig
 from manta.sweep.space import Dimension, Settings
 from manta.train.settings import PretrainConfig
 
@@ -34,7 +35,7 @@ FIXED = {
 # Keys that can change while a run trains: its checkpoints continue with another value of theirs.
 CHANGEABLE = ("optimizer.", "schedule.", "spikes.")
 UNCHANGEABLE = ("optimizer.kind",)
-MOST_DRAWS = 50  # in a row that are impossible or known already, before a search ends
+MOST_DRAWS = 50  # in a row that are impossible or known already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +156,9 @@ class SweepConfig(PretrainConfig):
         """Trials that are known before any result: those of a grid, or the first draws."""
         if self.sweep.search == "grid":
             return self.grid[0]
-        drawn = range(min(self.sweep.trials or 0, MOST_DRAWS))
-        made = [self.trial(spaces.drawn(self.dimensions, self.sweep.seed, n)) for n in drawn]
-        return [trial for trial in made if self.why_impossible(trial) is None]
+        drawn = (spaces.drawn(self.dimensions, self.sweep.seed, n) for n in range(MOST_DRAWS))
+        made = (trial for trial in map(self.trial, drawn) if not self.why_impossible(trial))
+        return list(itertools.islice(made, self.sweep.trials))
 
     def trials(self) -> list[PretrainConfig]:
         """The training run of every trial that is known before any result, for each seed."""
@@ -174,6 +175,12 @@ class SweepConfig(PretrainConfig):
         if self.sweep.replay:
             found += self._problems_of_replay()
         elif self.sweep.search == "grid" and not found:
+            count = spaces.size(self.dimensions)
+            if count > MOST_TRIALS:
+                return [
+                    f"the grid has {count:,} combinations, and at most {MOST_TRIALS:,} can be "
+                    "tried: set sweep.search=random and sweep.trials, or give fewer values"
+                ]
             found = self._problems_of_grid()
         elif not found and not self.examples():
             first = self.trial(spaces.drawn(self.dimensions, self.sweep.seed, 0))

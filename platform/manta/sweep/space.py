@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,13 @@ class Dimension:
     @property
     def is_range(self) -> bool:
         return self.kind in RANGES
+
+    @property
+    def all_values(self) -> Sequence[Any]:
+        """All values of a choice or of a range of whole numbers."""
+        if self.kind == "int_uniform":
+            return range(int(self.low), int(self.high) + 1)
+        return self.values
 
     def at(self, share: float) -> Any:
         """The value at a share from 0 to 1 of the dimension; numbers of a range are rounded to
@@ -148,8 +155,9 @@ def _is_number(value: Any) -> bool:
 
 
 def grid(space: tuple[Dimension, ...]) -> Iterator[Settings]:
-    """Every combination of the values, the last key's fastest."""
-    for values in itertools.product(*(d.values for d in space)):
+    """Every combination of the values, the last key's fastest. No key may have a range of real
+    numbers."""
+    for values in itertools.product(*(d.all_values for d in space)):
         yield dict(zip((d.key for d in space), values, strict=True))
 
 
@@ -162,11 +170,8 @@ def drawn(space: tuple[Dimension, ...], seed: int, index: int) -> Settings:
 
 def size(space: tuple[Dimension, ...]) -> float:
     """The number of combinations; infinite if a key has a range of real numbers."""
-    counts = []
-    for d in space:
-        count = math.inf if d.is_range else len(d.values)
-        counts.append(d.high - d.low + 1 if d.kind == "int_uniform" else count)
-    return math.prod(counts)
+    is_real = any(d.kind in ("uniform", "log_uniform") for d in space)
+    return math.inf if is_real else math.prod(len(d.all_values) for d in space)
 
 
 def label(settings: Settings) -> str:
