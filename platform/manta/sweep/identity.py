@@ -65,9 +65,7 @@ def _cannot_grow(had: Identity, now: Identity) -> list[str]:
         return [f"a sweep with {what} cannot get more values"]
     is_ranked = scheduler == "asha" and new["repeat"] == "all"
     if is_ranked and new["repeats"] != had.sweep["repeats"]:
-        return [
-            "scheduler=asha has ranked its trials by the mean of their seeds, and cannot get more"
-        ]
+        return ["scheduler=asha ranks by the mean of all seeds, and cannot get more of them"]
     return []
 
 
