@@ -12,5 +12,9 @@ Its files, in reading order:
     identity          whether a config continues the sweep of a journal
     plan              which trial trains how far next, decided from the results so far
     rehearsal         a plan without training: what a sweep will cost, and tests of plans
-    sweep             learning rate x batch size, with Ray Tune
+    work              a segment in the hands of a lane: its checks before, its result after
+    lanes             the driver's end of lanes: workers that stay, and train segment by segment
+    running           gives a plan's segments to lanes, until it is over or somebody stops it
+    results           the ranking, and the best trial as a config
+    sweep             a sweep from its start to its ranking
 """
