@@ -56,7 +56,6 @@ ROOMS = {
     "ray": [
         "cluster", "failures", "messages", "data", "train/elastic", "train/faults/stopping",
         "train/patience", "train/ranks", "train/records/gauges", "train/supervise", "train/worker",
-        "sweep",
         "evaluate/farm",
     ],
 }  # fmt: skip

@@ -5,14 +5,13 @@ import queue
 import threading
 from typing import Any
 
-from ray.train import UserCallback
-
-from manta import failures, messages
+from manta import messages
 from manta.cluster import capacity
 from manta.data.manifest import Manifest
 from manta.sweep.work import Work
 from manta.train.faults.signals import Asked
 from manta.train.lane import Piece, lane
+from manta.train.patience import Ends
 from manta.train.settings import PretrainConfig
 from manta.train.supervise import fit
 
@@ -81,7 +80,7 @@ class Lane:
             with messages.requests() as requests:
                 self._requests = requests
                 arguments = {**arguments, "requests": requests}
-                fit(lane, arguments, c, self._say, [], restarts=_Ends(), title=name)
+                fit(lane, arguments, c, self._say, [], restarts=Ends(), title=name)
         except Exception as e:
             error = e
         self._requests = None
@@ -89,12 +88,3 @@ class Lane:
 
     def _say(self, message: Any) -> None:
         self._events.put((self, message))
-
-
-class _Ends(UserCallback):
-    """Ends a lane whose workers fail: what follows depends on what they were doing."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raises the workers' MantaError, else WorkersFailed."""
-        del run_context  # Ray Train passes this argument by its name
-        raise failures.failure_of(worker_exceptions)

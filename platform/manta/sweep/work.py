@@ -158,4 +158,4 @@ def reason(error: Exception) -> str:
     if isinstance(error, MantaError):
         return line(" ".join(str(error).split()))
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    return line(re.sub(r"\b(pid|ip)=\S+", r"\1=...", in_short(lines[-1] if lines else "?")))
+    return line(re.sub(r"\b(pid|ip)=[^\s,)]+", r"\1=...", in_short(lines[-1] if lines else "?")))
