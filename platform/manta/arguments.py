@@ -28,6 +28,14 @@ for _name in FUNCTIONS:
     OmegaConf.clear_resolver(_name)
 
 
+class _Positive(tuple[Any, ...]):
+    """All numbers above 0; the first of them is named in messages."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and value > 0
+
+
+POSITIVE = _Positive((1,))
 Condition = tuple[str, str, tuple[Any, ...]]
 """(key, choice, values): the key counts only where the key `choice` has one of these values."""
 

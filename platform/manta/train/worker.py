@@ -257,7 +257,8 @@ def decide(
         size = c.micro_batch
     elif size not in c.micro_batches:
         # The size must fit the worker with the least memory.
-        most = micro_batch(c, model, device, rank.local_world_size, bool(compiled))
+        share = float(c.gpus_per_worker or 1)
+        most = micro_batch(c, model, device, rank.local_world_size, bool(compiled), share)
         least = torch.tensor(most, device=device.torch_device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
         size = int(least)
