@@ -47,10 +47,11 @@ def refused(*arguments: str) -> str:
         (["sweep.tokens_per_batch=[300]"], "no trial of the sweep is possible; sweep/lr0.001-b"),
         (
             [
-                "sweep.space={seed: [1,2,3,4,5,6,7,8,9,10,11], model.n_embd: [1,2,3,4,5,6,7,8,9,10], "
-                "model.n_layer: [1,2,3,4,5,6,7,8,9,10], optimizer.lr: [1,2,3,4,5,6,7,8,9,10]}"
+                *(f"sweep.space.{k}=[1,2,3,4,5,6,7,8,9,10]" for k in ("model.n_layer", "seed")),
+                *(f"sweep.space.optimizer.{k}=[1,2,3,4,5,6,7,8,9,10]" for k in ("lr", "head_lr")),
+                "sweep.space.model.n_embd=[32,64]",
             ],
-            "the grid has 11,000 combinations, and at most 10,000 can be tried",
+            "the grid has 20,000 combinations, and at most 10,000 can be tried",
         ),
         (["sweep.search=random", "sweep.trials=10001"], "at most 10,000 is valid"),
         (["sweep.space.total_tokens=[1]"], "trials compare at equal tokens"),
