@@ -107,20 +107,28 @@ class SearchConfig:
 
     def problems(self) -> list[str]:
         found = []
-        if (self.search == "grid") != (self.trials is None):
-            found.append(
-                f"trials={self.trials} is for search=random and search=optuna: omit it"
-                if self.trials
-                else f"search={self.search} needs the number of trials: set sweep.trials"
-            )
+        for key, choice, values in self.only_for:
+            value, default = getattr(self, key), type(self).__dataclass_fields__[key].default
+            if value != default and getattr(self, choice) not in values:
+                wanted = " or ".join(f"{choice}={choice_value}" for choice_value in values)
+                found.append(f"{key}={value} is for {wanted}: omit it, or set that")
+        if self.search != "grid" and self.trials is None:
+            found.append(f"search={self.search} needs the number of trials: set sweep.trials")
         if (self.trials or 0) > MOST_TRIALS:
             found.append(f"trials={self.trials}: at most {MOST_TRIALS:,} is valid")
-        if self.scheduler == "asha" and self.reduction_factor < 2:
+        if self.reduction_factor < 2:
             found.append(f"reduction_factor={self.reduction_factor}: at least 2 is valid")
         if self.scheduler == "pbt" and self.repeats > 1:
             found.append(f"repeats={self.repeats} is not for scheduler=pbt, whose settings change")
+        if self.scheduler == "pbt" and self.search == "optuna":
+            found.append("search=optuna is not for scheduler=pbt: set search=random")
         if self.repeat == "contenders" and self.repeats < 2:
             found.append("repeat=contenders needs repeats=2 or more")
-        if self.replay and (self.space or self.lr or self.tokens_per_batch):
-            found.append("replay trains one run: omit space, lr and tokens_per_batch")
+        if self.replay:
+            default = type(self)()
+            for key in ("search", "scheduler", "repeats"):
+                if getattr(self, key) != getattr(default, key):
+                    found.append(f"replay trains one run: omit {key}={getattr(self, key)}")
+            if self.space or self.lr or self.tokens_per_batch:
+                found.append("replay trains one run: omit space, lr and tokens_per_batch")
         return found
