@@ -385,3 +385,41 @@ def test_pbt_replaces_the_worst_quarter_by_changed_copies_of_the_best() -> None:
     assert len(copies) == 2
     assert {s.source for s in copies} <= set(alive[:2])
     assert all(s.settings["optimizer.lr"] in RATES for s in copies)
+
+
+# Trials that failed
+
+
+@few
+@given(st.sampled_from(["grid", "asha", "asha-repeats", "asha-contenders", "replay"]), lanes)
+def test_what_failed_is_tried_again_where_asked_and_the_sweep_is_as_if_it_had_not(
+    name: str, at_once: int
+) -> None:
+    c, notes = config(**SWEEPS[name]), Notes()
+    broken = lambda segment: None if segment.until > 40_000 else TRUTH.answer(segment)  # noqa: E731
+    before = rehearse(c, at_once, broken, notes=notes)
+    assert not before.standings()[0].is_complete
+    assert Plan(c, Notes(notes.records), 1).ready() == []
+    again = dataclasses.replace(c, sweep=dataclasses.replace(c.sweep, retry_failed=True))
+    length = len(notes.records)
+    plan = rehearse(again, at_once, TRUTH.answer, notes=notes)
+    assert "retry" in {record.what for record in notes.records[length:]}
+    assert plan.standings()[0].is_complete
+    rates = [s.trial.settings["optimizer.lr"] for s in plan.standings() if s.why]
+    assert all(rate >= TRUTH.diverges_from for rate in rates)
+    if name == "grid":
+        assert plan.standings() == simulated(c, TRUTH).standings()
+    read_again = Plan(c, Notes(notes.records), 1)
+    assert read_again.standings() == plan.standings()
+    assert read_again.is_over
+
+
+def test_what_diverged_is_not_tried_again() -> None:
+    c, notes = config(**SWEEPS["grid"], retry_failed=True), Notes()
+    plan = Plan(c, notes, 1)
+    for number, segment in enumerate(plan.ready()):
+        loss = [2.0, math.nan, None][number % 3]
+        plan.tell(Result(segment.trial, segment.until, loss))
+    assert plan.is_over
+    failed = [s.trial.name for s in plan.standings() if s.why and not s.diverged]
+    assert [s.trial for s in Plan(c, notes, 1).ready()] == failed

@@ -10,7 +10,9 @@ import dataclasses
 import heapq
 import math
 from collections import deque
+from typing import Any
 
+from manta import config as configs
 from manta.errors import SweepError
 from manta.sweep import identity
 from manta.sweep.journal import REMEDY, Identity, Notes, Record, What
@@ -35,6 +37,8 @@ class Result:
     why: str | None = None
     """Why the trial failed or diverged, in one line; the same line each time, so without times and
     numbers of processes."""
+    diverged: bool = False
+    """Whether it would end like this each time, so that there is no use in trying again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Standing:
     """Val loss by tokens, at the ends of its segments; without those of a failure."""
     why: str | None
     """Why it failed or diverged; None if it did not."""
+    diverged: bool
+    """Whether it would fail again."""
     is_complete: bool
     """Whether it was trained to total_tokens."""
     source: str | None = None
@@ -108,6 +114,9 @@ class Plan:
             self._extend(identity.identity(c))
         # Keys that do not count may be others now.
         self.c = self._search.c = self._scheduler.c = c
+        if c.sweep.retry_failed:
+            for name in self._failed():
+                self._retry(name)
 
     @property
     def passed_over(self) -> dict[str, str]:
@@ -125,7 +134,8 @@ class Plan:
         loss = result.loss
         if loss is None or not math.isfinite(loss):
             why = result.why or "its loss is not a finite number"
-            result = dataclasses.replace(result, loss=None, why=why)
+            diverged = result.diverged or loss is not None
+            result = dataclasses.replace(result, loss=None, why=why, diverged=diverged)
         key = (result.trial, result.tokens)
         assert key in {_key(segment) for segment in self.ready()}, f"{key} is not ready"
         self._told[key] = result
@@ -146,15 +156,22 @@ class Plan:
         for name, trial in self._trials.items():
             results = self._results.get(name, [])
             losses = {r.tokens: r.loss for r in results if r.loss is not None}
-            why = next((r.why for r in results if r.loss is None), None)
-            complete = self.c.total_tokens in losses
-            found.append(Standing(trial, losses, why, complete, sources.get(name)))
+            failure = next((r for r in results if r.loss is None), None)
+            why, diverged = (failure.why, failure.diverged) if failure else (None, False)
+            is_complete = self.c.total_tokens in losses
+            found.append(Standing(trial, losses, why, diverged, is_complete, sources.get(name)))
         return sorted(found, key=lambda standing: standing.rank)
 
     def replay(self, trial: str) -> dict[int, Settings]:
         """The settings along the way to a trial's end, by the tokens from which they are used: a
         value for `sweep.replay`."""
         return replay_of(self.segments, trial)
+
+    def replay_config(self, trial: str) -> dict[str, Any]:
+        """The tree of a config for jobs/sweep.py that trains `replay` as one run."""
+        tree = configs.differences(self.c)
+        tree |= {"name": f"{self.c.name}-replay", "total_tokens": self.c.total_tokens}
+        return tree | {"sweep": {"replay": self.replay(trial)}}
 
     def _advance(self) -> None:
         """Goes on until a result is missing that is not known yet."""
@@ -176,10 +193,13 @@ class Plan:
         awaited = {_key(segment) for segment in self.ready()}
         if record.what == "result" and (record.trial, record.tokens) in awaited:
             assert record.trial is not None and record.tokens is not None
-            result = Result(record.trial, record.tokens, record.loss, record.why)
+            diverged = bool(record.diverged)
+            result = Result(record.trial, record.tokens, record.loss, record.why, diverged)
             self._told[result.trial, result.tokens] = result
         elif record.what == "extend" and record.plan is not None:
             self._extend(record.plan)
+        elif record.what == "retry" and record.trial in self._failed():
+            self._retry(str(record.trial))
         else:
             self._refuse()
 
@@ -195,6 +215,20 @@ class Plan:
                     added = self._known(self.c.trial(group.trials[0].settings, number))
                     group.trials.append(added)
                     self._waiting.append(self._whole(added))
+        self._advance()
+
+    def _failed(self) -> list[str]:
+        """The trials that failed and have not diverged."""
+        return [s.trial.name for s in self.standings() if s.why and not s.diverged]
+
+    def _retry(self, name: str) -> None:
+        """Gives a failed trial to a lane again, from where it was."""
+        self._write(Record("retry", trial=name))
+        segment = next(s for s in reversed(self.segments) if s.trial == name)
+        self._results[name].pop()
+        self._scheduler.forget(self._trials[name], segment.until)
+        self._waiting.append(segment)
+        self.is_over = False
         self._advance()
 
     def _fill(self) -> None:
@@ -276,13 +310,10 @@ class Plan:
         self._now, _, segment = heapq.heappop(self._running)
         result = self._told.pop(_key(segment))
         fields = dataclasses.asdict(result)
-        self._write(Record("result", **fields))
+        self._write(Record("result", **{**fields, "diverged": result.diverged or None}))
         self._results.setdefault(segment.trial, []).append(result)
         trial = self._trials[segment.trial]
-        group = self._scheduler.groups.get(trial.group)
-        if group is not None and trial.name in {t.name for t in group.trials}:
-            loss = math.inf if result.loss is None else result.loss
-            self._scheduler.told(trial, segment.until, loss)
+        self._scheduler.told(trial, segment.until, math.inf if result.loss is None else result.loss)
 
     def _write(self, record: Record) -> None:
         """Writes a record, unless the journal has it already; there, it has to be the same."""

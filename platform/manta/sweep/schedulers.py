@@ -81,8 +81,22 @@ class Scheduler:
         return self._started(fresh, self.total)
 
     def told(self, trial: Trial, tokens: int, loss: float) -> None:
-        """Takes a result, the val loss at a number of tokens; infinite: failed or diverged."""
-        self.groups[trial.group].losses.setdefault(tokens, {})[trial.name] = loss
+        """Takes a result, the val loss at a number of tokens; infinite: failed or diverged. Those
+        of repeats that contenders alone get do not count."""
+        if self._counts(trial):
+            self.groups[trial.group].losses.setdefault(tokens, {})[trial.name] = loss
+
+    def forget(self, trial: Trial, tokens: int) -> None:
+        """Takes a result back: the trial is tried again from where it was."""
+        if self._counts(trial):
+            losses = self.groups[trial.group].losses
+            del losses[tokens][trial.name]
+            if not losses[tokens]:
+                del losses[tokens]
+
+    def _counts(self, trial: Trial) -> bool:
+        group = self.groups.get(trial.group)
+        return group is not None and trial.name in {t.name for t in group.trials}
 
     def _started(self, fresh: Fresh, until: int) -> list[Segment]:
         """The first segments of what has not started: of all of them, or, if the results so far
@@ -143,7 +157,7 @@ class Halving(Scheduler):
 
     def _promote(self, group: Group, level: int) -> list[Segment]:
         here, above = self.rungs[level : level + 2]
-        is_further = group.name in self.promoted[level] or max(group.losses) >= above
+        is_further = group.name in self.promoted[level] or max(group.losses, default=0) >= above
         if is_further or not math.isfinite(group.loss(here)):
             return []
         self.promoted[level].add(group.name)

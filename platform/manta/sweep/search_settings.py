@@ -64,6 +64,9 @@ class SearchConfig:
     """How many of the best settings get the repeats of repeat=contenders."""
     max_concurrent: Count | None = None
     """Trials at once; null: as many as fit on the cluster."""
+    retry_failed: bool = False
+    """Whether trials that failed are tried again from where they were, when their sweep is started
+    again. (A trial that diverged would diverge again.)"""
     replay: dict[Natural, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Settings that change along one run, as {tokens: {key: value}}: pbt writes what it found in
     this form, and a sweep with it trains that one run. Example: {0: {optimizer.lr: 0.001}, 204800:
@@ -124,6 +127,8 @@ class SearchConfig:
             found.append("search=optuna is not for scheduler=pbt: set search=random")
         if self.repeat == "contenders" and self.repeats < 2:
             found.append("repeat=contenders needs repeats=2 or more")
+        if self.retry_failed and self.scheduler == "pbt":
+            found.append("retry_failed=true is not for scheduler=pbt, which replaces what failed")
         if self.replay:
             default = type(self)()
             for key in ("search", "scheduler", "repeats"):
