@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.sweeps import Truth, config, simulated
+from manta.config import load, to_yaml
 from manta.errors import SweepError
 from manta.sweep.journal import Journal, Notes, Record
 from manta.sweep.plan import Plan, Result
@@ -352,7 +353,9 @@ def test_the_lines_of_a_journal_are_read_back_equal(tmp_path: Path) -> None:
 
 @few
 @given(st.sampled_from(["pbt", "pbt-random"]), st.integers(0, 20), lanes)
-def test_the_schedule_that_pbt_found_replays_as_one_run(name: str, seed: int, at_once: int) -> None:
+def test_the_schedule_that_pbt_found_replays_as_one_run(
+    tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, at_once: int
+) -> None:
     c = config(**SWEEPS[name], seed=seed)
     plan = continued(c, Notes(), 0, at_once)
     best = plan.standings()[0].trial.name
@@ -362,7 +365,10 @@ def test_the_schedule_that_pbt_found_replays_as_one_run(name: str, seed: int, at
         if segment.trial == best and segment.start not in wanted:
             wanted[segment.start] = dict(segment.settings)
             best = segment.source or best
-    replayed = simulated(config(replay=found), TRUTH)
+    file = tmp_path_factory.mktemp("replay") / "replay.yaml"
+    file.write_text(to_yaml(plan.replay_config(plan.standings()[0].trial.name)))
+    replayed = simulated(load(SweepConfig, [str(file)]), TRUTH)
+    assert replayed.c == dataclasses.replace(config(replay=found), name="s-replay")
     got: dict[int, Any] = {}
     for start in sorted(wanted):
         (part,) = (s for s in replayed.segments if s.start <= start < s.until)
