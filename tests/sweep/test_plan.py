@@ -17,6 +17,7 @@ from manta.errors import SweepError
 from manta.sweep.journal import Journal, Notes, Record
 from manta.sweep.plan import Plan, Result
 from manta.sweep.rehearsal import cost, foreseen, rehearse
+from manta.sweep.schedulers import Segment
 from manta.sweep.settings import SweepConfig
 
 few = settings(deadline=None, max_examples=20)
@@ -173,6 +174,20 @@ def test_all_results_may_be_failures() -> None:
         assert not any(s.is_complete for s in plan.standings())
 
 
+@pytest.mark.parametrize("name", ["asha", "thirds", "asha-repeats"])
+def test_if_the_best_fail_at_the_end_the_next_best_is_trained_to_the_end(name: str) -> None:
+    c = config(**SWEEPS[name])
+    failing = {2e-3, 4e-3, 1e-3, 5e-4}
+
+    def answer(segment: Segment) -> float | None:
+        is_failing = segment.settings["optimizer.lr"] in failing
+        return None if is_failing and segment.until == c.total_tokens else TRUTH.answer(segment)
+
+    best = rehearse(c, 2, answer).standings()[0]
+    assert best.is_complete
+    assert best.trial.settings["optimizer.lr"] not in failing
+
+
 def test_a_loss_that_is_no_number_is_a_failure_with_a_reason() -> None:
     plan = Plan(config(**SWEEPS["grid"]), Notes(), 1)
     (first, *_) = plan.ready()
@@ -266,7 +281,7 @@ def test_another_base_is_refused_and_what_changes_nothing_is_free() -> None:
     notes = Notes()
     c = config(**SWEEPS["grid"])
     Plan(c, notes, 2)
-    Plan(dataclasses.replace(c, threads_per_worker=3, max_failures=1, name="s"), notes, 5)
+    Plan(dataclasses.replace(c, threads_per_worker=3, max_failures=1, num_workers=2), notes, 5)
     Plan(dataclasses.replace(c, sweep=dataclasses.replace(c.sweep, max_concurrent=3)), notes, 5)
     with pytest.raises(SweepError, match="document_mask was the default, and now is true"):
         Plan(dataclasses.replace(c, document_mask=True), notes, 2)

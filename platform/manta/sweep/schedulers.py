@@ -144,12 +144,12 @@ class Halving(Scheduler):
         return len(self.promoted[level - 1]) if level else len(self.groups)
 
     def _promote_one(self) -> list[Segment]:
-        """The best of the highest rung that has any, so that one trial gets to the end however few
-        there are."""
-        reached = [level for level in range(len(self.rungs)) if self._ranked(level)]
-        if not reached or reached[-1] == len(self.rungs) - 1:
+        """The best of the highest rung that has any to promote, unless one got to the end: so one
+        does, however few there are, and whichever fail on the way."""
+        *below, top = range(len(self.rungs))
+        if any(math.isfinite(group.loss(self.rungs[top])) for group in self._ranked(top)):
             return []
-        for level in reversed(reached):  # at a higher one, all may have diverged
+        for level in reversed(below):
             for group in self._ranked(level):
                 if chosen := self._promote(group, level):
                     return chosen

@@ -22,7 +22,8 @@ __all__ = ["SearchConfig", "SweepConfig", "Trial"]
 FREE = (
     "name", "home", "threads_per_worker", "cpus_per_worker", "gpus_per_worker", "wait_seconds",
     "max_failures", "out_of_memory", "hang_seconds", "resume", "log_every", "sample", "checkpoint",
-    "eval.every", "data.verify", "data.on_changed",
+    "eval.every", "data.verify", "data.on_changed", "num_workers", "zero_stage", "engine",
+    "micro_batch_size", "memory_per_worker", "activation_checkpointing", "compile",
 )  # fmt: skip
 # Keys that a sweep cannot vary, each with the reason. A group stands for all keys in it.
 FIXED = {
