@@ -211,6 +211,31 @@ def test_contenders_alone_get_the_repeats_and_are_trained_to_the_end() -> None:
     assert {s.trial.seed for s in finished} == {1337, 1338, 1339}
 
 
+def test_a_lucky_seed_does_not_win_and_contenders_win_over_what_has_one_seed() -> None:
+    losses = {
+        ("s/lr0.0005", 1337): 2.00, ("s/lr0.0005", 1338): 2.50, ("s/lr0.0005", 1339): 2.50,
+        ("s/lr0.001", 1337): 2.10, ("s/lr0.001", 1338): 2.20, ("s/lr0.001", 1339): 2.15,
+        ("s/lr0.002", 1337): 2.11, ("s/lr0.002", 1338): 2.60, ("s/lr0.002", 1339): 2.60,
+    }  # fmt: skip
+
+    def answer(segment: Segment) -> float:
+        return losses[segment.trial.partition("-")[0], segment.seed]
+
+    keys = {"lr": [5e-4, 1e-3, 2e-3], "tokens_per_batch": None, "repeats": 3}
+    lucky = rehearse(config(**keys), 2, answer)
+    assert lucky.standings()[0].trial.name == "s/lr0.0005"
+    winner = lucky.winner()
+    assert winner is not None
+    assert winner.trial.name == "s/lr0.001"
+    losses["s/lr0.002", 1337] = 2.2  # below the contenders' means, and not a contender
+    c = config(**keys, repeat="contenders", contenders=2)
+    winner = rehearse(c, 2, answer).winner()
+    assert winner is not None
+    assert winner.trial.name == "s/lr0.001"
+    assert rehearse(c, 2, lambda _: None).winner() is None
+    assert Plan(c, Notes(), 2).winner() is None
+
+
 # Extension
 
 

@@ -162,6 +162,24 @@ class Plan:
             found.append(Standing(trial, losses, why, diverged, is_complete, sources.get(name)))
         return sorted(found, key=lambda standing: standing.rank)
 
+    def winner(self) -> Standing | None:
+        """The best run of the best settings; None if no trial ended well.
+
+        Settings are ranked by the mean over their seeds, so that no lucky seed decides. Where only
+        contenders have repeats, the winner is one of them, as others are known less well.
+        """
+        groups: dict[str, list[Standing]] = {}
+        for standing in self.standings():
+            groups.setdefault(standing.trial.group, []).append(standing)
+
+        def rank(group: list[Standing]) -> tuple[bool, int, int, float]:
+            is_bad, tokens = any(s.why for s in group), min(s.tokens for s in group)
+            return is_bad, -tokens, -len(group), math.fsum(s.loss for s in group) / len(group)
+
+        found = min(groups.values(), key=rank, default=[])
+        best = min(found, key=lambda standing: standing.rank, default=None)
+        return None if best is None or best.why or not best.losses else best
+
     def replay(self, trial: str) -> dict[int, Settings]:
         """The settings along the way to a trial's end, by the tokens from which they are used: a
         value for `sweep.replay`."""
