@@ -377,15 +377,17 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: str, said: s
     assert (tmp_path / "decisions.jsonl").read_text() == text
 
 
-def test_the_lines_of_a_journal_are_read_back_equal(tmp_path: Path) -> None:
-    journal = at(tmp_path)
+@pytest.mark.parametrize("store", ["", "memory://manta-test-journal"])
+def test_the_lines_of_a_journal_are_read_back_equal(tmp_path: Path, store: str) -> None:
+    path = f"{store or tmp_path}/sweep/decisions.jsonl"
+    journal = Journal(path)
     made = [
         Record("start", trial="ü\u2028", settings={"a": [1, None, {"b": 0.1}]}, seed=1, start=0),
         Record("result", trial="x", tokens=1 << 40, loss=0.1 + 0.2, why='"\\\n'),
     ]
     for record in made:
         journal.append(record)
-    assert at(tmp_path).records == made == journal.records
+    assert Journal(path).records == made == journal.records
 
 
 # PBT
