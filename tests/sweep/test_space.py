@@ -97,6 +97,14 @@ def test_a_space_may_be_given_with_dots_or_in_groups_and_in_any_order() -> None:
         assert from_dict(SweepConfig, to_dict(c)).grid == c.grid
 
 
+def test_a_range_may_be_given_without_quotes_and_as_a_whole() -> None:
+    search = ["sweep.search=random", "sweep.trials=3"]
+    plain = load(SweepConfig, [*search, "sweep.space.optimizer.lr.log_uniform=[1e-4,1e-2]"])
+    whole = load(SweepConfig, [*search, "sweep.space={optimizer.lr: {log_uniform: [1e-4, 1e-2]}}"])
+    assert plain.dimensions == whole.dimensions
+    assert plain.dimensions == (Dimension("optimizer.lr", "log_uniform", (), 1e-4, 1e-2),)
+
+
 def test_a_space_replaces_the_stock_case_and_null_omits_a_part_of_it() -> None:
     stock = itertools.product(("0.001", "0.002", "0.004"), (2048, 4096))
     names = [f"sweep/lr{lr}-batch{batch}" for lr, batch in stock]  # as of earlier versions

@@ -25,8 +25,9 @@ class SearchConfig:
     space: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What to vary: any keys of jobs/pretrain.py, each with a list of values, or with a range:
     {log_uniform: [lowest, highest]}, {uniform: [..]}, {int_uniform: [..]}; {choice: [..]} is the
-    same as a list. Example: sweep.space.optimizer.lr=[1e-3,2e-3] sweep.space.model.n_layer=[2,4].
-    Combinations that no run can have are listed and passed over."""
+    same as a list. Examples: sweep.space.model.n_layer=[2,4];
+    sweep.space.optimizer.lr.log_uniform=[1e-4,1e-2]. Combinations that no run can have are listed
+    and passed over."""
     lr: tuple[PositiveFloat, ...] | None = tuple(STOCK["lr"])
     """Peak learning rates to try: short for space.optimizer.lr. null: not varied, which is the
     default where there is a space."""
