@@ -105,6 +105,7 @@ class Plan:
         self._trials: dict[str, Trial] = {}
         self._results: dict[str, list[Result]] = {}
         self._told: dict[tuple[str, int], Result] = {}
+        self._open: dict[tuple[str, int], Segment] = {}  # those that are ready
         self._waiting: deque[Segment] = deque()
         self._running: list[tuple[float, int, Segment]] = []
         self._now = 0.0
@@ -126,8 +127,7 @@ class Plan:
     def ready(self) -> list[Segment]:
         """The segments to train now, in the order in which free lanes should take them; there may
         be more of them than lanes. Empty if the sweep is over."""
-        running = [s for _, _, s in sorted(self._running, key=lambda entry: entry[1])]
-        return [s for s in [*running, *self._waiting] if _key(s) not in self._told]
+        return list(self._open.values())
 
     def tell(self, result: Result) -> None:
         """Takes the result of a segment that was `ready`; each only once, in any order."""
@@ -137,8 +137,8 @@ class Plan:
             diverged = result.diverged or loss is not None
             result = dataclasses.replace(result, loss=None, why=why, diverged=diverged)
         key = (result.trial, result.tokens)
-        assert key in {_key(segment) for segment in self.ready()}, f"{key} is not ready"
-        self._told[key] = result
+        assert key in self._open, f"{key} is not ready"
+        self._take(result)
         self._advance()
 
     def config_of(self, segment: Segment) -> PretrainConfig:
@@ -208,12 +208,11 @@ class Plan:
     def _follow(self, record: Record) -> None:
         """Takes the journal's next record, which says what nobody can decide: a result, or that the
         sweep was extended."""
-        awaited = {_key(segment) for segment in self.ready()}
-        if record.what == "result" and (record.trial, record.tokens) in awaited:
+        if record.what == "result" and (record.trial, record.tokens) in self._open:
             assert record.trial is not None and record.tokens is not None
             diverged = bool(record.diverged)
             result = Result(record.trial, record.tokens, record.loss, record.why, diverged)
-            self._told[result.trial, result.tokens] = result
+            self._take(result)
         elif record.what == "extend" and record.plan is not None:
             self._extend(record.plan)
         elif record.what == "retry" and record.trial in self._failed():
@@ -232,7 +231,7 @@ class Plan:
                 for number in range(before.sweep.repeats, self.c.sweep.repeats):
                     added = self._known(self.c.trial(group.trials[0].settings, number))
                     group.trials.append(added)
-                    self._waiting.append(self._whole(added))
+                    self._queue([self._whole(added)])
         self._advance()
 
     def _failed(self) -> list[str]:
@@ -245,7 +244,7 @@ class Plan:
         segment = next(s for s in reversed(self.segments) if s.trial == name)
         self._results[name].pop()
         self._scheduler.forget(self._trials[name], segment.until)
-        self._waiting.append(segment)
+        self._queue([segment])
         self.is_over = False
         self._advance()
 
@@ -253,12 +252,23 @@ class Plan:
         """Gives the plan's free lanes something to do."""
         while len(self._running) < self.lanes:
             if not self._waiting:
-                self._waiting.extend(self._scheduler.choose(self._fresh, not self._running))
+                self._queue(self._scheduler.choose(self._fresh, not self._running))
             if not self._waiting and not self._running:
-                self._waiting.extend(self._contending())
+                self._queue(self._contending())
             if not self._waiting:
                 return
             self._begin(self._waiting.popleft())
+
+    def _queue(self, segments: list[Segment]) -> None:
+        """Has segments wait for lanes of the plan, while real ones may take them already."""
+        self._waiting.extend(segments)
+        self._open |= {_key(segment): segment for segment in segments}
+
+    def _take(self, result: Result) -> None:
+        """Keeps a result until its turn comes."""
+        key = (result.trial, result.tokens)
+        self._told[key] = result
+        del self._open[key]
 
     def _fresh(self) -> Group | None:
         """The next settings that have not started."""
