@@ -31,7 +31,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     evaluate    lm-eval on a checkpoint; classifiers, tested and used   [lm_eval, sklearn]
     judge       models answer questions, and a judge scores the answers [openai, scipy]
     export      to and from transformers, llama.cpp, llm.c; to PEFT     [transformers, peft, gguf]
-    sweep       many runs, compared                             [ray.tune, optuna]
+    sweep       many runs, compared                                     [optuna]
     serve       a chat page, and a server that speaks OpenAI's protocol [fastapi, uvicorn]
     bench       measurements of Manta itself                            [psutil]
 """
