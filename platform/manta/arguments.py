@@ -4,10 +4,11 @@ The type of a key decides how `key=value` is read: text is taken literally, anyt
 """
 
 import dataclasses
+import functools
 import json
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def is_file(argument: str) -> bool:
         return False
 
 
-def groups_of(cls: type) -> dict[str, type]:
+@functools.cache
+def groups_of(cls: type) -> Mapping[str, type]:
     """The keys of a config that are configs themselves."""
     hints = typing.get_type_hints(cls)
     return {k: h for k, h in hints.items() if isinstance(h, type) and dataclasses.is_dataclass(h)}

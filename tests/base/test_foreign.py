@@ -177,16 +177,7 @@ SCORES = "evals/step-00000007/quick.json"
 
 JSON_FILES = ("config.json", "state.json", "encoding.json", "MANIFEST.json", "optimizer.json")
 TARGETS = [
-    *(
-        Target(file, read_checkpoint)
-        for file in (
-            "config.json",
-            "state.json",
-            "encoding.json",
-            "MANIFEST.json",
-            "optimizer.json",
-        )
-    ),
+    *(Target(file, read_checkpoint) for file in JSON_FILES),
     Target("model.safetensors", read_checkpoint, kind="safetensors"),
     Target(f"optimizer/{RANK}", read_checkpoint, kind="safetensors"),
     Target("config.json", read_huggingface, "transformers"),

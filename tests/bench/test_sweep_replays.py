@@ -21,6 +21,7 @@ MOST_TOKENS, LEAST_FOUND = 0.4, 0.9
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_asha_finds_the_winner_of_a_real_grid_with_two_fifths_of_its_tokens(lanes: int) -> None:
     found = replays(read(str(RECORDED)), {"scheduler": "asha"}, 10, seed=0, lanes=lanes)
+    assert found.trials == 16
     assert found.tokens <= MOST_TOKENS
     assert found.within >= LEAST_FOUND
 

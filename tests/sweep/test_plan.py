@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.sweeps import Truth, config, simulated
+from manta.config import load, to_yaml
 from manta.errors import SweepError
 from manta.sweep.journal import Journal, Notes, Record
 from manta.sweep.plan import Plan, Result
 from manta.sweep.rehearsal import cost, foreseen, rehearse
+from manta.sweep.schedulers import Segment
 from manta.sweep.settings import SweepConfig
 
 few = settings(deadline=None, max_examples=20)
@@ -172,6 +174,20 @@ def test_all_results_may_be_failures() -> None:
         assert not any(s.is_complete for s in plan.standings())
 
 
+@pytest.mark.parametrize("name", ["asha", "thirds", "asha-repeats"])
+def test_if_the_best_fail_at_the_end_the_next_best_is_trained_to_the_end(name: str) -> None:
+    c = config(**SWEEPS[name])
+    failing = {2e-3, 4e-3, 1e-3, 5e-4}
+
+    def answer(segment: Segment) -> float | None:
+        is_failing = segment.settings["optimizer.lr"] in failing
+        return None if is_failing and segment.until == c.total_tokens else TRUTH.answer(segment)
+
+    best = rehearse(c, 2, answer).standings()[0]
+    assert best.is_complete
+    assert best.trial.settings["optimizer.lr"] not in failing
+
+
 def test_a_loss_that_is_no_number_is_a_failure_with_a_reason() -> None:
     plan = Plan(config(**SWEEPS["grid"]), Notes(), 1)
     (first, *_) = plan.ready()
@@ -193,6 +209,31 @@ def test_contenders_alone_get_the_repeats_and_are_trained_to_the_end() -> None:
     finished = [s for s in plan.standings() if s.trial.group in repeated]
     assert all(s.is_complete for s in finished)
     assert {s.trial.seed for s in finished} == {1337, 1338, 1339}
+
+
+def test_a_lucky_seed_does_not_win_and_contenders_win_over_what_has_one_seed() -> None:
+    losses = {
+        ("s/lr0.0005", 1337): 2.00, ("s/lr0.0005", 1338): 2.50, ("s/lr0.0005", 1339): 2.50,
+        ("s/lr0.001", 1337): 2.10, ("s/lr0.001", 1338): 2.20, ("s/lr0.001", 1339): 2.15,
+        ("s/lr0.002", 1337): 2.11, ("s/lr0.002", 1338): 2.60, ("s/lr0.002", 1339): 2.60,
+    }  # fmt: skip
+
+    def answer(segment: Segment) -> float:
+        return losses[segment.trial.partition("-")[0], segment.seed]
+
+    keys = {"lr": [5e-4, 1e-3, 2e-3], "tokens_per_batch": None, "repeats": 3}
+    lucky = rehearse(config(**keys), 2, answer)
+    assert lucky.standings()[0].trial.name == "s/lr0.0005"
+    winner = lucky.winner()
+    assert winner is not None
+    assert winner.trial.name == "s/lr0.001"
+    losses["s/lr0.002", 1337] = 2.2  # below the contenders' means, and not a contender
+    c = config(**keys, repeat="contenders", contenders=2)
+    winner = rehearse(c, 2, answer).winner()
+    assert winner is not None
+    assert winner.trial.name == "s/lr0.001"
+    assert rehearse(c, 2, lambda _: None).winner() is None
+    assert Plan(c, Notes(), 2).winner() is None
 
 
 # Extension
@@ -265,7 +306,7 @@ def test_another_base_is_refused_and_what_changes_nothing_is_free() -> None:
     notes = Notes()
     c = config(**SWEEPS["grid"])
     Plan(c, notes, 2)
-    Plan(dataclasses.replace(c, threads_per_worker=3, max_failures=1, name="s"), notes, 5)
+    Plan(dataclasses.replace(c, threads_per_worker=3, max_failures=1, num_workers=2), notes, 5)
     Plan(dataclasses.replace(c, sweep=dataclasses.replace(c.sweep, max_concurrent=3)), notes, 5)
     with pytest.raises(SweepError, match="document_mask was the default, and now is true"):
         Plan(dataclasses.replace(c, document_mask=True), notes, 2)
@@ -336,15 +377,17 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: str, said: s
     assert (tmp_path / "decisions.jsonl").read_text() == text
 
 
-def test_the_lines_of_a_journal_are_read_back_equal(tmp_path: Path) -> None:
-    journal = at(tmp_path)
+@pytest.mark.parametrize("store", ["", "memory://manta-test-journal"])
+def test_the_lines_of_a_journal_are_read_back_equal(tmp_path: Path, store: str) -> None:
+    path = f"{store or tmp_path}/sweep/decisions.jsonl"
+    journal = Journal(path)
     made = [
         Record("start", trial="ü\u2028", settings={"a": [1, None, {"b": 0.1}]}, seed=1, start=0),
         Record("result", trial="x", tokens=1 << 40, loss=0.1 + 0.2, why='"\\\n'),
     ]
     for record in made:
         journal.append(record)
-    assert at(tmp_path).records == made == journal.records
+    assert Journal(path).records == made == journal.records
 
 
 # PBT
@@ -352,7 +395,9 @@ def test_the_lines_of_a_journal_are_read_back_equal(tmp_path: Path) -> None:
 
 @few
 @given(st.sampled_from(["pbt", "pbt-random"]), st.integers(0, 20), lanes)
-def test_the_schedule_that_pbt_found_replays_as_one_run(name: str, seed: int, at_once: int) -> None:
+def test_the_schedule_that_pbt_found_replays_as_one_run(
+    tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, at_once: int
+) -> None:
     c = config(**SWEEPS[name], seed=seed)
     plan = continued(c, Notes(), 0, at_once)
     best = plan.standings()[0].trial.name
@@ -362,7 +407,10 @@ def test_the_schedule_that_pbt_found_replays_as_one_run(name: str, seed: int, at
         if segment.trial == best and segment.start not in wanted:
             wanted[segment.start] = dict(segment.settings)
             best = segment.source or best
-    replayed = simulated(config(replay=found), TRUTH)
+    file = tmp_path_factory.mktemp("replay") / "replay.yaml"
+    file.write_text(to_yaml(plan.replay_config(plan.standings()[0].trial.name)))
+    replayed = simulated(load(SweepConfig, [str(file)]), TRUTH)
+    assert replayed.c == dataclasses.replace(config(replay=found), name="s-replay")
     got: dict[int, Any] = {}
     for start in sorted(wanted):
         (part,) = (s for s in replayed.segments if s.start <= start < s.until)
@@ -385,3 +433,41 @@ def test_pbt_replaces_the_worst_quarter_by_changed_copies_of_the_best() -> None:
     assert len(copies) == 2
     assert {s.source for s in copies} <= set(alive[:2])
     assert all(s.settings["optimizer.lr"] in RATES for s in copies)
+
+
+# Trials that failed
+
+
+@few
+@given(st.sampled_from(["grid", "asha", "asha-repeats", "asha-contenders", "replay"]), lanes)
+def test_what_failed_is_tried_again_where_asked_and_the_sweep_is_as_if_it_had_not(
+    name: str, at_once: int
+) -> None:
+    c, notes = config(**SWEEPS[name]), Notes()
+    broken = lambda segment: None if segment.until > 40_000 else TRUTH.answer(segment)  # noqa: E731
+    before = rehearse(c, at_once, broken, notes=notes)
+    assert not before.standings()[0].is_complete
+    assert Plan(c, Notes(notes.records), 1).ready() == []
+    again = dataclasses.replace(c, sweep=dataclasses.replace(c.sweep, retry_failed=True))
+    length = len(notes.records)
+    plan = rehearse(again, at_once, TRUTH.answer, notes=notes)
+    assert "retry" in {record.what for record in notes.records[length:]}
+    assert plan.standings()[0].is_complete
+    rates = [s.trial.settings["optimizer.lr"] for s in plan.standings() if s.why]
+    assert all(rate >= TRUTH.diverges_from for rate in rates)
+    if name == "grid":
+        assert plan.standings() == simulated(c, TRUTH).standings()
+    read_again = Plan(c, Notes(notes.records), 1)
+    assert read_again.standings() == plan.standings()
+    assert read_again.is_over
+
+
+def test_what_diverged_is_not_tried_again() -> None:
+    c, notes = config(**SWEEPS["grid"], retry_failed=True), Notes()
+    plan = Plan(c, notes, 1)
+    for number, segment in enumerate(plan.ready()):
+        loss = [2.0, math.nan, None][number % 3]
+        plan.tell(Result(segment.trial, segment.until, loss))
+    assert plan.is_over
+    failed = [s.trial.name for s in plan.standings() if s.why and not s.diverged]
+    assert [s.trial for s in Plan(c, notes, 1).ready()] == failed

@@ -47,10 +47,11 @@ def refused(*arguments: str) -> str:
         (["sweep.tokens_per_batch=[300]"], "no trial of the sweep is possible; sweep/lr0.001-b"),
         (
             [
-                "sweep.space={seed: [1,2,3,4,5,6,7,8,9,10,11], model.n_embd: [1,2,3,4,5,6,7,8,9,10], "
-                "model.n_layer: [1,2,3,4,5,6,7,8,9,10], optimizer.lr: [1,2,3,4,5,6,7,8,9,10]}"
+                *(f"sweep.space.{k}=[1,2,3,4,5,6,7,8,9,10]" for k in ("model.n_layer", "seed")),
+                *(f"sweep.space.optimizer.{k}=[1,2,3,4,5,6,7,8,9,10]" for k in ("lr", "head_lr")),
+                "sweep.space.model.n_embd=[32,64]",
             ],
-            "the grid has 11,000 combinations, and at most 10,000 can be tried",
+            "the grid has 20,000 combinations, and at most 10,000 can be tried",
         ),
         (["sweep.search=random", "sweep.trials=10001"], "at most 10,000 is valid"),
         (["sweep.space.total_tokens=[1]"], "trials compare at equal tokens"),
@@ -59,7 +60,13 @@ def refused(*arguments: str) -> str:
         (["sweep.space.checkpoint.every=[5]"], "does not change what a trial learns"),
         (["sweep.space.seed=[1,2]", "sweep.repeats=2"], "varies the seed too"),
         (["sweep.search=random"], "sweep.search=random needs the number of trials"),
-        (["sweep.trials=4"], "sweep.trials=4 is for search=random and search=optuna"),
+        (["sweep.trials=4"], "trials=4 is for search=random or search=optuna: omit it"),
+        (["sweep.rungs=3"], "sweep.rungs=3 is for scheduler=asha: omit it, or set that"),
+        (["sweep.exchanges=3"], "sweep.exchanges=3 is for scheduler=pbt"),
+        (["sweep.contenders=2"], "sweep.contenders=2 is for repeat=contenders"),
+        (["sweep.scheduler=pbt", "sweep.search=optuna", "sweep.trials=4"], "set search=random"),
+        (["sweep.scheduler=pbt", "sweep.repeats=2"], "repeats=2 is not for scheduler=pbt"),
+        (["sweep.replay={0: {optimizer.lr: 1}}", "sweep.repeats=2"], "one run: omit repeats=2"),
         (["sweep.repeat=contenders"], "needs repeats=2 or more"),
         (["sweep.scheduler=pbt"], "sweep.tokens_per_batch: scheduler=pbt changes settings"),
         (["sweep.scheduler=asha", "sweep.rungs=9"], "1,600 tokens, less than a batch of 4,096"),
@@ -90,8 +97,18 @@ def test_a_space_may_be_given_with_dots_or_in_groups_and_in_any_order() -> None:
         assert from_dict(SweepConfig, to_dict(c)).grid == c.grid
 
 
+def test_a_range_may_be_given_without_quotes_and_as_a_whole() -> None:
+    search = ["sweep.search=random", "sweep.trials=3"]
+    plain = load(SweepConfig, [*search, "sweep.space.optimizer.lr.log_uniform=[1e-4,1e-2]"])
+    whole = load(SweepConfig, [*search, "sweep.space={optimizer.lr: {log_uniform: [1e-4, 1e-2]}}"])
+    assert plain.dimensions == whole.dimensions
+    assert plain.dimensions == (Dimension("optimizer.lr", "log_uniform", (), 1e-4, 1e-2),)
+
+
 def test_a_space_replaces_the_stock_case_and_null_omits_a_part_of_it() -> None:
-    assert len(load(SweepConfig).grid[0]) == 6
+    stock = itertools.product(("0.001", "0.002", "0.004"), (2048, 4096))
+    names = [f"sweep/lr{lr}-batch{batch}" for lr, batch in stock]  # as of earlier versions
+    assert [trial.name for trial in load(SweepConfig).grid[0]] == names
     layers = load(SweepConfig, ["sweep.space.model.n_layer=[1,2]"])
     assert [trial.settings for trial in layers.grid[0]] == [
         {"model.n_layer": 1},
@@ -172,3 +189,14 @@ def test_draws_cover_their_range_evenly(kind: Any) -> None:
     assert found[0] == 1
     assert found[-1] == 1000
     assert found[500] == pytest.approx(middle, rel=0.03)
+
+
+def test_a_dry_run_shows_the_trials_and_what_they_cost() -> None:
+    c = config(space={"model.n_embd": [32, 48], "model.n_head": [2, 3]}, scheduler="asha")
+    found = c.derived()
+    assert found["trials"] == "3"
+    assert found["tokens of all trials"] == f"{65_536 * (3 + 1 + 2 + 4) // 8:,}"
+    assert "s/n_embd32-n_head3 (" in found["combinations that no run can have"]
+    assert found["steps, of s/n_embd32-n_head2"] == 64
+    (flops,) = {c.flops_per_token(trial) for trial in c.grid[0][:1]}
+    assert float(found["FLOPs of all trials"]) > flops * 65_536

@@ -21,11 +21,13 @@ from manta.sweep.space import label
 from manta.terminal import line
 
 REPLAYS = 100
+KEPT = 2 / 3  # of the values of each key, in each replay
 # By name: keys of `sweep`, and the number of lanes.
 STRATEGIES: dict[str, tuple[dict[str, Any], int]] = {
     "factor 2, 4 rungs": ({"scheduler": "asha"}, 1),
     "the same on 4 devices": ({"scheduler": "asha"}, 4),
     "factor 3, 3 rungs": ({"scheduler": "asha", "reduction_factor": 3, "rungs": 3}, 1),
+    "factor 2, 5 rungs": ({"scheduler": "asha", "rungs": 5}, 1),
     "factor 4, 3 rungs": ({"scheduler": "asha", "reduction_factor": 4, "rungs": 3}, 1),
 }
 
@@ -34,6 +36,8 @@ STRATEGIES: dict[str, tuple[dict[str, Any], int]] = {
 class Replays:
     """What a strategy found over many replays."""
 
+    trials: int
+    """Of each grid."""
     exact: float
     """The share of replays that found the winner itself."""
     within: float
@@ -74,22 +78,24 @@ def read(file: str) -> Curves:
 
 
 def replays(curves: Curves, keys: dict[str, Any], count: int, seed: int, lanes: int = 1) -> Replays:
-    """Replays a strategy. Each time the grid is another one: each of its trials has the curve of
-    one of its seeds, and its values are in another order."""
+    """Replays a strategy. Each time the grid is another one: two thirds of the values of each key,
+    in a random order, and for each trial the curve of one of its seeds."""
     exact, within, tokens, regrets = [], [], [], []
-    by_key = _by_settings(curves)
+    by_key, limit = _by_settings(curves), noise(curves)
     for number in range(count):
         random = np.random.default_rng([seed, number])
-        drawn = {key: found[random.integers(len(found))] for key, found in by_key.items()}
+        c = _part_of(curves, keys, random)
+        names = [_key(trial.settings) for trial in c.grid[0]]
+        drawn = {key: by_key[key][random.integers(len(by_key[key]))] for key in names}
         final = {key: _last(curve) for key, curve in drawn.items()}
-        plan = rehearse(_shuffled(curves, keys, random), lanes, _answers(drawn))
+        plan = rehearse(c, lanes, _answers(drawn))
         found = _key(plan.standings()[0].trial.settings)
         regrets.append(final[found] - min(final.values()))
         exact.append(regrets[-1] == 0.0)
-        within.append(regrets[-1] <= noise(curves))
-        tokens.append(cost(plan).tokens / (plan.c.total_tokens * len(drawn)))
+        within.append(regrets[-1] <= limit)
+        tokens.append(cost(plan).tokens / (c.total_tokens * len(drawn)))
     shares = statistics.mean(exact), statistics.mean(within)
-    return Replays(*shares, max(tokens), statistics.mean(regrets))
+    return Replays(len(drawn), *shares, max(tokens), statistics.mean(regrets))
 
 
 def noise(curves: Curves) -> float:
@@ -100,12 +106,12 @@ def noise(curves: Curves) -> float:
     return statistics.median(statistics.stdev(found) for found in ordered[: len(ordered) // 2])
 
 
-def _shuffled(curves: Curves, keys: dict[str, Any], order: np.random.Generator) -> SweepConfig:
-    """The sweep of the curves, with another strategy, and its values in another order."""
-    base = curves.sweep
-    space = {
-        d.key: [d.values[i] for i in order.permutation(len(d.values))] for d in base.dimensions
-    }
+def _part_of(curves: Curves, keys: dict[str, Any], random: np.random.Generator) -> SweepConfig:
+    """A sweep of a part of the grid, with another strategy."""
+    space = {}
+    for d in curves.sweep.dimensions:
+        kept = max(2, round(KEPT * len(d.values)))
+        space[d.key] = [d.values[i] for i in random.permutation(len(d.values))[:kept]]
     sweep = {**keys, "space": space, "lr": None, "tokens_per_batch": None}
     return from_dict(SweepConfig, {**curves.config, "sweep": sweep})
 
@@ -135,14 +141,27 @@ def _last(curve: Curve) -> float:
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = [
-        f"{found['trials']} trials with {found['seeds']} seeds each; noise over seeds "
-        f"{found['noise']:.4f}; {found['replays']} replays of each",
-        "asha                    tokens   winner found   within noise   loss above the winner's",
-    ]
-    for name, r in found["strategies"].items():
-        lines.append(
-            f"{name:<22}  {r['tokens']:>6.1%}   {r['exact']:>12.0%}   {r['within']:>12.0%}   "
-            f"{r['regret']:>23.4f}"
+    head = ("asha", "trials", "tokens", "winner found", "within noise", "above the winner")
+    rows = [
+        (
+            name,
+            f"{r['trials']}",
+            f"{r['tokens']:.1%}",
+            f"{r['exact']:.0%}",
+            f"{r['within']:.0%}",
+            f"{r['regret']:.4f}",
         )
-    return "\n".join(lines)
+        for name, r in found["strategies"].items()
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+        for row in (head, *rows)
+    ]
+    return "\n".join(
+        [
+            f"{found['trials']} trials with {found['seeds']} seeds each; noise over seeds "
+            f"{found['noise']:.4f}; {found['replays']} replays with parts of this grid",
+            *lines,
+        ]
+    )

@@ -9,13 +9,15 @@ from manta.sweep.journal import REMEDY, Identity
 from manta.sweep.settings import FREE, SweepConfig
 from manta.sweep.space import parse, shown
 
+HOW = ("max_concurrent", "retry_failed")  # keys of `sweep` that decide nothing
 GROWS = ("trials", "repeats", "contenders")
 
 
 def identity(c: SweepConfig) -> Identity:
     """What decides the trials of a sweep: its space and search, and what all trials share."""
     search = configs.to_dict(c.sweep)
-    del search["max_concurrent"]
+    for key in HOW:
+        del search[key]
     space = {d.key: d.spec() for d in c.dimensions}
     search |= {"space": space, "lr": None, "tokens_per_batch": None}
     shared = dict(_leaves(configs.differences(c)))
@@ -25,7 +27,7 @@ def identity(c: SweepConfig) -> Identity:
 
 def config_of(c: SweepConfig, had: Identity) -> SweepConfig:
     """The config of a sweep as it was when its journal had this identity, which `c` extends."""
-    search = {**had.sweep, "max_concurrent": c.sweep.max_concurrent}
+    search = {**had.sweep, **{key: getattr(c.sweep, key) for key in HOW}}
     return configs.from_dict(SweepConfig, {**configs.to_dict(c), "sweep": search})
 
 

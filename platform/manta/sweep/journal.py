@@ -15,7 +15,7 @@ from manta import foreign, storage
 from manta.errors import SweepError
 from manta.foreign import Finite, Whole
 
-What = Literal["sweep", "extend", "start", "continue", "copy", "result", "end"]
+What = Literal["sweep", "extend", "start", "continue", "copy", "result", "retry", "end"]
 REMEDY = "restore the file, or give the sweep another name="
 
 
@@ -39,7 +39,7 @@ class Record:
     what: What
     """sweep: the sweep begins; extend: its space has more values; start, continue, copy: a segment
     of a trial is given to a lane (copy: from another trial's checkpoint); result: what came of one;
-    end: nothing is left to do."""
+    retry: a trial that failed is tried again; end: nothing is left to do."""
     trial: str | None = None
     settings: dict[str, Any] | None = None
     seed: Whole | None = None
@@ -49,6 +49,7 @@ class Record:
     tokens: Whole | None = None
     loss: Finite | None = None
     why: str | None = None
+    diverged: bool | None = None
     plan: Identity | None = None
     lanes: Whole | None = None
 

@@ -10,7 +10,9 @@ import dataclasses
 import heapq
 import math
 from collections import deque
+from typing import Any
 
+from manta import config as configs
 from manta.errors import SweepError
 from manta.sweep import identity
 from manta.sweep.journal import REMEDY, Identity, Notes, Record, What
@@ -35,6 +37,8 @@ class Result:
     why: str | None = None
     """Why the trial failed or diverged, in one line; the same line each time, so without times and
     numbers of processes."""
+    diverged: bool = False
+    """Whether it would end like this each time, so that there is no use in trying again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Standing:
     """Val loss by tokens, at the ends of its segments; without those of a failure."""
     why: str | None
     """Why it failed or diverged; None if it did not."""
+    diverged: bool
+    """Whether it would fail again."""
     is_complete: bool
     """Whether it was trained to total_tokens."""
     source: str | None = None
@@ -99,6 +105,7 @@ class Plan:
         self._trials: dict[str, Trial] = {}
         self._results: dict[str, list[Result]] = {}
         self._told: dict[tuple[str, int], Result] = {}
+        self._open: dict[tuple[str, int], Segment] = {}  # those that are ready
         self._waiting: deque[Segment] = deque()
         self._running: list[tuple[float, int, Segment]] = []
         self._now = 0.0
@@ -108,6 +115,9 @@ class Plan:
             self._extend(identity.identity(c))
         # Keys that do not count may be others now.
         self.c = self._search.c = self._scheduler.c = c
+        if c.sweep.retry_failed:
+            for name in self._failed():
+                self._retry(name)
 
     @property
     def passed_over(self) -> dict[str, str]:
@@ -117,18 +127,18 @@ class Plan:
     def ready(self) -> list[Segment]:
         """The segments to train now, in the order in which free lanes should take them; there may
         be more of them than lanes. Empty if the sweep is over."""
-        running = [s for _, _, s in sorted(self._running, key=lambda entry: entry[1])]
-        return [s for s in [*running, *self._waiting] if _key(s) not in self._told]
+        return list(self._open.values())
 
     def tell(self, result: Result) -> None:
         """Takes the result of a segment that was `ready`; each only once, in any order."""
         loss = result.loss
         if loss is None or not math.isfinite(loss):
             why = result.why or "its loss is not a finite number"
-            result = dataclasses.replace(result, loss=None, why=why)
+            diverged = result.diverged or loss is not None
+            result = dataclasses.replace(result, loss=None, why=why, diverged=diverged)
         key = (result.trial, result.tokens)
-        assert key in {_key(segment) for segment in self.ready()}, f"{key} is not ready"
-        self._told[key] = result
+        assert key in self._open, f"{key} is not ready"
+        self._take(result)
         self._advance()
 
     def config_of(self, segment: Segment) -> PretrainConfig:
@@ -146,15 +156,40 @@ class Plan:
         for name, trial in self._trials.items():
             results = self._results.get(name, [])
             losses = {r.tokens: r.loss for r in results if r.loss is not None}
-            why = next((r.why for r in results if r.loss is None), None)
-            complete = self.c.total_tokens in losses
-            found.append(Standing(trial, losses, why, complete, sources.get(name)))
+            failure = next((r for r in results if r.loss is None), None)
+            why, diverged = (failure.why, failure.diverged) if failure else (None, False)
+            is_complete = self.c.total_tokens in losses
+            found.append(Standing(trial, losses, why, diverged, is_complete, sources.get(name)))
         return sorted(found, key=lambda standing: standing.rank)
+
+    def winner(self) -> Standing | None:
+        """The best run of the best settings; None if no trial ended well.
+
+        Settings are ranked by the mean over their seeds, so that no lucky seed decides. Where only
+        contenders have repeats, the winner is one of them, as others are known less well.
+        """
+        groups: dict[str, list[Standing]] = {}
+        for standing in self.standings():
+            groups.setdefault(standing.trial.group, []).append(standing)
+
+        def rank(group: list[Standing]) -> tuple[bool, int, int, float]:
+            is_bad, tokens = any(s.why for s in group), min(s.tokens for s in group)
+            return is_bad, -tokens, -len(group), math.fsum(s.loss for s in group) / len(group)
+
+        found = min(groups.values(), key=rank, default=[])
+        best = min(found, key=lambda standing: standing.rank, default=None)
+        return None if best is None or best.why or not best.losses else best
 
     def replay(self, trial: str) -> dict[int, Settings]:
         """The settings along the way to a trial's end, by the tokens from which they are used: a
         value for `sweep.replay`."""
         return replay_of(self.segments, trial)
+
+    def replay_config(self, trial: str) -> dict[str, Any]:
+        """The tree of a config for jobs/sweep.py that trains `replay` as one run."""
+        tree = configs.differences(self.c)
+        tree |= {"name": f"{self.c.name}-replay", "total_tokens": self.c.total_tokens}
+        return tree | {"sweep": {"replay": self.replay(trial)}}
 
     def _advance(self) -> None:
         """Goes on until a result is missing that is not known yet."""
@@ -173,13 +208,15 @@ class Plan:
     def _follow(self, record: Record) -> None:
         """Takes the journal's next record, which says what nobody can decide: a result, or that the
         sweep was extended."""
-        awaited = {_key(segment) for segment in self.ready()}
-        if record.what == "result" and (record.trial, record.tokens) in awaited:
+        if record.what == "result" and (record.trial, record.tokens) in self._open:
             assert record.trial is not None and record.tokens is not None
-            result = Result(record.trial, record.tokens, record.loss, record.why)
-            self._told[result.trial, result.tokens] = result
+            diverged = bool(record.diverged)
+            result = Result(record.trial, record.tokens, record.loss, record.why, diverged)
+            self._take(result)
         elif record.what == "extend" and record.plan is not None:
             self._extend(record.plan)
+        elif record.what == "retry" and record.trial in self._failed():
+            self._retry(str(record.trial))
         else:
             self._refuse()
 
@@ -194,19 +231,44 @@ class Plan:
                 for number in range(before.sweep.repeats, self.c.sweep.repeats):
                     added = self._known(self.c.trial(group.trials[0].settings, number))
                     group.trials.append(added)
-                    self._waiting.append(self._whole(added))
+                    self._queue([self._whole(added)])
+        self._advance()
+
+    def _failed(self) -> list[str]:
+        """The trials that failed and have not diverged."""
+        return [s.trial.name for s in self.standings() if s.why and not s.diverged]
+
+    def _retry(self, name: str) -> None:
+        """Gives a failed trial to a lane again, from where it was."""
+        self._write(Record("retry", trial=name))
+        segment = next(s for s in reversed(self.segments) if s.trial == name)
+        self._results[name].pop()
+        self._scheduler.forget(self._trials[name], segment.until)
+        self._queue([segment])
+        self.is_over = False
         self._advance()
 
     def _fill(self) -> None:
         """Gives the plan's free lanes something to do."""
         while len(self._running) < self.lanes:
             if not self._waiting:
-                self._waiting.extend(self._scheduler.choose(self._fresh, not self._running))
+                self._queue(self._scheduler.choose(self._fresh, not self._running))
             if not self._waiting and not self._running:
-                self._waiting.extend(self._contending())
+                self._queue(self._contending())
             if not self._waiting:
                 return
             self._begin(self._waiting.popleft())
+
+    def _queue(self, segments: list[Segment]) -> None:
+        """Has segments wait for lanes of the plan, while real ones may take them already."""
+        self._waiting.extend(segments)
+        self._open |= {_key(segment): segment for segment in segments}
+
+    def _take(self, result: Result) -> None:
+        """Keeps a result until its turn comes."""
+        key = (result.trial, result.tokens)
+        self._told[key] = result
+        del self._open[key]
 
     def _fresh(self) -> Group | None:
         """The next settings that have not started."""
@@ -276,13 +338,10 @@ class Plan:
         self._now, _, segment = heapq.heappop(self._running)
         result = self._told.pop(_key(segment))
         fields = dataclasses.asdict(result)
-        self._write(Record("result", **fields))
+        self._write(Record("result", **{**fields, "diverged": result.diverged or None}))
         self._results.setdefault(segment.trial, []).append(result)
         trial = self._trials[segment.trial]
-        group = self._scheduler.groups.get(trial.group)
-        if group is not None and trial.name in {t.name for t in group.trials}:
-            loss = math.inf if result.loss is None else result.loss
-            self._scheduler.told(trial, segment.until, loss)
+        self._scheduler.told(trial, segment.until, math.inf if result.loss is None else result.loss)
 
     def _write(self, record: Record) -> None:
         """Writes a record, unless the journal has it already; there, it has to be the same."""

@@ -81,8 +81,22 @@ class Scheduler:
         return self._started(fresh, self.total)
 
     def told(self, trial: Trial, tokens: int, loss: float) -> None:
-        """Takes a result, the val loss at a number of tokens; infinite: failed or diverged."""
-        self.groups[trial.group].losses.setdefault(tokens, {})[trial.name] = loss
+        """Takes a result, the val loss at a number of tokens; infinite: failed or diverged. Those
+        of repeats that contenders alone get do not count."""
+        if self._counts(trial):
+            self.groups[trial.group].losses.setdefault(tokens, {})[trial.name] = loss
+
+    def forget(self, trial: Trial, tokens: int) -> None:
+        """Takes a result back: the trial is tried again from where it was."""
+        if self._counts(trial):
+            losses = self.groups[trial.group].losses
+            del losses[tokens][trial.name]
+            if not losses[tokens]:
+                del losses[tokens]
+
+    def _counts(self, trial: Trial) -> bool:
+        group = self.groups.get(trial.group)
+        return group is not None and trial.name in {t.name for t in group.trials}
 
     def _started(self, fresh: Fresh, until: int) -> list[Segment]:
         """The first segments of what has not started: of all of them, or, if the results so far
@@ -130,12 +144,12 @@ class Halving(Scheduler):
         return len(self.promoted[level - 1]) if level else len(self.groups)
 
     def _promote_one(self) -> list[Segment]:
-        """The best of the highest rung that has any, so that one trial gets to the end however few
-        there are."""
-        reached = [level for level in range(len(self.rungs)) if self._ranked(level)]
-        if not reached or reached[-1] == len(self.rungs) - 1:
+        """The best of the highest rung that has any to promote, unless one got to the end: so one
+        does, however few there are, and whichever fail on the way."""
+        *below, top = range(len(self.rungs))
+        if any(math.isfinite(group.loss(self.rungs[top])) for group in self._ranked(top)):
             return []
-        for level in reversed(reached):  # at a higher one, all may have diverged
+        for level in reversed(below):
             for group in self._ranked(level):
                 if chosen := self._promote(group, level):
                     return chosen
@@ -143,7 +157,7 @@ class Halving(Scheduler):
 
     def _promote(self, group: Group, level: int) -> list[Segment]:
         here, above = self.rungs[level : level + 2]
-        is_further = group.name in self.promoted[level] or max(group.losses) >= above
+        is_further = group.name in self.promoted[level] or max(group.losses, default=0) >= above
         if is_further or not math.isfinite(group.loss(here)):
             return []
         self.promoted[level].add(group.name)

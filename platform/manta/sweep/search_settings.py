@@ -25,8 +25,9 @@ class SearchConfig:
     space: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What to vary: any keys of jobs/pretrain.py, each with a list of values, or with a range:
     {log_uniform: [lowest, highest]}, {uniform: [..]}, {int_uniform: [..]}; {choice: [..]} is the
-    same as a list. Example: sweep.space.optimizer.lr=[1e-3,2e-3] sweep.space.model.n_layer=[2,4].
-    Combinations that no run can have are listed and passed over."""
+    same as a list. Examples: sweep.space.model.n_layer=[2,4];
+    sweep.space.optimizer.lr.log_uniform=[1e-4,1e-2]. Combinations that no run can have are listed
+    and passed over."""
     lr: tuple[PositiveFloat, ...] | None = tuple(STOCK["lr"])
     """Peak learning rates to try: short for space.optimizer.lr. null: not varied, which is the
     default where there is a space."""
@@ -64,6 +65,9 @@ class SearchConfig:
     """How many of the best settings get the repeats of repeat=contenders."""
     max_concurrent: Count | None = None
     """Trials at once; null: as many as fit on the cluster."""
+    retry_failed: bool = False
+    """Whether trials that failed are tried again from where they were, when their sweep is started
+    again. (A trial that diverged would diverge again.)"""
     replay: dict[Natural, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Settings that change along one run, as {tokens: {key: value}}: pbt writes what it found in
     this form, and a sweep with it trains that one run. Example: {0: {optimizer.lr: 0.001}, 204800:
@@ -107,20 +111,30 @@ class SearchConfig:
 
     def problems(self) -> list[str]:
         found = []
-        if (self.search == "grid") != (self.trials is None):
-            found.append(
-                f"trials={self.trials} is for search=random and search=optuna: omit it"
-                if self.trials
-                else f"search={self.search} needs the number of trials: set sweep.trials"
-            )
+        for key, choice, values in self.only_for:
+            value, default = getattr(self, key), type(self).__dataclass_fields__[key].default
+            if value != default and getattr(self, choice) not in values:
+                wanted = " or ".join(f"{choice}={choice_value}" for choice_value in values)
+                found.append(f"{key}={value} is for {wanted}: omit it, or set that")
+        if self.search != "grid" and self.trials is None:
+            found.append(f"search={self.search} needs the number of trials: set sweep.trials")
         if (self.trials or 0) > MOST_TRIALS:
             found.append(f"trials={self.trials}: at most {MOST_TRIALS:,} is valid")
-        if self.scheduler == "asha" and self.reduction_factor < 2:
+        if self.reduction_factor < 2:
             found.append(f"reduction_factor={self.reduction_factor}: at least 2 is valid")
         if self.scheduler == "pbt" and self.repeats > 1:
             found.append(f"repeats={self.repeats} is not for scheduler=pbt, whose settings change")
+        if self.scheduler == "pbt" and self.search == "optuna":
+            found.append("search=optuna is not for scheduler=pbt: set search=random")
         if self.repeat == "contenders" and self.repeats < 2:
             found.append("repeat=contenders needs repeats=2 or more")
-        if self.replay and (self.space or self.lr or self.tokens_per_batch):
-            found.append("replay trains one run: omit space, lr and tokens_per_batch")
+        if self.retry_failed and self.scheduler == "pbt":
+            found.append("retry_failed=true is not for scheduler=pbt, which replaces what failed")
+        if self.replay:
+            default = type(self)()
+            for key in ("search", "scheduler", "repeats"):
+                if getattr(self, key) != getattr(default, key):
+                    found.append(f"replay trains one run: omit {key}={getattr(self, key)}")
+            if self.space or self.lr or self.tokens_per_batch:
+                found.append("replay trains one run: omit space, lr and tokens_per_batch")
         return found

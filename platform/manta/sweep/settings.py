@@ -13,6 +13,7 @@ from manta.model.cost import flops_per_token
 from manta.sweep import space as spaces
 from manta.sweep.search_settings import MOST_TRIALS, SearchConfig
 from manta.sweep.space import Dimension, Settings
+from manta.terminal import named
 from manta.train.settings import PretrainConfig
 
 __all__ = ["SearchConfig", "SweepConfig", "Trial"]
@@ -21,7 +22,8 @@ __all__ = ["SearchConfig", "SweepConfig", "Trial"]
 FREE = (
     "name", "home", "threads_per_worker", "cpus_per_worker", "gpus_per_worker", "wait_seconds",
     "max_failures", "out_of_memory", "hang_seconds", "resume", "log_every", "sample", "checkpoint",
-    "eval.every", "data.verify", "data.on_changed",
+    "eval.every", "data.verify", "data.on_changed", "num_workers", "zero_stage", "engine",
+    "micro_batch_size", "memory_per_worker", "activation_checkpointing", "compile",
 )  # fmt: skip
 # Keys that a sweep cannot vary, each with the reason. A group stands for all keys in it.
 FIXED = {
@@ -68,6 +70,22 @@ class SweepConfig(PretrainConfig):
         if self.eval.suites:
             found.append("eval.suites is for a single run: evaluate the best trial instead")
         return found + (self._problems_of_space() if not self.sweep.problems() else [])
+
+    def derived(self) -> dict[str, Any]:
+        # It is built from this config.
+        from manta.sweep.rehearsal import foreseen
+
+        cost = foreseen(self, 1)
+        found: dict[str, Any] = {
+            "trials": f"{cost.trials:,}",
+            "tokens of all trials": f"{cost.tokens:,}",
+            "FLOPs of all trials": f"{cost.flops:.3g}",
+        }
+        if self.sweep.search == "grid" and self.grid[1]:
+            passed = [f"{name} ({why})" for name, why in self.grid[1].items()]
+            found["combinations that no run can have"] = named(passed)
+        example = self.config_of(self.examples()[0])
+        return found | {f"{key}, of {example.name}": v for key, v in example.derived().items()}
 
     @property
     def batch_sizes(self) -> list[tuple[str, int]]:
