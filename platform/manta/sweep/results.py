@@ -48,11 +48,12 @@ def conclude(plan: Plan) -> Ranking:
     rows = [_row(plan, standing) for standing in standings]
     folder = layout.run_folder(c.home_folder, c.name)
     storage.write_json(storage.join(folder, layout.RANKING), rows)
-    if not standings or standings[0].why:
+    winner = plan.winner()
+    if winner is None:
         first = next((s for s in _in_order(plan) if s.why), None)
         why = f"{first.trial.name}: {first.why}" if first else "no combination is possible"
         raise SweepError(f"no trial of sweep {c.name} ended well; {why}")
-    best = standings[0].trial
+    best = winner.trial
     segment = [s for s in plan.segments if s.trial == best.name][-1]
     run = dataclasses.replace(
         plan.config_of(segment), home=None, threads_per_worker=c.threads_per_worker

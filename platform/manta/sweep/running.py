@@ -159,7 +159,10 @@ class Running:
         work, lane.work = lane.work, None
         if work is None:
             return  # said twice
-        result = work.result() if ended.diverged is None else work.failed(_plain(ended.diverged))
+        if ended.diverged is None:
+            result = work.result()
+        else:
+            result = work.failed(reason(TrainingError(ended.diverged)), diverged=True)
         work.release()
         if result is not None:  # else it was told to stop
             self._spend(work)
@@ -208,7 +211,3 @@ class Running:
 
 def _train_seconds(path: str) -> float:
     return checkpoint.load_state(path).train_seconds
-
-
-def _plain(text: str) -> str:
-    return reason(TrainingError(text))

@@ -116,8 +116,8 @@ class Work:
             loss = self._loss_before(self.until)
         return Result(self.segment.trial, self.segment.until, loss)
 
-    def failed(self, why: str) -> Result:
-        return Result(self.segment.trial, self.segment.until, None, why)
+    def failed(self, why: str, *, diverged: bool = False) -> Result:
+        return Result(self.segment.trial, self.segment.until, None, why, diverged)
 
     def measured(self) -> float | None:
         """Tokens per second of the steps so far; None: there are too few of them."""
