@@ -24,6 +24,7 @@ BENCHES = {
     "generate": ("generation", "generation"),
     "memory": ("stages", "stages"),
     "sweeps": ("sweeps", "sweeps"),
+    "lanes": ("lanes", "lanes"),
     "gpu": ("gpu", "gpu"),
 }
 

@@ -24,6 +24,7 @@ class BenchConfig(PretrainConfig):
         "generate",
         "memory",
         "sweeps",
+        "lanes",
         "gpu",
     ] = "model"
     """What to measure. model: the training step by its parts; scaling: several workers (two, or
@@ -34,7 +35,8 @@ class BenchConfig(PretrainConfig):
     against a bare write; evaluate: lm-eval's requests in batches against one by one; generate:
     sampling with and without the KV cache, and for many prompts at once; memory: the memory that
     each ZeRO stage takes on two workers, against the cost model; sweeps: ASHA replayed over
-    recorded curves of a grid; gpu: all checks of a GPU, part by part, with their own settings.
+    recorded curves of a grid; lanes: twelve trials of a sweep, the share of their time that is
+    steps; gpu: all checks of a GPU, part by part, with their own settings.
     num_workers applies to model, scaling and overhead. gpus_per_worker=1 and dtype also apply to
     evaluate and generate, where dtype=auto is as in their jobs: fp32 for evaluate; for generate,
     bf16 on a GPU that computes in it, else fp32. lora.* and trainable apply to model and scaling,
