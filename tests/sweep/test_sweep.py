@@ -120,7 +120,7 @@ def test_trials_are_ranked_by_their_val_loss_and_the_best_is_a_config(
     assert ranking.best_config == str(folder / "best.yaml")
     best = next(trial for trial in c.trials() if trial.name == ranked[0])
     # The winner's own run, which goes on from its checkpoint.
-    expected = dataclasses.replace(best, home=None, threads_per_worker=3)
+    expected = dataclasses.replace(best, threads_per_worker=3)
     assert load(PretrainConfig, [ranking.best_config]) == expected
     saved = json.loads((folder / "ranking.json").read_text())
     assert saved == ranking.rows

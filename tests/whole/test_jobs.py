@@ -209,7 +209,7 @@ def test_sweep_trains_runs_like_pretrain_and_goes_on_from_its_journal(
         )  # fmt: skip
         assert (prepared / "runs" / row["run"] / "config.yaml").exists()
     assert not list(folder.rglob(".ray*"))  # Ray's own records
-    best = load(PretrainConfig, [str(folder / "best.yaml"), f"home={prepared}"])
+    best = load(PretrainConfig, [str(folder / "best.yaml")])
     assert pretrain(best, print).finished_before
 
     before = (folder / "ranking.json").read_bytes(), (folder / "decisions.jsonl").read_bytes()

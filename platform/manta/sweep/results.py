@@ -6,7 +6,9 @@ from typing import Any
 from manta import config as configs
 from manta import layout, storage
 from manta.errors import SweepError
+from manta.storage import HomeConfig
 from manta.sweep.plan import Plan, Standing
+from manta.sweep.settings import SweepConfig
 from manta.sweep.space import shown
 from manta.train.records.logbook import evaluations, read_metrics
 
@@ -56,7 +58,7 @@ def conclude(plan: Plan) -> Ranking:
     best = winner.trial
     segment = [s for s in plan.segments if s.trial == best.name][-1]
     run = dataclasses.replace(
-        plan.config_of(segment), home=None, threads_per_worker=c.threads_per_worker
+        plan.config_of(segment), home=_home(c), threads_per_worker=c.threads_per_worker
     )
     tree = configs.differences(run)
     for key in ("tokens_per_batch", "total_tokens"):
@@ -72,10 +74,17 @@ def _write_replay(plan: Plan, best: str, folder: str) -> str | None:
     if c.sweep.scheduler != "pbt":
         return None
     tree = {**c.shared, "name": f"{c.name}-replay", "sweep": {"replay": plan.replay(best)}}
-    tree.pop("home", None)
+    tree["home"] = _home(c)
     path = storage.join(folder, layout.REPLAY_CONFIG)
     storage.write_bytes(path, configs.to_yaml(tree).encode())
     return path
+
+
+def _home(c: SweepConfig) -> str | None:
+    """The home as a config file keeps it: where it is the default one, it is left out, so that the
+    file goes with a home that moves."""
+    is_default = c.home_folder == HomeConfig().home_folder
+    return None if is_default else c.home_folder
 
 
 def _in_order(plan: Plan) -> list[Standing]:
