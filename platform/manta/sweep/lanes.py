@@ -47,9 +47,11 @@ class Lane:
         """Whether the workers have got as far as to ask for work."""
         self._events, self._requests = events, None
         arguments = {"datasets": datasets, **shared}
-        name = f"{first.c.name.partition('/')[0]}-lane{number}"
+        sweep = first.c.name.rpartition("/")[0]
+        # Ray's records are in the sweep's folder, as they outlive the first run.
+        c = dataclasses.replace(first.c, name=sweep)
         self._thread = threading.Thread(
-            target=self._run, args=(first.c, arguments, name), name=f"manta-lane-{number}"
+            target=self._run, args=(c, arguments), name=f"manta-lane-{number}"
         )
         self._thread.daemon = True  # a second Ctrl-C does not wait for it
         self._thread.start()
@@ -71,8 +73,8 @@ class Lane:
         self.question = None
         self.put(piece)
 
-    def _run(self, c: PretrainConfig, arguments: dict[str, Any], name: str) -> None:
-        error = None
+    def _run(self, c: PretrainConfig, arguments: dict[str, Any]) -> None:
+        error, title = None, f"{c.name}-lane{self.number}"
         try:
             capacity.require(
                 c.fewest_workers, c.cpus_per_worker, c.gpus_per_worker, c.wait_seconds, self._say
@@ -80,7 +82,7 @@ class Lane:
             with messages.requests() as requests:
                 self._requests = requests
                 arguments = {**arguments, "requests": requests}
-                fit(lane, arguments, c, self._say, [], restarts=Ends(), title=name)
+                fit(lane, arguments, c, self._say, [], restarts=Ends(), title=title)
         except Exception as e:
             error = e
         self._requests = None
