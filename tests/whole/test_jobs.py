@@ -183,7 +183,7 @@ def test_sweep_trains_runs_like_pretrain_and_goes_on_from_its_journal(
     prepared = trained[0]
     arguments = [
         *tiny_arguments(prepared, corpus),
-        "sweep.lr=[1e-7,1e-6,1e-3]",
+        "sweep.lr=[1e-7,1e-6,2e-3]",
         "sweep.tokens_per_batch=[256]",
         "sweep.scheduler=asha",
         "sweep.rungs=2",
@@ -195,7 +195,7 @@ def test_sweep_trains_runs_like_pretrain_and_goes_on_from_its_journal(
     assert "sweep/lr1e-07-batch256 done at 512 tokens: val loss" in out and "(4 done)" in out
     folder = prepared / "runs" / "sweep"
     ranking = json.loads((folder / "ranking.json").read_text())
-    assert (ranking[0]["lr"], ranking[0]["tokens"]) == (1e-3, 1024)
+    assert (ranking[0]["lr"], ranking[0]["tokens"]) == (2e-3, 1024)
     assert {row["tokens"] for row in ranking[1:]} == {512}
     winner, alone = (
         Path(checkpoint.newest(str(prepared / "runs" / name)), "model.safetensors").read_bytes()
