@@ -24,7 +24,10 @@ def main(config: SweepConfig) -> int:
     done = sweep(config)
     if done.ranking is not None:
         print("\n" + done.ranking.table())
-        print(f"next  python jobs/pretrain.py {done.ranking.best_config} total_tokens=...")
+        more = f"total_tokens={4 * config.total_tokens}"
+        print(f"next  python jobs/pretrain.py {done.ranking.best_config} {more}")
+        if done.ranking.replay_config is not None:
+            print(f"      python jobs/sweep.py {done.ranking.replay_config}")
     return done.exit_code
 
 

@@ -28,6 +28,7 @@ ROUTINE = re.compile(
     r"step \d+/\d+ \| (?!val )|step \d+ sample:|saved step |starting on |resuming at "
     r"|embeddings and head fitted|the run ends at step|the config has another schedule"
 )
+MEASURED_SECONDS = 1.0  # of steps, before their speed counts as known
 
 
 class Work:
@@ -123,9 +124,9 @@ class Work:
         """Tokens per second of the steps so far; None: there are too few of them."""
         path = storage.join(self.c.run_folder, layout.METRICS)
         found = [r for r in read_metrics(path) if "tokens_per_second" in r][1:]
-        if len(found) < 3:
-            return None
         seconds = sum(float(r["step_seconds"]) for r in found)
+        if seconds < MEASURED_SECONDS:
+            return None
         return sum(r["tokens_per_second"] * r["step_seconds"] for r in found) / seconds
 
     def _reached(self, path: str) -> bool:
