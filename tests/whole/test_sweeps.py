@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from faults.jobs import Job
+from faults.test_drivers import kill_child
 from helpers.common import ROOT, tiny_arguments
 
 pytestmark = pytest.mark.long
@@ -77,3 +78,20 @@ def test_a_sweep_that_is_told_to_stop_saves_and_goes_on(
     second = started("stopped", arguments)
     assert second.end(280) == 0, "\n".join(second.lines)
     assert len(json.loads("\n".join(lines_of(prepared, "stopped", "ranking.json")))) == 16
+
+
+def test_a_trial_that_diverges_ranks_last_and_workers_that_die_are_started_again(
+    prepared: Path, arguments: list[str]
+) -> None:
+    keys = [
+        "sweep.lr=[100,1e-3]", "sweep.tokens_per_batch=[256]", "sweep.scheduler=none",
+        "schedule.warmup=0.4", "spikes.max_rollbacks=0", "log_every=1",
+    ]  # fmt: skip
+    job = started("bad", [*arguments, *keys])
+    job.wait_for("| step 0/160 | val loss", 200)
+    assert kill_child(job.process.pid, "RayTrainWorker")
+    assert job.end(280) == 0, "\n".join(job.lines)
+    assert any("starting them again from" in line for line in job.lines), "\n".join(job.lines)
+    rows = json.loads((prepared / "runs" / "bad" / "ranking.json").read_text())
+    assert [row["lr"] for row in rows] == [1e-3, 100]
+    assert rows[0]["why"] is None and "lower optimizer.lr" in rows[1]["why"]
