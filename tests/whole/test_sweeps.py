@@ -10,8 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from faults.jobs import Job
-from faults.test_drivers import kill_child
+from faults.jobs import Job, kill_child
 from helpers.common import ROOT, tiny_arguments
 
 pytestmark = pytest.mark.long
