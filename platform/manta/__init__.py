@@ -32,7 +32,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     judge       models answer questions, and a judge scores the answers [openai, scipy]
     report      what was trained on what, and what came of it, as a page
     export      to and from transformers, llama.cpp, llm.c; to PEFT     [transformers, peft, gguf]
-    sweep       many runs, compared                                     [ray.tune]
+    sweep       many runs, compared                                     [optuna]
     serve       a chat page, and a server that speaks OpenAI's protocol [fastapi, uvicorn]
     bench       measurements of Manta itself                            [psutil]
 """

@@ -4,10 +4,11 @@ The type of a key decides how `key=value` is read: text is taken literally, anyt
 """
 
 import dataclasses
+import functools
 import json
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ for _name in FUNCTIONS:
     OmegaConf.clear_resolver(_name)
 
 
+class _Positive(tuple[Any, ...]):
+    """All numbers above 0; the first of them is named in messages."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and value > 0
+
+
+POSITIVE = _Positive((1,))
 Condition = tuple[str, str, tuple[Any, ...]]
 """(key, choice, values): the key counts only where the key `choice` has one of these values."""
 
@@ -130,7 +139,8 @@ def is_file(argument: str) -> bool:
         return False
 
 
-def groups_of(cls: type) -> dict[str, type]:
+@functools.cache
+def groups_of(cls: type) -> Mapping[str, type]:
     """The keys of a config that are configs themselves."""
     hints = typing.get_type_hints(cls)
     return {k: h for k, h in hints.items() if isinstance(h, type) and dataclasses.is_dataclass(h)}

@@ -122,15 +122,33 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: there are problems; the message has each on its own line.
     """
+    made, problems = _checked(cls, tree)
+    if made is not None and not problems:
+        problems = find_problems(made)
+    if problems:
+        head = "" if len(problems) == 1 else f"{len(problems):,} problems in the config:\n  "
+        raise ConfigError(head + named(problems, between="\n  "))
+    assert made is not None
+    return made
+
+
+def problems_of_types(cls: type, tree: Mapping[str, Any]) -> list[str]:
+    """What is wrong with single values of a plain tree for a `cls`: unknown keys, wrong types. What
+    is wrong with several together is not looked at."""
+    return _checked(cls, tree)[1]
+
+
+def _checked(cls: type[C], tree: Mapping[str, Any]) -> tuple[C | None, list[str]]:
+    """The `cls` that a plain tree makes, and the problems of its single values."""
     problems = [f"{key}: {SECRET_IN_ADDRESS}" for key, text in _texts(tree) if has_secret(text)]
     problems = problems or [
         f"{key}={line(text)}: {NO_TEXT}" for key, text in _texts(tree) if not _is_text(text)
     ]
     if problems:  # stop here: another message might quote the secret
-        raise ConfigError(named(problems, between="\n  "))
+        return None, problems
     expanded = _expand(cls, dict(tree), "", problems)
     try:
-        made = TypeAdapter(cls).validate_python(expanded)
+        return TypeAdapter(cls).validate_python(expanded), problems
     except ValidationError as e:
         # A key that may have one of several types gives an error for each of them.
         said: dict[str, list[str]] = {}
@@ -138,14 +156,7 @@ def from_dict(cls: type[C], tree: Mapping[str, Any]) -> C:
             what, _, why = _describe(cls, dict(error)).partition(": ")
             said.setdefault(what, []).append(why)
         problems += [f"{what}: {' or '.join(whys)}" for what, whys in said.items()]
-        made = None
-    if made is not None and not problems:
-        problems += find_problems(made)
-    if problems:
-        head = "" if len(problems) == 1 else f"{len(problems):,} problems in the config:\n  "
-        raise ConfigError(head + named(problems, between="\n  "))
-    assert made is not None
-    return made
+        return None, problems
 
 
 def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -26,3 +26,7 @@ class TrainingError(MantaError):
 
 class ClusterError(MantaError):
     """Ray cannot be reached, refuses the connection, or lacks the requested resources."""
+
+
+class SweepError(MantaError):
+    """A sweep whose journal is damaged, or was written with settings that do not go with these."""

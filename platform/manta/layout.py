@@ -98,9 +98,12 @@ SOURCES = "sources.json"
 REFERENCE = "reference-"
 
 # Names in a sweep and in a comparison of runs.
+DECISIONS = "decisions.jsonl"
 BEST_CONFIG = "best.yaml"
 RANKING = "ranking.json"
+REPLAY_CONFIG = "replay.yaml"
 COMPARISON = "compare.png"
+SWEEP_NAMES = (RUN_LOCK, DECISIONS, BEST_CONFIG, RANKING, REPLAY_CONFIG)
 
 # Names in a folder of answers and judgements.
 ANSWERS = "answers.jsonl"

@@ -23,6 +23,8 @@ from faults.damage import rewrite_manifest
 from helpers.checkpoints import MODELS, model_of, save
 from helpers.common import TEXT
 from helpers.datasets import random_ids, write_dataset
+from helpers.sweeps import Truth, simulated
+from helpers.sweeps import config as sweep_config
 from manta import foreign, storage
 from manta.data import manifest as manifests
 from manta.errors import CheckpointError, DataError, MantaError
@@ -31,6 +33,8 @@ from manta.evaluate.compare import CompareConfig, Entry, _add_scores, difference
 from manta.export import huggingface, llmc
 from manta.model.gpt import GPT
 from manta.plot import loss_curve
+from manta.sweep.journal import Journal, Notes
+from manta.sweep.plan import Plan
 from manta.terminal import LONGEST, message, visible
 from manta.text import tokenizer as tokenizers
 from manta.text.tokenizer import Tokenizer
@@ -160,20 +164,20 @@ def read_samples(folder: Path) -> None:
         raise DataError("left out")
 
 
+def read_journal(folder: Path) -> None:
+    journal = Journal(str(folder / "decisions.jsonl"))
+    plan = Plan(sweep_config(**SWEEP), journal, 1)
+    assert len(plan.ready()) + len(plan.standings()) >= 4
+    again = Plan(sweep_config(**SWEEP), Notes(journal.records), 1)
+    assert again.standings() == plan.standings()
+
+
+SWEEP: dict[str, Any] = {"lr": [1e-3, 2e-3, 4e-3, 8e-3], "scheduler": "asha"}
 SCORES = "evals/step-00000007/quick.json"
 
 JSON_FILES = ("config.json", "state.json", "encoding.json", "MANIFEST.json", "optimizer.json")
 TARGETS = [
-    *(
-        Target(file, read_checkpoint)
-        for file in (
-            "config.json",
-            "state.json",
-            "encoding.json",
-            "MANIFEST.json",
-            "optimizer.json",
-        )
-    ),
+    *(Target(file, read_checkpoint) for file in JSON_FILES),
     Target("model.safetensors", read_checkpoint, kind="safetensors"),
     Target(f"optimizer/{RANK}", read_checkpoint, kind="safetensors"),
     Target("config.json", read_huggingface, "transformers"),
@@ -188,6 +192,7 @@ TARGETS = [
     Target("goodput.json", read_ledger, "run"),
     Target("metrics.jsonl", read_metrics_file, "run", "lines"),
     Target("samples.jsonl", read_samples, "run", "lines"),
+    Target("decisions.jsonl", read_journal, "sweep", "lines"),
 ]
 
 
@@ -205,7 +210,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     files |= {name: {} for name in ("optimizer.json", f"optimizer/{RANK}")}
     (path / "MANIFEST.json").write_text(json.dumps({"files": files}))
     rewrite_manifest(path)
-    found = {name: home / name for name in ("transformers", "llm.c", "dataset", "run")}
+    found = {name: home / name for name in ("transformers", "llm.c", "dataset", "run", "sweep")}
     for folder in found.values():
         folder.mkdir()
     huggingface.write(found["transformers"], model, tokenizer, "card")
@@ -233,6 +238,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         each_step = ({**row, "step": step} for step in (1, 2, 3))
         text = "".join(json.dumps(content) + "\n" for content in each_step)
         (run / f"{name}.jsonl").write_text(text)
+    journal = Journal(str(found["sweep"] / "decisions.jsonl"))
+    simulated(sweep_config(**SWEEP), Truth(), lanes=1, notes=journal)
     return {"checkpoint": path, **found}
 
 

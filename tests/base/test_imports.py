@@ -52,11 +52,12 @@ ROOMS = {
     "optuna": ["sweep/optuna_search"],
     "tensorboardX": ["train/records/logbook"],
     "ray.data": ["data", "cluster/capacity"],
-    "ray.train": ["train/elastic", "train/patience", "train/supervise", "train/worker"],
-    "ray.tune": ["sweep"],
+    "ray.train": [
+        "train/elastic", "train/patience", "train/ranks", "train/supervise", "train/worker",
+    ],
     "ray": [
         "cluster", "failures", "messages", "data", "train/elastic", "train/faults/stopping",
-        "train/patience", "train/records/gauges", "train/supervise", "train/worker", "sweep",
+        "train/patience", "train/ranks", "train/records/gauges", "train/supervise", "train/worker",
         "evaluate/farm",
     ],
 }  # fmt: skip

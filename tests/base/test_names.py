@@ -14,7 +14,7 @@ from manta.config import from_dict, name_of_dataset, name_of_run
 from manta.data.recipe import PrepareConfig
 from manta.errors import ConfigError
 from manta.export.convert import ImportConfig
-from manta.sweep.sweep import SweepConfig
+from manta.sweep.settings import SweepConfig
 from manta.train.records.gauges import gauges
 from manta.train.settings import PretrainConfig
 

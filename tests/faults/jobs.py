@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from helpers.common import ROOT
 from manta import layout
 
@@ -104,6 +106,17 @@ def job(
     finally:
         if made.process.poll() is None:
             made.process.kill()
+
+
+def kill_child(pid: int, name: str) -> bool:
+    """Sends SIGKILL to the process of a job that has this in its command line; returns whether
+    there is one."""
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(name in part for part in process.cmdline()[:1]):
+                process.kill()
+                return True
+    return False
 
 
 def final(home: Path, name: str, step: int = 400) -> bytes:

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from faults.inject import SEED
-from faults.jobs import final, job, last_step, records
+from faults.jobs import final, job, kill_child, last_step, records
 
 RAY = str(Path(sys.executable).parent / "ray")
 AT = random.Random(SEED).randrange(55, 95)  # a run has 400 steps and a checkpoint every 50
@@ -181,17 +181,6 @@ def test_a_worker_may_be_killed_while_it_starts(
     assert final(prepared, "just-started") == weights
     seconds = it.times[it.first("step 1/")] - killed
     note("SIGKILL of a worker that is just starting", "started again", 0, seconds, "identical")
-
-
-def kill_child(pid: int, name: str) -> bool:
-    """Sends SIGKILL to the process of a job that has this in its command line; returns whether
-    there is one."""
-    for process in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any(name in part for part in process.cmdline()[:1]):
-                process.kill()
-                return True
-    return False
 
 
 @pytest.mark.faults

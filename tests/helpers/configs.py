@@ -15,7 +15,7 @@ from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.surprise import SurpriseConfig
 from manta.export.convert import ExportConfig, ImportConfig
 from manta.judge.settings import JudgeConfig
-from manta.sweep.sweep import SweepConfig
+from manta.sweep.settings import SweepConfig
 from manta.train.checkpoints.listing import CheckpointsConfig
 from manta.train.settings import PretrainConfig
 

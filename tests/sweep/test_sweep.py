@@ -12,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manta.config import from_dict, load, to_dict
-from manta.errors import ClusterError, ConfigError
-from manta.sweep.sweep import Ranking, SweepConfig, rank
+from manta.errors import ConfigError, SweepError, TrainingError
+from manta.failures import WorkersFailed
+from manta.sweep.rehearsal import rehearse
+from manta.sweep.results import Ranking, conclude
+from manta.sweep.settings import SweepConfig
+from manta.sweep.work import ROUTINE, reason
 from manta.train.settings import PretrainConfig
 
 few = settings(deadline=None, max_examples=25)
@@ -27,34 +31,8 @@ batches = st.lists(st.integers(1, 8).map(lambda n: 256 * n), min_size=1, max_siz
 val_losses = st.floats(0, 20) | st.just(math.nan)
 
 
-@dataclasses.dataclass
-class Result:
-    """One of Ray Tune's results, with the parts that a ranking reads."""
-
-    config: dict[str, Any]
-    metrics: dict[str, Any] | None
-    error: Exception | None = None
-
-
-class Results(list[Result]):
-    """A list of results, in the form in which Ray Tune gives them."""
-
-    @property
-    def errors(self) -> list[Exception]:
-        return [result.error for result in self if result.error is not None]
-
-
 def sweep_of(home: Path | str = "/nowhere", **keys: Any) -> SweepConfig:
     return from_dict(SweepConfig, {"home": str(home), **keys})
-
-
-def ended(trial: PretrainConfig, val_loss: float) -> Result:
-    metrics = {"val_loss": val_loss, "val_bpb": val_loss / 2, "tokens": 1024.0}
-    return Result({"trial": to_dict(trial)}, metrics)
-
-
-def died(trial: PretrainConfig, why: str = "its worker died") -> Result:
-    return Result({"trial": to_dict(trial)}, None, RuntimeError(why))
 
 
 @few
@@ -88,9 +66,12 @@ def test_the_trials_are_each_rate_with_each_batch_and_otherwise_the_config(
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"sweep": {"lr": []}}, "sweep.lr and sweep.tokens_per_batch each need a value"),
-        ({"sweep": {"tokens_per_batch": []}}, "each need a value"),
-        ({"sweep": {"tokens_per_batch": [512, 300]}}, "sweep.tokens_per_batch=300 does not divide"),
+        ({"sweep": {"lr": []}}, "sweep.lr=[]: it needs a value"),
+        ({"sweep": {"tokens_per_batch": []}}, "sweep.tokens_per_batch=[]: it needs a value"),
+        (
+            {"sweep": {"tokens_per_batch": [512, 300]}},
+            "sweep.tokens_per_batch: no trial can take 300: tokens_per_batch=300 does not divide",
+        ),
         ({"sweep": {"lr": [0]}}, "sweep.lr"),
         ({"sweep": {"lr": [1e-3, 2e-3, 0.001]}}, "0.001 is there twice: omit one"),
         ({"sweep": {"tokens_per_batch": [512, 512]}}, "512 is there twice: omit one"),
@@ -113,63 +94,75 @@ def test_the_batch_of_a_single_run_is_not_asked_for() -> None:
 @few
 @given(
     st.lists(val_losses | st.none(), min_size=6, max_size=6).filter(
-        lambda losses: any(loss is not None for loss in losses)
+        lambda losses: any(loss is not None and math.isfinite(loss) for loss in losses)
     ),
     st.randoms(use_true_random=False),
 )
 def test_trials_are_ranked_by_their_val_loss_and_the_best_is_a_config(
     tmp_path_factory: pytest.TempPathFactory, losses: list[float | None], random: Any
 ) -> None:
-    """None means that the trial failed. NaN is worse than any number."""
+    """None means that the trial failed, as does NaN: both are ranked last, with the reason."""
     home = tmp_path_factory.mktemp("home")
     c = sweep_of(home, model={"dropout": 0.25}, threads_per_worker=3)
-    trials = c.trials()
-    by_name = {trial.name: loss for trial, loss in zip(trials, losses, strict=True)}
-    results = Results(
-        died(trial) if loss is None else ended(trial, loss)
-        for trial, loss in zip(trials, losses, strict=True)
-    )
-    random.shuffle(results)
-    ranking = rank(c, trials, results)
+    by_name = dict(zip([trial.name for trial in c.trials()], losses, strict=True))
+    plan = rehearse(c, 2, lambda s: by_name[s.trial], random.choice)
+    ranking = conclude(plan)
     ranked = [row["run"] for row in ranking.rows]
-    assert sorted(ranked) == sorted(name for name, loss in by_name.items() if loss is not None)
-    keys = [math.inf if math.isnan(by_name[name] or 0) else by_name[name] for name in ranked]
-    assert keys == sorted(keys)  # type: ignore[type-var]
+    assert sorted(ranked) == sorted(by_name)
+    known = [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
+    of = dict(zip(by_name, known, strict=True))
+    assert [of[name] for name in ranked] == sorted(known)
+    assert [row["run"] for row in ranking.rows if row["why"]] == [
+        name for name in ranked if math.isinf(of[name])
+    ]
 
     folder = home / "runs" / "sweep"
     assert ranking.best_config == str(folder / "best.yaml")
-    best = next(trial for trial in trials if trial.name == ranked[0])
-    expected = dataclasses.replace(best, name="sweep-best", home=None, threads_per_worker=3)
+    best = next(trial for trial in c.trials() if trial.name == ranked[0])
+    # The winner's own run, which goes on from its checkpoint.
+    expected = dataclasses.replace(best, threads_per_worker=3)
     assert load(PretrainConfig, [ranking.best_config]) == expected
     saved = json.loads((folder / "ranking.json").read_text())
-    assert [row["run"] for row in saved] == ranked
-    keys_of = {trial.name: (trial.optimizer.lr, trial.tokens_per_batch) for trial in trials}
+    assert saved == ranking.rows
+    keys_of = {trial.name: (trial.optimizer.lr, trial.tokens_per_batch) for trial in c.trials()}
     for row in saved:
         assert (row["lr"], row["tokens_per_batch"]) == keys_of[row["run"]]
 
 
-def test_a_sweep_without_a_trial_that_ended_well_says_why(tmp_path: Path) -> None:
+def test_a_sweep_without_a_trial_that_ended_well_says_the_first_reason(tmp_path: Path) -> None:
     c = sweep_of(tmp_path)
-    trials = c.trials()
-    results = Results([died(trials[0], "no room on the disk"), died(trials[1], "another reason")])
-    with pytest.raises(ClusterError, match=r"no trial of sweep sweep ended well: .*no room on the"):
-        rank(c, trials, results)
-    without_a_loss = Results([Result({"trial": to_dict(trials[0])}, {"tokens": 1})])
-    with pytest.raises(ClusterError, match=r"ended well: \?"):
-        rank(c, trials, without_a_loss)
-    assert not (tmp_path / "runs").exists()
+    plan = rehearse(c, 1, lambda segment: None)
+    first = c.trials()[0].name
+    with pytest.raises(SweepError, match=f"no trial of sweep sweep ended well; {first}: failed"):
+        conclude(plan)
+    rows = json.loads((tmp_path / "runs" / "sweep" / "ranking.json").read_text())
+    assert [row["why"] for row in rows] == ["failed"] * 6
 
 
 def test_the_table_has_a_line_for_each_trial_best_first() -> None:
     rows = [
-        {"lr": 1e-3, "tokens_per_batch": 512, "val_loss": 2.5, "val_bpb": 1.25, "tokens": 10_240,
-         "run": "sweep/a"},
-        {"lr": 0.25, "tokens_per_batch": 256, "val_loss": math.nan, "val_bpb": math.nan,
-         "tokens": 512, "run": "sweep/b"},
-    ]  # fmt: skip
-    head, *lines = Ranking(rows, "best.yaml").table().splitlines()
-    assert head.split()[:2] == ["rank", "lr"]
-    assert [line.split() for line in lines] == [
-        ["1", "0.001", "512", "2.5000", "1.2500", "10,240", "sweep/a"],
-        ["2", "0.25", "256", "nan", "nan", "512", "sweep/b"],
+        {"val_loss": 2.5, "val_bpb": 1.25, "tokens": 10_240, "run": "sweep/a", "why": None},
+        {"val_loss": None, "val_bpb": None, "tokens": 0, "run": "sweep/b", "why": "diverged"},
     ]
+    head, *lines = Ranking(rows, "best.yaml").table().splitlines()
+    assert head.split()[:3] == ["rank", "val", "loss"]
+    assert [line.split() for line in lines] == [
+        ["1", "2.5000", "1.2500", "10,240", "sweep/a"],
+        ["2", "-", "-", "0", "sweep/b", "(diverged)"],
+    ]
+
+
+@pytest.mark.parametrize("text", [
+    "step 10/40 | loss 2.3 | lr 1e-3", "saved step 10 to /home (0.1 s)", "step 4 sample: The|cat",
+    "resuming at step 10 from /home", "starting on 1 thread, fp32",
+])  # fmt: skip
+def test_a_sweep_passes_on_what_is_not_routine(text: str) -> None:
+    assert ROUTINE.match(text)
+    for news in ("step 10/40 | val loss 2.3", "out of memory (x)", "rank 0 has made no progress"):
+        assert not ROUTINE.match(news)
+
+
+def test_the_reason_of_a_failure_is_one_line_without_numbers_of_processes() -> None:
+    raised = WorkersFailed("Traceback\n  File x\nray.Error: (pid=17, ip=10.0.0.1) no room\n")
+    assert reason(raised) == "ray.Error: (pid=..., ip=...) no room"
+    assert reason(TrainingError("two\n  lines")) == "two lines"

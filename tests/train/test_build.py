@@ -39,6 +39,15 @@ def refusal(*arguments: str) -> str:
     return str(caught.value)
 
 
+def test_a_run_of_one_worker_may_have_a_share_of_a_gpu() -> None:
+    c = load(PretrainConfig, ["gpus_per_worker=0.25", "deterministic=true"])
+    assert from_dict(PretrainConfig, to_dict(c)) == c and c.gpus_per_worker == 0.25
+    assert "NCCL needs a whole GPU for each worker" in refusal(
+        "gpus_per_worker=0.25", "num_workers=2"
+    )
+    assert "gpus_per_worker" in refusal("gpus_per_worker=1.5")
+
+
 # What the machine is fast in
 
 

@@ -219,11 +219,11 @@ def test_of_many_ranks_that_hang_a_few_are_named_and_all_are_counted(
     said: list[str] = []
     it = Supervisor(tiny(tmp_path, tmp_path), (), said.append, list)
     for rank in range(ranks):
-        it._hear(Hanging(rank, 600.0, f"stacks/rank-{rank}.txt"))
-    it._hear("the workers failed")
+        it.hear(Hanging(rank, 600.0, f"stacks/rank-{rank}.txt"))
+    it.hear("the workers failed")
     assert said[0] == "rank 0 has made no progress for 600 s: its stacks are in stacks/rank-0.txt"
     assert len(said) == min(ranks, 3) + (ranks > 3) + 1
     if ranks > 3:
         assert f"{ranks - 3:,} more ranks have made no progress" in said[-2]
-    it._hear(Hanging(5, 600.0, "stacks/rank-5.txt"))
+    it.hear(Hanging(5, 600.0, "stacks/rank-5.txt"))
     assert said[-1].startswith("rank 5 has made no progress")

@@ -22,7 +22,7 @@ from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.export.convert import ExportConfig, ImportConfig
 from manta.finetune.settings import FinetuneConfig
-from manta.sweep.sweep import SweepConfig
+from manta.sweep.settings import SweepConfig
 from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain
 from manta.train.records.gauges import gauges
@@ -172,29 +172,51 @@ def test_a_model_is_exported_imported_evaluated_and_trained_further(
     assert more.state.step == 4
 
 
-def test_sweep_ranks_real_runs_and_writes_the_best(
+def test_sweep_trains_runs_like_pretrain_and_goes_on_from_its_journal(
     load_job: Callable[[str], Any],
-    prepared: Path,
+    trained: tuple[Path, str],
     corpus: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """One lane trains three trials up to a rung of asha, then the best one from its pause on: its
+    weights are those of the same run by jobs/pretrain.py, to the bit."""
+    prepared = trained[0]
     arguments = [
         *tiny_arguments(prepared, corpus),
-        "sweep.lr=[1e-7,1e-2]",
+        "sweep.lr=[1e-7,1e-6,2e-3]",
         "sweep.tokens_per_batch=[256]",
+        "sweep.scheduler=asha",
+        "sweep.rungs=2",
+        "sweep.max_concurrent=1",
     ]
-    load_job("sweep").main(load(SweepConfig, arguments))
+    assert load_job("sweep").main(load(SweepConfig, arguments)) == 0
     out = capsys.readouterr().out
-    assert "2 trials" in out and "done (2/2)" in out
+    assert "sweep sweep: 3 trials, at most 2,048 tokens; 1 at a time" in out, out
+    assert "sweep/lr1e-07-batch256 done at 512 tokens: val loss" in out and "(4 done)" in out
     folder = prepared / "runs" / "sweep"
     ranking = json.loads((folder / "ranking.json").read_text())
-    assert [row["lr"] for row in ranking] == [1e-2, 1e-7]
-    best = load(PretrainConfig, [str(folder / "best.yaml")])
-    assert (best.optimizer.lr, best.tokens_per_batch, best.name) == (1e-2, 256, "sweep-best")
+    assert (ranking[0]["lr"], ranking[0]["tokens"]) == (2e-3, 1024)
+    assert {row["tokens"] for row in ranking[1:]} == {512}
+    winner, alone = (
+        Path(checkpoint.newest(str(prepared / "runs" / name)), "model.safetensors").read_bytes()
+        for name in (ranking[0]["run"], "first/pulse")
+    )
+    assert winner == alone
     for row in ranking:
-        state = checkpoint.load_state(checkpoint.find(str(prepared / "runs" / row["run"]))[-1])
-        assert state.step == 4
+        state = checkpoint.load_state(checkpoint.newest(str(prepared / "runs" / row["run"])))
+        assert (state.step, state.total_steps, state.val_loss) == (
+            row["tokens"] // 256, 4, row["val_loss"],
+        )  # fmt: skip
+        assert (prepared / "runs" / row["run"] / "config.yaml").exists()
     assert not list(folder.rglob(".ray*"))  # Ray's own records
+    best = load(PretrainConfig, [str(folder / "best.yaml")])
+    assert pretrain(best, print).finished_before
+
+    before = (folder / "ranking.json").read_bytes(), (folder / "decisions.jsonl").read_bytes()
+    assert load_job("sweep").main(load(SweepConfig, arguments)) == 0
+    assert "sweep sweep is finished; nothing was trained" in capsys.readouterr().out
+    after = (folder / "ranking.json").read_bytes(), (folder / "decisions.jsonl").read_bytes()
+    assert after == before
 
 
 @pytest.mark.long

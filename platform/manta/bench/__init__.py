@@ -19,6 +19,9 @@ Its files, in reading order:
     serve_http      the server over HTTP: streams, a crowd, log-likelihoods
     evaluation      lm-eval's requests in batches against one at a time
     overhead        the whole platform against a bare PyTorch loop
+    curves          curves of val loss of a grid of small runs, recorded for replays
+    sweeps          ASHA replayed over these curves: its tokens, and what it finds
+    lanes           twelve trials of a sweep: how much of their time is steps
     gpu_parts       the parts of `what=gpu`, each a function
     gpu             one command that checks Manta on a GPU, part by part
     command         `bench`: measures one thing, prints a table, writes JSON

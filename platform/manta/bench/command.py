@@ -25,6 +25,8 @@ BENCHES = {
     "serve": ("serve", "serve"),
     "serve_http": ("serve_http", "serve_http"),
     "memory": ("stages", "stages"),
+    "sweeps": ("sweeps", "sweeps"),
+    "lanes": ("lanes", "lanes"),
     "gpu": ("gpu", "gpu"),
 }
 

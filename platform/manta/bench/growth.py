@@ -36,13 +36,14 @@ from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.spikes import Detector
 from manta.train.meter import Meter
 from manta.train.objectives.next_token import NextToken
+from manta.train.ranks import Rank
 from manta.train.records.gauges import series
 from manta.train.records.ledger import Ledger
 from manta.train.run import Run
 from manta.train.step.device import Device
 from manta.train.step.muon import exchanged
 from manta.train.validation import metrics_of
-from manta.train.worker import Rank, open_logbook
+from manta.train.worker import open_logbook
 
 WORKERS = (1, 8, 64, 512, 4096)
 VOCABULARY = 50257  # of a model whose config has none

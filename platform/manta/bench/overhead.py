@@ -24,12 +24,13 @@ from manta.train.eval_settings import EvalConfig, SampleConfig
 from manta.train.faults.signals import Signals
 from manta.train.loop import no_garbage_collection, train
 from manta.train.objectives.next_token import Batch
+from manta.train.ranks import Rank
 from manta.train.records.logbook import read_metrics
 from manta.train.run import Run
 from manta.train.step.device import DTYPES
 from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 from manta.train.supervise import fit
-from manta.train.worker import Rank, setup
+from manta.train.worker import setup
 
 NEVER = 1 << 40
 

@@ -25,6 +25,8 @@ class BenchConfig(PretrainConfig):
         "serve",
         "serve_http",
         "memory",
+        "sweeps",
+        "lanes",
         "gpu",
     ] = "model"
     """What to measure. model: the training step by its parts; scaling: several workers (two, or
@@ -36,11 +38,13 @@ class BenchConfig(PretrainConfig):
     sampling with and without the KV cache, and for many prompts at once; serve: the serving engine,
     a conversation with and without its cache, and many streams at once against one; serve_http: the
     server over HTTP, with a crowd of clients of which some go away; memory: the memory that each
-    ZeRO stage takes on two workers, against the cost model; gpu: all checks of a GPU, part by part,
-    with their own settings. num_workers applies to model, scaling and overhead. gpus_per_worker=1
-    and dtype also apply to evaluate, generate, serve and serve_http, where dtype=auto is as in
-    their jobs: fp32 for evaluate; for the others, bf16 on a GPU that computes in it, else fp32.
-    lora.* and trainable apply to model and scaling, lora.* to memory too."""
+    ZeRO stage takes on two workers, against the cost model; sweeps: ASHA replayed over recorded
+    curves of a grid; lanes: twelve trials of a sweep, the share of their time that is steps; gpu:
+    all checks of a GPU, part by part, with their own settings. num_workers applies to model,
+    scaling and overhead. gpus_per_worker=1 and dtype also apply to evaluate, generate, serve and
+    serve_http, where dtype=auto is as in their jobs: fp32 for evaluate; for the others, bf16 on a
+    GPU that computes in it, else fp32. lora.* and trainable apply to model and scaling, lora.* to
+    memory too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"
@@ -51,6 +55,9 @@ class BenchConfig(PretrainConfig):
     """gpu: names of the parts to run, in this order, separated by commas; null: all."""
     patience: PositiveFloat = 1.0
     """gpu: factor that lengthens the time-outs of the parts, for a slower machine."""
+    curves: str | None = None
+    """sweeps: a file of recorded curves; null: the ones that come with Manta. If there is no such
+    file, the curves are recorded into it first: 108 small runs on data.source, in this process."""
     json: str | None = None
     """File to write the figures to, as JSON; null: none."""
     rounds: Count = 8
@@ -85,6 +92,8 @@ class BenchConfig(PretrainConfig):
         for key, value in of_http.items():
             if self.what != "serve_http" and getattr(self, key) != value:
                 found.append(f"{key} is for what=serve_http, not {self.what}: omit it")
+        if self.curves is not None and self.what != "sweeps":
+            found.append(f"curves={self.curves} is for what=sweeps, not {self.what}: omit it")
         own = {
             "device": "auto",
             "size": "full",

@@ -2,5 +2,19 @@
 
 Its files, in reading order:
 
-    sweep           learning rate x batch size, with Ray Tune
+    space             the keys that a sweep varies, their values, and the names of trials
+    search_settings   what a sweep varies, how it searches, how far its trials train
+    settings          the config of a sweep, and of each of its trials
+    search            which settings are tried next
+    optuna_search     which settings Optuna's TPE suggests next                   [optuna]
+    schedulers        how far each trial trains: to its end, ASHA, PBT
+    journal           what was decided, a line each, so that a sweep goes on after a kill
+    identity          whether a config continues the sweep of a journal
+    plan              which trial trains how far next, decided from the results so far
+    rehearsal         a plan without training: what a sweep will cost, and tests of plans
+    work              a segment in the hands of a lane: its checks before, its result after
+    lanes             the driver's end of lanes: workers that stay, and train segment by segment
+    running           gives a plan's segments to lanes, until it is over or somebody stops it
+    results           the ranking, and the best trial as a config
+    sweep             a sweep from its start to its ranking
 """

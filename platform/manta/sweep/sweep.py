@@ -1,185 +1,90 @@
-"""Sweeps learning rate x batch size with Ray Tune; each trial is a run of `pretrain` in a folder of
-its own."""
+"""A sweep from its start to its ranking, as the process that a person starts sees it."""
 
 import dataclasses
-import itertools
-import math
-import os
-from collections import Counter
-from typing import Any
+import signal
+import time
 
-from ray import tune
-
-from manta import config as configs
-from manta import failures, layout, ownership, storage
+from manta import layout, ownership, storage
 from manta.cluster import capacity, connection, nodes
-from manta.config import Count, PositiveFloat, RunName, config, name_of_run
 from manta.data import mixture
-from manta.errors import ClusterError
+from manta.errors import ConfigError
 from manta.job import say
+from manta.lock import lock
+from manta.sweep.journal import Journal
+from manta.sweep.plan import Plan
+from manta.sweep.rehearsal import Cost, cost, foreseen
+from manta.sweep.results import Ranking, conclude, passed_over
+from manta.sweep.running import Running
+from manta.sweep.settings import SweepConfig
+from manta.sweep.work import Work
 from manta.train.checkpoints import checkpoint
-from manta.train.pretrain import pretrain
+from manta.train.faults.stopping import ask_for_time
+from manta.train.records.logbook import duration
 from manta.train.resume import check_enough_data
-from manta.train.settings import PretrainConfig
-
-METRIC = "val_loss"
-
-
-@config
-class SearchConfig:
-    lr: tuple[PositiveFloat, ...] = (1e-3, 2e-3, 4e-3)
-    """Peak learning rates to try."""
-    tokens_per_batch: tuple[Count, ...] = (2048, 4096)
-    """Batch sizes to try, in tokens; every trial trains on total_tokens."""
-    max_concurrent: Count | None = None
-    """Trials at once; null: as many as fit on the cluster."""
-    stop_bad_trials: bool = False
-    """End a trial whose val loss is in the worse half at a rung (ASHA), to save time."""
-
-
-@config
-class SweepConfig(PretrainConfig):
-    name: RunName = "sweep"
-    """Name of the sweep; its runs are in HOME/runs/NAME/."""
-    total_tokens: Count = 409_600
-    """Length of each trial, in tokens; rounded up to whole batches."""
-    sweep: SearchConfig = SearchConfig()
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not self.sweep.lr or not self.sweep.tokens_per_batch:
-            found.append("sweep.lr and sweep.tokens_per_batch each need a value")
-        for key, values in (
-            ("lr", self.sweep.lr), ("tokens_per_batch", self.sweep.tokens_per_batch)
-        ):  # fmt: skip
-            twice = [value for value, count in Counter(values).items() if count > 1]
-            if twice:
-                found.append(f"sweep.{key}={list(values)}: {twice[0]} is there twice: omit one")
-        try:
-            name_of_run(f"{self.name}-best")
-        except ValueError as e:
-            found.append(f"name={self.name}: the best trial's name, {self.name}-best, is {e}")
-        if self.eval.suites:
-            found.append("eval.suites is for a single run: evaluate the best trial instead")
-        return found
-
-    @property
-    def batch_sizes(self) -> list[tuple[str, int]]:
-        """(key, batch size) of every trial and of the ramp; a trial's size replaces
-        `tokens_per_batch`."""
-        trials = [("sweep.tokens_per_batch", size) for size in self.sweep.tokens_per_batch]
-        return trials + [("batch_ramp", size) for size in self.batch_ramp]
-
-    def trials(self) -> list[PretrainConfig]:
-        """The training run of every trial."""
-        base = configs.to_dict(self)
-        del base["sweep"]
-        # Trials run at the same time, so each uses only the CPUs that it reserved.
-        base["threads_per_worker"] = self.threads_per_worker or max(1, int(self.cpus_per_worker))
-        made = []
-        for lr, tokens in itertools.product(self.sweep.lr, self.sweep.tokens_per_batch):
-            name = f"{self.name}/lr{_exact(lr)}-batch{tokens}"
-            tree = {**base, "name": name, "tokens_per_batch": tokens}
-            tree["optimizer"] = {**base["optimizer"], "lr": lr}
-            made.append(configs.from_dict(PretrainConfig, tree))
-        return made
-
-
-def _exact(lr: float) -> str:
-    """A learning rate as part of a name: in short if that is exact, else with all its digits."""
-    short = f"{lr:g}"
-    return (short if float(short) == lr else repr(lr)).replace("+", "")
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranking:
-    """Trials, best first, and the best one as a config file for jobs/pretrain.py."""
+class Swept:
+    """How a sweep ended. `ranking`: None if a signal stopped it before its end; it goes on when it
+    is started again."""
 
-    rows: list[dict[str, Any]]
-    best_config: str
+    ranking: Ranking | None
+    stopped_by: signal.Signals | None = None
 
-    def table(self) -> str:
-        lines = ["rank  lr        tokens/batch  val loss  val bpb      tokens  run"]
-        for rank, row in enumerate(self.rows, 1):
-            lines.append(
-                f"{rank:>4}  {_exact(row['lr']):<8}  {row['tokens_per_batch']:>12}  "
-                f"{row['val_loss']:>8.4f}  {row['val_bpb']:>7.4f}  {row['tokens']:>10,}  "
-                + row["run"]
-            )
-        return "\n".join(lines)
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal that stopped the sweep, as shells report it, else 0."""
+        return 0 if self.stopped_by is None else 128 + self.stopped_by
 
 
-def sweep(c: SweepConfig) -> Ranking:
-    """Runs every trial, ranks them by their last val loss and writes the best one's config.
+def sweep(c: SweepConfig) -> Swept:
+    """Runs every trial, ranks them by their val loss and writes the best one's config.
 
-    Trials that an earlier sweep of this name has finished are not run again.
+    A sweep of this name that was begun before goes on where it was: its journal has what was
+    decided. Trials that an earlier sweep has finished are not run again.
 
     Raises:
-        MantaError: before any trial starts, if the first one could not start.
+        MantaError: the sweep cannot work, or no trial of it ended well.
     """
-    c = dataclasses.replace(c, home=c.home_folder)
+    c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
+    folder = layout.run_folder(c.home_folder, c.name)
     connection.connect(name=c.name)
     runs = layout.runs_folder(c.home_folder)
     nodes.require_writable(runs)
     if not c.wait_seconds:  # (nodes that cost money are waited for when all else is right)
         _require_room(c)
-    trials = c.trials()
-    checkpoint.check_place(c.home_folder, trials[0].name)
+    ownership.refuse_links(folder, layout.SWEEP_NAMES)
+    examples = c.examples()
+    for trial in examples[:1]:
+        checkpoint.check_place(c.home_folder, trial.name)
+    if c.resume == "never" and storage.exists(storage.join(folder, layout.DECISIONS)):
+        raise ConfigError(
+            f"resume=never, but the sweep {c.name} exists ({folder}): give another name=, or set "
+            "resume=auto to go on with it"
+        )
     datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
-    for trial in trials:
-        check_enough_data(trial, datasets)
+    for trial in examples:
+        check_enough_data(c.config_of(trial), datasets)
     _require_room(c)
     nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
-    at_once = c.sweep.max_concurrent or max(
-        1, capacity.workers_that_fit(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
-    )
-    print(
-        f"sweep {c.name}: {len(trials)} trials, {min(at_once, len(trials))} at a time", flush=True
-    )
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    run = layout.run_folder(c.home_folder, c.name)
-    with ownership.scratch(run, layout.RAY_RECORDS) as records:
-        return rank(c, trials, _tune(c, trials, at_once, records))
-
-
-def _tune(c: SweepConfig, trials: list[PretrainConfig], at_once: int, records: str) -> Any:
-    """Tune's results of the trials. Its own records are in the folder `records` meanwhile.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C or SIGUSR1 came. Tune takes them to end with what there is, and
-            unfinished trials would be ranked as if they were done.
-    """
-    lines = _Lines(len(trials))
-    filesystem, folder = storage.filesystem(records)
-    tuner = tune.Tuner(
-        # The trial itself only waits, on the head node; its workers reserve what they need.
-        tune.with_resources(_run_trial, {"node:__internal_head__": 0.001}),
-        param_space={"trial": tune.grid_search([configs.to_dict(trial) for trial in trials])},
-        tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="min",
-            max_concurrent_trials=at_once,
-            scheduler=tune.schedulers.ASHAScheduler(
-                time_attr="tokens",
-                max_t=c.total_tokens + max(c.sweep.tokens_per_batch),
-                grace_period=max(1, c.total_tokens // 4),
-                reduction_factor=2,
-            )
-            if c.sweep.stop_bad_trials
-            else None,
-        ),
-        run_config=tune.RunConfig(
-            name=connection.plain_name(c.name),
-            storage_path=folder,
-            storage_filesystem=filesystem,
-            verbose=0,
-            callbacks=[lines],
-        ),
-    )
-    results = tuner.fit()
-    if lines.ended < len(trials):
-        raise KeyboardInterrupt
-    return results
+    if time_to_stop := ask_for_time(c.checkpoint.every):
+        say(time_to_stop)
+    with lock(storage.join(folder, layout.RUN_LOCK), f"sweep {c.name}"):
+        ownership.remove_scratch(folder, layout.RAY_RECORDS)
+        fits = capacity.workers_that_fit(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
+        at_once = min(max(1, fits), c.sweep.max_concurrent or fits or 1)
+        plan = Plan(c, Journal(storage.join(folder, layout.DECISIONS)), at_once)
+        for line in passed_over(plan):
+            say(line)
+        teller = _Costs(plan, at_once)
+        teller.begin()
+        running = Running(plan, datasets, folder, at_once, say, teller.hear)
+        stopped_by = running.run()
+        if stopped_by is not None:
+            say(f"sweep {c.name} stopped; the same command goes on")
+            return Swept(None, stopped_by)
+        teller.end(running)
+        return Swept(conclude(plan))
 
 
 def _require_room(c: SweepConfig) -> None:
@@ -187,79 +92,55 @@ def _require_room(c: SweepConfig) -> None:
     capacity.require(c.most_workers, cpus, gpus, c.wait_seconds, say)
 
 
-def _run_trial(arguments: dict[str, Any]) -> None:
-    """One trial, in Tune's process: a run of `pretrain` that reports to Tune as it evaluates."""
-    from ray.tune.integration.ray_train import TuneReportCallback
+class _Costs:
+    """Says what a sweep costs: before, once the first steps are measured, and after."""
 
-    trial = configs.from_dict(PretrainConfig, arguments["trial"])
-    done = pretrain(trial, say=lambda _: None, callbacks=lambda: [TuneReportCallback()])
-    if done.finished_before:
-        tune.report({key: done.last_eval[key] for key in (METRIC, "val_bpb", "tokens", "step")})
+    def __init__(self, plan: Plan, lanes: int):
+        self._plan, self._lanes = plan, lanes
+        self._started, self._is_told = time.monotonic(), False
+        self._left = self._foreseen = foreseen(plan.c, plan.lanes)
 
+    def begin(self) -> None:
+        c, whole, done = self._plan.c, self._foreseen, self._done()
+        line = f"sweep {c.name}: {_trials(whole.trials)}, at most {whole.tokens:,} tokens"
+        if done.tokens:
+            line += f", of which {done.tokens:,} are trained"
+        at_once = min(self._lanes, whole.trials)
+        say(f"{line}; {at_once} at a time ({whole.flops:.2g} FLOPs)")
 
-class _Lines(tune.Callback):
-    """One line per evaluation of a trial."""
-
-    def __init__(self, total: int):
-        self._total = total
-        self.ended = 0
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        del iteration, trials, info  # Tune passes them by their names
-        if METRIC in result:
-            print(
-                f"{_name(trial)} | step {result.get('step', 0):.0f} | "
-                f"val loss {result[METRIC]:.4f} | val bpb {result.get('val_bpb', math.nan):.4f}",
-                flush=True,
-            )
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        del iteration, trials, info  # Tune passes them by their names
-        self.ended += 1
-        print(f"{_name(trial)} done ({self.ended}/{self._total})", flush=True)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        del iteration, trials, info  # Tune passes them by their names
-        self.ended += 1
-        print(f"{_name(trial)} FAILED ({self.ended}/{self._total})", flush=True)
-
-
-def _name(trial: Any) -> str:
-    return trial.config["trial"]["name"]
-
-
-def rank(c: SweepConfig, trials: list[PretrainConfig], results: Any) -> Ranking:
-    """Ranks the trials and writes the best config. Raises ClusterError if no trial ended well."""
-    rows = []
-    for result in results:
-        if result.error is not None or METRIC not in (result.metrics or {}):
-            continue
-        trial = configs.from_dict(PretrainConfig, result.config["trial"])
-        rows.append(
-            {
-                "lr": trial.optimizer.lr,
-                "tokens_per_batch": trial.tokens_per_batch,
-                "run": trial.name,
-                **{key: result.metrics[key] for key in (METRIC, "val_bpb")},
-                "tokens": int(result.metrics["tokens"]),
-            }
+    def hear(self, work: Work) -> None:
+        """Says how long the sweep will take, once, when some steps of a trial are measured."""
+        if self._is_told or (speed := work.measured()) is None:
+            return
+        self._is_told = True
+        rate = speed * self._plan.flops_per_token(work.segment.trial)
+        left = max(0.0, self._foreseen.flops - self._done().flops)
+        lanes = min(self._lanes, self._foreseen.trials)
+        say(
+            f"about {duration(left / rate / lanes)} of steps are left at most, measured in "
+            f"{work.segment.trial}: {speed:,.0f} tok/s in each of {lanes} lane(s)"
         )
-    if not rows:
-        errors = [str(failures.cause_of(error)) for error in results.errors]
-        raise ClusterError(f"no trial of sweep {c.name} ended well: {(errors or ['?'])[0][-2000:]}")
-    # A loss that is not a number would break the order, so it ranks last.
-    rows.sort(key=lambda row: (math.isnan(row[METRIC]), row[METRIC]))
-    best = next(trial for trial in trials if trial.name == rows[0]["run"])
-    best = dataclasses.replace(
-        best, name=f"{c.name}-best", home=None, threads_per_worker=c.threads_per_worker
-    )
-    folder = layout.run_folder(c.home_folder, c.name)
-    path = storage.join(folder, layout.BEST_CONFIG)
-    tree = configs.differences(best)
-    tree["tokens_per_batch"] = best.tokens_per_batch
-    tree["optimizer"] = {**tree.get("optimizer", {}), "lr": best.optimizer.lr}
-    storage.write_bytes(path, configs.to_yaml(tree).encode())
-    storage.write_json(storage.join(folder, layout.RANKING), rows)
-    return Ranking(rows, path)
+
+    def end(self, running: Running) -> None:
+        spent, seconds = running.spent, time.monotonic() - self._started
+        if not spent.segments:
+            say(f"sweep {self._plan.c.name} is finished; nothing was trained")
+            return
+        share = spent.step_seconds / seconds / min(self._lanes, self._foreseen.trials)
+        say(
+            f"trained {spent.tokens:,} tokens in {duration(seconds)}; {share:.0%} of the lanes' "
+            f"time was steps"
+        )
+
+    def _done(self) -> Cost:
+        """What is trained already."""
+        ready = {(s.trial, s.until) for s in self._plan.ready()}
+        whole = cost(self._plan)
+        left = [s for s in self._plan.segments if (s.trial, s.until) in ready]
+        tokens = sum(s.until - s.start for s in left)
+        flops = sum((s.until - s.start) * self._plan.flops_per_token(s.trial) for s in left)
+        return dataclasses.replace(whole, tokens=whole.tokens - tokens, flops=whole.flops - flops)
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'s' if count != 1 else ''}"

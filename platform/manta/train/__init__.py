@@ -18,7 +18,9 @@ Its sub-rooms and files, in reading order:
     build           builds the engine for this machine from a config
     resume          what must stay the same when a run resumes, and whether it can resume
     rollbacks       goes back to before a loss spike and skips the tokens that caused it
+    ranks           a worker's place among the workers, and what they agree on
     worker          one rank: sets up the loop and runs it in Ray Train's process
+    lane            one rank of a lane, which trains several runs, one after the other
     patience        decides whether failed workers are started again, and counts failures
     elastic         the number of workers of a run that takes what the cluster has room for
     supervise       runs Ray Train's workers, and starts them again when they fail

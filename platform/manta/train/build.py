@@ -94,9 +94,15 @@ def slow_attention(c: TrainConfig, model: ModelConfig, device: Device) -> str | 
 
 
 def micro_batch(
-    c: TrainConfig, model: ModelConfig, device: Device, local_workers: int, compiled: bool
+    c: TrainConfig,
+    model: ModelConfig,
+    device: Device,
+    local_workers: int,
+    compiled: bool,
+    share: float = 1.0,
 ) -> int:
-    """Sequences that a worker computes at once; for `auto`, as many as fit its memory.
+    """Sequences that a worker computes at once; for `auto`, as many as fit its memory. `share`: its
+    share of its GPU.
 
     Raises:
         ConfigError: not even one sequence fits; the message says what would make it fit.
@@ -106,7 +112,7 @@ def micro_batch(
     if c.memory_per_worker is not None:
         memory = c.memory_per_worker * 2**30
     elif device.torch_device.type == "cuda":
-        memory = USABLE * torch.cuda.get_device_properties(device.torch_device).total_memory
+        memory = share * USABLE * torch.cuda.get_device_properties(device.torch_device).total_memory
     else:
         memory = USABLE_OF_HOST * psutil.virtual_memory().available / local_workers
     kind: Literal["cpu", "cuda"] = "cuda" if device.torch_device.type == "cuda" else "cpu"

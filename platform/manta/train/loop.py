@@ -24,7 +24,8 @@ from manta.train.validation import validate
 
 def train(run: Run, until: int | None = None) -> TrainState:
     """Trains from `run.state.step` to the end, then samples and saves. With `until`, trains to that
-    step and leaves the last samples and the last checkpoint to a later call.
+    step and leaves the last samples and the last checkpoint to a later call. A run with `pause_at`
+    ends at that step, where it is validated and saved, and can resume.
 
     Raises:
         Interrupted: the run was asked to stop or to move, and has saved.
@@ -37,7 +38,7 @@ def train(run: Run, until: int | None = None) -> TrainState:
 
 def _train(run: Run, until: int | None) -> TrainState:
     c, state = run.config, run.state
-    end = c.total_steps if until is None else until
+    end = min(n for n in (c.total_steps, until, run.pause_at) if n is not None)
     if state.step == 0:
         validate(run)
         sample(run)
@@ -65,6 +66,7 @@ def _train(run: Run, until: int | None) -> TrainState:
                 run.watchdog.beat()
         state.step, state.val_loss = step + 1, None
         is_last = state.step == c.total_steps
+        is_pause = state.step == run.pause_at and not is_last
         if figures:  # there are none if the step's tokens are passed over
             clip, limit = c.optimizer.grad_clip, run.detector.norm_limit
             norm = run.engine.step(clip, limit=limit)
@@ -72,7 +74,7 @@ def _train(run: Run, until: int | None) -> TrainState:
 
         if state.step == 1 or state.step % c.log_every == 0 or state.step == end:
             meter.log()
-        if state.step % c.eval.every == 0 or is_last:
+        if state.step % c.eval.every == 0 or is_last or is_pause:
             validate(run)
         if c.sample.every and state.step % c.sample.every == 0 and not is_last:
             sample(run)
@@ -89,7 +91,10 @@ def _train(run: Run, until: int | None) -> TrainState:
         meter.restart()
     if until is None:
         meter.log()
-        sample(run)
+        if state.val_loss is None:  # it paused at a step that an earlier start had saved
+            validate(run)
+        if state.step == c.total_steps or state.stopped_early:
+            sample(run)
         save(run)
         finish(run)
     return state

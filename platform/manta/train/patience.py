@@ -99,6 +99,19 @@ class Restarts(UserCallback):
         self._patience.count_failure(error)
 
 
+class Ends(UserCallback):
+    """Never starts workers again: the driver decides what follows from what they were doing."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raises Moving if their machine left as announced, the workers' MantaError, else
+        WorkersFailed."""
+        del run_context  # Ray Train passes this argument by its name
+        deaths = map(failures.death_of, worker_exceptions.values())
+        if any(death is not None and death.preempted for death in deaths):
+            raise Moving("a worker's machine has left as announced")
+        raise failures.failure_of(worker_exceptions)
+
+
 def on_the_move(path: str) -> str:
     return f"a worker's machine is leaving: starting again from {path}"
 

@@ -15,6 +15,7 @@ from manta.errors import ConfigError
 from manta.lock import lock
 from manta.model.cost import learning
 from manta.model.families import num_parameters
+from manta.model.gpt import ModelConfig
 from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
@@ -91,32 +92,13 @@ def pretrain(
     nodes.require_writable(runs)
     if not c.wait_seconds:  # (nodes that cost money are waited for when all else is right)
         _require_room(c, say)
-    ownership.refuse_links(c.run_folder, layout.RUN_NAMES)
-    path = checkpoint.latest(c.run_folder, say=print)  # once only: this checks every file's sha256
-    if path is not None and c.resume == "never":
-        raise ConfigError(
-            f"resume=never, but the run {c.name} exists ({c.run_folder}): give another name=, "
-            "delete the folder, or set resume=auto to resume it"
-        )
+    path = start_of(c)
     if path is not None and is_finished(c, path):
         return outcome(c, path, finished_before=True)
-    rollbacks.passed_over(c.run_folder)  # so that a damaged file is said now
     c = from_weights(c, path)
     if datasets is None:
         datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
-    check_kind(c, datasets)
-    check_enough_data(c, datasets)
-    model = with_vocabulary(
-        c.model, datasets[0].load_tokenizer(), extending=c.init.checkpoint is not None
-    )
-    if path is not None:
-        check_resumable(c, path, model, datasets)
-    elif c.init.checkpoint is not None:
-        check_tokenizer(c.init.checkpoint, datasets[0].load_tokenizer())
-        check_what_learns(c, model, datasets[0].load_tokenizer())
-        say(f"starting from the weights of {c.init.checkpoint}")
-    elif problems := c.init.conflicts(model):
-        raise ConfigError(problems[0])
+    model = check(c, path, datasets, say)
     _require_room(c, say)
     nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
     save_run_config(c)
@@ -129,10 +111,7 @@ def pretrain(
     )
     if time_to_stop := ask_for_time(c.checkpoint.every):
         say(time_to_stop)
-    with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}"), beside(c) as finish:
-        ownership.remove_scratch(c.run_folder, layout.RAY_RECORDS)
-        ledger.begin(c.run_folder, started)
-        history.note(c.run_folder, "command", **history.command())
+    with held(c, started), beside(c) as finish:
         stopped_by = Supervisor(c, datasets, say, callbacks).run()
         history.note(
             c.run_folder,
@@ -144,6 +123,59 @@ def pretrain(
             finish()
     path = checkpoint.newest(c.run_folder)
     return dataclasses.replace(outcome(c, path), stopped_by=stopped_by)
+
+
+def start_of(c: PretrainConfig) -> str | None:
+    """The checkpoint that the run starts from: its newest whole one, or None. Slow for a large one,
+    as it reads all files.
+
+    Raises:
+        MantaError: resume=never, or what is in the run's folder is not Manta's or damaged.
+    """
+    ownership.refuse_links(c.run_folder, layout.RUN_NAMES)
+    path = checkpoint.latest(c.run_folder, say=print)
+    if path is not None and c.resume == "never":
+        raise ConfigError(
+            f"resume=never, but the run {c.name} exists ({c.run_folder}): give another name=, "
+            "delete the folder, or set resume=auto to resume it"
+        )
+    rollbacks.passed_over(c.run_folder)  # so that a damaged file is said now
+    return path
+
+
+def check(
+    c: PretrainConfig, path: str | None, datasets: tuple[Manifest, ...], say: Callable[[str], None]
+) -> ModelConfig:
+    """The model of a run that starts from its checkpoint at `path`, with its vocabulary. `c` is
+    what `from_weights` made of the config.
+
+    Raises:
+        MantaError: the run cannot start from there, or not learn from these datasets.
+    """
+    check_kind(c, datasets)
+    check_enough_data(c, datasets)
+    tokenizer = datasets[0].load_tokenizer()
+    model = with_vocabulary(c.model, tokenizer, extending=c.init.checkpoint is not None)
+    if path is not None:
+        check_resumable(c, path, model, datasets)
+    elif c.init.checkpoint is not None:
+        check_tokenizer(c.init.checkpoint, tokenizer)
+        check_what_learns(c, model, tokenizer)
+        say(f"starting from the weights of {c.init.checkpoint}")
+    elif problems := c.init.conflicts(model):
+        raise ConfigError(problems[0])
+    return model
+
+
+@contextmanager
+def held(c: PretrainConfig, started: float) -> Iterator[None]:
+    """Holds the run for this process, whose work on it began at `started`, while its workers train.
+    Raises DataError if another process has it."""
+    with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}"):
+        ownership.remove_scratch(c.run_folder, layout.RAY_RECORDS)
+        ledger.begin(c.run_folder, started)
+        history.note(c.run_folder, "command", **history.command())
+        yield
 
 
 def _require_room(c: PretrainConfig, say: Callable[[str], None]) -> None:

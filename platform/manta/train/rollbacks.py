@@ -16,17 +16,21 @@ from manta.train.checkpoints import checkpoint
 from manta.train.faults.spikes import Anomaly, SpikeConfig
 
 
+class Diverged(TrainingError):
+    """The run has gone back as often as it may."""
+
+
 def go_back(run: str, c: SpikeConfig, anomaly: Anomaly, say: Callable[[str], None]) -> None:
     """Records the steps to pass over, and sets aside the checkpoints from the first of them on.
     Only one rank calls this.
 
     Raises:
-        TrainingError: the run has gone back as often as it may.
+        Diverged: the run has gone back as often as it may.
     """
     before = _read(run)
     if len(before) >= c.max_rollbacks:
         steps = named([f"{r['first']} to {r['last']}" for r in before]) or "none"
-        raise TrainingError(
+        raise Diverged(
             f"{anomaly.why}; the run has gone back {len(before)} times (steps passed over: "
             f"{steps}) and ends here: lower optimizer.lr or optimizer.grad_clip, look at these "
             "tokens (jobs/inspect.py), or raise spikes.max_rollbacks"

@@ -1,7 +1,7 @@
 """The state that the training loop works on, and the exceptions that end the loop early."""
 
 import dataclasses
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 
 from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
@@ -60,6 +60,9 @@ class Run:
     passed_over: Container[int] = frozenset()
     """Steps whose tokens are not trained on, as they caused a loss spike."""
 
+    pause_at: int | None = None
+    """Step at which training ends for now; null: only at the run's end. The learning rate is that
+    of the whole length."""
     report: Callable[[dict[str, float]], None] = lambda _: None
     """Function that every rank calls with each evaluation's metrics."""
     log_fingerprint: bool = False
@@ -72,6 +75,9 @@ class Run:
     def close(self) -> None:
         """Waits until pending writes are done, and closes everything."""
         self.saver.close()
+        self.signals.close()
+        if isinstance(self.batches, Generator):
+            self.batches.close()  # ends what reads ahead
         self.ledger.write(last=True)
         self.watchdog.close()
         if self.logbook is not None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from manta import config as configs
 from manta import layout, storage, terminal
+from manta.arguments import POSITIVE
 from manta.config import Count, Natural, NonNegativeFloat, PositiveFloat, RunName, Seed, config
 from manta.data.order import Stage, batches_for, make_stages, sequences_before, stage_of
 from manta.data.recipe import BPE_VOCAB_SIZE, DataConfig
@@ -301,8 +302,8 @@ def memory_setup(
 @config
 class PretrainConfig(HomeConfig, TrainConfig):
     only_for: ClassVar = (
-        ("deterministic", "gpus_per_worker", (1,)),
-        ("engine.overlap_comm", "gpus_per_worker", (1,)),
+        ("deterministic", "gpus_per_worker", POSITIVE),
+        ("engine.overlap_comm", "gpus_per_worker", POSITIVE),
         *((f"dpo.{f.name}", "data.kind", ("preference",)) for f in dataclasses.fields(DpoConfig)),
     )
 
@@ -312,8 +313,9 @@ class PretrainConfig(HomeConfig, TrainConfig):
     """auto: resume from the run's newest whole checkpoint; never: refuse a run that exists."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray reserves for each worker."""
-    gpus_per_worker: Literal[0, 1] = 0
-    """1: train on GPUs, one per worker; 0: train on CPUs."""
+    gpus_per_worker: Literal[0, 1] | configs.OpenFraction = 0
+    """1: train on GPUs, one per worker; 0: train on CPUs. A fraction, for num_workers=1: the share
+    of a GPU that Ray reserves; 0.25 lets four trials of a sweep share one (and its memory)."""
     threads_per_worker: Count | None = None
     """Compute threads of each worker; null: its node's CPUs, divided among the workers there."""
     wait_seconds: NonNegativeFloat = 0.0
@@ -341,6 +343,11 @@ class PretrainConfig(HomeConfig, TrainConfig):
             found.append(
                 "deterministic=true does nothing on CPUs, where every run is deterministic: "
                 "omit it, or set gpus_per_worker=1"
+            )
+        if 0 < self.gpus_per_worker < 1 and self.most_workers > 1:
+            found.append(
+                f"gpus_per_worker={self.gpus_per_worker} with num_workers={self.num_workers}: NCCL "
+                "needs a whole GPU for each worker; set gpus_per_worker=1, or num_workers=1"
             )
         if not self.engine.problems():
             found += self.engine.conflicts(self.zero_stage, on_gpu, self.optimizer)

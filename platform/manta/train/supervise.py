@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import ray.train
 from ray.exceptions import RayError
+from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
 from manta import config as configs
@@ -50,6 +51,9 @@ class Supervisor:
     hanging: int = 0
     """Workers that said that they hang, since another line came."""
 
+    def __post_init__(self) -> None:
+        self._patience = Patience(self.c, self.say)
+
     def run(self) -> signal.Signals | None:
         """Trains the run. Returns None if it reached its end, else the signal that stopped it; all
         is saved.
@@ -58,7 +62,6 @@ class Supervisor:
             MantaError: a person has to fix something.
             RuntimeError: the workers have failed too often without a new checkpoint.
         """
-        patience = Patience(self.c, self.say)
         with messages.requests() as requests, told_to_stop(requests, self.say) as told:
             while True:
                 try:
@@ -68,13 +71,10 @@ class Supervisor:
                 except Moving:
                     pass  # saved, but not started again in place
                 except RuntimeError as e:  # (not MantaError: a person has to fix that)
-                    ledger.begin(self.c.run_folder, time.time())
                     if told.by is not None:
+                        ledger.begin(self.c.run_folder, time.time())
                         raise
-                    if is_out_of_memory(str(e)) and self.micro_batch is not None:
-                        self._take_less_memory(self.micro_batch, in_short(str(e)))
-                    else:
-                        patience.count_failure(e)
+                    self.recover(e)
                     self._wait_for_room()
                     continue
                 path = checkpoint.newest(self.c.run_folder)
@@ -87,6 +87,19 @@ class Supervisor:
                 if told.by is not None:  # (also while it waited)
                     return told.by
 
+    def recover(self, error: RuntimeError) -> None:
+        """Decides how the run goes on after its workers failed: again, or with less memory.
+
+        Raises:
+            GivenUp: they have failed too often without a new checkpoint.
+            TrainingError: a worker is out of memory, and no smaller size is allowed.
+        """
+        ledger.begin(self.c.run_folder, time.time())
+        if is_out_of_memory(str(error)) and self.micro_batch is not None:
+            self._take_less_memory(self.micro_batch, in_short(str(error)))
+        else:
+            self._patience.count_failure(error)
+
     def _fit(self, requests: Any) -> None:
         config = storage.join(self.c.run_folder, layout.RUN_CONFIG)
         arguments = {
@@ -96,9 +109,10 @@ class Supervisor:
             "files": nodes.sizes([config, *mixture.files(self.datasets)]),
         }
         self.micro_batch = None
-        fit(worker, arguments, self.c, self._hear, self.callbacks())
+        fit(worker, arguments, self.c, self.hear, self.callbacks())
 
-    def _hear(self, message: str | messages.Decided | messages.Hanging) -> None:
+    def hear(self, message: str | messages.Decided | messages.Hanging) -> None:
+        """Takes in what a worker says: passes lines on, and keeps the rest."""
         if isinstance(message, messages.Decided):
             self.micro_batch = message.micro_batch
             return
@@ -176,15 +190,21 @@ def fit(
     c: PretrainConfig,
     say: Callable[[Any], None],
     callbacks: list[Any],
+    restarts: UserCallback | None = None,
+    title: str | None = None,
 ) -> None:
     """Runs `function(arguments, say)` on c.num_workers Ray Train workers. What the workers say is
     passed to this process's `say` at once.
+
+    Args:
+        restarts: decides whether workers that fail are started again; None: `Restarts`.
+        title: the name in Ray's dashboard; None: the run's name.
 
     Raises:
         MantaError: the workers' own MantaError, if one ended them.
     """
     use_gpu = bool(c.gpus_per_worker)
-    resources = {"CPU": c.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    resources = {"CPU": c.cpus_per_worker} | ({"GPU": c.gpus_per_worker} if use_gpu else {})
     # gloo connects two workers when they first have something to tell each other. By itself each
     # of its groups, of which a worker is in three, connects each worker with all others.
     environment = {"TORCH_GLOO_LAZY_INIT": "1"}
@@ -207,7 +227,7 @@ def fit(
             ),
             run_config=ray.train.RunConfig(
                 # Ray Train's own records, which nobody needs: the run's are its own.
-                name=connection.plain_name(c.name),
+                name=connection.plain_name(title or c.name),
                 storage_path=folder,
                 storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(
@@ -215,7 +235,7 @@ def fit(
                     controller_failure_limit=5,  # type: ignore[call-arg]  # Train V2's
                 ),
                 worker_runtime_env={"env_vars": environment},
-                callbacks=[*callbacks, Restarts(c, queue.put)],  # type: ignore[list-item]  # V2's
+                callbacks=[*callbacks, restarts or Restarts(c, queue.put)],  # type: ignore[list-item]
             ),
         )
         capacity.recount()

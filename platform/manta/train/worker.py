@@ -34,6 +34,7 @@ from manta.train.kinds import objective_of
 from manta.train.loop import train
 from manta.train.objectives.next_token import Batch, NextToken
 from manta.train.plan import order_of, with_vocabulary
+from manta.train.ranks import Rank, agreed
 from manta.train.records import history
 from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
@@ -44,54 +45,54 @@ from manta.train.settings import PretrainConfig
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 
-@dataclasses.dataclass(frozen=True)
-class Rank:
-    """A worker's place among the workers of the run."""
-
-    rank: int
-    world_size: int
-    local_world_size: int
-    """Workers on the same machine."""
-
-    @classmethod
-    def here(cls) -> "Rank":
-        """The place of this process, according to Ray Train."""
-        context = ray.train.get_context()
-        return cls(
-            rank=context.get_world_rank(),
-            world_size=context.get_world_size(),
-            local_world_size=context.get_local_world_size(),
-        )
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this worker speaks and writes for all."""
-        return self.rank == 0
-
-
 def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> None:
     """Sets up the loop and runs it on one rank; does so again whenever the run has to go back. Runs
     in Ray Train's worker process."""
     rank = Rank.here()
     c = configs.from_dict(PretrainConfig, arguments["config"])
-    _require_shared(c, arguments["files"], rank)
+    require_shared(c.run_folder, arguments["files"], rank)
     requested: list[Asked] = []
     if rank.is_first and arguments["requests"] is not None:
         mailbox(arguments["requests"], requested.append)
     with sigterm() as told_to_go:
         sources = [told_to_go, lambda: max(requested, default=Asked.NOTHING)]
-        while anomaly := _until_rollback(c, arguments["datasets"], rank, sources, say):
-            if rank.is_first:
+        train_run(c, arguments["datasets"], rank, sources, say)
+
+
+def train_run(
+    c: PretrainConfig,
+    datasets: tuple[Manifest, ...],
+    rank: Rank,
+    sources: list[Callable[[], Asked]],
+    say: Callable[[Any], None],
+    until: int | None = None,
+) -> None:
+    """Trains a run from its newest checkpoint to its end, to step `until`, or until one of the
+    `sources` asks to stop; goes back to before each loss spike.
+
+    Raises:
+        Diverged: the run has gone back as often as it may (on all ranks).
+        Moving: the run is saved and has to continue in another process.
+    """
+    while anomaly := _until_rollback(c, datasets, rank, sources, say, until):
+        problem = None
+        if rank.is_first:
+            try:
                 rollbacks.go_back(c.run_folder, c.spikes, anomaly, say)
-            dist.barrier()
-            gc.collect()  # frees the old engine, as there is no room for two
+            except rollbacks.Diverged as e:
+                problem = str(e)
+        problem = agreed(problem)  # no rank waits for one that has given up
+        gc.collect()  # frees the old engine, as there is no room for two
+        if problem is not None:
+            raise rollbacks.Diverged(problem)
 
 
-def _require_shared(c: PretrainConfig, files: dict[str, int], rank: Rank) -> None:
-    """Raises ClusterError unless this rank sees the driver's files and what rank 0 writes, and rank
-    0 what this rank writes. The driver asked each node, but another one may have come since."""
-    with nodes.marked(c.run_folder) if rank.is_first else contextlib.nullcontext() as mark:
-        asked = nodes.Look(_agreed(mark), files)
+def require_shared(folder: str, files: dict[str, int], rank: Rank) -> None:
+    """Raises ClusterError unless this rank sees the driver's files and what rank 0 writes into the
+    folder, and rank 0 what this rank writes. The driver asked each node, but another one may have
+    come since."""
+    with nodes.marked(folder) if rank.is_first else contextlib.nullcontext() as mark:
+        asked = nodes.Look(agreed(mark), files)
         nodes.refuse(nodes.look(asked, f"rank-{rank.rank}"))
         dist.barrier()
         if rank.is_first:
@@ -107,18 +108,20 @@ def _until_rollback(
     rank: Rank,
     sources: list[Callable[[], Asked]],
     say: Callable[[str | Decided], None],
+    until: int | None,
 ) -> Anomaly | None:
-    """Trains from the newest checkpoint to the end, or until told to stop, and returns None. If the
-    run has to go back, returns the anomaly that was found. Raises Moving if the run is saved and
-    has to continue in another process."""
+    """Trains from the newest checkpoint to the end or to step `until`, or until told to stop, and
+    returns None. If the run has to go back, returns the anomaly that was found. Raises Moving if
+    the run is saved and has to continue in another process."""
     path = _where_to_start(c, say)
     run = setup(
         c,
         datasets,
         path,
         rank,
-        signals=Signals(sources, shared=_preempted),
+        signals=Signals(sources, shared=preempted),
         say=say,
+        until=until,
         report=lambda metrics: ray.train.report(dict(metrics)),
     )
     if rank.is_first:
@@ -164,7 +167,7 @@ def _note_start(run: Run, path: str | None) -> None:
     )
 
 
-def _preempted() -> Asked:
+def preempted() -> Asked:
     """Asks to move if Ray has announced that a node is about to leave."""
     return Asked.NOTHING if ray.train.get_preemption_info() is None else Asked.MOVE
 
@@ -177,6 +180,7 @@ def setup(
     *,
     signals: Signals,
     say: Callable[[str | Decided], None],
+    until: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Run:
     """Everything that the loop works on, for this rank, at the step of the checkpoint at `path`; at
@@ -205,7 +209,7 @@ def setup(
     speak = say if rank.is_first else lambda _: None
     state = with_sample(state, val_sample(c, datasets), speak)
     objective = objective_of(c, datasets, tokenizer)
-    data = open_data(c, datasets, objective, state.step, rank, say)
+    data = open_data(c, datasets, objective, range(state.step, until or c.total_steps), rank, say)
     engine = start_engine(c, model, device, state, path, tokenizer, data.reader, say)
     state = with_length(c, state, engine.set_lr(1.0), speak)
     logbook = open_logbook(c.run_folder, rank, say, state.step, gauges(c.name))
@@ -230,6 +234,7 @@ def setup(
         signals=signals,
         watchdog=watchdog,
         passed_over=rollbacks.passed_over(c.run_folder),
+        pause_at=until,
         report=report,
         log_fingerprint=c.data.log_fingerprint,
         may_skip=data.reader.skip_corrupt,
@@ -260,18 +265,19 @@ def decide(
         torch.cuda.set_device(ray.train.torch.get_device())
     threads = c.threads_per_worker or max(1, available_cpus() // rank.local_world_size)
     device = find_device(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
-    dtype = _agreed(device.dtype)
+    dtype = agreed(device.dtype)
     if dtype != device.dtype:
         device = find_device(dtype, bool(c.gpus_per_worker), threads)
     compiled = state.compiled
     if compiled is None or c.compile != "auto":
-        compiled = _agreed(compiles(c, model, device))
+        compiled = agreed(compiles(c, model, device))
     size = state.micro_batch
     if c.micro_batch_size != "auto":
         size = c.micro_batch
     elif size not in c.micro_batches:
         # The size must fit the worker with the least memory.
-        most = micro_batch(c, model, device, rank.local_world_size, bool(compiled))
+        share = float(c.gpus_per_worker or 1)
+        most = micro_batch(c, model, device, rank.local_world_size, bool(compiled), share)
         least = torch.tensor(most, device=device.torch_device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
         size = int(least)
@@ -291,11 +297,11 @@ def open_data(
     c: PretrainConfig,
     datasets: tuple[Manifest, ...],
     objective: NextToken,
-    step: int,
+    steps: range,
     rank: Rank,
     say: Callable[[str], None],
 ) -> Data:
-    """Opens this rank's micro batches from `step` on, and its share of the val tokens. Reading the
+    """Opens this rank's micro batches of these steps, and its share of the val tokens. Reading the
     micro batches starts at once."""
     reader = stream.Reader(
         datasets,
@@ -306,7 +312,7 @@ def open_data(
         skip_corrupt=c.data.on_corrupt == "skip",
     )
     ids = stream.train_batches(
-        reader, start=step, stop=c.total_steps, micro_batch_size=c.micro_batch, say=say
+        reader, start=steps.start, stop=steps.stop, micro_batch_size=c.micro_batch, say=say
     )
     batches = objective.batches(ids, at_once=c.grad_accum_steps(c.total_steps))
     val: dict[str, list[Batch]] = {}
@@ -388,11 +394,4 @@ def _where_to_start(c: PretrainConfig, say: Callable[[str], None]) -> str | None
     if dist.get_rank() == 0:
         path = checkpoint.latest(c.run_folder, set_aside=True, say=say)
         checkpoint.remove_unfinished(c.run_folder)
-    return _agreed(path)
-
-
-def _agreed(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return agreed(path)

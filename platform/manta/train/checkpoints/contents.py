@@ -129,3 +129,14 @@ def local(path: str, names: list[str]) -> Iterator[Path]:
         for name in names:
             storage.download(storage.join(path, name), Path(folder) / name)
         yield Path(folder)
+
+
+def copy(path: str, to: str) -> None:
+    """Copies a whole checkpoint to another folder, which becomes one last of all."""
+    names = list(files_of(path))
+    with local(path, names) as folder:
+        for name in names:
+            storage.upload(folder / name, storage.join(to, name))
+    storage.write_bytes(
+        storage.join(to, layout.MANIFEST), storage.read_bytes(storage.join(path, layout.MANIFEST))
+    )

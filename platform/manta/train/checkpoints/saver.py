@@ -71,7 +71,9 @@ class Saver:
         self._run, self._c, self._model, self._tokenizer = run, c, model, tokenizer
         self._adapters_of = adapters_of
         self._say, self._beat = say, beat
-        self._group = dist.new_group(backend="gloo")  # its own group, as the threads make the calls
+        self._group: Any = dist.new_group(
+            backend="gloo"
+        )  # its own group, as the threads make the calls
         self._memory = HostMemory()
         self._has_room = self._has_told = False
         self._thread: threading.Thread | None = None
@@ -124,6 +126,9 @@ class Saver:
     def close(self) -> None:
         """Waits until nothing is being written, and gives back the memory of the copies."""
         self.wait()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
         problem, self._has_room = self._memory.release(), False
         if problem is not None:
             self._say(f"the memory of the checkpoints' copies could not be unlocked: {problem}")

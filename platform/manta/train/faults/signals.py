@@ -53,6 +53,12 @@ class Signals:
         # The group is on the CPU even if GPUs train: the ranks need not wait for a GPU here.
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
 
+    def close(self) -> None:
+        """Gives back the ranks' group. All ranks must do so alike."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
     def agree(self, asked: Asked = Asked.NOTHING) -> Asked:
         """Everything that any rank is asked to do, including `asked` on this one. (A collective
         call.)"""

@@ -138,6 +138,18 @@ def seconds_of(run: str) -> float:
     return sum(found["seconds"].values()) if found else 0.0
 
 
+def causes_of(run: str) -> dict[str, float]:
+    """A run's seconds by cause; all 0 if not known."""
+    found = _read(storage.join(run, layout.GOODPUT))
+    return found["seconds"] if found else dict.fromkeys(CAUSES, 0.0)
+
+
+def updated(run: str) -> float:
+    """The time (time.time()) of the run's last entry; 0 if not known."""
+    found = _read(storage.join(run, layout.GOODPUT))
+    return found["updated"] if found else 0.0
+
+
 def table(run: str) -> list[str]:
     """Lines for the summary: goodput, and the share of time lost to each cause."""
     found = _read(storage.join(run, layout.GOODPUT))

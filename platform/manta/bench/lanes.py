@@ -1,0 +1,82 @@
+"""How much of a sweep's time is steps, and what each trial costs besides: real trials in lanes."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import psutil
+
+from manta import config as configs
+from manta import layout, ownership
+from manta.bench.settings import BenchConfig
+from manta.data import mixture
+from manta.errors import ConfigError
+from manta.sweep.settings import SweepConfig
+from manta.sweep.sweep import sweep
+from manta.train.checkpoints import checkpoint
+from manta.train.records import ledger
+from manta.train.settings import PretrainConfig
+
+RATES = (2e-4, 3e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3)
+
+
+def lanes(c: BenchConfig) -> dict[str, Any]:
+    """Sweeps twelve learning rates, each over total_tokens, in a folder that is deleted."""
+    names = {f.name for f in dataclasses.fields(PretrainConfig)}
+    tree = {key: value for key, value in configs.to_dict(c).items() if key in names}
+    mixture.open_datasets(c.data, c.home_folder, print)  # which a sweep would find prepared
+    with ownership.scratch(layout.runs_folder(c.home_folder), "bench-lanes") as folder:
+        tree |= {"name": folder.rpartition("/")[2]}
+        search = {"lr": RATES, "tokens_per_batch": None}
+        own = configs.from_dict(SweepConfig, {**tree, "home": c.home_folder, "sweep": search})
+        started = time.time()
+        done = sweep(own)
+        seconds = time.time() - started
+        if done.ranking is None:
+            raise ConfigError("the bench was stopped; run the same command again")
+        found = [_trial(layout.run_folder(c.home_folder, t.name)) for t in own.grid[0]]
+    cores = psutil.cpu_count() or 1
+    at_once = max(1, int(cores // (c.cpus_per_worker * c.most_workers)))
+    threads = (c.threads_per_worker or max(1, int(c.cpus_per_worker))) * c.most_workers
+    later = sorted(found, key=lambda t: t["began"])[at_once:]
+    steps = sum(t["steps"] for t in found)
+    return {
+        "trials": found,
+        "cores": cores,
+        "lanes": at_once,
+        "seconds": seconds,
+        "step_seconds": steps,
+        "share": steps * threads / (cores * seconds),
+        "median_trial": statistics.median(t["steps"] for t in found),
+        "overhead": statistics.median(t["overhead"] for t in later) if later else None,
+        "most_overhead": max((t["overhead"] for t in later), default=None),
+        "evaluation": statistics.median(t["evaluation"] for t in found),
+    }
+
+
+def _trial(run: str) -> dict[str, float]:
+    seconds = ledger.causes_of(run)
+    state = checkpoint.load_state(checkpoint.newest(run))
+    overhead = seconds["start"] + seconds["checkpoint"] + seconds["other"]
+    return {
+        "steps": state.train_seconds,
+        "overhead": overhead,
+        "evaluation": seconds["evaluation"],
+        "began": ledger.updated(run) - sum(seconds.values()),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"trials              {len(result['trials']):>10}, in {result['lanes']} lanes on "
+            f"{result['cores']} cores",
+            f"steps of a trial    {result['median_trial']:>10.1f} s (median)",
+            f"the whole sweep     {result['seconds']:>10.1f} s, from its checks to its ranking",
+            f"share of steps      {result['share']:>10.1%} (steps x threads / cores x all seconds)",
+            f"overhead of a trial {result['overhead']:>10.2f} s (median once lanes run; most "
+            f"{result['most_overhead']:.2f} s): start, copies for checkpoints, records",
+            f"evaluation          {result['evaluation']:>10.2f} s of a trial (median)",
+        ]
+    )
