@@ -6,7 +6,7 @@ from manta.config import Count, PositiveFloat, config
 from manta.train.settings import PretrainConfig
 
 WITH_PARTS = ("model", "scaling", "memory")  # take lora.*, and all but the last one trainable
-ON_RAY = ("overhead", "data", "tokenize")
+ON_RAY = ("overhead", "data", "tokenize", "lanes")
 
 
 @config
