@@ -129,7 +129,8 @@ def pretrain(
     )
     if time_to_stop := ask_for_time(c.checkpoint.every):
         say(time_to_stop)
-    with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}"), beside(c) as finish:
+    run_lock = lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}", say)
+    with run_lock, beside(c) as finish:
         ownership.remove_scratch(c.run_folder, layout.RAY_RECORDS)
         ledger.begin(c.run_folder, started)
         history.note(c.run_folder, "command", **history.command())
