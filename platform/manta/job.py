@@ -6,6 +6,7 @@ import functools
 import inspect
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -52,7 +53,7 @@ def run_job(
     Exit code: 0 done (or what `main` returns); 2 a problem that the person can fix (a full disk
     too), reported in one line on stderr; 1 a bug in Manta or in a library, with its traceback, or a
     standard output that cannot be written, with one line; 130 interrupted; 141 nobody reads the
-    output any more (`| head`), without a line.
+    output any more (`| head`), without a line; 128 + the number of the signal that ended it.
 
     What the job prints is visible text (terminal.py), and what it writes is its owner's alone.
     """
@@ -66,6 +67,12 @@ def run_job(
     except MantaError as e:
         print(f"error: {message(e)}", file=sys.stderr)
         _exit(2)
+    except SystemExit:
+        number = _ended_by()
+        if number is None:
+            raise
+        print(f"ended by {number.name}; run the same command to continue", file=sys.stderr)
+        _exit(128 + number)
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
         _exit(130)
@@ -139,6 +146,15 @@ def with_default(
     default = chosen[-1] if chosen else default
     names_another = any(is_file(a) or a.startswith(OTHER_MODEL) for a in arguments)
     return arguments if default is None or names_another else [str(default), *arguments]
+
+
+def _ended_by() -> signal.Signals | None:
+    """The signal that ended this process through an exception, as those that Ray takes do."""
+    if not sys.modules.get("ray"):  # (None if an import of it was blocked)
+        return None
+    from manta.cluster import ending
+
+    return ending.settle()
 
 
 def _is_of_output(error: OSError) -> bool:

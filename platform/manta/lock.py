@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from manta import storage
@@ -22,26 +22,33 @@ LEASE_SECONDS = 60.0
 SETTLE_SECONDS = 2.0
 WATCH_SECONDS = 25.0  # two renewals, one of which may fail, and the time that writing takes
 
+Say = Callable[[str], None]
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
 
 @contextlib.contextmanager
-def lock(path: str, what: str) -> Iterator[None]:
+def lock(path: str, what: str, say: Say = _print) -> Iterator[None]:
     """Holds `path` while the block runs.
 
     On a local disk this is the kernel's lock, which ends with the process, however that ends. In an
     object store, or on a filesystem without such locks, it is a lease that is renewed while the
     block runs, and that lasts for LEASE_SECONDS after its owner has died. The owner's clock may be
-    wrong, so a lease that looks old is also watched for WATCH_SECONDS before it is taken.
+    wrong, so a lease that looks old is also watched for WATCH_SECONDS before it is taken; `say`
+    gets a line about that when it begins.
 
     Raises:
         DataError: another process holds it (`what` says what is locked), or it cannot be locked.
     """
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
-    with (_local if storage.is_local(path) else _lease)(path, what, owner):
+    with (_local if storage.is_local(path) else _lease)(path, what, owner, say):
         yield
 
 
 @contextlib.contextmanager
-def _local(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
+def _local(path: str, what: str, owner: dict[str, object], say: Say) -> Iterator[None]:
     file = Path(storage.filesystem(path)[1])
     file.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(_opened(file), "a+") as f:
@@ -56,7 +63,7 @@ def _local(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
                     f"{what}: {file} cannot be locked ({e.strerror}); fix the filesystem's locks, "
                     "or set home= to a folder on another one"
                 ) from None
-            with _lease(path, what, owner):
+            with _lease(path, what, owner, say):
                 yield
             return
         f.truncate(0)
@@ -76,8 +83,8 @@ def _opened(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def _lease(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
-    if text := _holder(path):
+def _lease(path: str, what: str, owner: dict[str, object], say: Say) -> Iterator[None]:
+    if text := _holder(path, what, say):
         raise _held(what, text)
     _renew(path, owner)
     # If several processes found it free, the last one to write has it.
@@ -102,12 +109,16 @@ def _lease(path: str, what: str, owner: dict[str, object]) -> Iterator[None]:
         storage.delete_file(path)
 
 
-def _holder(path: str) -> str:
+def _holder(path: str, what: str, say: Say) -> str:
     """The content of a lease that a living process holds; empty if there is none."""
     first = _read(path)
     if not first or abs(time.time() - _renewed(first)) < LEASE_SECONDS:
         return first
     # The owner is dead, or its clock differs from ours: then it renews the lease meanwhile.
+    say(
+        f"{what}: {_who(first)} had the lock and seems to be gone; waiting {WATCH_SECONDS:g} s for "
+        "a sign that it lives"
+    )
     for _ in range(50):
         time.sleep(WATCH_SECONDS / 50)
         if (text := _read(path)) != first:
@@ -135,10 +146,16 @@ def _renewed(text: str) -> float:
         return 0.0
 
 
-def _held(what: str, text: str) -> DataError:
+def _who(text: str) -> str:
+    """The owner that the content of a lock names, in words."""
     try:
         owner = json.loads(text)
-        who = line(f"process {owner['pid']} on {owner['host']}")
+        return line(f"process {owner['pid']} on {owner['host']}")
     except (ValueError, KeyError, TypeError, RecursionError):
-        who = "another process"
-    return DataError(f"{what}: {who} is using it; wait until it has ended, or give another name")
+        return "another process"
+
+
+def _held(what: str, text: str) -> DataError:
+    return DataError(
+        f"{what}: {_who(text)} is using it; wait until it has ended, or give another name"
+    )

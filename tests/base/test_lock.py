@@ -190,7 +190,33 @@ def test_a_lease_that_ends_while_it_is_watched_is_free(
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", meanwhile)
-        assert lock._holder(uri(lease)) == ""
+        assert lock._holder(uri(lease), "x", lambda line: None) == ""
+
+
+def test_a_line_says_that_an_old_lease_is_watched_before_it_is(
+    lease: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[tuple[str, bool]] = []
+    for age in (0, lock.LEASE_SECONDS + 1):
+        left(lease, age)
+        with (
+            contextlib.suppress(DataError),
+            lock.lock(
+                uri(lease), "run x", lambda line: lines.append((line, read(lease)["pid"] == 12345))
+            ),
+        ):
+            pass
+    who = f"process 12345 on {socket.gethostname()}"
+    assert lines == [
+        (
+            f"run x: {who} had the lock and seems to be gone; waiting {lock.WATCH_SECONDS:g} s for "
+            "a sign that it lives",
+            True,
+        )
+    ]
+    left(lease, lock.LEASE_SECONDS + 1)
+    free(uri(lease))
+    assert capsys.readouterr().out.startswith(f"preparing x: {who} had the lock")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"time": "soon"}', "\udcff"])

@@ -6,9 +6,11 @@ import errno
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from helpers.configs import OF_JOBS, Outer, never, write
+from manta.cluster import ending
 from manta.config import help_text, load
 from manta.errors import DataError
 from manta.job import OF_A_PLACE, hint, run_job, with_default
@@ -159,6 +162,27 @@ def test_other_ends_have_their_exit_codes(
     assert "Traceback" in capsys.readouterr().err
     assert run(monkeypatch, interrupted) == 130
     assert capsys.readouterr().err.startswith("interrupted")
+    assert run(monkeypatch, lambda config: sys.exit(7)) == 7
+
+
+def test_a_signal_that_ends_a_job_is_its_exit_code_even_if_ray_changed_the_exception(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(config: PretrainConfig) -> None:
+        try:
+            ending.end(signal.SIGUSR1)
+        finally:
+            sys.exit(1)  # as a call of Ray's does
+
+    before = [signal.getsignal(number) for number in ending.ENDING]
+    monkeypatch.setitem(sys.modules, "ray", sys.modules.get("ray") or types.ModuleType("ray"))
+    try:
+        assert run(monkeypatch, ended) == 128 + signal.SIGUSR1
+        assert {signal.getsignal(number) for number in ending.ENDING} == {signal.SIG_IGN}
+    finally:
+        for number, handler in zip(ending.ENDING, before, strict=True):
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == "ended by SIGUSR1; run the same command to continue\n"
 
 
 @pytest.mark.parametrize("number", OF_A_PLACE, ids=errno.errorcode.get)

@@ -1,5 +1,6 @@
 """A job that waits for nodes: real autoscaling, by Ray's provider of nodes on one machine."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ unset RAY_OVERRIDE_NODE_ID_FOR_TESTING
 export RAY_ADDRESS=10.98.7.6:6379
 python wait.py
 python killed.py || true
+for number in TERM USR1 INT; do
+    SECONDS=0 code=0; NUMBER=$number python stopped.py || code=$?
+    echo "$number $code $((SECONDS < 60)) $(python asked.py | tail -n 1)"
+done
 python after.py
 """
 BEGIN = """
@@ -73,6 +78,21 @@ threading.Timer(8, os.kill, (os.getpid(), signal.SIGKILL)).start()
 threading.Timer(6, lambda: print("killed", asked(), flush=True)).start()
 capacity.require(3, 2.0, 0, 90, lambda line: None)
 """
+STOPPED = f"""{BEGIN}
+from manta.job import run_job
+from manta.storage import HomeConfig
+
+def main(config):
+    number = getattr(signal, "SIG" + os.environ["NUMBER"])
+    threading.Timer(4, os.kill, (os.getpid(), number)).start()
+    capacity.require(3, 2.0, 0, 200, lambda line: None)
+
+run_job(main, HomeConfig)
+"""
+ASKED = f"""{BEGIN}
+time.sleep(1)
+print(asked(), end="")
+"""
 AFTER = f"""{BEGIN}
 for _ in range(60):
     if asked() == "[]" and sum(node["Alive"] for node in ray.nodes()) == 1:
@@ -89,7 +109,7 @@ def test_a_request_for_nodes_ends_with_its_job_however_that_ends(short: Path) ->
 
     (short / "fake.yaml").write_text(yaml.safe_dump(CLUSTER))
     script = START.replace("HEAD", FAKE_HEAD_NODE_ID)
-    said = run(short, script, wait=WAIT, killed=KILLED, after=AFTER)
+    said = run(short, script, wait=WAIT, killed=KILLED, stopped=STOPPED, asked=ASKED, after=AFTER)
     found = dict(line.split(" ", 1) for line in said)
     assert "2 x 2 CPU wanted; the cluster has 0 CPUs" in found["line"]
     assert "its autoscaler says pending: " in found["line"]
@@ -98,6 +118,8 @@ def test_a_request_for_nodes_ends_with_its_job_however_that_ends(short: Path) ->
     assert "4 s have passed; its autoscaler says pending:" in found["error"]
     assert found["asked"] == "[]"
     assert found["killed"] == str([{"CPU": 2.0}] * 3).replace("'", '"')
+    for number in ("TERM", "USR1", "INT"):  # the wait would have lasted 200 s
+        assert found[number] == f"{128 + getattr(signal, 'SIG' + number)} 1 []"
     assert found["after"] == "[] 1"
 
 

@@ -1,6 +1,7 @@
 """Nodes that do not see the same files are named before anything starts. Two real Rays of one
 cluster, of which the second has folders of its own where the first has its home."""
 
+import os
 import time
 from pathlib import Path
 
@@ -108,6 +109,50 @@ def test_a_mark_is_seen_by_whoever_shares_the_folder_and_leaves_nothing(tmp_path
     with nodes.marked(str(home)):
         (home / "kept").touch()
     assert [path.name for path in home.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("kind", ["", "local://"])  # (local:// stands for an object store)
+def test_old_marks_of_killed_processes_are_removed_and_nothing_else(
+    kind: str, tmp_path: Path
+) -> None:
+    def mark(name: str, files: dict[str, str], age: float) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, text in files.items():
+            (folder / file).write_text(text)
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (time.time() - age,) * 2)
+        return folder
+
+    hexes, old = iter("0123456789abcdef"), nodes.OLD_SECONDS + 60
+
+    def name() -> str:
+        return nodes.MARK + next(hexes) * 32
+
+    seen = {"driver": "seen", "rank-3": "seen", "a" * 56: "seen"}
+    gone = [mark(name(), seen, old), mark(name(), {"driver.01234567.tmp": "se"}, old)]
+    kept = [
+        mark(name(), seen, old - 120),
+        mark(name(), {**seen, "notes": "seen"}, old),
+        mark(name(), {"driver": "a text of somebody's"}, old),
+        mark(".seen-by-me", seen, old),
+        mark("run", seen, old),
+    ]
+    (inner := mark(name(), seen, old) / "folder").mkdir()
+    (file := tmp_path / name()).write_text("seen")
+    for path in (file, inner, inner.parent):
+        os.utime(path, (0, 0))
+    kept += [inner, file]
+    if not kind:  # an object store has neither empty folders nor links
+        gone.append(mark(name(), {}, old))
+        (link := tmp_path / name()).symlink_to(mark("behind a link", seen, old))
+        kept.append(link)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with nodes.marked(f"{kind}{tmp_path}"):
+        assert not any(path.exists() for path in gone)
+        assert all(path.exists() for path in kept)
+        there = {path for path in before if path.parent not in gone}
+        assert {path: path.read_bytes() for path in there} == {path: before[path] for path in there}
 
 
 def test_a_file_that_is_missing_or_another_one_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from faults.damage import DAMAGE, flip, rewrite_manifest
+from helpers.checkpoints import MODELS, model_of, save
 from helpers.preparing import content
 from helpers.ranks import device, engine_of, on_ranks, train
 from manta import layout, storage
@@ -397,3 +398,20 @@ def test_a_person_lists_verifies_compares_and_prunes(whole: Path) -> None:
         looked(whole, "action=verify")
     with pytest.raises(CheckpointError, match=r"run=nowhere: no checkpoint there"):
         listing.report(load(CheckpointsConfig, ["run=nowhere"]))
+
+
+def test_a_checkpoint_without_an_optimizers_state_is_compared_too(
+    whole: Path, tmp_path: Path
+) -> None:
+    tokenizer = tokenizers.train([TEXT], 257)
+    plain = save(model_of(MODELS["llama"], 257), tokenizer, tmp_path)  # as an import writes it
+    run = Path(plain).parents[1]
+    assert looked(run, "action=verify").startswith("whole")
+    same = looked(run, "action=compare", "steps=[7]")
+    assert "weights    identical, bit for bit" in same
+    assert "optimizer  neither has one: an imported checkpoint is without" in same
+    other = looked(run, "action=compare", "steps=[7]", f"other={whole}")
+    assert "optimizer  only b has one" in other
+    assert "optimizer  only a has one" in looked(
+        whole, "action=compare", "steps=[7]", f"other={run}"
+    )

@@ -14,6 +14,8 @@ FIRST_LINE, NEXT_LINES = 30.0, 600.0
 # How often a request for nodes is repeated, and how long it lives, in seconds: it does not outlive
 # its job, however that ends.
 REPEATED, EXPIRES = 10.0, 60.0
+# How long a wait sleeps between two looks at the cluster, and the most that a withdrawal takes.
+PAUSE, WITHDRAWAL = 0.5, 5.0
 
 
 def require(
@@ -22,11 +24,13 @@ def require(
     gpus: float,
     wait_seconds: float,
     say: Callable[[str], None] = lambda line: print(line, flush=True),
+    told: Callable[[], Any] = lambda: None,
 ) -> None:
     """Checks that the cluster has room for these workers, each with `cpus` CPUs and `gpus` GPUs.
 
     The check is immediate. With `wait_seconds`, it asks an autoscaling cluster for the workers and
-    waits up to that long for it to grow; `say` gets lines about the wait.
+    waits up to that long for it to grow; `say` gets lines about the wait. The wait also ends when
+    `told()` is true, and then this returns whether there is room or not.
 
     Raises:
         ClusterError: the cluster does not have the room.
@@ -39,7 +43,9 @@ def require(
     if workers_that_fit(cpus, gpus) >= num_workers:
         return
     if wait_seconds:
-        _wait(num_workers, cpus, gpus, wait_seconds, say)
+        _wait(num_workers, cpus, gpus, wait_seconds, say, told)
+        if told():
+            return
     fits = workers_that_fit(cpus, gpus)
     if fits < num_workers:
         raise ClusterError(
@@ -55,14 +61,19 @@ def require(
 
 
 def _wait(
-    num_workers: int, cpus: float, gpus: float, wait_seconds: float, say: Callable[[str], None]
+    num_workers: int,
+    cpus: float,
+    gpus: float,
+    wait_seconds: float,
+    say: Callable[[str], None],
+    told: Callable[[], Any],
 ) -> None:
-    """Waits until the workers fit, or until the time is over."""
+    """Waits until the workers fit, the time is over, or `told()` is true."""
     bundle = _bundle(cpus, gpus)
     started = time.monotonic()
     asked, line = -REPEATED, FIRST_LINE
     with _request([bundle] * num_workers) as ask:
-        while (fits := workers_that_fit(cpus, gpus)) < num_workers:
+        while (fits := workers_that_fit(cpus, gpus)) < num_workers and not told():
             waited = time.monotonic() - started
             if waited >= wait_seconds:
                 return
@@ -76,7 +87,7 @@ def _wait(
                     f"{autoscaler()}"
                 )
                 line = waited + NEXT_LINES
-            time.sleep(min(1.0, wait_seconds - waited))
+            time.sleep(min(PAUSE, wait_seconds - waited))
 
 
 @contextlib.contextmanager
@@ -94,6 +105,7 @@ def _request(bundles: list[dict[str, float]]) -> Iterator[Callable[[], None]]:
         yield lambda: coordinator.request_resources(bundles, expire_after_s=EXPIRES)
     finally:
         coordinator.cancel_request()
+        recount(WITHDRAWAL)  # its answer follows the withdrawal, which is lost if we end before
 
 
 def autoscaler() -> str:
@@ -142,9 +154,9 @@ def leaving() -> set[str]:
     return set(state.get_draining_nodes())
 
 
-def recount() -> bool:
+def recount(seconds: float = 10.0) -> bool:
     """Makes Ray count its nodes again, before it decides how many workers an elastic run gets.
-    Returns whether it did.
+    Returns whether it did, within this time.
 
     By itself Ray counts every 20 s. In between it takes a dead node for a live one, and waits
     RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S for workers that cannot start. (Nobody else needs the
@@ -156,7 +168,7 @@ def recount() -> bool:
     name = "AutoscalingCoordinator"  # an actor of Ray's, of that name in the namespace of that name
     with contextlib.suppress(ValueError, RayError):  # (ValueError: there is none yet)
         counter: Any = ray.get_actor(name, namespace=name)
-        ray.get(counter.get_reserved_resources.remote("manta", recompute=True), timeout=10)
+        ray.get(counter.get_reserved_resources.remote("manta", recompute=True), timeout=seconds)
         return True
     return False
 

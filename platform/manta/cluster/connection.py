@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import manta
-from manta.cluster import dashboard, starting
+from manta.cluster import dashboard, ending, starting
 from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
 from manta.errors import ClusterError
 
@@ -34,7 +34,8 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
 
     The code that runs here is sent to the cluster, so that workers never run another version of it.
     With `own`, a local cluster is always started. `local` is passed to `ray.init` when one starts.
-    `name` is what Ray's dashboard calls this job.
+    `name` is what Ray's dashboard calls this job. SIGTERM and SIGUSR1 raise SystemExit from here
+    on (ending.py).
 
     Raises:
         ClusterError: the cluster refuses the connection, does not answer, or has other versions; or
@@ -66,6 +67,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     found = own_address() if named in (None, "", "auto") else named
     if not own and found not in (None, "local"):
         _join(found, common)
+        ending.obey()
         dashboard.name_submitted(name)
         print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
         return
@@ -77,6 +79,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     stay_on_loopback()
     with _apart_from_this_group():
         starting.start(functools.partial(_init_local, {**common, **store, **local}))
+    ending.obey()
     protect_token()  # Ray may have just made it
     why = "; the Ray of another user was not joined" if not own and others_run_ray() else ""
     print(f"started a local Ray for this job{why}", flush=True)

@@ -3,7 +3,9 @@ the time: asked before a job starts."""
 
 import contextlib
 import dataclasses
+import datetime
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from manta import storage
+from manta import ownership, storage
 from manta.errors import ClusterError, MantaError
 
 # How long a node may take to answer: its first process has to start there.
@@ -22,6 +24,15 @@ ANSWER_SECONDS = 180.0
 CLOCK_SECONDS = 5.0
 MARK = ".seen-"
 DRIVER = "driver"
+SEEN = b"seen"  # the content of each file in a mark
+# The names of a mark and of the files in it: the driver's, a node's by its id, a rank's; also
+# while they were being written.
+OWN_MARK = re.compile(rf"{re.escape(MARK)}[0-9a-f]{{32}}")
+OWN_FILE = re.compile(
+    rf"({DRIVER}|[0-9a-f]{{56}}|rank-\d+)(\.[0-9a-f]{{8}}{re.escape(storage.UNFINISHED)})?"
+)
+# A mark that is older is left from a process that was killed, in seconds. It is needed for minutes.
+OLD_SECONDS = 3600.0
 SHARE = (
     "with several nodes, home= (or MANTA_HOME) must be a place that all of them see, such as "
     "s3://bucket/manta or a shared file system"
@@ -99,14 +110,17 @@ def require(
 
 @contextlib.contextmanager
 def marked(folder: str) -> Iterator[str]:
-    """A new folder in `folder` with a file of this process's; the end of the block removes it."""
+    """A new folder in `folder` with a file of this process's; the end of the block removes it. So
+    does the next one in this folder, an hour later, if the process was killed."""
     new = _missing(folder)
     mark = storage.join(folder, f"{MARK}{uuid.uuid4().hex}")
     try:
         try:
-            storage.write_bytes(storage.join(mark, DRIVER), b"seen")
+            storage.write_bytes(storage.join(mark, DRIVER), SEEN)
         except FileNotFoundError:  # another job has just removed a folder that it had made
-            storage.write_bytes(storage.join(mark, DRIVER), b"seen")
+            storage.write_bytes(storage.join(mark, DRIVER), SEEN)
+        with contextlib.suppress(Exception):  # another job may be doing it, too
+            _remove_old(folder, storage.info(storage.join(mark, DRIVER)).mtime)
         yield mark
     finally:
         with contextlib.suppress(Exception):
@@ -114,6 +128,27 @@ def marked(folder: str) -> Iterator[str]:
         with contextlib.suppress(OSError):  # the job has written something else there
             for path in new:
                 path.rmdir()
+
+
+def _remove_old(folder: str, now: datetime.datetime) -> None:
+    """Deletes the marks in a folder that killed processes left there: those that have nothing but
+    files of a mark, all of them old. `now` is the storage's time, as clocks differ."""
+    before = now - datetime.timedelta(seconds=OLD_SECONDS)
+    for item in storage.list_files(folder, recursive=False):
+        path = storage.join(folder, item.base_name)
+        if item.is_file or not OWN_MARK.fullmatch(item.base_name) or ownership.is_link(path):
+            continue
+        found = storage.list_files(path)
+        # (an object store knows no time of a folder, and has no folder without a file)
+        times = [it.mtime for it in (item, *found) if it.is_file or storage.is_local(path)]
+        if all(_is_own(path, it) for it in found) and all(time < before for time in times):
+            ownership.clear(path, OWN_FILE)
+
+
+def _is_own(mark: str, item: Any) -> bool:
+    """Whether what is in a mark is a file that a job writes there, perhaps not to its end."""
+    is_file = item.is_file and not ownership.is_link(storage.join(mark, item.base_name))
+    return bool(is_file and item.size <= len(SEEN) and OWN_FILE.fullmatch(item.base_name))
 
 
 def _missing(folder: str) -> list[Path]:
@@ -136,7 +171,7 @@ def look(asked: Look, name: str) -> str | None:
         folder = asked.mark.rpartition("/")[0]
         if not storage.exists(storage.join(asked.mark, DRIVER)):
             return f"does not see what this job has just written to {folder}: {SHARE}"
-        storage.write_bytes(storage.join(asked.mark, name), b"seen")
+        storage.write_bytes(storage.join(asked.mark, name), SEEN)
     for path, size in asked.files.items():
         found = storage.info(path).size if storage.exists(path) else None
         if found is None:

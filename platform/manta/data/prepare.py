@@ -95,7 +95,7 @@ def prepare(
         ends = pieces[:1] + pieces[-1:]
         passes.require_nodes(layout.datasets_folder(home), ends, wait_seconds, say)
     try:
-        with _lock(c, home):
+        with _lock(c, home, say):
             manifest = find(c, home)  # another process may just have prepared it
             if manifest is not None and if_changed and origin.changes(manifest):
                 _set_aside(path, say)
@@ -123,7 +123,7 @@ def clean_up(c: PrepareConfig, home: str) -> None:
     if storage.exists(work):
         # Their owner may be about to delete them, and whoever only reads the dataset may not be
         # allowed to.
-        with contextlib.suppress(DataError, OSError), _lock(c, home):
+        with contextlib.suppress(DataError, OSError), _lock(c, home, print):
             _clear_work(c.folder(home))
 
 
@@ -133,8 +133,10 @@ def _clear_work(path: str) -> None:
         ownership.clear(work, WORKING_FILES)
 
 
-def _lock(c: PrepareConfig, home: str) -> contextlib.AbstractContextManager[None]:
-    return lock(layout.dataset_lock(home, c.dataset_name), f"preparing {c.folder(home)}")
+def _lock(
+    c: PrepareConfig, home: str, say: Callable[[str], None]
+) -> contextlib.AbstractContextManager[None]:
+    return lock(layout.dataset_lock(home, c.dataset_name), f"preparing {c.folder(home)}", say)
 
 
 def _prepare(

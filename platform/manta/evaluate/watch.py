@@ -28,7 +28,7 @@ def watch(c: EvaluateConfig, say: Callable[[str], None]) -> None:
     run = _run_of(c)
     asked = list(units(c))
     folder = layout.evals_folder(run)
-    with lock(storage.join(folder, f".watch-{'-'.join(asked)}"[:200]), f"watching {run}"):
+    with lock(storage.join(folder, f".watch-{'-'.join(asked)}"[:200]), f"watching {run}", say):
         suites.check((), c.tasks)
         with workers(c, storage.join(run, layout.RUN_CONFIG)) as pool:
             say(f"watching {run} for checkpoints to evaluate: {', '.join(asked)}")

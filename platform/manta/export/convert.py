@@ -200,7 +200,7 @@ def import_model(c: ImportConfig, say: Callable[[str], None]) -> str:
     path = layout.checkpoint_folder(run, 0)
     with (
         storage.writing(path, "free some space there, then run the same command again"),
-        lock(storage.join(run, layout.RUN_LOCK), f"run {c.name}"),
+        lock(storage.join(run, layout.RUN_LOCK), f"run {c.name}", say),
     ):
         if not _check_is_free(run, c.name):
             say(f"clearing what an interrupted import left in {run}")

@@ -84,7 +84,7 @@ class Work:
             return self.result()
         c = from_weights(self.c, path)
         check(c, path, self._datasets, lambda _: None)
-        self._held.enter_context(held(c, time.time()))
+        self._held.enter_context(held(c, time.time(), self._supervisor.say))
         save_run_config(c)
         return None
 

@@ -111,7 +111,7 @@ def pretrain(
     )
     if time_to_stop := ask_for_time(c.checkpoint.every):
         say(time_to_stop)
-    with held(c, started), beside(c) as finish:
+    with held(c, started, say), beside(c) as finish:
         stopped_by = Supervisor(c, datasets, say, callbacks).run()
         history.note(
             c.run_folder,
@@ -168,10 +168,10 @@ def check(
 
 
 @contextmanager
-def held(c: PretrainConfig, started: float) -> Iterator[None]:
+def held(c: PretrainConfig, started: float, say: Callable[[str], None]) -> Iterator[None]:
     """Holds the run for this process, whose work on it began at `started`, while its workers train.
     Raises DataError if another process has it."""
-    with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}"):
+    with lock(storage.join(c.run_folder, layout.RUN_LOCK), f"run {c.name}", say):
         ownership.remove_scratch(c.run_folder, layout.RAY_RECORDS)
         ledger.begin(c.run_folder, started)
         history.note(c.run_folder, "command", **history.command())

@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 
 from manta import config as configs
 from manta import failures, layout, messages, ownership, storage
-from manta.cluster import capacity, connection, nodes
+from manta.cluster import capacity, connection, ending, nodes
 from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import TrainingError
@@ -21,7 +21,7 @@ from manta.model.memory import costs
 from manta.train.checkpoints import checkpoint
 from manta.train.elastic import Whole
 from manta.train.faults.signals import Moving
-from manta.train.faults.stopping import told_to_stop
+from manta.train.faults.stopping import Told, told_to_stop
 from manta.train.patience import (
     GivenUp,
     Patience,
@@ -59,6 +59,7 @@ class Supervisor:
         is saved.
 
         Raises:
+            SystemExit: a signal stopped it while it waited for a node, before its first checkpoint.
             MantaError: a person has to fix something.
             RuntimeError: the workers have failed too often without a new checkpoint.
         """
@@ -75,15 +76,18 @@ class Supervisor:
                         ledger.begin(self.c.run_folder, time.time())
                         raise
                     self.recover(e)
-                    self._wait_for_room()
-                    continue
+                    self._wait_for_room(told)
+                    if told.by is None:
+                        continue
+                    if not checkpoint.find(self.c.run_folder):
+                        ending.end(told.by)  # there was nothing to save
                 path = checkpoint.newest(self.c.run_folder)
                 if is_finished(self.c, path):
                     return None
                 if told.by is None:
                     history.note(self.c.run_folder, "moved", step=layout.step_of(path))
                     self.say(on_the_move(path))
-                    self._wait_for_room()
+                    self._wait_for_room(told)
                 if told.by is not None:  # (also while it waited)
                     return told.by
 
@@ -134,11 +138,14 @@ class Supervisor:
         self.hanging = 0
         self.say(message)
 
-    def _wait_for_room(self) -> None:
-        """Waits up to `wait_seconds` for a new node, as one may have left. Raises ClusterError."""
+    def _wait_for_room(self, told: Told) -> None:
+        """Waits up to `wait_seconds` for a new node, as one may have left, or until a signal tells
+        the run to stop. Raises ClusterError."""
         c = self.c
         cpus, gpus = c.cpus_per_worker, c.gpus_per_worker
-        capacity.require(c.fewest_workers, cpus, gpus, c.wait_seconds, self.say)
+        capacity.require(
+            c.fewest_workers, cpus, gpus, c.wait_seconds, self.say, lambda: told.by is not None
+        )
 
     def _take_less_memory(self, size: int, why: str) -> None:
         """Makes micro batches smaller. This does not count as a failure (`max_failures`), as there

@@ -122,8 +122,8 @@ def _verify(paths: list[str]) -> list[str]:
 
 
 def compare(a: str, b: str) -> list[str]:
-    """Lines that say how two checkpoints differ: weights, optimizer's state, training state and
-    model."""
+    """Lines that say how two checkpoints differ: weights, optimizer's state (an imported one has
+    none), training state and model."""
     lines = [f"a  {a}", f"b  {b}"]
     for path in (a, b):
         checkpoint.verify(path)
@@ -145,14 +145,20 @@ def _weights(path: str) -> dict[str, torch.Tensor]:
     return checkpoint.own_weights(path) | (adapter.weights if adapter else {})
 
 
-def _optimizer(path: str) -> dict[str, torch.Tensor]:
+def _optimizer(path: str) -> dict[str, torch.Tensor] | None:
+    """The whole state of the optimizer; None if the checkpoint has none, as an imported one."""
+    if layout.OPTIMIZER_INDEX not in checkpoint.files_of(path):
+        return None
     index = fragments.read_index(path)
     names = [f"{layout.OPTIMIZER}/{file}" for file in fragments.files_in(index)]
     with checkpoint.local(path, names) as folder:
         return fragments.whole_state(index, folder / layout.OPTIMIZER)
 
 
-def _differences(what: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+def _differences(what: str, a: dict[str, Any] | None, b: dict[str, Any] | None) -> list[str]:
+    if a is None or b is None:
+        where = "neither has" if a is b else f"only {'b' if a is None else 'a'} has"
+        return [f"{what:<9}  {where} one: an imported checkpoint is without"]
     only = sorted(a.keys() ^ b.keys())
     if only:
         return [f"{what:<9}  {len(only)} are in only one of them: {named(only, most=3)}"]
