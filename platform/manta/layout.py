@@ -152,6 +152,11 @@ def prediction_file(study: str, run: str) -> str:
     return storage.join(study, "predictions", f"{run}.json")
 
 
+def prediction_lock(study: str, run: str) -> str:
+    folder, _, name = prediction_file(study, run).rpartition("/")
+    return storage.join(folder, f".{name}.lock")
+
+
 def exports_folder(home: str) -> str:
     return storage.join(home, "exports")
 

@@ -1,4 +1,4 @@
-"""Pictures, as PNG bytes: a run's loss curve, a dataset's document lengths, a confusion matrix."""
+"""Pictures, as PNG bytes: loss curves, document lengths, confusion matrices, charts of series."""
 
 import dataclasses
 import io
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -117,15 +118,23 @@ def side_by_side(
     return _png(figure)
 
 
+Look = Literal["line", "dashed", "points"]
+LOOKS: dict[Look, dict[str, Any]] = {
+    "line": {"linewidth": 1.5},
+    "dashed": {"linewidth": 1, "linestyle": "--"},
+    "points": {"linestyle": "", "marker": "o", "markersize": 4, "alpha": 0.8},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Series:
     """Points of a chart, of one look."""
 
     label: str
     """Its name in the legend; empty: not there."""
-    x: Sequence[float]
-    y: Sequence[float]
-    look: Literal["line", "dashed", "points"]
+    x: "Sequence[float] | np.ndarray"
+    y: "Sequence[float] | np.ndarray"
+    look: Look
     color: int | None
     """Its number among the chart's colors; None: gray."""
 
@@ -137,12 +146,7 @@ def chart(
     figure, axes = _figure(title, dpi=120)
     for s in series:
         color = "gray" if s.color is None else f"C{s.color % 10}"
-        look: dict[str, Any] = {
-            "line": {"linewidth": 1.5},
-            "dashed": {"linewidth": 1, "linestyle": "--"},
-            "points": {"linestyle": "", "marker": "o", "markersize": 4, "alpha": 0.8},
-        }[s.look]
-        axes.plot(s.x, s.y, color=color, label=s.label or "_", **look)
+        axes.plot(s.x, s.y, color=color, label=s.label or "_", **LOOKS[s.look])
     axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")

@@ -127,7 +127,9 @@ def _starts(x: np.ndarray, y: np.ndarray, loss: np.ndarray) -> list[np.ndarray]:
 
 def _law(p: np.ndarray) -> Law:
     e, a, b, alpha, beta = (float(value) for value in p)
-    return Law(math.exp(e), math.exp(a), math.exp(b), alpha, beta)
+    # A draw of few sizes may have no finite minimum: its terms stay below the largest float.
+    e, a, b = (math.exp(min(value, 700.0)) for value in (e, a, b))
+    return Law(e, a, b, alpha, beta)
 
 
 def _log_loss(p: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 from manta.scaling.fit import Law
 
 WIDTH = 8.0  # the parabola's sizes reach from the best size divided by this to it times this
+UNEVEN = (2.0, 16.0)  # the same for a survey that reaches further up than down, as many do
 POINTS = 9
 
 

@@ -1,13 +1,14 @@
 """Pictures of a scaling law: fit, residuals, iso-FLOP curves, and the best size by compute."""
 
 from collections.abc import Sequence
+from operator import methodcaller
 
 import numpy as np
 
 from manta import plot
-from manta.plot import Series
+from manta.plot import Look, Series
 from manta.scaling.fit import Fit
-from manta.scaling.isoflop import parabola
+from manta.scaling.isoflop import UNEVEN, parabola
 from manta.scaling.points import Point
 
 MOST_LINES = 7  # sizes with a curve of their own; more are drawn in as many groups
@@ -75,22 +76,29 @@ def _isoflop(found: Fit, points: Sequence[Point]) -> bytes:
     flops = [p.flops for p in points]
     series = []
     for color, budget in enumerate(np.geomspace(min(flops), max(flops), BUDGETS)):
-        curve = parabola(found.law, float(budget))
-        n = np.geomspace(curve.sizes[0], curve.sizes[-1], 60)
-        loss = found.law.loss(n, budget / (6 * n))
-        series.append(Series(f"{budget:.1e} FLOPs", n, loss, "line", color))
-        series.append(Series("", n, curve.loss(n), "dashed", color))
-        best = np.array([curve.law_size])
-        series.append(Series("", best, found.law.loss(best, budget / (6 * best)), "points", color))
-    title = "Loss at equal compute: the law and its lowest point; dashed, the parabola (biased)"
+        curve = parabola(found.law, float(budget), *UNEVEN)
+        n = np.geomspace(curve.sizes[0] / 4, curve.sizes[-1], 60)
+        series.append(_line(f"{budget:.1e} FLOPs", found, n, budget, "line", color))
+        n = n[n >= curve.sizes[0]]
+        series.append(Series("", n, curve.loss(n), "dashed", None))
+        both = np.array([curve.law_size, curve.best_size])
+        series.append(_line("", found, both[:1], budget, "points", color))
+        series.append(Series("", both[1:], curve.loss(both[1:]), "points", None))
+    series.append(Series("parabola, biased", [], [], "dashed", None))
+    title = "Loss at equal compute: the law, and the parabola fitted to it"
     return plot.chart(series, title, "parameters N", "loss", log_y=True)
+
+
+def _line(label: str, found: Fit, n: np.ndarray, flops: float, look: Look, color: int) -> Series:
+    """The law at equal compute."""
+    return Series(label, n, found.law.loss(n, flops / (6 * n)), look, color)
 
 
 def _frontier(found: Fit, points: Sequence[Point], budget: float | None) -> bytes:
     flops = [p.flops for p in points]
     along = np.geomspace(min(flops), max(BEYOND * max(flops), 2 * (budget or 0)), 40)
     n = np.array([found.law.best_size(c) for c in along])
-    low, high = np.array([found.interval(lambda law, c=c: law.best_size(c)) for c in along]).T
+    low, high = np.array([found.interval(methodcaller("best_size", c)) for c in along]).T
     series = [
         Series("best parameters N", along, n, "line", 0),
         Series("90% interval", along, low, "dashed", 0),

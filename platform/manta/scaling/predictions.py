@@ -60,7 +60,7 @@ def file(
         run, date, now, n, d, count, loss, low, high, LEVEL, dataclasses.asdict(found.law),
         len(found.residuals), inputs,
     )  # fmt: skip
-    with lock(f"{path}.lock", f"the prediction for {run}"):
+    with lock(layout.prediction_lock(study, run), f"the prediction for {run}"):
         if storage.exists(path):
             there = read(path)
             if dataclasses.replace(made, filed=there.filed, time=there.time) == there:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from manta.errors import ConfigError, DataError
 from manta.plot import short
 from manta.scaling import pictures, predictions
 from manta.scaling.fit import LEVEL, Fit, fit
-from manta.scaling.isoflop import WIDTH, parabola
+from manta.scaling.isoflop import UNEVEN, WIDTH, parabola
 from manta.scaling.points import Point, gather
 from manta.scaling.powers import Power, power
 from manta.scaling.settings import ScalingConfig
@@ -75,8 +76,8 @@ def _table(found: Fit, points: Sequence[Point], count: str) -> Iterator[str]:
     yield f"L = E + A / N^alpha + B / D^beta, from {len(points):,} runs; N is {COUNTED[count]}"
     rows = [["", "value", "standard error", f"{LEVEL:.0%} interval"]]
     for key in PARAMETERS:
-        low, high = found.interval(lambda law, key=key: getattr(law, key))
-        error = found.error(lambda law, key=key: getattr(law, key))
+        low, high = found.interval(attrgetter(key))
+        error = found.error(attrgetter(key))
         rows.append(
             [key, _four(getattr(found.law, key)), _four(error), f"{_four(low)} to {_four(high)}"]
         )
@@ -111,12 +112,12 @@ def _four(value: float) -> str:
 def _isoflop(found: Fit, points: Sequence[Point]) -> Iterator[str]:
     flops = max(p.flops for p in points)
     even = parabola(found.law, flops)
-    skew = parabola(found.law, flops, below=WIDTH / 4, above=WIDTH * 2)
+    skew = parabola(found.law, flops, *UNEVEN)
     yield (
         f"at {flops:.2e} FLOPs the law is lowest at N = {short(even.law_size)}. A parabola through "
         f"its own losses, without noise, says {short(even.best_size)} ({even.bias:+.0%}) from "
         f"sizes {WIDTH:g} times smaller to {WIDTH:g} times larger, and {short(skew.best_size)} "
-        f"({skew.bias:+.0%}) from {WIDTH / 4:g} times smaller to {WIDTH * 2:g} times larger: that "
+        f"({skew.bias:+.0%}) from {UNEVEN[0]:g} times smaller to {UNEVEN[1]:g} times larger: that "
         "is its bias"
     )
 
@@ -193,8 +194,8 @@ def _facts(
     """What fit.json has."""
     figures = {}
     for key in PARAMETERS:
-        low, high = found.interval(lambda law, key=key: getattr(law, key))
-        error = found.error(lambda law, key=key: getattr(law, key))
+        low, high = found.interval(attrgetter(key))
+        error = found.error(attrgetter(key))
         value = getattr(found.law, key)
         figures[key] = {"value": value, "error": error, "low": low, "high": high}
     rows = [
