@@ -143,6 +143,8 @@ def chart(
     series: Sequence[Series], title: str, x_label: str, y_label: str, *, log_y: bool = False
 ) -> bytes:
     """Draws series against a logarithmic x axis, with the legend to the right of the axes."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
     figure, axes = _figure(title, dpi=120)
     for s in series:
         color = "gray" if s.color is None else f"C{s.color % 10}"
@@ -152,9 +154,9 @@ def chart(
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         if high / low < 20:  # too narrow for powers of ten as its only ticks
+            axes.yaxis.set_major_locator(MaxNLocator(8))
+            axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}")
-            axes.tick_params(which="minor", labelsize=7)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside right upper", fontsize=8)

@@ -11,6 +11,7 @@ from manta.scaling.fit import Fit
 from manta.scaling.isoflop import UNEVEN, parabola
 from manta.scaling.points import Point
 
+NAMES = ("fit.png", "residuals.png", "isoflop.png", "frontier.png")
 MOST_LINES = 7  # sizes with a curve of their own; more are drawn in as many groups
 BUDGETS = 5
 BEYOND = 30.0  # how many times the largest compute the best sizes are drawn to
@@ -18,12 +19,13 @@ BEYOND = 30.0  # how many times the largest compute the best sizes are drawn to
 
 def draw(found: Fit, points: Sequence[Point], budget: float | None) -> dict[str, bytes]:
     """The pictures as PNG, by file name."""
-    return {
-        "fit.png": _fit(found, points),
-        "residuals.png": _residuals(found, points),
-        "isoflop.png": _isoflop(found, points),
-        "frontier.png": _frontier(found, points, budget),
-    }
+    drawn = (
+        _fit(found, points),
+        _residuals(found, points),
+        _isoflop(found, points),
+        _frontier(found, points, budget),
+    )
+    return dict(zip(NAMES, drawn, strict=True))
 
 
 def _groups(points: Sequence[Point]) -> list[tuple[float, list[Point]]]:
@@ -84,7 +86,8 @@ def _isoflop(found: Fit, points: Sequence[Point]) -> bytes:
         both = np.array([curve.law_size, curve.best_size])
         series.append(_line("", found, both[:1], budget, "points", color))
         series.append(Series("", both[1:], curve.loss(both[1:]), "points", None))
-    series.append(Series("parabola, biased", [], [], "dashed", None))
+    label = f"parabola (lowest: {curve.bias:+.0%})"
+    series.append(Series(label, [], [], "dashed", None))
     title = "Loss at equal compute: the law, and the parabola fitted to it"
     return plot.chart(series, title, "parameters N", "loss", log_y=True)
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import math
+from typing import NamedTuple
 
 from manta import foreign, layout, storage
 from manta.errors import DataError
@@ -46,11 +47,11 @@ def gather(c: ScalingConfig) -> tuple[list[Point], dict[str, str]]:
     """
     found: list[Point] = []
     inputs: dict[str, str] = {}
-    for name in c.runs:
-        point, file = from_run(name, c.home_folder, c.count)
-        found.append(point)
-        inputs[file] = storage.sha256(file)
-    found = best_of_each(found)
+    runs = {name: from_run(name, c.home_folder, c.count) for name in c.runs}
+    _check_texts(runs)
+    for run in runs.values():
+        inputs[run.file] = storage.sha256(run.file)
+    found += best_of_each([run.point for run in runs.values()])
     if c.points is not None:
         path = storage.absolute(c.points)
         data = foreign.read_bytes(path, DataError)
@@ -123,8 +124,29 @@ def _number(text: str | None, column: str, name: str, number: int) -> float:
     return value
 
 
-def from_run(name: str, home: str, count: str) -> tuple[Point, str]:
-    """A run as a point, and the file that its loss comes from.
+class Run(NamedTuple):
+    """A finished run."""
+
+    point: Point
+    file: str
+    """The file that its loss comes from."""
+    measured: dict[str, int]
+    """The tokens of each val split on which its loss was measured (`TrainState.val_sample`)."""
+
+
+def _check_texts(runs: dict[str, Run]) -> None:
+    """Raises DataError if the losses of these runs are not of the same texts."""
+    first = next(iter(runs), None)
+    others = [name for name, run in runs.items() if first and run.measured != runs[first].measured]
+    if others:
+        raise DataError(
+            f"runs: the val losses of {named(others)} were measured on another val split, or on "
+            f"another sample of it, than that of {first}: one law is for one text; leave them out"
+        )
+
+
+def from_run(name: str, home: str, count: str) -> Run:
+    """A run as a point.
 
     Raises:
         CheckpointError: no run has this name.
@@ -147,10 +169,11 @@ def from_run(name: str, home: str, count: str) -> tuple[Point, str]:
     every = parameters(checkpoints.load_model_config(path))
     sizes = {"all": every.total, "no_embeddings": every.total - every.embedding - every.positions}
     other = next(value for key, value in sizes.items() if key != count)
-    return Point(
+    point = Point(
         name, sizes[count], settings.tokens_before(state.step), float(records[-1]["val_loss"]),
         settings.optimizer.lr, settings.tokens_per_batch, other,
-    ), file  # fmt: skip
+    )  # fmt: skip
+    return Run(point, file, state.val_sample)
 
 
 def check(points: list[Point]) -> None:

@@ -100,7 +100,7 @@ def check(study: str, run: str, home: str) -> list[str]:
     folder = layout.run_folder(home, run)
     events, _ = history.read(folder) if storage.exists(folder) else ([], None)
     count = filed.count if filed.count in EMBEDDINGS else "all"
-    point, _ = from_run(run, home, count)
+    point = from_run(run, home, count).point
     if not events:
         raise DataError(
             f"check={run}: {layout.HISTORY} of the run has no start, so it cannot be told whether "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from manta import layout, storage
+from manta import layout, ownership, storage
 from manta.errors import ConfigError, DataError
 from manta.plot import short
 from manta.scaling import pictures, predictions
@@ -58,6 +58,7 @@ def study(c: ScalingConfig) -> tuple[list[str], str | None]:
     budget = c.budget.in_flops
     if budget is not None:
         lines += ["", *_recommend(found, points, budget, c, rates)]
+    ownership.refuse_links(folder, [*pictures.NAMES, layout.LAW])
     lines += _predict(found, c, folder, count, inputs, budget)
     drawn = pictures.draw(found, points, budget)
     with storage.writing(folder, "free some space there, then run the same command again"):
