@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from helpers.checkpoints import model_of, save
@@ -16,8 +18,8 @@ from manta.config import from_dict, to_yaml
 from manta.errors import ConfigError, DataError, MantaError
 from manta.model.cost import parameters
 from manta.scaling.fit import Law
-from manta.scaling.points import Point, best_of_each, check, from_run
-from manta.scaling.settings import ScalingConfig
+from manta.scaling.points import Point, best_of_each, check, from_csv, from_run
+from manta.scaling.settings import ColumnsConfig, ScalingConfig
 from manta.scaling.study import study
 from manta.text import tokenizer as tokenizers
 from manta.train.records import history
@@ -101,7 +103,7 @@ def test_a_rate_that_falls_with_compute_is_recommended(tmp_path: Path) -> None:
             "",
             r"no such column: columns\.parameters=parameters; its columns are N,",
         ),
-        ("parameters,tokens,loss", "x", r"line 2: loss=\S+x: not a positive number"),
+        ("parameters,tokens,loss", "x", r"line 2: loss=\S+x: not a positive number from"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_is_there(
@@ -121,6 +123,39 @@ def test_what_is_missing_for_a_fit_is_said() -> None:
     few = [Point("p", n, 1e7, 3.0) for n in np.geomspace(1e6, 1e8, 9)]
     with pytest.raises(DataError, match="2 more numbers of tokens"):
         check(few)
+
+
+CELLS = ["parameters", "tokens", "loss", "1", "1e39", "-1", "", '"', "nan"]
+rows = st.lists(st.lists(st.sampled_from(CELLS), max_size=4).map(",".join), max_size=5)
+tables = rows.map(lambda rows: "\n".join(["parameters,tokens,loss", *rows]).encode())
+
+
+@given(data=st.one_of(st.binary(max_size=60), tables))
+@example(b"parameters,tokens,loss\n1,2,3,4\n")
+@example(b'parameters,tokens,loss\n1,2,"' + b"x" * 200_000)
+@example(b"x" * 200_000)
+def test_any_file_gives_runs_or_one_line(data: bytes) -> None:
+    try:
+        points = from_csv(data, "x.csv", ColumnsConfig())
+    except DataError as e:
+        assert "\n" not in str(e) and len(str(e)) < 2000
+    else:
+        assert all(0 < value < 1e41 for p in points for value in (p.n, p.d, p.loss))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_runs_that_tell_nothing_are_not_fitted_in_silence(tmp_path: Path, noise: float) -> None:
+    """The losses do not depend on size and tokens: a study says so, and ends in no traceback."""
+    path = Path(survey(tmp_path))
+    generator = np.random.default_rng(3)
+    lines = [line.rpartition(",")[0] for line in path.read_text().split()[1:]]
+    rows = [f"{line},{3 + noise * generator.standard_normal():.4f}" for line in lines]
+    path.write_text("\n".join(["parameters,tokens,loss", *rows]))
+    try:
+        text = "\n".join(study(settings(tmp_path, points=str(path)))[0])
+    except DataError as e:
+        text = str(e)
+    assert "do not fall" in text or "hardly tell" in text
 
 
 @pytest.mark.parametrize(
@@ -161,6 +196,14 @@ def test_a_run_that_has_not_reached_its_end_is_no_point(tmp_path: Path) -> None:
     a_run(tmp_path, "half", 3.5, 1.0, total=2 * TOKENS)
     with pytest.raises(DataError, match="at step 7 of 14"):
         from_run("half", str(tmp_path), "all")
+
+
+def test_a_run_that_went_on_from_a_checkpoint_is_no_point(tmp_path: Path) -> None:
+    run = a_run(tmp_path, "tuned", 3.5, 1.0)
+    config = run / layout.RUN_CONFIG
+    config.write_text(config.read_text().replace("checkpoint: null", "checkpoint: base", 1))
+    with pytest.raises(DataError, match="it went on from a checkpoint"):
+        from_run("tuned", str(tmp_path), "all")
 
 
 def test_losses_of_other_texts_are_not_fitted_together(tmp_path: Path) -> None:

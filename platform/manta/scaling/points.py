@@ -18,6 +18,7 @@ from manta.train.settings import load_run_config
 FEWEST_POINTS = 8
 FEWEST_SIZES = 3
 FEWEST_BUDGETS = 3
+LEAST, MOST = 1e-40, 1e40  # a product of two has a place among floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,10 @@ def from_csv(data: bytes, name: str, columns: ColumnsConfig) -> list[Point]:
     except UnicodeDecodeError:
         raise DataError(f"points={name}: not a text in UTF-8; write it in UTF-8") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    there = list(reader.fieldnames or [])
+    try:
+        there = list(reader.fieldnames or [])
+    except csv.Error as e:
+        raise DataError(f"points={name}, line 1: {line(str(e))}") from None
     size = ("tokens", columns.tokens) if columns.flops is None else ("flops", columns.flops)
     wanted = {"parameters": columns.parameters, size[0]: size[1], "loss": columns.loss}
     wanted |= {k: v for k in ("lr", "batch") if (v := getattr(columns, k)) is not None}
@@ -116,10 +120,10 @@ def _number(text: str | None, column: str, name: str, number: int) -> float:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    if not (0 < value < math.inf):
+    if not LEAST <= value <= MOST:  # (NaN too)
         raise DataError(
             f"points={name}, line {number}: {line(column)}={line(text or '')}: not a positive "
-            "number; correct the line, or remove it"
+            f"number from {LEAST:g} to {MOST:g}; correct the line, or remove it"
         )
     return value
 
@@ -157,6 +161,11 @@ def from_run(name: str, home: str, count: str) -> Run:
     settings, state = load_run_config(run), checkpoints.load_state(path)
     if settings is None:
         raise DataError(f"{name}: {layout.RUN_CONFIG} is missing, so its tokens are not known")
+    if settings.has_base:
+        raise DataError(
+            f"{name}: it went on from a checkpoint, so its loss does not come from its own tokens "
+            "alone: leave it out of runs="
+        )
     if state.step < settings.total_steps:
         raise DataError(
             f"{name}: it is at step {state.step:,} of {settings.total_steps:,}, and its learning "

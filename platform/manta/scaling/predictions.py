@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 import time
 
 from manta import foreign, layout, storage
@@ -54,6 +55,11 @@ def file(
     """
     path = layout.prediction_file(study, run)
     loss, low, high = found.prediction(n, d)
+    if not all(0 < value < math.inf for value in (loss, low, high)):
+        raise DataError(
+            f"predict.name={run}: the law says {loss:.3g} ({low:.3g} to {high:.3g}) for {n:.3g} "
+            f"parameters and {d:.3g} tokens, which is no loss; add runs"
+        )
     now = time.time()
     date = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat(timespec="seconds")
     made = Filed(

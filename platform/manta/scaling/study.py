@@ -24,6 +24,7 @@ COUNTED = {
     "no_embeddings": "the parameters outside the token and position embeddings",
     "file": "what the CSV file counts (only its author knows which parameters)",
 }
+UNSURE = 100.0  # ends of an interval of the best size, against each other
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 
 
@@ -44,8 +45,9 @@ def study(c: ScalingConfig) -> tuple[list[str], str | None]:
             f"the losses of these {len(points):,} runs do not fall with size and tokens (alpha "
             f"{found.law.alpha:.3g}, beta {found.law.beta:.3g}): add runs of other sizes and tokens"
         )
+    doubt = list(_doubts(found, points))
     count = "file" if c.points is not None else c.count
-    lines = [*_table(found, points, count), "", *_isoflop(found, points)]
+    lines = [*_table(found, points, count), "", *_isoflop(found, points), *doubt]
     rates = {
         "learning rate": _power(points, "lr"), "tokens per batch": _power(points, "batch"),
     }  # fmt: skip
@@ -108,6 +110,17 @@ def _table(found: Fit, points: Sequence[Point], count: str) -> Iterator[str]:
 
 def _four(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def _doubts(found: Fit, points: Sequence[Point]) -> Iterator[str]:
+    """A line that says if these runs hardly tell the best size."""
+    flops = max(p.flops for p in points)
+    low, high = found.interval(lambda law: law.best_size(flops))
+    if not high <= UNSURE * low:
+        yield (
+            f"these runs hardly tell which size is best at {flops:.2e} FLOPs: the {LEVEL:.0%} "
+            f"interval is {low:.2g} to {high:.2g}; add runs of other sizes and other tokens"
+        )
 
 
 def _isoflop(found: Fit, points: Sequence[Point]) -> Iterator[str]:
