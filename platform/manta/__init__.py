@@ -33,6 +33,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     report      what was trained on what, and what came of it, as a page
     export      to and from transformers, llama.cpp, llm.c; to PEFT     [transformers, peft, gguf]
     sweep       many runs, compared                                     [optuna]
+    scaling     how the loss falls with size and tokens, and predictions    [scipy]
     serve       a chat page, and a server that speaks OpenAI's protocol [fastapi, uvicorn]
     bench       measurements of Manta itself                            [psutil]
 """

@@ -38,6 +38,9 @@ HOME/data/NAME/train-00000.parquet   token ids; an end-of-text token ends each d
 HOME/judged/NAME/answers.jsonl       what each model answered to each question
                  judgements.jsonl    what the judge replied
                  result.json         the figures of the newest judging
+HOME/scaling/NAME/fit.json           a scaling law, its intervals and its points
+                  fit.png, ...        pictures of it
+                  predictions/RUN.json  filed before the run, and never replaced
 HOME/exports/                        models in the formats of other software
 """
 
@@ -110,6 +113,9 @@ ANSWERS = "answers.jsonl"
 JUDGEMENTS = "judgements.jsonl"
 JUDGED = "result.json"
 
+# Names in a study of scaling.
+LAW = "fit.json"
+
 
 def rank_file(rank: int) -> str:
     """The name of a rank's file of the optimizer's state."""
@@ -139,6 +145,19 @@ def dataset_lock(home: str, name: str) -> str:
 
 def judged_folder(home: str, name: str) -> str:
     return storage.join(home, "judged", name)
+
+
+def scaling_folder(home: str, name: str) -> str:
+    return storage.join(home, "scaling", name)
+
+
+def prediction_file(study: str, run: str) -> str:
+    return storage.join(study, "predictions", f"{run}.json")
+
+
+def prediction_lock(study: str, run: str) -> str:
+    folder, _, name = prediction_file(study, run).rpartition("/")
+    return storage.join(folder, f".{name}.lock")
 
 
 def exports_folder(home: str) -> str:

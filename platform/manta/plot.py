@@ -1,11 +1,13 @@
-"""Pictures, as PNG bytes: a run's loss curve, a dataset's document lengths, a confusion matrix."""
+"""Pictures, as PNG bytes: loss curves, document lengths, confusion matrices, charts of series."""
 
+import dataclasses
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -114,6 +116,59 @@ def side_by_side(
             [handles[n] for n in names], names, loc="outside lower center", ncols=4, fontsize=8
         )
     return _png(figure)
+
+
+Look = Literal["line", "dashed", "points"]
+LOOKS: dict[Look, dict[str, Any]] = {
+    "line": {"linewidth": 1.5},
+    "dashed": {"linewidth": 1, "linestyle": "--"},
+    "points": {"linestyle": "", "marker": "o", "markersize": 4, "alpha": 0.8},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Points of a chart, of one look."""
+
+    label: str
+    """Its name in the legend; empty: not there."""
+    x: "Sequence[float] | np.ndarray"
+    y: "Sequence[float] | np.ndarray"
+    look: Look
+    color: int | None
+    """Its number among the chart's colors; None: gray."""
+
+
+def chart(
+    series: Sequence[Series], title: str, x_label: str, y_label: str, *, log_y: bool = False
+) -> bytes:
+    """Draws series against a logarithmic x axis, with the legend to the right of the axes."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    figure, axes = _figure(title, dpi=120)
+    for s in series:
+        color = "gray" if s.color is None else f"C{s.color % 10}"
+        axes.plot(s.x, s.y, color=color, label=s.label or "_", **LOOKS[s.look])
+    axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high / low < 20:  # too narrow for powers of ten as its only ticks
+            axes.yaxis.set_major_locator(MaxNLocator(8))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside right upper", fontsize=8)
+    return _png(figure)
+
+
+def short(value: float) -> str:
+    """A count in three digits: 950, 1.2k, 124M, 6.9B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def _grid(titles: Sequence[str], title: str, largest: int) -> "tuple[Figure, list[Axes], float]":

@@ -1,0 +1,222 @@
+"""A study: gathers points, fits the law, recommends, files a prediction or checks one."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from manta import layout, ownership, storage
+from manta.errors import ConfigError, DataError
+from manta.plot import short
+from manta.scaling import pictures, predictions
+from manta.scaling.fit import LEVEL, Fit, fit
+from manta.scaling.isoflop import UNEVEN, WIDTH, parabola
+from manta.scaling.points import Point, gather
+from manta.scaling.powers import Power, power
+from manta.scaling.settings import ScalingConfig
+from manta.terminal import aligned
+
+COUNTED = {
+    "all": "all parameters of the model",
+    "no_embeddings": "the parameters outside the token and position embeddings",
+    "file": "what the CSV file counts (only its author knows which parameters)",
+}
+UNSURE = 100.0  # ends of an interval of the best size, against each other
+PARAMETERS = ("E", "A", "B", "alpha", "beta")
+
+
+def study(c: ScalingConfig) -> tuple[list[str], str | None]:
+    """The lines to show, and the folder with the pictures; None if only a prediction was checked.
+
+    Raises:
+        MantaError: what is asked for cannot be done; nothing is written then.
+    """
+    folder = layout.scaling_folder(c.home_folder, c.name)
+    if c.check is not None:
+        return predictions.check(folder, c.check, c.home_folder), None
+    points, inputs = gather(c)
+    n, d, loss = (np.array([getattr(p, key) for p in points]) for key in ("n", "d", "loss"))
+    found = fit(n, d, loss, c.samples, c.seed)
+    if min(found.law.alpha, found.law.beta) <= 0:
+        raise DataError(
+            f"the losses of these {len(points):,} runs do not fall with size and tokens (alpha "
+            f"{found.law.alpha:.3g}, beta {found.law.beta:.3g}): add runs of other sizes and tokens"
+        )
+    doubt = list(_doubts(found, points))
+    count = "file" if c.points is not None else c.count
+    lines = [*_table(found, points, count), "", *_isoflop(found, points), *doubt]
+    rates = {
+        "learning rate": _power(points, "lr"), "tokens per batch": _power(points, "batch"),
+    }  # fmt: skip
+    for what, law in rates.items():
+        if law is not None:
+            lines.append(
+                f"best {what}: grows as C^{law.exponent:.3f} ({LEVEL:.0%} interval "
+                f"{law.exponent_low:.3f} to {law.exponent_high:.3f}, {law.points} points)"
+            )
+    budget = c.budget.in_flops
+    if budget is not None:
+        lines += ["", *_recommend(found, points, budget, c, rates)]
+    ownership.refuse_links(folder, [*pictures.NAMES, layout.LAW])
+    lines += _predict(found, c, folder, count, inputs, budget)
+    drawn = pictures.draw(found, points, budget)
+    with storage.writing(folder, "free some space there, then run the same command again"):
+        for name, data in drawn.items():
+            storage.write_bytes(storage.join(folder, name), data)
+        storage.write_json(storage.join(folder, layout.LAW), _facts(found, points, count, inputs))
+    return lines, folder
+
+
+def _power(points: Sequence[Point], key: str) -> Power | None:
+    known = [p for p in points if getattr(p, key) is not None]
+    return power([p.flops for p in known], [getattr(p, key) for p in known])
+
+
+def _table(found: Fit, points: Sequence[Point], count: str) -> Iterator[str]:
+    yield f"L = E + A / N^alpha + B / D^beta, from {len(points):,} runs; N is {COUNTED[count]}"
+    rows = [["", "value", "standard error", f"{LEVEL:.0%} interval"]]
+    for key in PARAMETERS:
+        low, high = found.interval(attrgetter(key))
+        error = found.error(attrgetter(key))
+        rows.append(
+            [key, _four(getattr(found.law, key)), _four(error), f"{_four(low)} to {_four(high)}"]
+        )
+    low, high = found.interval(lambda law: law.size_exponent)
+    error = found.error(lambda law: law.size_exponent)
+    rows.append(
+        [
+            "best N ~ C^",
+            _four(found.law.size_exponent),
+            _four(error),
+            f"{_four(low)} to {_four(high)}",
+        ]
+    )
+    yield from aligned(rows)
+    sizes = np.abs(np.expm1(found.residuals))
+    worst = int(sizes.argmax())
+    yield (
+        f"residuals: median {np.median(sizes):.2%}, largest {sizes[worst]:.2%} "
+        f"({points[worst].name}, N {short(points[worst].n)}, D {short(points[worst].d)})"
+    )
+    both = [p for p in points if p.other_n is not None]
+    if both:
+        other = "without embeddings" if count == "all" else "with embeddings"
+        each = ", ".join(sorted({f"{short(p.n)} ({short(p.other_n or 0)} {other})" for p in both}))
+        yield f"N of the runs: {each}"
+
+
+def _four(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def _doubts(found: Fit, points: Sequence[Point]) -> Iterator[str]:
+    """A line that says if these runs hardly tell the best size."""
+    flops = max(p.flops for p in points)
+    low, high = found.interval(lambda law: law.best_size(flops))
+    if not high <= UNSURE * low:
+        yield (
+            f"these runs hardly tell which size is best at {flops:.2e} FLOPs: the {LEVEL:.0%} "
+            f"interval is {low:.2g} to {high:.2g}; add runs of other sizes and other tokens"
+        )
+
+
+def _isoflop(found: Fit, points: Sequence[Point]) -> Iterator[str]:
+    flops = max(p.flops for p in points)
+    even = parabola(found.law, flops)
+    skew = parabola(found.law, flops, *UNEVEN)
+    yield (
+        f"at {flops:.2e} FLOPs the law is lowest at N = {short(even.law_size)}. A parabola through "
+        f"its own losses, without noise, says {short(even.best_size)} ({even.bias:+.0%}) from "
+        f"sizes {WIDTH:g} times smaller to {WIDTH:g} times larger, and {short(skew.best_size)} "
+        f"({skew.bias:+.0%}) from {UNEVEN[0]:g} times smaller to {UNEVEN[1]:g} times larger: that "
+        "is its bias"
+    )
+
+
+def _recommend(
+    found: Fit,
+    points: Sequence[Point],
+    budget: float,
+    c: ScalingConfig,
+    rates: dict[str, Power | None],
+) -> Iterator[str]:
+    n = found.law.best_size(budget)
+    d = budget / (6 * n)
+    low, high = found.interval(lambda law: law.best_size(budget))
+    loss, loss_low, loss_high = found.prediction(n, d)
+    times = budget / max(p.flops for p in points)
+    yield f"for {budget:.3g} FLOPs{_price(budget, c)}, {times:.3g} times the largest run's:"
+    rows = [["", "best", f"{LEVEL:.0%} interval"]]
+    rows.append(["parameters", short(n), f"{short(low)} to {short(high)}"])
+    rows.append(
+        ["tokens", short(d), f"{short(budget / (6 * high))} to {short(budget / (6 * low))}"]
+    )
+    rows.append(["tokens per parameter", f"{d / n:.3g}", ""])
+    rows.append(["loss", f"{loss:.4f}", f"{loss_low:.4f} to {loss_high:.4f}"])
+    for what, law in rates.items():
+        if law is not None:
+            middle, least, most = law.at(budget)
+            rows.append([what, f"{middle:.3g}", f"{least:.3g} to {most:.3g}"])
+    yield from aligned(rows)
+    for what, law in rates.items():
+        if law is None:
+            yield f"best {what}: not known; it takes the best ones of at least 3 budgets"
+
+
+def _price(flops: float, c: ScalingConfig) -> str:
+    """The hours and dollars of a budget, as far as they are known."""
+    if c.budget.speed is None:
+        return ""
+    hours = flops / c.budget.speed / 3600
+    price = c.budget.price_per_hour
+    return f" ({hours:,.3g} hours" + (f", {hours * price:,.2f} dollars)" if price else ")")
+
+
+def _predict(
+    found: Fit,
+    c: ScalingConfig,
+    folder: str,
+    count: str,
+    inputs: dict[str, str],
+    budget: float | None,
+) -> Iterator[str]:
+    """Files the prediction that is asked for, and says so."""
+    if c.predict.name is None:
+        return
+    n, d = c.predict.parameters, c.predict.tokens
+    if n is None or d is None:
+        assert budget is not None, "checked by the config"
+        n = found.law.best_size(budget)
+        d = budget / (6 * n)
+    if not math.isfinite(n * d):
+        raise ConfigError("predict: the law has no best size for this budget")
+    filed = predictions.file(folder, c.predict.name, c.home_folder, found, n, d, count, inputs)
+    yield ""
+    yield (
+        f"filed on {filed.filed}: {filed.run}, with N = {filed.parameters:,.0f} and D = "
+        f"{filed.tokens:,.0f}, will have a loss of {filed.loss:.4f} ({filed.level:.0%} interval "
+        f"{filed.low:.4f} to {filed.high:.4f})"
+    )
+
+
+def _facts(
+    found: Fit, points: Sequence[Point], count: str, inputs: dict[str, str]
+) -> dict[str, Any]:
+    """What fit.json has."""
+    figures = {}
+    for key in PARAMETERS:
+        low, high = found.interval(attrgetter(key))
+        error = found.error(attrgetter(key))
+        value = getattr(found.law, key)
+        figures[key] = {"value": value, "error": error, "low": low, "high": high}
+    rows = [
+        {**dataclasses.asdict(p), "residual": float(r)}
+        for p, r in zip(points, found.residuals, strict=True)
+    ]
+    return {
+        "law": figures, "level": LEVEL, "samples": len(found.draws), "objective": found.objective,
+        "count": count, "inputs": inputs, "points": rows,
+    }  # fmt: skip
