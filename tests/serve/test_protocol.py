@@ -1,8 +1,10 @@
 """OpenAI's protocol, as its official client, lm-eval and curl speak it."""
 
+import contextlib
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +16,13 @@ import openai
 import pytest
 import torch
 
-from helpers.server import CONTEXT, Running, make_home, running
+from helpers.common import ROOT
+from helpers.server import CONTEXT, Running, free_port, make_home, running
 from manta.evaluate.adapter import in_process, loglikelihood_requests
 from manta.export import huggingface
 from manta.model.generate import generate
 from manta.model.sampling import Sampling
+from manta.serve.conversations import Conversations
 from manta.train.checkpoints import checkpoint
 
 
@@ -248,3 +252,43 @@ def test_a_checkpoint_that_goes_away_is_still_served(tmp_path: Path) -> None:
         shutil.rmtree(home / "runs" / "tuned" / "checkpoints")
         reply = post(found, "/v1/chat/completions", {"messages": HI, "max_tokens": 3})
         assert reply.status_code == 200
+
+
+@pytest.mark.long
+def test_a_server_that_is_killed_while_it_writes_loses_no_turn(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a stream: the question and what was written of the answer are there
+    when a server starts again, and the answer goes on."""
+    home, port = make_home(tmp_path), free_port()
+    command = [
+        sys.executable, str(ROOT / "jobs" / "serve.py"), "checkpoint=tuned", f"home={home}",
+        f"port={port}", "cache_gb=0.05",
+    ]  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    for number in range(3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            while "Ctrl-C" not in process.stdout.readline():
+                pass
+            one = httpx.post(f"{url}/api/conversations", json={}).json()["id"]
+            asked = {"text": f"question {number}"}
+            question = httpx.post(f"{url}/api/conversations/{one}/questions", json=asked).json()
+            body = {"parent": question["id"], "settings": {"max_tokens": 100, "temperature": 0}}
+            with (
+                contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadError),
+                httpx.stream(
+                    "POST", f"{url}/api/conversations/{one}/answers", json=body, timeout=60
+                ) as stream,
+            ):
+                seen = 0
+                for line in stream.iter_lines():
+                    seen += '"tokens"' in line
+                    if seen == 4 + 3 * number:
+                        process.kill()
+            process.wait()
+        kept = Conversations(home / "runs" / "tuned" / "conversations.sqlite")
+        turns = kept.get(one)["turns"]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"]
+        assert turns[0]["text"] == f"question {number}" and turns[1]["state"] != "streaming"
+        assert turns[1]["tokens"] and turns[1]["ids"]
+        assert len(kept.listed()) == number + 1
+        kept.close()

@@ -212,7 +212,7 @@ async def _stream(
             else:
                 yield {"text": more.text, "tokens": new}
             now = time.monotonic()
-            if now - written > SECONDS_BETWEEN_WRITES:
+            if shown and now - written > SECONDS_BETWEEN_WRITES:
                 kept.write(turn, answer.text, "streaming", tokens=shown, ids=_ids(asked, answer))
                 written = now
     finally:
