@@ -92,7 +92,7 @@ def test_what_is_no_body_is_refused(served: Running, raw: bytes) -> None:
 
 
 def test_a_body_that_is_too_large_is_not_read(served: Running) -> None:
-    """By what it says of its size, and, where it says nothing, as soon as it is known."""
+    """Its header says its size; where that says nothing, the server stops as soon as it knows."""
     large = b" " * (reading.MOST_BYTES + 1)
     error(httpx.post(f"{served.url}{CHAT}", content=large, timeout=30), 413)
 

@@ -140,7 +140,7 @@ def test_an_export_has_all_conversations_up_to_an_empty_text(kept: Conversations
 
 
 def test_a_later_process_with_the_same_id_is_not_the_writer(kept: Conversations) -> None:
-    """In a container the server has the same process id after each start."""
+    """A server in a container has the same process id after each start."""
     one = kept.new()
     answer = kept.answer(one, kept.ask(one, None, "why?"), "m", {})
     kept.write(answer, "half", "streaming", ids=(1, 2))

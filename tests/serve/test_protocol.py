@@ -211,7 +211,7 @@ def test_health_and_metrics(server: Running) -> None:
 
 
 def test_a_client_that_goes_away_frees_its_place(server: Running) -> None:
-    """While it streams, and while it waits for a whole answer."""
+    """The same holds for a stream and for a client that waits for a whole answer."""
     engine = server.models["base"].engine
     body = {"model": "base", "prompt": "the", "max_tokens": 100, "n": 8, "stop": []}
     with httpx.stream("POST", f"{server.url}/v1/completions", json={**body, "stream": True}) as s:

@@ -123,7 +123,7 @@ def check(token: Token, logprobs: torch.Tensor, count: int) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_log_probabilities_are_those_of_a_plain_forward(name: str) -> None:
-    """In a batch, with and without what the cache had; those of the answer before all settings."""
+    """The batch has and has not what the cache had; the answer's are those before all settings."""
     model = serving_model(name)
     batch = batch_of(model, chunk=5)
     settings = {

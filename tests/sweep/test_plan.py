@@ -154,7 +154,7 @@ def test_on_one_lane_asha_promotes_exactly_the_best_of_each_rung() -> None:
 
 
 def test_what_no_result_can_change_is_ready_before_its_lane_is_free() -> None:
-    """So lanes that are faster or slower than the plan's own do not wait while a rung fills."""
+    """Lanes that are faster or slower than the plan's own do not wait while a rung fills."""
     plan = Plan(config(**SWEEPS["asha"]), Notes(), 2)
     assert len(plan.ready()) == 16
     for segment in plan.ready()[::-1]:

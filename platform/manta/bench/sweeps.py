@@ -37,7 +37,7 @@ class Replays:
     """What a strategy found over many replays."""
 
     trials: int
-    """Of each grid."""
+    """Numbers of each grid."""
     exact: float
     """The share of replays that found the winner itself."""
     within: float

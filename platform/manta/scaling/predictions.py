@@ -31,7 +31,7 @@ class Filed:
     parameters: PositiveFloat
     tokens: PositiveFloat
     count: str
-    """Which parameters are counted; "file": those of a CSV file, whose author knows."""
+    """The parameters that are counted; "file": those of a CSV file, whose author knows."""
     loss: PositiveFloat
     low: PositiveFloat
     high: PositiveFloat

@@ -107,7 +107,7 @@ class ScalingConfig(HomeConfig):
     runs: tuple[str, ...] = ()
     """Names or folders of runs, instead of `points`, or in addition."""
     count: Literal["all", "no_embeddings"] = "all"
-    """Which parameters of `runs` are counted: all, or those outside the token and position
+    """The parameters of `runs` that are counted: all, or those outside the token and position
     embeddings. (A CSV file has one number, and only its author knows which it is.)"""
     leave_out_highest: Natural = 0
     """How many runs with the highest losses are left out of the fit."""

@@ -43,7 +43,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """Where a trial is."""
+    """The place that a trial has come to."""
 
     trial: Trial
     losses: dict[int, float]
