@@ -37,7 +37,7 @@ class Replays:
     """What a strategy found over many replays."""
 
     trials: int
-    """Numbers of each grid."""
+    """The number of trials of each grid."""
     exact: float
     """The share of replays that found the winner itself."""
     within: float
