@@ -19,7 +19,7 @@ LEFT = (
 )  # fmt: skip
 # What no job reads (.rayignore), but for the tests that jobs/bench.py what=gpu runs.
 UNUSED, USED = (".github/", "tests/"), "tests/bench/"
-MOST_BYTES = 2 << 20
+MOST_BYTES = 5 << 19
 
 
 def tracked() -> list[str]:

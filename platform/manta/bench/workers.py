@@ -139,6 +139,7 @@ def _write(rank: int, count: int, folder: str, backend: str, work: Any, argument
 
 
 def _member(rank: int, count: int, folder: str, backend: str, work: Any, arguments: Any) -> Any:
+    before = dict(os.environ)  # a single worker is the caller's own process
     # DeepSpeed reads this variable even if the process group exists.
     os.environ["LOCAL_RANK"] = "0" if backend == "nccl" else str(rank)
     os.environ["TORCH_GLOO_LAZY_INIT"] = "1"  # as under Ray
@@ -148,3 +149,6 @@ def _member(rank: int, count: int, folder: str, backend: str, work: Any, argumen
         return work(*arguments)
     finally:
         dist.destroy_process_group()
+        for name in ("LOCAL_RANK", "TORCH_GLOO_LAZY_INIT"):
+            os.environ.pop(name)
+            os.environ |= {name: before[name]} if name in before else {}

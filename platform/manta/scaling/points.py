@@ -97,10 +97,10 @@ def from_csv(data: bytes, name: str, columns: ColumnsConfig) -> list[Point]:
         f"columns.{key}={line(value)}" for key, value in wanted.items() if value not in there
     ]
     if missing:
+        known = named([line(column, 100) for column in there], 10) or "none"
         raise DataError(
-            f"points={name}: no such column: {named(missing)}; its columns are "
-            f"{named(there) or 'none'}; name them with columns.parameters=, columns.tokens= (or "
-            "columns.flops=) and columns.loss="
+            f"points={name}: no such column: {named(missing)}; its columns are {known}; name them "
+            "with columns.parameters=, columns.tokens= (or columns.flops=) and columns.loss="
         )
     found = []
     try:
