@@ -83,9 +83,9 @@ def test_the_next_turn_reads_only_what_is_new(client: openai.OpenAI) -> None:
         usage = answer.usage
         assert usage is not None and usage.prompt_tokens_details is not None
         if before:
-            assert usage.prompt_tokens_details.cached_tokens == before
-        assert answer.choices[0].finish_reason == "length"  # so its last token was never read
-        before = usage.prompt_tokens + usage.completion_tokens - 1
+            # The last token of an answer is read after its end is told.
+            assert before - 1 <= usage.prompt_tokens_details.cached_tokens <= before
+        before = usage.prompt_tokens + usage.completion_tokens
         text = answer.choices[0].message.content
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "yes?"}]
 
