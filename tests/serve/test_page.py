@@ -42,7 +42,7 @@ class Seen:
 
     def __init__(self, context: Any, url: str):
         self.page = context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(45_000)
         self.requests: list[str] = []
         self.problems: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -56,6 +56,7 @@ class Seen:
         self.page.locator("#model option").first.wait_for(state="attached")
 
     def send(self, text: str) -> None:
+        self.page.locator("#send").wait_for()  # nothing is being written
         self.page.fill("#question", text)
         self.page.press("#question", "Enter")
 
@@ -133,6 +134,7 @@ def test_stop_keeps_what_came(tab: Seen, server: Running) -> None:
     assert engine.counts().running <= 1
 
 
+@pytest.mark.long
 def test_a_question_that_was_not_answered_can_be(tab: Seen) -> None:
     """It was refused, as it is too long; edited, it is answered. Another question takes its place
     too."""
@@ -147,6 +149,7 @@ def test_a_question_that_was_not_answered_can_be(tab: Seen) -> None:
     tab.problems.clear()
 
 
+@pytest.mark.long
 def test_an_answer_that_was_cut_off_goes_on(tab: Seen) -> None:
     """Without chance, an answer in two parts is the answer at once, ids included."""
     found = []

@@ -64,7 +64,9 @@ const doing = (work) => async (...all) => {
 };
 
 async function refreshList(current = state.conversation?.id) {
-  const found = await api.list($("search").value);
+  const wanted = $("search").value;
+  const found = await api.list(wanted);
+  if ($("search").value !== wanted) return; // a newer search is on its way
   state.stamp = found.stamp;
   $("conversations").replaceChildren(
     ...found.conversations.map(({ id, title }) => {
