@@ -36,7 +36,7 @@ losses = st.dictionaries(
 def test_suggestions_are_in_the_space_and_follow_from_what_was_tried(
     known: list[dict[int, float]], seed: int, index: int
 ) -> None:
-    """Also with trials that are running, paused or failed."""
+    """The same holds with trials that are running, paused or failed."""
     tried = [
         Tried(spaces.drawn(SPACE, 1, number), found, 400 in found)
         for number, found in enumerate(known)

@@ -68,7 +68,7 @@ def test_a_sweep_cut_anywhere_ends_with_the_journal_of_one_that_was_not(
     share: float,
     others: int,
 ) -> None:
-    """Also cut within a line, and continued with another number of lanes, whose results come in
+    """The cut may be within a line, and another number of lanes may go on, whose results come in
     another order."""
     whole, cut = (tmp_path_factory.mktemp(name) for name in ("whole", "cut"))
     c = config(**SWEEPS[name])

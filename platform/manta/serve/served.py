@@ -96,7 +96,7 @@ class Served:
             ids = self.dialogue.ids(system, told, ASK_FOR_SUMMARY)
         if len(ids) + room > self.engine.context_length:
             return "(too long to be summarised)"
-        stop = (self.form.stop,) if self.form.stop else ()
+        stop = self.request_stop()
         sampling = Sampling(temperature=0.0, vocab_size=self.tokenizer.vocab_size)
         request = Request(ids, room, sampling, stop=stop, ends=frozenset(self.tokenizer.ends))
         async for event in self.events(request):

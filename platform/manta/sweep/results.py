@@ -18,8 +18,8 @@ class Ranking:
     """Trials, best first, and the best one as a config file for jobs/pretrain.py."""
 
     rows: list[dict[str, Any]]
-    """Of each trial: the settings by their keys (those of sweep.lr as lr), run, seed, tokens,
-    val_loss and val_bpb; why, if it failed or diverged."""
+    """A row for each trial: its settings by their keys (those of sweep.lr as lr), run, seed,
+    tokens, val_loss and val_bpb; why, if it failed or diverged."""
     best_config: str
     replay_config: str | None = None
     """The schedule that pbt found, as a config for jobs/sweep.py."""

@@ -1,4 +1,4 @@
-"""Which settings a sweep tries next: a grid's, random ones, or those that Optuna suggests."""
+"""The settings that a sweep tries next: a grid's, random ones, or those that Optuna suggests."""
 
 import dataclasses
 import math

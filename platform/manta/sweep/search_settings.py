@@ -36,7 +36,7 @@ class SearchConfig:
     total_tokens, whatever its batch. null: not varied, which is the default where there is a
     space."""
     search: Literal["grid", "random", "optuna"] = "grid"
-    """Which settings are tried. grid: every combination of the lists; random: `trials` draws;
+    """How the settings are chosen. grid: every combination of the lists; random: `trials` draws;
     optuna: `trials` suggestions by Optuna's TPE, which learns from the losses so far (needs the
     package optuna: pip install 'manta[optuna]')."""
     trials: Count | None = None
@@ -60,7 +60,7 @@ class SearchConfig:
     repeats: Count = 1
     """Seeds that each settings are trained with: seed, seed + 1, ..."""
     repeat: Literal["all", "contenders"] = "all"
-    """Which settings get the repeats. all; contenders: the best ones, once the search is over."""
+    """Settings that get the repeats. all; contenders: the best ones, once the search is over."""
     contenders: Count = 3
     """How many of the best settings get the repeats of repeat=contenders."""
     max_concurrent: Count | None = None

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 
 from manta.serve.dialogue import Prompt
 from manta.serve.engine.request import Ended, Piece, Started, Token
-from manta.serve.protocol.bodies import ChatBody, request_of, seed_of
+from manta.serve.protocol.bodies import SEEDS, ChatBody, request_of, seed_of
 from manta.serve.protocol.reading import while_there
 from manta.serve.protocol.replies import envelope, of_chat, streaming, usage
 from manta.serve.refusal import Refusal
@@ -29,6 +29,8 @@ class Answer:
     prefilled: int = 0
     tokens: list[Token] = dataclasses.field(default_factory=list)
     ended: Ended | None = None
+    prompt: tuple[int, ...] = ()
+    """What a text of /v1/completions goes on from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Asked:
             self.prompt.ids,
             self.config,
             model.tokenizer,
-            seed=(self.seed + index) % (1 << 63),
+            seed=(self.seed + index) % SEEDS,
             max_tokens=self._max_tokens(self.body, self.config),
             alternatives=(asks or 0) if self.body.logprobs else None,
             stop=model.request_stop(),

@@ -1,16 +1,15 @@
 """/v1/completions: texts that go on, and the log-probabilities of texts."""
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from manta.serve.engine.request import Ended, Piece, Started, Token
-from manta.serve.protocol.bodies import CompletionBody, request_of, seed_of
-from manta.serve.protocol.chat import merged, reason
+from manta.serve.engine.request import Ended, Piece, Started
+from manta.serve.protocol.bodies import SEEDS, CompletionBody, request_of, seed_of
+from manta.serve.protocol.chat import Answer, More, merged, reason
 from manta.serve.protocol.reading import while_there
 from manta.serve.protocol.replies import Columns, envelope, streaming, usage
 from manta.serve.refusal import Refusal
@@ -18,27 +17,6 @@ from manta.serve.served import Served
 from manta.serve.settings import ServeConfig
 
 MAX_TOKENS = 16  # OpenAI's default
-
-
-@dataclasses.dataclass
-class _Choice:
-    """A text that goes on, as far as it has come."""
-
-    prompt: tuple[int, ...]
-    text: str = ""
-    cached: int = 0
-    tokens: list[Token] = dataclasses.field(default_factory=list)
-    ended: Ended | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _More:
-    """What is new of a text: more of it, its tokens, and whether this is its end."""
-
-    choice: _Choice
-    text: str = ""
-    tokens: tuple[Token, ...] = ()
-    is_end: bool = False
 
 
 async def completions(
@@ -58,7 +36,7 @@ async def completions(
                 code="context_length_exceeded",
             )
     count, seed = body.n or 1, seed_of(body)
-    each = [(ids, (seed + i) % (1 << 63)) for ids in prompts for i in range(count)]
+    each = [(ids, (seed + i) % SEEDS) for ids in prompts for i in range(count)]
     streams = [_events(model, body, c, ids, s, wanted) for ids, s in each]
     if body.stream:
         return streaming(_stream(model, body, streams))
@@ -80,15 +58,15 @@ async def completions(
     )
 
 
-async def _last(stream: AsyncIterator[Any]) -> _Choice:
-    last: _Choice | None = None
+async def _last(stream: AsyncIterator[Any]) -> Answer:
+    last: Answer | None = None
     async for more in stream:
-        last = more.choice
+        last = more.answer
     assert last is not None
     return last
 
 
-def _usage(choices: list[_Choice]) -> dict[str, Any]:
+def _usage(choices: list[Answer]) -> dict[str, Any]:
     ends = [choice.ended for choice in choices if choice.ended is not None]
     prompts = {id(choice.prompt): choice for choice in choices}.values()
     return usage(
@@ -98,7 +76,7 @@ def _usage(choices: list[_Choice]) -> dict[str, Any]:
     )
 
 
-def _echo(model: Served, body: CompletionBody, choice: _Choice) -> str:
+def _echo(model: Served, body: CompletionBody, choice: Answer) -> str:
     return model.tokenizer.decode(choice.prompt) if body.echo else ""
 
 
@@ -109,7 +87,7 @@ async def _events(
     prompt: tuple[int, ...],
     seed: int,
     max_tokens: int,
-) -> AsyncIterator[_More]:
+) -> AsyncIterator[More]:
     """A text as it goes on."""
     is_scored = body.echo and body.logprobs is not None
     room = model.engine.context_length - len(prompt)
@@ -123,19 +101,19 @@ async def _events(
         alternatives=body.logprobs,
         prompt_alternatives=body.logprobs if is_scored else None,
     )
-    choice = _Choice(prompt)
+    choice = Answer(prompt=prompt)
     async for event in model.events(request):
         if isinstance(event, Started):
             choice.cached = event.cached
             choice.tokens += event.prompt
-            yield _More(choice, tokens=event.prompt)
+            yield More(choice, tokens=event.prompt)
         elif isinstance(event, Piece):
             choice.text += event.text
             choice.tokens += event.tokens
-            yield _More(choice, event.text, event.tokens)
+            yield More(choice, event.text, event.tokens)
         elif isinstance(event, Ended):
             choice.ended = event
-            yield _More(choice, is_end=True)
+            yield More(choice, is_end=True)
 
 
 async def _stream(
@@ -145,12 +123,12 @@ async def _stream(
     wants_usage = body.stream_options is not None and body.stream_options.include_usage
     rest: dict[str, Any] = {"usage": None} if wants_usage else {}
     columns = [Columns(model.tokenizer) for _ in streams]
-    choices: dict[int, _Choice] = {}
+    choices: dict[int, Answer] = {}
     async for index, more in merged(streams):
         is_first = index not in choices
-        choices[index] = more.choice
-        shown = _echo(model, body, more.choice) + more.text if is_first else more.text
-        why = reason(more.choice.ended) if more.is_end else None
+        choices[index] = more.answer
+        shown = _echo(model, body, more.answer) + more.text if is_first else more.text
+        why = reason(more.answer.ended) if more.is_end else None
         if not shown and not more.tokens and why is None:
             continue
         part: dict[str, Any] = {

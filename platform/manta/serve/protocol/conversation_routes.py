@@ -1,9 +1,10 @@
 """The chat page, and what it asks for: conversations, and answers that are kept as they come."""
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,15 @@ def _file(name: str) -> Response:
     return FileResponse(file, media_type=TYPES[file.suffix], headers=PAGE_HEADERS)
 
 
-class _known:
+@contextlib.contextmanager
+def _known() -> Iterator[None]:
     """A context in which KeyError becomes the answer that there is no such thing."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        if isinstance(error, KeyError):
-            raise Refusal(
-                "there is no such conversation or turn (any more): reload the page", status=404
-            ) from None
+    try:
+        yield
+    except KeyError:
+        raise Refusal(
+            "there is no such conversation or turn (any more): reload the page", status=404
+        ) from None
 
 
 async def _given(request: Request, types: dict[str, type]) -> dict[str, Any]:
