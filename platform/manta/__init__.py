@@ -14,6 +14,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     lock        a lock on a path, for one process at a time
     progress    a bar in a terminal, a line now and then in a log       [tqdm]
     plot        the loss curve and document lengths, as PNG             [matplotlib]
+    statistics  estimates with their errors, and tests of differences       [scipy]
     cluster     joins or starts a Ray; what fits into it; checks        [ray, psutil, boto3]
                 cluster files
     failures    why Ray's workers failed                                [ray]
@@ -29,7 +30,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     finetune    training that goes on from a checkpoint: conversations,
                 preferences, labels
     evaluate    lm-eval on a checkpoint; classifiers, tested and used   [lm_eval, sklearn]
-    judge       models answer questions, and a judge scores the answers [openai, scipy]
+    judge       models answer questions, and a judge scores the answers [openai]
     report      what was trained on what, and what came of it, as a page
     export      to and from transformers, llama.cpp, llm.c; to PEFT     [transformers, peft, gguf]
     sweep       many runs, compared                                     [optuna]

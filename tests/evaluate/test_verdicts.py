@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manta.evaluate import verdicts
-from manta.evaluate.verdicts import Verdicts, mcnemar, wilson
+from manta.evaluate.verdicts import Verdicts
 
 few = settings(deadline=None, max_examples=25)
 NAMES = ("a", "b", "c")
@@ -28,19 +28,6 @@ def test_figures_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     for figure in (found.accuracy, found.macro_f1):
         assert 0 <= figure.low <= figure.high <= 1
     assert found.accuracy.low <= found.accuracy.value <= found.accuracy.high
-
-
-@few
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_intervals_and_tests_are_scipys(a: int, b: int) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    if not a + b:
-        assert mcnemar(a, b) == 1
-        return
-    expected = stats.binomtest(a, a + b)
-    assert mcnemar(a, b) == pytest.approx(expected.pvalue)
-    low, high = expected.proportion_ci(method="wilson")
-    assert wilson(a, a + b) == pytest.approx((a / (a + b), low, high), abs=1e-6)
 
 
 def test_the_interval_of_macro_f1_holds_it_as_often_as_it_says() -> None:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from manta.judge import statistics
-from manta.judge.statistics import difference, estimate, interval, more_questions, pairs
+from manta import statistics
+from manta.judge.statistics import difference, estimate, more_questions, pairs
+from manta.statistics import bootstrap
 
 FEW = settings(deadline=None, max_examples=25)
 LEAST, MOST = 0.0, 100.0
@@ -37,7 +38,7 @@ def test_the_interval_over_questions_has_the_mean_in_19_of_20_cases(
     monkeypatch.setattr(statistics, "SAMPLES", 1000)
     rng, hits = np.random.default_rng(n), 0
     for _ in range(400):
-        low, high = interval(draw(kind, n, rng), LEAST, MOST)
+        low, high = bootstrap(draw(kind, n, rng), LEAST, MOST)
         hits += low <= MEANS[kind] <= high
     print(f"{kind}, {n} questions: the mean is in {hits / 400:.1%} of intervals")
     assert (0.88 if kind == "skewed" and n == 20 else 0.91) <= hits / 400 <= 0.985
@@ -131,7 +132,7 @@ def test_bounds_are_what_missing_verdicts_would_do(scores: np.ndarray) -> None:
 @FEW
 def test_values_that_are_all_the_same_are_not_certain(count: int, value: float) -> None:
     """If all n questions are right, up to 1 - 0.025^(1/n) of all may be wrong."""
-    low, high = interval(np.full(count, value), LEAST, MOST)
+    low, high = bootstrap(np.full(count, value), LEAST, MOST)
     others = 1 - 0.025 ** (1 / count)
     assert (low, high) == pytest.approx((value - others * value, value + others * (100 - value)))
 

@@ -4,26 +4,14 @@ Shapes: N texts, K labels.
 """
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from manta.statistics import LEVEL, Interval, mcnemar, wilson
+
 DRAWS = 2000  # of the bootstrap
-NORMAL = 1.959964  # the standard normal's quantile of 97.5%
-SIGNIFICANT = 0.05
 MOST_DRAWN = 200  # labels of a confusion matrix
-
-
-class Interval(NamedTuple):
-    """A figure with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2%} [{self.low:.2%}, {self.high:.2%}]"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,30 +92,13 @@ class Verdicts:
         return found | ({"confusion": self.confusion.tolist()} if self.is_drawn else {})
 
 
-def wilson(right: int, count: int) -> Interval:
-    """A share, with Wilson's 95% interval."""
-    share, spread = right / count, NORMAL**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = NORMAL / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
-    return Interval(share, min(low, share), max(high, share))  # (rounding may put it outside)
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """The p-value of McNemar's exact test, two-sided: of so uneven a split, or a more uneven one,
-    between two that are equally good."""
-    count = better + worse
-    tail = sum(math.comb(count, i) for i in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / 2**count)
-
-
 def difference(a: Verdicts, b: Verdicts, b_name: str) -> str:
     """A sentence that says whether `a` is better than `b` on the same texts, or within noise."""
     better = int((a.is_right & ~b.is_right).sum())
     worse = int((~a.is_right & b.is_right).sum())
     p = mcnemar(better, worse)
     verdict = "the difference is within noise"
-    if p < SIGNIFICANT:
+    if p < 1 - LEVEL:
         verdict = "better" if better > worse else "worse"
         verdict = f"the model is {verdict}, by more than noise"
     return (

@@ -9,12 +9,8 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import special
 
-LEVEL = 0.95
-SAMPLES = 4000  # of the bootstrap
-AT_ONCE = 1 << 22  # numbers drawn at a time
-POWER = 0.8  # the chance with which the named number of questions would show a difference
+from manta import statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +121,7 @@ def _estimate(
     means, n = means[has], int(has.sum())
     if not n:
         return None
-    low, high = interval(means, *ends)
+    low, high = statistics.bootstrap(means, *ends)
     error = float(means.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
     again, share = None, None
     if noises is not None:
@@ -145,44 +141,15 @@ def _again(variance: np.ndarray, freedom: np.ndarray) -> float:
     # the sum, as squares of tiny variances would be 0.)
     shares = variance[own] / variance[own].sum()
     degrees = 1 / float((shares**2 / freedom[own]).sum())
-    return float(special.stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(2 * total)
-
-
-def interval(means: np.ndarray, least: float, most: float) -> tuple[float, float]:
-    """The 95% interval of the mean of (n,) values from `least` to `most`, by bootstrap.
-
-    It is the percentile interval, widened for small samples as Student's t is (Hesterberg 2015,
-    'expanded percentile'): without that it has too low a coverage. Values that are all the same
-    have no spread, but other questions may have other values: 1 - 0.025^(1/n) of them, by Clopper
-    and Pearson's limit.
-    """
-    n = len(means)
-    if n < 2:
-        return math.nan, math.nan
-    if (means == means[0]).all():
-        others = 1 - ((1 - LEVEL) / 2) ** (1 / n)
-        low, high = (means[0] + others * (end - means[0]) for end in (least, most))
-        return float(low), float(high)
-    rng = np.random.default_rng(0)
-    rows = max(1, AT_ONCE // n)
-    drawn = [
-        means[rng.integers(0, n, (min(rows, SAMPLES - start), n))].mean(axis=1)
-        for start in range(0, SAMPLES, rows)
-    ]
-    tail = special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - LEVEL) / 2))
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
-    return float(low), float(high)
+    return statistics.quantile((1 + statistics.LEVEL) / 2, degrees) * math.sqrt(2 * total)
 
 
 def more_questions(found: Estimate, value: float = 0.0) -> int | None:
     """How many more questions would show, four times in five, that the mean is not `value`, if it
     is what it seems to be. None: there is no number."""
-    apart = abs(found.mean - value)
-    if not apart or not found.error > 0:
-        return None
-    reach = float(special.ndtri((1 + LEVEL) / 2) + special.ndtri(POWER))
-    needed = found.questions * (reach * found.error / apart) ** 2
-    return max(1, math.ceil(needed - found.questions)) if needed < 1e12 else None
+    n = found.questions
+    more = statistics.Estimate(found.mean, found.error, n - 1, n).more(against=value)
+    return None if more is None else max(1, more)
 
 
 @dataclasses.dataclass(frozen=True)
