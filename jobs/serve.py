@@ -2,9 +2,11 @@
 
 python jobs/serve.py checkpoint=my-run
 python jobs/serve.py checkpoint=my-run,other-run port=8080 overflow=slide
+ray job submit --working-dir . -- python jobs/serve.py checkpoint=my-run replicas=4
 
 It listens on this machine alone, and needs no token there. On another address (host=0.0.0.0) it
-needs one, which it makes, keeps and prints once. It needs pip install 'manta[serve]'.
+needs one, which it makes, keeps and prints once. It needs pip install 'manta[serve]' (for
+replicas on a cluster, 'manta[replicas]').
 """
 
 import sys

@@ -52,13 +52,14 @@ ROOMS = {
     "optuna": ["sweep/optuna_search"],
     "tensorboardX": ["train/records/logbook"],
     "ray.data": ["data", "cluster/capacity"],
+    "ray.serve": ["serve/replicas"],
     "ray.train": [
         "train/elastic", "train/patience", "train/ranks", "train/supervise", "train/worker",
     ],
     "ray": [
         "cluster", "failures", "messages", "data", "train/elastic", "train/faults/stopping",
         "train/patience", "train/ranks", "train/records/gauges", "train/supervise", "train/worker",
-        "evaluate/farm",
+        "evaluate/farm", "serve/replicas",
     ],
 }  # fmt: skip
 

@@ -12,8 +12,8 @@ import uvicorn
 from helpers.checkpoints import model_of, save
 from helpers.pairs import chat_tokenizer
 from manta.config import from_dict
-from manta.serve import serve
 from manta.serve.conversations import Conversations
+from manta.serve.loading import models as models_of
 from manta.serve.protocol import guard, server
 from manta.serve.protocol.app import make_app
 from manta.serve.served import Served
@@ -45,18 +45,19 @@ def running(home: Path, token: str | None = None, **keys: Any) -> Iterator[Runni
     """A server of the home's models, with these keys of ServeConfig."""
     given = {"home": str(home), "checkpoint": "tuned,base", "port": 0, "cache_gb": 0.05, **keys}
     c = from_dict(ServeConfig, given)
+    digest = None if token is None else guard.digest(token)
     listening = server.listen(c)
     with (
         contextlib.closing(listening),
-        serve.models(c, lambda _: None) as models,
+        models_of(c, lambda _: None) as models,
         contextlib.closing(Conversations(home / "conversations.sqlite")) as kept,
     ):
-        app = guard.Guard(make_app(models, c, kept), c, token)
+        app = guard.Guard(make_app(models, c, kept), c, digest)
         found = uvicorn.Server(server.config_of(app))
         thread = threading.Thread(target=found.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:
-            yield Running(server.address(c, listening), models, kept, token)
+            yield Running(server.address(c, listening.getsockname()[1]), models, kept, token)
         finally:
             found.should_exit = True
             thread.join(timeout=20)

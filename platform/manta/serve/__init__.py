@@ -9,5 +9,7 @@ In reading order:
     served          the models that are served, and their answers as streams of events
     conversations   conversations of the chat page, kept in SQLite
     protocol        OpenAI's protocol over HTTP, and what guards it         [fastapi, uvicorn]
+    loading         the models of a config, loaded and ready to answer
+    replicas        copies of the server on a Ray cluster                   [ray.serve]
     serve           `serve`, which loads models and answers until it is told to stop
 """

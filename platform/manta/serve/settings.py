@@ -45,12 +45,27 @@ class ServeConfig(InferenceConfig):
     max_running: Count = 64
     """Most requests of a model that are answered at once; others wait."""
 
+    replicas: Count | None = None
+    """Copies of the server on the Ray cluster, by Ray Serve, without the chat page; each answers
+    some of the requests. They need pip install 'manta[replicas]', and a home that all nodes have.
+    null: one server, in this process."""
+    replica_cpus: Count = 1
+    """CPUs, and compute threads, of each replica. (On a GPU each has one GPU.)"""
+    wait_seconds: NonNegativeFloat = 0.0
+    """Seconds to wait for an autoscaling cluster to have room for all replicas."""
+
     def problems(self) -> list[str]:
         found = []
         if self.port > 65535:
             found.append(f"port={self.port}: a port is a number from 0 to 65535")
         if self.token is False and not self.is_loopback:
             found.append(f"token=false: host={self.host} is open to others: omit it")
+        if self.replicas is not None and not self.port:
+            found.append(f"port=0: replicas={self.replicas} need a port with a number")
+        for key in ("replica_cpus", "wait_seconds"):
+            value = getattr(self, key)
+            if self.replicas is None and value != getattr(type(self), key):
+                found.append(f"{key}={value}: is for replicas; give replicas= a number, or omit it")
         names = self.names
         if not names:
             found.append("checkpoint= is empty: give a run's name")

@@ -27,12 +27,14 @@ LOG = logging.getLogger("manta.serve")
 CLOSED_BY_CLIENT = 499  # nginx's status for it; nobody reads it
 
 
-def make_app(models: Mapping[str, Served], c: ServeConfig, kept: Conversations) -> FastAPI:
-    """The application of these models, by their names; `kept` has the page's conversations. `Guard`
-    goes around it."""
+def make_app(
+    models: Mapping[str, Served], c: ServeConfig, kept: Conversations | None, replica: str = ""
+) -> FastAPI:
+    """The application of these models, by their names; `kept` has the page's conversations (None:
+    there is no page), `replica` the name of this copy of the server. `Guard` goes around it."""
     app = FastAPI(title="Manta", docs_url=None, redoc_url=None)
     app.openapi_url = None
-    measures = Measures(models)
+    measures = Measures(models, replica)
     app.state.models, app.state.config = models, c
 
     def model_of(name: str | None) -> Served:
@@ -73,7 +75,8 @@ def make_app(models: Mapping[str, Served], c: ServeConfig, kept: Conversations) 
         body = bodies.parse(await body_of(request), CompletionBody)
         return await completions(request, model_of(body.model), body, c)
 
-    app.include_router(page_routes(kept, model_of, c))
+    if kept is not None:
+        app.include_router(page_routes(kept, model_of, c))
 
     @app.exception_handler(Refusal)
     async def refused(_request: Request, e: Refusal) -> JSONResponse:

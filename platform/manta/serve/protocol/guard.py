@@ -5,6 +5,7 @@ its owner points to this machine (DNS rebinding) it could read the answers too.
 """
 
 import contextlib
+import hashlib
 import hmac
 import ipaddress
 import secrets
@@ -59,11 +60,17 @@ def token_of(home: str) -> tuple[str, Path, bool]:
     return made, file, True
 
 
-class Guard:
-    """An ASGI application around another one, which refuses what has no right to ask."""
+def digest(token: str) -> bytes:
+    """What the server keeps of its token in memory, and gives its replicas."""
+    return hashlib.sha256(token.encode()).digest()
 
-    def __init__(self, app: App, c: ServeConfig, token: str | None):
-        self._app, self._token = app, token
+
+class Guard:
+    """An ASGI application around another one, which refuses what has no right to ask. Without a
+    digest, nobody needs a token."""
+
+    def __init__(self, app: App, c: ServeConfig, token_digest: bytes | None):
+        self._app, self._digest = app, token_digest
         names = [*LOOPBACK, c.host, socket.gethostname(), *c.hosts]
         self._names = {name.lower().rstrip(".") for name in names}
 
@@ -99,12 +106,11 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise Refusal(f"a page of {line(origin)} may not use this server", status=403)
-        if self._token is None or path in OPEN or path.startswith(OPEN[-1]):
+        if self._digest is None or path in OPEN or path.startswith(OPEN[-1]):
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(
-            given.strip().encode(), self._token.encode()
-        ):
+        is_right = hmac.compare_digest(digest(given.strip()), self._digest)
+        if kind.lower() != "bearer" or not is_right:
             raise Refusal(
                 "this server needs its token: Authorization: Bearer TOKEN (it is in the file "
                 f"{TOKEN} of the server's home)",

@@ -27,27 +27,30 @@ COUNTERS = {
 
 
 class Measures:
-    """The numbers of all models."""
+    """The numbers of all models, and the name of the replica whose they are, if it has one."""
 
-    def __init__(self, models: Mapping[str, Served]):
+    def __init__(self, models: Mapping[str, Served], replica: str = ""):
+        own = {"replica": replica} if replica else {}
         self._registry = CollectorRegistry()
         first = Histogram(
             "manta_serve_first_token_seconds",
             "from a request to its first token",
-            ["model"],
+            ["model", *own],
             buckets=SECONDS,
             registry=self._registry,
         )
         between = Histogram(
             "manta_serve_between_tokens_seconds",
             "from a token to the next",
-            ["model"],
+            ["model", *own],
             buckets=SECONDS,
             registry=self._registry,
         )
         for name, model in models.items():
-            model.watch = _Watch(first.labels(name), between.labels(name))
-        self._registry.register(_Counts(models))
+            model.watch = _Watch(
+                first.labels(name, *own.values()), between.labels(name, *own.values())
+            )
+        self._registry.register(_Counts(models, own))
 
     def text(self) -> bytes:
         """The numbers in Prometheus' text format."""
@@ -68,18 +71,21 @@ class _Watch:
 class _Counts(Collector):
     """The engines' counts, at the time when they are asked for."""
 
-    def __init__(self, models: Mapping[str, Served]):
-        self._models = models
+    def __init__(self, models: Mapping[str, Served], own: Mapping[str, str]):
+        self._models, self._own = models, own
 
     def collect(self) -> Iterator[Metric]:
         counts = {name: model.engine.counts() for name, model in self._models.items()}
+        labels = ["model", *self._own]
         for key, help_text in GAUGES.items():
-            gauge = GaugeMetricFamily(f"manta_serve_{key}", help_text, labels=["model"])
+            gauge = GaugeMetricFamily(f"manta_serve_{key}", help_text, labels=labels)
             for name, count in counts.items():
-                gauge.add_metric([name], getattr(count, key))
+                gauge.add_metric([name, *self._own.values()], getattr(count, key))
             yield gauge
         for key, help_text in COUNTERS.items():
-            counter = CounterMetricFamily(f"manta_serve_{key}", help_text, labels=["model"])
+            counter = CounterMetricFamily(
+                f"manta_serve_{key}", help_text, labels=["model", *self._own]
+            )
             for name, count in counts.items():
-                counter.add_metric([name], getattr(count, key))
+                counter.add_metric([name, *self._own.values()], getattr(count, key))
             yield counter

@@ -42,9 +42,8 @@ def listen(c: ServeConfig) -> socket.socket:
     return found
 
 
-def address(c: ServeConfig, listening: socket.socket) -> str:
-    """The address at which a browser on this machine reaches the server."""
-    port = listening.getsockname()[1]
+def address(c: ServeConfig, port: int) -> str:
+    """The address at which a browser on this machine reaches the server on this port."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(c.host, c.host)
     return f"http://{host}:{port}"
 
@@ -66,6 +65,8 @@ def config_of(app: Any) -> uvicorn.Config:
         timeout_graceful_shutdown=STOP_SECONDS,
         timeout_keep_alive=30,
         ws="none",
+        loop="asyncio",  # not what else may be installed
+        http="h11",
     )
 
 
