@@ -140,6 +140,12 @@ def test_stop_keeps_what_came(tab: Seen, server: Running) -> None:
     assert engine.counts().running <= 1
 
 
+def test_the_settings_begin_with_those_of_the_server(tab: Seen) -> None:
+    tab.page.reload()
+    for name, value in (("temperature", "0.8"), ("top_k", "50"), ("max_tokens", "512")):
+        playwright.expect(tab.page.locator(f"#number-{name}")).to_have_value(value)
+
+
 @pytest.mark.long
 def test_a_question_that_was_not_answered_can_be(tab: Seen) -> None:
     """A question was refused, as it is too long; another question takes its place."""

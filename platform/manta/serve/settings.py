@@ -33,9 +33,9 @@ class ServeConfig(InferenceConfig):
     chat template. One without a template always does."""
     max_tokens: Count = 512
     """Most tokens of an answer, where a request names no number."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: NonNegativeFloat = 0.8
     """Sampling temperature, where a request names none; 0: always the likeliest token."""
-    top_k: Count | None = None
+    top_k: Count | None = 50
     """Number of likeliest tokens to sample among, where a request names none; null: all."""
     top_p: PositiveFraction = 1.0
     """Share of probability to sample among, where a request names none; 1: all."""

@@ -43,6 +43,7 @@ async function send(method, path, body, signal) {
 const json = async (...all) => (await send(...all)).json();
 
 export const models = async () => (await json("GET", "v1/models")).data;
+export const defaults = () => json("GET", "api/defaults");
 export const stamp = async () => (await json("GET", "api/stamp")).stamp;
 export const list = (search) =>
   json("GET", `api/conversations?search=${encodeURIComponent(search)}`);

@@ -7,10 +7,11 @@ import { draw, inspect } from "./view.js";
 const $ = (id) => document.getElementById(id);
 const CHECK_MS = 2000;
 
-// Numbers of the settings: name, label, lowest, highest, step, and what is sent if nothing is set.
+// Numbers of the settings: name, label, lowest, highest, step, and what is sent if nothing is set;
+// the server's own defaults take its place.
 const NUMBERS = [
-  ["temperature", "Temperature", 0, 10, 0.05, 0.8],
-  ["top_k", "Top k (0: all)", 0, 100000, 1, 50],
+  ["temperature", "Temperature", 0, 10, 0.05, 1],
+  ["top_k", "Top k (0: all)", 0, 100000, 1, 0],
   ["top_p", "Top p", 0.01, 1, 0.01, 1],
   ["min_p", "Min p", 0, 1, 0.01, 0],
   ["repetition_penalty", "Repetition penalty", 0.1, 10, 0.05, 1],
@@ -384,6 +385,9 @@ async function begin() {
   const none = element("option", "", "one model", { value: "" });
   $("second").replaceChildren(none, ...state.models.map(({ id }) => option(id)));
   $("second").parentNode.hidden = state.models.length < 2;
+  const { overflow, ...numbers } = await api.defaults();
+  $("overflow").value = overflow;
+  for (const [name, value] of Object.entries(numbers)) $(`number-${name}`).value = value;
   show();
   const id = sessionStorage.getItem("manta-open");
   if (id) await open(Number(id)).catch(() => sessionStorage.removeItem("manta-open"));

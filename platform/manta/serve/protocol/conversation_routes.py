@@ -61,6 +61,16 @@ def page_routes(
     async def listed(search: str = "") -> dict[str, Any]:
         return {"stamp": kept.stamp(), "conversations": kept.listed(search)}
 
+    @routes.get("/api/defaults")
+    async def defaults() -> dict[str, Any]:
+        return {
+            "temperature": c.temperature,
+            "top_k": c.top_k or 0,
+            "top_p": c.top_p,
+            "max_tokens": c.max_tokens,
+            "overflow": c.overflow,
+        }
+
     @routes.get("/api/stamp")
     async def stamp() -> dict[str, str]:
         return {"stamp": kept.stamp()}
