@@ -85,7 +85,7 @@ def panels(series: Mapping[str, Sequence[tuple[int, float, float]]], title: str)
 
 
 def side_by_side(
-    series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    series: Mapping[str, Mapping[str, Sequence[tuple[int, float, float]]]],
     levels: Mapping[str, Mapping[str, float]],
     title: str,
 ) -> bytes:
@@ -93,18 +93,21 @@ def side_by_side(
     horizontal lines.
 
     Args:
-        series: points (tokens, value) by figure and run.
+        series: points (tokens, value, standard error) by figure and run; a standard error of 0 is
+            unknown.
         levels: reference values by figure and name.
     """
     points = [p for runs in series.values() for run in runs.values() for p in run]
-    figure, grid, unit = _grid(list(series), title, max((t for t, _ in points), default=0))
+    figure, grid, unit = _grid(list(series), title, max((t for t, _, _ in points), default=0))
     colors = [f"C{number}" for number in range(10)]
     names = list(dict.fromkeys(run for runs in series.values() for run in runs))
     for axes, (key, runs) in zip(grid, series.items(), strict=True):
         for name, run in runs.items():
             color = colors[names.index(name) % len(colors)]
-            x, y = [t / unit for t, _ in run], [value for _, value in run]
+            x, y = [t / unit for t, _, _ in run], [value for _, value, _ in run]
             axes.plot(x, y, color=color, marker="o", markersize=3, label=name)
+            if any(errors := [error for _, _, error in run]):
+                axes.errorbar(x, y, errors, fmt="none", ecolor=color, elinewidth=1)
         for name, level in levels.get(key, {}).items():
             axes.axhline(level, color="gray", linewidth=0.8, linestyle=":")
             axes.annotate(

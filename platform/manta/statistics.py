@@ -63,6 +63,14 @@ class Estimate:
         told."""
         if self.p_value(against) < 1 - level:
             return 0
+        needed = self.needed(level, power, against)
+        return None if needed is None else needed - self.count
+
+    def needed(
+        self, level: float = LEVEL, power: float = POWER, against: float = 0.0
+    ) -> int | None:
+        """How many such values in all, at least one more than there are, would show with this
+        power that the true value is not `against`; None as in `more`."""
         apart = abs(self.value - against)
         if not apart or not self.error > 0:
             return None
@@ -72,16 +80,15 @@ class Estimate:
             reach = quantile((1 + level) / 2, degrees) + quantile(power, degrees)
             return reach * self.error * math.sqrt(self.count / count) <= apart
 
-        high = self.count + 1
+        low, high = self.count, self.count + 1  # low does not show it, or is one too few
         while not shows(high):
-            high *= 2
+            low, high = high, 2 * high
             if high > MOST:
                 return None
-        low = max(self.count, high // 2)  # does not show it, or there is nothing below it
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if shows(middle) else (middle, high)
-        return high - self.count
+        return high
 
 
 def quantile(probability: float, degrees: float) -> float:
@@ -236,6 +243,12 @@ def bootstrap(means: np.ndarray, least: float, most: float) -> tuple[float, floa
     tail = special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, (1 - LEVEL) / 2))
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def rounded(number: int) -> int:
+    """The number, rounded up to two digits that count."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit
 
 
 def _array(values: Sequence[float]) -> np.ndarray:

@@ -29,7 +29,8 @@ from manta import foreign, storage
 from manta.data import manifest as manifests
 from manta.errors import CheckpointError, DataError, MantaError
 from manta.evaluate import report
-from manta.evaluate.compare import CompareConfig, Entry, _add_scores, differences
+from manta.evaluate.differences import differences
+from manta.evaluate.entries import Entry, _add_scores
 from manta.export import huggingface, llmc
 from manta.model.gpt import GPT
 from manta.plot import loss_curve
@@ -126,7 +127,7 @@ def read_scores(folder: Path) -> None:
 def read_scored_documents(folder: Path) -> None:
     """Compares the run with itself, then raises what is wrong with the file, if something is."""
     found = Entry("run")
-    _add_scores(found, str(folder), CompareConfig())
+    _add_scores(found, str(folder), None)
     assert found.scores["perplexity loss"][0] == 3.5
     assert all("within noise" in text or "known" in text for text in differences([found, found]))
     said = report.read_documents(str(folder), "step-00000007", "quick")

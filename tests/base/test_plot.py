@@ -173,7 +173,10 @@ def test_panels_show_each_series_with_its_errors() -> None:
 
 
 def test_runs_side_by_side_have_a_color_each_and_others_are_levels() -> None:
-    series = {"acc": {"a": [(10**6, 0.5)], "b": [(10**6, 0.25)]}, "loss": {"b": [(10**6, 3.0)]}}
+    series = {
+        "acc": {"a": [(10**6, 0.5, 0.1)], "b": [(10**6, 0.25, 0.0)]},
+        "loss": {"b": [(10**6, 3.0, 0.0)]},
+    }
     figure = drawn(plot.side_by_side, series, {"acc": {"GPT-2": 0.3}}, "title")
     acc, loss = figure.axes[:2]
     a, b, level = acc.get_lines()
@@ -182,6 +185,8 @@ def test_runs_side_by_side_have_a_color_each_and_others_are_levels() -> None:
     (other,) = loss.get_lines()
     assert data_of(other) == ([1], [3.0])
     assert other.get_color() == b.get_color() != a.get_color()
+    ((bar,),) = [bars.get_segments() for bars in acc.collections]
+    assert bar[:, 1].tolist() == [0.4, 0.6] and not loss.collections
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 

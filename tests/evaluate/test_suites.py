@@ -17,7 +17,7 @@ from manta.config import from_dict
 from manta.errors import ConfigError, DataError
 from manta.evaluate import catalog, core, suites
 from manta.evaluate.adapter import MantaLM, in_process
-from manta.evaluate.compare import is_mean
+from manta.evaluate.differences import is_mean
 from manta.evaluate.documents import QUICK_PIECES, continuations, read_lambada, whole_texts
 from manta.evaluate.suites import run_suite, run_task
 from manta.model.gpt import GPT, ModelConfig

@@ -24,6 +24,8 @@ Its files, in reading order:
     evaluate            an evaluation of one checkpoint
     watch               an evaluation of each checkpoint of a run as it lands
     beside              the watcher in a process of its own, while a run trains
+    differences         which differences between runs are more than noise
+    entries             the columns of a comparison: runs, and published figures
     compare             several runs: budgets, losses, scores, and what is more than noise
     verdicts            figures of a classifier, with intervals and tests of differences
     labelling           the probabilities of a classifier's labels for texts

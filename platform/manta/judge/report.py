@@ -8,6 +8,7 @@ from typing import Any
 
 from manta.judge.answers import CUT, REFUSED, TOO_LONG, Answer
 from manta.judge.statistics import Estimate, Pairs, more_questions
+from manta.statistics import rounded
 from manta.terminal import aligned
 
 
@@ -138,13 +139,7 @@ def verdict(found: Estimate, value: float = 0.0) -> str:
     more = more_questions(found, value)
     if more is None:
         return "within noise"
-    return f"within noise (some {_rounded(more):,} more questions would show it, if it is real)"
-
-
-def _rounded(number: int) -> int:
-    """The number with two digits that count."""
-    unit = 10 ** max(0, len(str(number)) - 2)
-    return -(-number // unit) * unit
+    return f"within noise (some {rounded(more):,} more questions would show it, if it is real)"
 
 
 def _missing(found: Estimate, value: float, what: str, form: str) -> Iterator[str]:

@@ -148,8 +148,8 @@ def more_questions(found: Estimate, value: float = 0.0) -> int | None:
     """How many more questions would show, four times in five, that the mean is not `value`, if it
     is what it seems to be. None: there is no number."""
     n = found.questions
-    more = statistics.Estimate(found.mean, found.error, n - 1, n).more(against=value)
-    return None if more is None else max(1, more)
+    needed = statistics.Estimate(found.mean, found.error, n - 1, n).needed(against=value)
+    return None if needed is None else needed - n
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from manta import layout, storage
-from manta.evaluate import compare
+from manta.evaluate import entries
 from manta.evaluate import report as scores
 from manta.report.facts import Fact, Files, pointer
 from manta.terminal import visible
@@ -194,7 +194,7 @@ def _result(files: Files, _home: str, at: Place) -> Section:
 def _scores(files: Files, home: str, at: Place) -> Section:
     section = Section("Scores", head=("task", "metric", "score", "standard error", "documents"))
     run = storage.join(home, at.run)
-    references = compare.published()
+    references = entries.published()
     for found in scores.all_of(run, at.step):
         file = at(f"{layout.EVALS}/{at.step}/{found['label']}{layout.SCORES}")
         for figure in scores.figures(found["results"], once=True):
@@ -209,7 +209,7 @@ def _scores(files: Files, home: str, at: Place) -> Section:
                     task += f", the first {found['limit']:,}"
                 row: list[Fact | str] = [task, figure.metric, value, error or "", count or ""]
                 section.rows.append(row)
-            name = compare.score_name(figure.task, figure.metric)
+            name = entries.score_name(figure.task, figure.metric)
             for reference in references:
                 if name in reference.scores:
                     published, _ = reference.scores[name]
