@@ -101,25 +101,24 @@ def _share(d: Dimension, value: float) -> float:
 
 def beyond(c: SweepConfig, d: Dimension, at: Edge) -> Further | None:
     """What to try beyond an edge; None: nothing there is possible."""
-    made = _range_beyond(d, at) if d.is_range else _value_beyond(d, at)
-    if made is None:
+    new = _range_beyond(d, at) if d.is_range else _value_beyond(d, at)
+    if new is None:
         return None
-    spec, values, text = made
-    search = configs.to_dict(c.sweep)
-    short = c.sweep.where(d.key).removeprefix("sweep.")
-    arguments = []
+    search, where, arguments = configs.to_dict(c.sweep), c.sweep.where(d.key), []
+    spec: Any
     if d.is_range:
-        ((kind, _),) = spec.items()
-        arguments.append(f"sweep.space.{d.key}.{kind}={shown(spec[kind])}".replace(" ", ""))
+        spec, text = {d.kind: new}, " to ".join(map(number, new))
+        arguments.append(f"sweep.space.{d.key}.{d.kind}={_listed(new)}")
     else:
-        arguments.append(f"{c.sweep.where(d.key)}={_listed(spec)}")
-    is_new = d.is_range or c.sweep.scheduler == "pbt" or bool(c.sweep.replay)
-    if is_new:
+        spec, text = sorted([*d.values, *new]), number(new[0])
+        arguments.append(f"{where}={_listed(spec)}")
+    if d.is_range or c.sweep.scheduler == "pbt":  # these cannot be extended
         arguments.insert(0, f"name={c.name}-{called(d.key)}-{'low' if at.is_low else 'high'}")
     elif c.sweep.search != "grid":
         more = -(-(c.sweep.trials or 0) // len(d.values))
         search["trials"] = (c.sweep.trials or 0) + more
         arguments.append(f"sweep.trials={search['trials']}")
+    short = where.removeprefix("sweep.")
     if short in search:
         search[short] = spec
     else:
@@ -128,7 +127,7 @@ def beyond(c: SweepConfig, d: Dimension, at: Edge) -> Further | None:
         configs.from_dict(SweepConfig, {**configs.to_dict(c), "sweep": search})
     except ConfigError:
         return None
-    return Further(values, text, command(c, *arguments))
+    return Further(new, f"try {text} next", command(c, *arguments))
 
 
 def _replaced(space: dict[str, Any], key: str, spec: Any) -> dict[str, Any]:
@@ -142,7 +141,7 @@ def _replaced(space: dict[str, Any], key: str, spec: Any) -> dict[str, Any]:
     return {**space, name: _replaced(space[name], rest, spec)}
 
 
-def _value_beyond(d: Dimension, at: Edge) -> tuple[list[Any], list[Any], str] | None:
+def _value_beyond(d: Dimension, at: Edge) -> list[Any] | None:
     """One more value, as far from the edge as its neighbour is, or as many times."""
     values = sorted(set(d.values))
     first, second = (values[0], values[1]) if at.is_low else (values[-1], values[-2])
@@ -150,26 +149,22 @@ def _value_beyond(d: Dimension, at: Edge) -> tuple[list[Any], list[Any], str] | 
         return None
     is_whole = all(isinstance(v, int) for v in values)
     far: float = first * first / second if values[0] > 0 else 2 * first - second
-    if values[0] > 0 and is_whole and far != int(far):
+    if is_whole and far != int(far):
         far = 2 * first - second
     new = int(far) if is_whole else float(f"{far:.{DIGITS}g}")
-    if new == first or new in values:
-        return None
-    return sorted([*values, new]), [new], f"try {number(new)} next"
+    return None if new in values else [new]
 
 
-def _range_beyond(d: Dimension, at: Edge) -> tuple[dict[str, Any], list[Any], str] | None:
-    """A range as wide, with the edge in its middle."""
+def _range_beyond(d: Dimension, at: Edge) -> list[Any]:
+    """The ends of a range as wide, with the edge in its middle."""
     if d.kind == "log_uniform":
         half = math.sqrt(d.high / d.low)
         low, high = at.value / half, at.value * half
     else:
         low, high = at.value - (d.high - d.low) / 2, at.value + (d.high - d.low) / 2
-    bounds: list[Any] = [float(f"{v:.{DIGITS}g}") for v in (low, high)]
     if d.kind == "int_uniform":
-        bounds = [math.floor(low), math.ceil(high)]
-    text = f"try {number(bounds[0])} to {number(bounds[1])} next"
-    return {d.kind: bounds}, bounds, text
+        return [math.floor(low), math.ceil(high)]
+    return [float(f"{v:.{DIGITS}g}") for v in (low, high)]
 
 
 def _listed(values: list[Any]) -> str:

@@ -56,14 +56,14 @@ def earlier(c: SweepConfig) -> Speed | None:
     for name in sorted(ages, key=lambda n: (-ages[n], n))[:MOST_RUNS]:
         folder = layout.run_folder(c.home_folder, name)
         try:
-            run = load_run_config(folder)
-            if run is None or (found := wanted.get(_kind(run))) is None or not _is_here(folder):
+            had = load_run_config(folder)
+            if had is None or (found := wanted.get(_kind(had))) is None or not _is_here(folder):
                 continue
             speed = measured(read_metrics(storage.join(folder, layout.METRICS)))
         except MantaError:
             continue  # a damaged run tells nothing
         if speed is not None:
-            return Speed(name, speed * _share(run, found[1]), found[0])
+            return Speed(name, speed * _share(had, found[1]), found[0])
     return None
 
 
