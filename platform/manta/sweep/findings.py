@@ -86,7 +86,7 @@ def _differences(plan: Plan, ranked: list[Group], best: Group) -> list[Finding]:
         )
         return [Finding("scheduler", text)]
     if not others:
-        return []
+        return _paused(plan, ranked, best)
     is_chosen = c.sweep.repeat == "contenders"
     kept = [g for g in others if not is_chosen or g.fresh(tokens)]
     samples = [g.fresh(tokens) if is_chosen else g.losses(tokens) for g in (best, *kept)]
@@ -116,6 +116,16 @@ def _differences(plan: Plan, ranked: list[Group], best: Group) -> list[Finding]:
         text = f"{count} other settings have one seed each, and no test says anything of them"
         found.append(Finding("seeds", text))
     return found
+
+
+def _paused(plan: Plan, ranked: list[Group], best: Group) -> list[Finding]:
+    """Nothing to compare the best with."""
+    if not any(0 < g.tokens < best.tokens and not g.why for g in ranked):
+        return []
+    text = "the others were paused with fewer tokens, so none is compared with the best"
+    is_new = plan.c.sweep.repeats == 1  # else more seeds would be paused as well
+    command = extending.with_seeds(plan.c, extending.SEEDS) if is_new else None
+    return [Finding("seeds", text, command)]
 
 
 def _one_seed(plan: Plan, second: Group, best: Group, is_chosen: bool) -> Finding:
