@@ -24,7 +24,7 @@ def main(config: SweepConfig) -> int:
     done = sweep(config)
     if done.ranking is not None:
         print("\n" + "\n".join(done.ranking.lines))
-        print(f"\nwritten to {done.ranking.page}: open it in a browser")
+        print(f"\nwritten to {done.page}: open it in a browser")
         more = f"total_tokens={4 * config.total_tokens}"
         print(f"next  python jobs/pretrain.py {done.ranking.best_config} {more}")
         if done.ranking.replay_config is not None:

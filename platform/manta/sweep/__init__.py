@@ -22,8 +22,8 @@ Its files, in reading order:
     importance        how much each key explains
     extending         the commands that go on with a sweep: more seeds, values beyond an edge
     findings          all that was found, in sentences
+    results           the ranking, and the best trial as a config
     pictures          losses against rates, maps, curves
     page              the sweep as one web page
-    results           the ranking, and the best trial as a config
     sweep             a sweep from its start to its ranking
 """

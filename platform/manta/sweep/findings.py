@@ -244,21 +244,26 @@ def _optimum(plan: Plan, fixed: Settings, tokens: int, made: Optimum | str) -> F
     return Finding("optimum", text, None, figures)
 
 
-def shares(plan: Plan) -> tuple[Importances | str, int]:
-    """The importances of the keys, and the tokens at which most trials have a loss."""
-    standings = [s for s in plan.standings() if not s.why]
+def widest(plan: Plan) -> int:
+    """The tokens at which most trials have a loss; of equal ones, the most. 0: none has."""
     counts: dict[int, int] = {}
-    for tokens in (t for s in standings for t in s.losses):
+    for tokens in (t for s in plan.standings() if not s.why for t in s.losses):
         counts[tokens] = counts.get(tokens, 0) + 1
-    tokens = max(counts, key=lambda t: (counts[t], t), default=0)
-    trials = [(s.trial.settings, s.losses[tokens]) for s in standings if tokens in s.losses]
-    return importances(trials), tokens
+    return max(counts, key=lambda t: (counts[t], t), default=0)
+
+
+def shares(plan: Plan) -> Importances | str:
+    """The importances of the keys, where most trials have a loss."""
+    tokens, standings = widest(plan), [s for s in plan.standings() if not s.why]
+    return importances(
+        [(s.trial.settings, s.losses[tokens]) for s in standings if tokens in s.losses]
+    )
 
 
 def _importance(plan: Plan) -> list[Finding]:
     if len(plan.c.dimensions) < 2 or plan.c.sweep.replay or plan.c.sweep.scheduler == "pbt":
         return []
-    made, tokens = shares(plan)
+    made, tokens = shares(plan), widest(plan)
     if isinstance(made, str):
         return [Finding("importance", f"how much each key matters is not known: {made}")]
     ordered = sorted(made.shares.items(), key=lambda item: -item[1])

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from manta import config as configs
-from manta import layout
+from manta import layout, storage
 from manta.report import page as pages
 from manta.report.facts import Files
 from manta.report.private import without_places
@@ -16,6 +16,7 @@ from manta.sweep.naming import words
 from manta.sweep.pictures import pictures
 from manta.sweep.plan import Plan
 from manta.sweep.rehearsal import cost, foreseen
+from manta.sweep.results import Ranking, Table
 from manta.sweep.space import shown
 from manta.terminal import visible
 from manta.train.records.logbook import duration
@@ -25,17 +26,20 @@ LONGEST = 300  # characters of a reason
 HOME = "HOME is the folder of all runs, ~/manta unless the sweep has another one."
 
 
-def page(
-    plan: Plan,
-    found: Sequence[Finding],
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-) -> str:
-    """The page of a sweep that is over; `head` and `rows` are its ranking. It depends on the files
-    of the sweep and its runs alone: made again, it is the same."""
+def write(plan: Plan, ranking: Ranking) -> str:
+    """Writes the page of a sweep that is over into its folder; returns its path."""
+    path = storage.join(layout.run_folder(plan.c.home_folder, plan.c.name), layout.SWEEP_PAGE)
+    storage.write_bytes(path, page(plan, ranking).encode())
+    return path
+
+
+def page(plan: Plan, ranking: Ranking) -> str:
+    """The page. It depends on the files of the sweep and its runs alone: made again, it is the
+    same."""
+    found = ranking.findings
     c = plan.c
     files = Files(c.home_folder)
-    sections = [_result(plan, files, found), _ranking(files, head, rows), *_others(plan, files)]
+    sections = [_result(plan, files, found), _ranking(files, ranking.table), *_others(plan, files)]
     tree = without_places(extending.tree(dataclasses.replace(c, home=None)), c.home_folder)
     best = next(f for f in found if f.kind == "best")
     return pages.page(
@@ -65,8 +69,8 @@ def _command(plan: Plan, command: str | None) -> str | None:
     return None if command is None else visible(command.replace(own, name, 1))
 
 
-def _ranking(files: Files, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Section:
-    section = Section("Ranking", head=tuple(head))
+def _ranking(files: Files, table: Table) -> Section:
+    section, rows = Section("Ranking", head=table.head), table.rows
     section.rows = [[files.private(cell) for cell in row] for row in rows[:MOST_ROWS]]
     if len(rows) > MOST_ROWS:
         section.notes.append(f"{len(rows) - MOST_ROWS:,} more are in {layout.RANKING}.")

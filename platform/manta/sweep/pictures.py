@@ -8,7 +8,7 @@ from manta import charts, layout, statistics, storage
 from manta.charts import Fitted, Line
 from manta.sweep import compared
 from manta.sweep.compared import Group
-from manta.sweep.findings import optima, shares
+from manta.sweep.findings import optima, shares, widest
 from manta.sweep.importance import Importances
 from manta.sweep.naming import called, number, words
 from manta.sweep.optimum import Optimum
@@ -66,20 +66,20 @@ def _heat_map(plan: Plan, ranked: list[Group]) -> Pictures:
     keys = [d for d in plan.c.dimensions if _values(d, ranked)]
     if len(keys) < 2 or not ranked:
         return
-    known, _ = shares(plan)
+    known, tokens = shares(plan), widest(plan)
     if isinstance(known, Importances):
         keys.sort(key=lambda d: -known.shares.get(d.key, 0.0))
     across, up = sorted(keys[:2], key=lambda d: d.key != LR)
     columns, rows = _values(across, ranked), _values(up, ranked)[::-1]
     cells: dict[tuple[int, int], float] = {}
     for group in ranked:
-        if group.tokens == ranked[0].tokens:
+        if losses := group.losses(tokens):
             place = (rows.index(group.settings[up.key]), columns.index(group.settings[across.key]))
-            cells[place] = min(cells.get(place, math.inf), group.loss.value)
+            cells[place] = min(cells.get(place, math.inf), statistics.mean(losses).value)
     if len(cells) < 2:
         return
     lowest = ", the lowest over the other keys" if len(plan.c.dimensions) > 2 else ""
-    title = f"{plan.c.name}: val loss at {ranked[0].tokens:,} tokens{lowest}"
+    title = f"{plan.c.name}: val loss at {tokens:,} tokens{lowest}"
     names = called(up.key), called(across.key)
     png = charts.heat_map(cells, list(map(number, rows)), list(map(number, columns)), title, *names)
     yield f"Val loss by {names[1]} and {names[0]}", png
@@ -99,21 +99,22 @@ def _is_numeric(d: Dimension) -> bool:
 
 def _parallel(plan: Plan, ranked: list[Group]) -> Pictures:
     """Each settings as a line across its keys, and the loss."""
-    shown = [g for g in ranked if g.tokens == ranked[0].tokens]
-    if len(plan.c.dimensions) < 2 or len(shown) < 2:
+    tokens = widest(plan)
+    shown = [g for g in ranked if g.losses(tokens)]
+    if len(plan.c.dimensions) < 2 or len(shown) < 2 or plan.c.sweep.scheduler == "pbt":
         return
     axes, places = [], []
     for d in plan.c.dimensions:
         ticks, at = _axis(d, [g.settings[d.key] for g in shown])
         axes.append((called(d.key), ticks))
         places.append(at)
-    losses = [g.loss.value for g in shown]
+    losses = [statistics.mean(g.losses(tokens)).value for g in shown]
     low, high = min(losses), max(losses)
     wide = (high - low) or 1.0
     axes.append(("val loss", {0.0: f"{low:.4f}", 1.0: f"{high:.4f}"}))
     places.append([(loss - low) / wide for loss in losses])
     lines = list(zip(zip(*places, strict=True), losses, strict=True))
-    title = f"{plan.c.name}: settings and what they reached (the best in red)"
+    title = f"{plan.c.name}: settings and their loss at {tokens:,} tokens (the best in red)"
     yield "Parallel coordinates of all settings", charts.parallel(axes, lines, title)
 
 
@@ -155,7 +156,7 @@ def _is_measured(record: dict[str, Any]) -> bool:
 
 
 def _importances(plan: Plan) -> Pictures:
-    made, tokens = shares(plan)
+    made, tokens = shares(plan), widest(plan)
     if isinstance(made, str) or len(made.shares) < 2 or plan.c.sweep.scheduler == "pbt":
         return
     found = {called(key): share for key, share in made.shares.items()}

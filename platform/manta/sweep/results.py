@@ -1,5 +1,5 @@
-"""What a sweep leaves behind: the ranking of its trials, what it found, a page, and the best trial
-as a config."""
+"""What a sweep leaves behind: the ranking of its trials, what it found, and the best trial as a
+config."""
 
 import dataclasses
 from typing import Any
@@ -24,17 +24,15 @@ class Ranking:
     """A row for each trial: its settings by their keys (those of sweep.lr as lr), run, seed,
     tokens, val_loss and val_bpb; why, if it failed or diverged."""
     best_config: str
+    table: "Table"
+    findings: tuple[Finding, ...]
     replay_config: str | None = None
     """The schedule that pbt found, as a config for jobs/sweep.py."""
-    table: "Table | None" = None
-    findings: tuple[Finding, ...] = ()
-    page: str | None = None
-    """The path of the page."""
 
     @property
     def lines(self) -> list[str]:
         """What a person reads at the end of a sweep."""
-        found = self.table.lines if self.table else []
+        found = self.table.lines
         for finding in self.findings:
             found += ["", finding.sentence] if finding.kind == "best" else [finding.sentence]
             found += [f"    {finding.command}"] if finding.command else []
@@ -90,14 +88,12 @@ def _failure(group: Group) -> str:
 
 
 def conclude(plan: Plan) -> Ranking:
-    """Writes into the sweep's folder: ranking.json, findings.json, sweep.html, sweep.yaml,
-    best.yaml, and for pbt replay.yaml.
+    """Writes into the sweep's folder: ranking.json, findings.json, sweep.yaml, best.yaml, and for
+    pbt replay.yaml.
 
     Raises:
         SweepError: no trial ended well; the message has the first reason.
     """
-    from manta.sweep import page  # with its pictures: a second that nothing else needs
-
     c, standings = plan.c, plan.standings()
     rows = [_row(plan, standing) for standing in standings]
     folder = layout.run_folder(c.home_folder, c.name)
@@ -121,11 +117,8 @@ def conclude(plan: Plan) -> Ranking:
     _write_config(path, tree)
     found = findings(plan)
     storage.write_json(storage.join(folder, layout.FINDINGS), _tree(plan, found))
-    made = table(compared.groups(plan))
-    html = storage.join(folder, layout.SWEEP_PAGE)
-    storage.write_bytes(html, page.page(plan, found, made.head, made.rows).encode())
     replay = _write_replay(plan, best.name, folder)
-    return Ranking(rows, path, replay, made, tuple(found), html)
+    return Ranking(rows, path, table(compared.groups(plan)), tuple(found), replay)
 
 
 def _write_config(path: str, tree: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ class Swept:
 
     ranking: Ranking | None
     stopped_by: signal.Signals | None = None
+    page: str | None = None
+    """The path of the sweep's page."""
 
     @property
     def exit_code(self) -> int:
@@ -85,7 +87,10 @@ def sweep(c: SweepConfig) -> Swept:
             say(f"sweep {c.name} stopped; the same command goes on")
             return Swept(None, stopped_by)
         teller.end(running)
-        return Swept(conclude(plan))
+        ranking = conclude(plan)
+        from manta.sweep import page  # with its pictures: a second that no start has to wait for
+
+        return Swept(ranking, page=page.write(plan, ranking))
 
 
 def _require_room(c: SweepConfig) -> None:
