@@ -43,8 +43,7 @@ def with_errors(lines: Mapping[str, Line], title: str, x_label: str, y_label: st
     """Draws lines against a logarithmic x axis, with error bars, fitted curves and their lowest
     points. Points far above the others are at the upper edge, as triangles."""
     figure, axes = _figure(title, dpi=110)
-    every = [(y, 0.0 if math.isnan(e) else e) for line in lines.values() for _, y, e in line.points]
-    low, top = _view(every)
+    low, top = view([y for line in lines.values() for _, y, _ in line.points])
     for number, (name, line) in enumerate(lines.items()):
         color = f"C{number % 10}"
         inside = [p for p in line.points if p[1] <= top]
@@ -61,7 +60,7 @@ def with_errors(lines: Mapping[str, Line], title: str, x_label: str, y_label: st
     if len(every_x) <= 12:
         axes.set_xticks(every_x, [f"{x:g}" for x in every_x])
         axes.minorticks_off()
-    margin = 0.06 * (top - low or 1.0)
+    margin = 0.1 * (top - low or 1.0)
     axes.set_ylim(low - margin, top + margin)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
@@ -69,14 +68,13 @@ def with_errors(lines: Mapping[str, Line], title: str, x_label: str, y_label: st
     return _png(figure)
 
 
-def _view(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The lowest and highest y to show: far outliers would press all else together."""
-    values = sorted(y for y, _ in points)
-    low = min(y - e for y, e in points)
-    spread = values[len(values) // 2] - values[0]
-    top = values[0] + 4 * spread if spread > 0 else values[-1]
-    shown = [(y, e) for y, e in points if y <= top]
-    return low, max(y + e for y, e in shown)
+def view(values: Sequence[float]) -> tuple[float, float]:
+    """The lowest of some losses, and the highest one that is not far above most of them: outliers
+    would press all else together."""
+    ordered = sorted(values)
+    spread = ordered[len(ordered) // 2] - ordered[0]
+    top = ordered[0] + 4 * spread if spread > 0 else ordered[-1]
+    return ordered[0], max(value for value in ordered if value <= top)
 
 
 def _draw_fitted(axes: "Axes", fitted: Fitted, color: str) -> None:
@@ -108,7 +106,7 @@ def heat_map(
     grid = np.full((len(rows), len(columns)), np.nan)
     for (row, column), value in cells.items():
         grid[row, column] = value
-    low, top = _view([(v, 0.0) for v in cells.values()])
+    low, top = view(list(cells.values()))
     image = axes.imshow(grid, cmap=COLORS, vmin=low, vmax=top, aspect="auto")
     figure.colorbar(image, ax=axes, extend="max" if max(cells.values()) > top else "neither")
     axes.set_xticks(range(len(columns)), columns, parse_math=False)
@@ -139,7 +137,7 @@ def parallel(
 
     figure, axes = _figure(title, dpi=110)
     ordered = sorted(lines, key=lambda line: -line[1])
-    low, top = _view([(loss, 0.0) for _, loss in lines])
+    low, top = view([loss for _, loss in lines])
     colors = colormaps[COLORS]
     for place, (places, loss) in enumerate(ordered):
         is_best = place == len(ordered) - 1
@@ -177,8 +175,7 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], title: str, y_label
         label = name if number < MOST_LEGEND else "_"
         width = 2.0 if not number else 1.0
         axes.plot(x, y, color=color, linewidth=width, label=label, marker=".", markersize=3)
-    ends = [line[-1][1] for line in lines.values()]
-    low, top = _view([(v, 0.0) for v in ends])
+    low, top = view([line[-1][1] for line in lines.values()])
     margin = 0.8 * (top - low or 0.1)
     axes.set_ylim(low - 0.1 * margin, top + margin)
     axes.set(xlabel="tokens", ylabel=y_label)

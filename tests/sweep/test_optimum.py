@@ -111,11 +111,11 @@ def test_noise_alone_has_no_importance_where_there_are_enough_trials() -> None:
     """On average, and nearly always less than a third."""
     shares = []
     for seed in range(200):
-        trials = drawn(17, seed)
+        trials = drawn(18, seed)
         y = np.random.default_rng(seed + 1000).standard_normal(len(trials))
         found = importances(list(zip(trials, y.tolist(), strict=True)))
         assert isinstance(found, Importances)
-        assert found.enough == 17
+        assert found.enough in (17, 18)  # some have not every value
         shares += list(found.shares.values())
     assert np.mean(shares) < 0.08
     assert np.mean(np.array(shares) > 1 / 3) < 0.05

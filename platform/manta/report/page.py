@@ -28,12 +28,14 @@ th { color: var(--soft); font-weight: 500 }
 div.wide { overflow-x: auto }
 td.text { white-space: pre-wrap; overflow-wrap: anywhere;
           font: 14px/1.5 ui-monospace, monospace }
+td.short { white-space: nowrap }
 img { max-width: 100%; height: auto; margin: .4rem 0 }
 pre { font: 14px/1.5 ui-monospace, monospace; overflow-x: auto; border: 1px solid var(--line);
       padding: .8rem 1rem; border-radius: 6px }
 [title] { cursor: help } .note { color: var(--soft); font-size: .92rem }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } }
 """
+SHORT = 24  # characters of a cell that a narrow screen does not break
 # Nothing on the page runs, and nothing is fetched: also where it is served from somewhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -92,7 +94,8 @@ def _shown(fact: Fact) -> str:
 def _cell(value: Fact | str) -> str:
     if isinstance(value, Fact):
         return f'<td class="number">{_shown(value)}</td>'
-    return f'<td class="text">{html.escape(value)}</td>'
+    kind = "text" if len(value) > SHORT else "text short"
+    return f'<td class="{kind}">{html.escape(value)}</td>'
 
 
 def _picture(name: str, png: bytes) -> str:

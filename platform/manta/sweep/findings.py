@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manta import statistics
+from manta.charts import view
 from manta.sweep import compared, extending
 from manta.sweep.compared import Difference, Group
 from manta.sweep.importance import Importances, importances
@@ -253,11 +254,12 @@ def widest(plan: Plan) -> int:
 
 
 def shares(plan: Plan) -> Importances | str:
-    """The importances of the keys, where most trials have a loss."""
+    """The importances of the keys, where most trials have a loss. Losses far above the others count
+    as the highest of these: how far they are off says nothing."""
     tokens, standings = widest(plan), [s for s in plan.standings() if not s.why]
-    return importances(
-        [(s.trial.settings, s.losses[tokens]) for s in standings if tokens in s.losses]
-    )
+    trials = [(s.trial.settings, s.losses[tokens]) for s in standings if tokens in s.losses]
+    top = view([loss for _, loss in trials])[1] if trials else math.inf
+    return importances([(settings, min(loss, top)) for settings, loss in trials])
 
 
 def _importance(plan: Plan) -> list[Finding]:

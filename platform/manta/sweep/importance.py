@@ -1,7 +1,7 @@
 """How much of the differences between trials each key explains. Pure arithmetic.
 
-The loss is taken as a sum of a part for each key: a parabola for a number (over its logarithm where
-its values are far apart), a value for each choice. A key's importance is the share of the variance
+The loss is taken as a sum of a part for each key: a number for each of its values, or a parabola if
+it has many (over their logarithm where they are far apart). A key's importance is the share of the variance
 that would be unexplained without its part, less what chance alone explains (omega squared, Hays
 1963; sums of squares of type II). What two keys do together counts as noise.
 """
@@ -62,7 +62,8 @@ def importances(trials: Sequence[tuple[Settings, float]]) -> Importances | str:
 def _part(values: list[Any]) -> np.ndarray:
     """The columns that stand for a key: fewer than it has values."""
     distinct = list({repr(v): v for v in values}.values())
-    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in distinct):
+    is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in distinct)
+    if is_numeric and 2 * len(distinct) > len(values):
         x = np.array(values, float)
         if x.min() > 0 and x.max() / x.min() >= WIDE:
             x = np.log(x)

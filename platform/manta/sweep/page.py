@@ -57,8 +57,7 @@ def _result(plan: Plan, files: Files, found: Sequence[Finding]) -> Section:
     section = Section(RESULT)
     for finding in found:
         if finding.kind != "best":
-            text = f"{finding.sentence[0].upper()}{finding.sentence[1:]}."
-            section.said.append((files.private(text), _command(plan, finding.command)))
+            section.said.append((files.private(finding.sentence), _command(plan, finding.command)))
     return section
 
 

@@ -109,10 +109,10 @@ def _parallel(plan: Plan, ranked: list[Group]) -> Pictures:
         axes.append((called(d.key), ticks))
         places.append(at)
     losses = [statistics.mean(g.losses(tokens)).value for g in shown]
-    low, high = min(losses), max(losses)
-    wide = (high - low) or 1.0
-    axes.append(("val loss", {0.0: f"{low:.4f}", 1.0: f"{high:.4f}"}))
-    places.append([(loss - low) / wide for loss in losses])
+    low, high = charts.view(losses)
+    more = " or more" if max(losses) > high else ""
+    axes.append(("val loss", {0.0: f"{low:.4f}", 1.0: f"{high:.4f}{more}"}))
+    places.append([min(1.0, (loss - low) / ((high - low) or 1.0)) for loss in losses])
     lines = list(zip(zip(*places, strict=True), losses, strict=True))
     title = f"{plan.c.name}: settings and their loss at {tokens:,} tokens (the best in red)"
     yield "Parallel coordinates of all settings", charts.parallel(axes, lines, title)
