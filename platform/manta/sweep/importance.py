@@ -1,9 +1,9 @@
 """How much of the differences between trials each key explains. Pure arithmetic.
 
 The loss is taken as a sum of a part for each key: a number for each of its values, or a parabola if
-it has many (over their logarithm where they are far apart). A key's importance is the share of the variance
-that would be unexplained without its part, less what chance alone explains (omega squared, Hays
-1963; sums of squares of type II). What two keys do together counts as noise.
+it has many (over their logarithm where they are far apart). A key's importance is the share of the
+variance that would be unexplained without its part, less what chance alone explains (omega squared,
+Hays 1963; sums of squares of type II). What two keys do together counts as noise.
 """
 
 import dataclasses
