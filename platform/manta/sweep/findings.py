@@ -12,7 +12,7 @@ from manta.sweep import compared, extending
 from manta.sweep.compared import Difference, Group
 from manta.sweep.importance import Importances, importances
 from manta.sweep.naming import among, versus, words
-from manta.sweep.optimum import Optimum, fit
+from manta.sweep.optimum import FEWEST, Optimum, fit
 from manta.sweep.plan import Plan
 from manta.sweep.space import LR, Settings
 from manta.terminal import named
@@ -50,7 +50,7 @@ def findings(plan: Plan) -> list[Finding]:
     found = [_best(best)]
     found += _differences(plan, ranked, best)
     found += _edges(plan, ranked, best)
-    found += [_optimum(plan, *each) for each in optima(plan)]
+    found += _optima(plan)
     found += _importance(plan)
     return found + _failed(ranked)
 
@@ -108,7 +108,9 @@ def _differences(plan: Plan, ranked: list[Group], best: Group) -> list[Finding]:
                 f"it beats {len(left)} others by {left[0][1].value:.3f} or more (p {_p(p)})",
             )
         )
-    found += [_unclear(plan, best, g, d) for g, d in unclear[:MOST_NAMED]]
+    for g, d in unclear[:MOST_NAMED]:
+        is_asked = any(f.command for f in found)  # one command is enough, the first
+        found.append(_unclear(None if is_asked else plan, best, g, d))
     if len(unclear) > MOST_NAMED:
         rest = [words(g.settings) for g, _ in unclear[MOST_NAMED:]]
         found.append(Finding("difference", f"nor from {named(rest)}"))
@@ -154,14 +156,15 @@ def _shown(
     return Finding("difference", text, None, _figures(other, d))
 
 
-def _unclear(plan: Plan, best: Group, other: Group, d: Difference) -> Finding:
+def _unclear(plan: Plan | None, best: Group, other: Group, d: Difference) -> Finding:
+    """Settings that may be as good as the best; with a command if there is a plan."""
     a, b, at = among(best.settings, other.settings)
     text = f"cannot tell {a} from {b}{at} ({d.value:+.4f} ± {d.error:.4f}, p {_p(d.p)}): "
     if d.value <= 0 or d.more is None or d.more > MOST_SEEDS:
         text += f"they are equal as far as seeds can tell; more than {MOST_SEEDS} more would"
         return Finding("difference", text, None, _figures(other, d))
     text += f"about {d.more} more seed{'s' if d.more > 1 else ''} would"
-    command = extending.with_seeds(plan.c, plan.c.sweep.repeats + d.more)
+    command = extending.with_seeds(plan.c, plan.c.sweep.repeats + d.more) if plan else None
     return Finding("difference", text, command, _figures(other, d))
 
 
@@ -222,6 +225,20 @@ def optima(plan: Plan) -> list[tuple[Settings, int, Optimum | str]]:
 
 def _without_rate(settings: Settings) -> Settings:
     return {k: v for k, v in settings.items() if k != LR}
+
+
+def _optima(plan: Plan) -> list[Finding]:
+    """The fitted rates, those of the best settings first."""
+    every = optima(plan)
+    made = [each for each in every if isinstance(each[2], Optimum)]
+    if not made and len(every) > MOST_NAMED:
+        text = f"no optimal lr can be fitted: each needs {FEWEST} values with the other keys alike"
+        return [Finding("optimum", text)]
+    shown = every if len(every) <= MOST_NAMED else made
+    found = [_optimum(plan, *each) for each in shown[:MOST_NAMED]]
+    if (left := len(shown) - MOST_NAMED) > 0:
+        found.append(Finding("optimum", f"(and {left} more fitted optima, at other settings)"))
+    return found
 
 
 def _optimum(plan: Plan, fixed: Settings, tokens: int, made: Optimum | str) -> Finding:
@@ -289,7 +306,7 @@ def _failed(ranked: Sequence[Group]) -> list[Finding]:
         text = f"{len(bad)} trial{'s' if len(bad) > 1 else ''} diverged"
     elif diverged:
         text += f", of which {diverged} diverged"
-    names = named([f"{words(s.trial.settings)} ({s.why})" for s in bad])
+    names = named([f"{words(s.trial.settings)} ({s.why})" for s in bad], MOST_NAMED)
     return [Finding("failed", f"{text}: {names}")]
 
 

@@ -16,7 +16,8 @@ from manta.statistics import Estimate
 
 FEWEST = 3  # values of a rate, for a parabola
 REACH = 8.0  # the loss is a parabola near its lowest point alone: at most this many times the rate
-MOST_BESIDE = 2  # values on each side of the lowest one
+BESIDE = 2  # values on each side of the lowest one; more of them if they are close to it:
+CLOSE = 4.0  # at most this many times its rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +57,28 @@ def fit(losses: Mapping[float, Sequence[float]]) -> Optimum | str:
         return f"{len(rates)} values ended well, and a parabola needs {FEWEST}"
     means = {rate: statistics.mean(losses[rate]).value for rate in rates}
     lowest = min(rates, key=means.__getitem__)
-    below = [r for r in rates if lowest / REACH <= r < lowest][-MOST_BESIDE:]
-    above = [r for r in rates if lowest < r <= lowest * REACH][:MOST_BESIDE]
+    below, above = _near(lowest, rates[::-1]), _near(lowest, rates)
     for side, values, last in (("lower", below, rates[0]), ("higher", above, rates[-1])):
         if not values:
             near = "" if lowest == last else f" within {REACH:g} times it"
             return f"the lowest loss is at {lowest:g}, and no {side} value{near} ended well"
-    made = _through([*below, lowest, *above], losses)
-    if isinstance(made, Optimum) and not below[-1] < made.rate < above[0]:
+    made = _through(sorted([*below, lowest, *above]), losses)
+    least, most = min(below[0], lowest / 2), max(above[0], lowest * 2)
+    if isinstance(made, Optimum) and not least < made.rate < most:
         return "the losses are too far from a parabola"
     return made
+
+
+def _near(lowest: float, rates: list[float]) -> list[float]:
+    """Those of the rates on one side of the lowest one that a parabola may go through, the nearest
+    first. The rates come in the order of that side, past the lowest one."""
+    side = rates[rates.index(lowest) + 1 :]
+    ratios = [max(rate / lowest, lowest / rate) for rate in side]
+    return [
+        rate
+        for place, (rate, ratio) in enumerate(zip(side, ratios, strict=True))
+        if ratio <= (REACH if place < BESIDE else CLOSE)
+    ]
 
 
 def _through(rates: list[float], losses: Mapping[float, Sequence[float]]) -> Optimum | str:

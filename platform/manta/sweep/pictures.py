@@ -17,7 +17,7 @@ from manta.sweep.space import LR, Dimension
 from manta.train.records.logbook import read_metrics
 
 MOST_LINES = 8  # of a picture with a legend
-MOST_CURVES = 100  # runs whose losses are drawn
+MOST_CURVES = 60  # runs whose losses are drawn, and settings that are drawn as lines
 MOST_POINTS = 200  # of a curve
 MOST_CELLS = 30  # rows or columns of a heat map
 
@@ -100,7 +100,8 @@ def _is_numeric(d: Dimension) -> bool:
 def _parallel(plan: Plan, ranked: list[Group]) -> Pictures:
     """Each settings as a line across its keys, and the loss."""
     tokens = widest(plan)
-    shown = [g for g in ranked if g.losses(tokens)]
+    every = [g for g in ranked if g.losses(tokens)]
+    shown = every[:MOST_CURVES]
     if len(plan.c.dimensions) < 2 or len(shown) < 2 or plan.c.sweep.scheduler == "pbt":
         return
     axes, places = [], []
@@ -114,7 +115,8 @@ def _parallel(plan: Plan, ranked: list[Group]) -> Pictures:
     axes.append(("val loss", {0.0: f"{low:.4f}", 1.0: f"{high:.4f}{more}"}))
     places.append([min(1.0, (loss - low) / ((high - low) or 1.0)) for loss in losses])
     lines = list(zip(zip(*places, strict=True), losses, strict=True))
-    title = f"{plan.c.name}: settings and their loss at {tokens:,} tokens (the best in red)"
+    of = f"; the first {MOST_CURVES}" if len(every) > MOST_CURVES else ""
+    title = f"{plan.c.name}: settings and their loss at {tokens:,} tokens (the best in red{of})"
     yield "Parallel coordinates of all settings", charts.parallel(axes, lines, title)
 
 

@@ -32,14 +32,16 @@ class Ranking:
     @property
     def lines(self) -> list[str]:
         """What a person reads at the end of a sweep."""
-        found = self.table.lines
+        found = self.table.lines[: MOST_LINES + 1]
+        if (left := len(self.table.rows) - MOST_LINES) > 0:
+            found.append(f"and {left:,} more: {layout.RANKING} has all of them")
         for finding in self.findings:
             found += ["", finding.sentence] if finding.kind == "best" else [finding.sentence]
             found += [f"    {finding.command}"] if finding.command else []
         return found
 
 
-FIGURES = ("val_loss", "val_bpb")
+MOST_LINES = 50  # of the table that is printed
 SHORT = {"optimizer.lr": "lr"}
 
 
