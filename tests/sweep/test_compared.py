@@ -157,7 +157,7 @@ SCENARIOS: dict[str, tuple[Truth, dict[str, Any]]] = {
     ),
     "asha over eight equal settings, 3 seeds": (
         FLAT,
-        {"lr": [n * 1e-3 for n in range(1, 9)], "repeats": 3, "scheduler": "asha"},
+        {"lr": [n * 1e-3 for n in range(1, 9)], "repeats": 3, "scheduler": "asha", "rungs": 3},
     ),
     "a near-tie: 0.3 standard deviations apart": (
         Truth(curvature=0.003, noise=0.01), {"lr": [1e-3, 2e-3], "repeats": 3},

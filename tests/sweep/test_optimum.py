@@ -58,7 +58,10 @@ def test_the_interval_covers_the_truth_in_19_of_20_fits() -> None:
         ({1e-3: [3.0], 2e-3: [2.0], 4e-3: [1.0]}, "at 0.004, and no higher value ended well"),
         ({1e-3: [1.0], 2e-3: [2.0], 4e-3: [3.0]}, "at 0.001, and no lower value ended well"),
         ({1e-3: [3.0], 2e-3: [2.0], 4e-3: []}, "2 values ended well"),
-        ({1e-3: [3.0], 2e-3: [2.0], 100.0: [9.0]}, "no higher value within 8 times it ended well"),
+        (
+            {1e-3: [3.0], 2e-3: [2.0], 100.0: [9.0]},
+            "no higher value within a factor of 8 ended well",
+        ),
         ({1e-3: [9.0], 2e-3: [2.0], 4e-3: [2.1], 8e-3: [2.1]}, "too far from a parabola"),
     ],
     ids=str,

@@ -125,6 +125,7 @@ def test_an_earlier_run_of_the_same_model_tells_the_speed(tmp_path: Path) -> Non
     found = speed.earlier(c)
     assert found is not None
     assert (found.run, found.tokens_per_second) == ("old", 1000.0)
+    assert c.derived()["steps of all trials in one lane"].endswith(", if as fast as in old")
     # A run on all of the machine's threads, where a trial has one of them.
     os.utime(tmp_path / "runs" / "old" / "metrics.jsonl", (1, 1))
     earlier_run(c, tmp_path, "newer", threads_per_worker=None)

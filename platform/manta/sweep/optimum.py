@@ -60,7 +60,7 @@ def fit(losses: Mapping[float, Sequence[float]]) -> Optimum | str:
     below, above = _near(lowest, rates[::-1]), _near(lowest, rates)
     for side, values, last in (("lower", below, rates[0]), ("higher", above, rates[-1])):
         if not values:
-            near = "" if lowest == last else f" within {REACH:g} times it"
+            near = "" if lowest == last else f" within a factor of {REACH:g}"
             return f"the lowest loss is at {lowest:g}, and no {side} value{near} ended well"
     made = _through(sorted([*below, lowest, *above]), losses)
     least, most = min(below[0], lowest / 2), max(above[0], lowest * 2)
