@@ -160,8 +160,11 @@ def _unclear(plan: Plan | None, best: Group, other: Group, d: Difference) -> Fin
     """Settings that may be as good as the best; with a command if there is a plan."""
     a, b, at = among(best.settings, other.settings)
     text = f"cannot tell {a} from {b}{at} ({d.value:+.4f} ± {d.error:.4f}, p {_p(d.p)}): "
-    if d.value <= 0 or d.more is None or d.more > MOST_SEEDS:
-        text += f"they are equal as far as seeds can tell; more than {MOST_SEEDS} more would"
+    if d.value < 0:
+        text += "the fresh seeds put the other one ahead"
+        return Finding("difference", text, None, _figures(other, d))
+    if d.more is None or d.more > MOST_SEEDS:
+        text += f"more than {MOST_SEEDS} more seeds would; they may as well be equal"
         return Finding("difference", text, None, _figures(other, d))
     text += f"about {d.more} more seed{'s' if d.more > 1 else ''} would"
     command = extending.with_seeds(plan.c, plan.c.sweep.repeats + d.more) if plan else None
@@ -189,6 +192,8 @@ def _edges(plan: Plan, ranked: list[Group], best: Group) -> list[Finding]:
     """The keys whose best value is the lowest or highest of those tried."""
     found = []
     for d in plan.c.dimensions:
+        if d.key == "seed":
+            continue
         edge = extending.edge(d, best.settings.get(d.key), [g.settings.get(d.key) for g in ranked])
         if edge is None or (further := extending.beyond(plan.c, d, edge)) is None:
             continue
