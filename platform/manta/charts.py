@@ -55,6 +55,8 @@ def with_errors(lines: Mapping[str, Line], title: str, x_label: str, y_label: st
         axes.plot(above, [top] * len(above), "^", color=color, clip_on=False, markersize=7)
         if line.fitted is not None:
             _draw_fitted(axes, line.fitted, color)
+    if any(p[1] > top for line in lines.values() for p in line.points):
+        axes.plot([], [], "^", color="gray", label="above this picture")
     axes.set_xscale("log")
     every_x = sorted({p[0] for line in lines.values() for p in line.points})
     if len(every_x) <= 12:
