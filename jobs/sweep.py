@@ -4,8 +4,9 @@
     python jobs/sweep.py sweep.lr=[1e-3,2e-3] sweep.tokens_per_batch=[2048,4096]
 
 Accepts the keys of jobs/pretrain.py too; they apply to all trials, except where the sweep varies
-them. If a sweep stopped, for any reason, the same command goes on. On SIGTERM, SIGUSR1 or Ctrl-C it
-saves and ends, with exit code 143, 138 or 130.
+them. Prints what was found in sentences, with the commands that would tell more, and writes
+sweep.html. If a sweep stopped, for any reason, the same command goes on. On SIGTERM, SIGUSR1 or
+Ctrl-C it saves and ends, with exit code 143, 138 or 130.
 """
 
 import sys
@@ -23,7 +24,8 @@ from manta.sweep.sweep import sweep
 def main(config: SweepConfig) -> int:
     done = sweep(config)
     if done.ranking is not None:
-        print("\n" + done.ranking.table())
+        print("\n" + "\n".join(done.ranking.lines))
+        print(f"\nwritten to {done.page}: open it in a browser")
         more = f"total_tokens={4 * config.total_tokens}"
         print(f"next  python jobs/pretrain.py {done.ranking.best_config} {more}")
         if done.ranking.replay_config is not None:

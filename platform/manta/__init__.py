@@ -15,6 +15,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     progress    a bar in a terminal, a line now and then in a log       [tqdm]
     plot        the loss curve and document lengths, as PNG             [matplotlib]
     statistics  estimates with their errors, and tests of differences       [scipy]
+    charts      pictures of many runs, as PNG                               [matplotlib]
     cluster     joins or starts a Ray; what fits into it; checks        [ray, psutil, boto3]
                 cluster files
     failures    why Ray's workers failed                                [ray]

@@ -28,6 +28,12 @@ HOME/runs/NAME/config.yaml           the run's config
                    optimizer/            the optimizer's state, one file per rank
                    optimizer.json        where in these files each weight's state is
                    MANIFEST.json         every file's size and sha256, written LAST
+HOME/runs/SWEEP/decisions.jsonl      what a sweep decided, a line each
+                sweep.yaml           its config, for the commands that go on with it
+                ranking.json         its trials, the best first
+                findings.json        what it found, in sentences with their figures
+                sweep.html           all of that as a page, with pictures
+                best.yaml            the best trial as a config; for pbt also replay.yaml
 HOME/data/NAME/train-00000.parquet   token ids; an end-of-text token ends each document
                val-00000.parquet
                encoding.json         the tokenizer
@@ -105,8 +111,13 @@ DECISIONS = "decisions.jsonl"
 BEST_CONFIG = "best.yaml"
 RANKING = "ranking.json"
 REPLAY_CONFIG = "replay.yaml"
+SWEEP_CONFIG = "sweep.yaml"
+FINDINGS = "findings.json"
+SWEEP_PAGE = "sweep.html"
 COMPARISON = "compare.png"
-SWEEP_NAMES = (RUN_LOCK, DECISIONS, BEST_CONFIG, RANKING, REPLAY_CONFIG)
+SWEEP_NAMES = (
+    RUN_LOCK, DECISIONS, BEST_CONFIG, RANKING, REPLAY_CONFIG, SWEEP_CONFIG, FINDINGS, SWEEP_PAGE,
+)  # fmt: skip
 
 # Names in a folder of answers and judgements.
 ANSWERS = "answers.jsonl"

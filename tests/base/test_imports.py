@@ -44,7 +44,7 @@ ROOMS = {
     "transformers": ["export/huggingface", "export/adapter"],
     "peft": ["export/adapter"],
     "gguf": ["export/ggml"],
-    "matplotlib": ["plot"],
+    "matplotlib": ["plot", "charts"],
     "fastapi": ["serve/protocol"],
     "uvicorn": ["serve/protocol"],
     "sqlite3": ["serve/conversations"],

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.sweeps import Truth, config, simulated
 from manta.config import from_dict, load, to_dict
 from manta.errors import ConfigError, SweepError, TrainingError
 from manta.failures import WorkersFailed
+from manta.sweep.compared import groups
 from manta.sweep.rehearsal import rehearse
-from manta.sweep.results import Ranking, conclude
+from manta.sweep.results import conclude, table
 from manta.sweep.settings import SweepConfig
 from manta.sweep.work import ROUTINE, reason
 from manta.train.settings import PretrainConfig
@@ -139,17 +142,33 @@ def test_a_sweep_without_a_trial_that_ended_well_says_the_first_reason(tmp_path:
     assert [row["why"] for row in rows] == ["failed"] * 6
 
 
-def test_the_table_has_a_line_for_each_trial_best_first() -> None:
-    rows = [
-        {"val_loss": 2.5, "val_bpb": 1.25, "tokens": 10_240, "run": "sweep/a", "why": None},
-        {"val_loss": None, "val_bpb": None, "tokens": 0, "run": "sweep/b", "why": "diverged"},
+def test_the_table_names_settings_with_their_seeds_and_failed_ones_last() -> None:
+    c = config(lr=[1e-3, 2e-3, 64.0], tokens_per_batch=[1024], repeats=2)
+    head, *lines = table(groups(simulated(c, Truth(diverges_from=64.0)))).lines
+    assert head.split() == [
+        "rank",
+        "lr",
+        "tokens_per_batch",
+        "val",
+        "loss",
+        "seeds",
+        "tokens",
+        "run",
     ]
-    head, *lines = Ranking(rows, "best.yaml").table().splitlines()
-    assert head.split()[:3] == ["rank", "val", "loss"]
-    assert [line.split() for line in lines] == [
-        ["1", "2.5000", "1.2500", "10,240", "sweep/a"],
-        ["2", "-", "-", "0", "sweep/b", "(diverged)"],
-    ]
+    assert [line.split()[:3] for line in lines] == [
+        ["1", "0.002", "1,024"], ["2", "0.001", "1,024"], ["3", "64", "1,024"],
+    ]  # fmt: skip
+    assert re.fullmatch(
+        r" *1 +0.002 +1,024  2\.\d{4} ± 0\.\d{4}  +2  65,536  s/lr0.002-batch1024", lines[0]
+    )
+    assert lines[2].split()[3] == "-"
+    assert lines[2].endswith("s/lr64-batch1024  (2 of 2 seeds: failed)")
+
+
+def test_a_table_of_single_runs_has_no_column_of_seeds() -> None:
+    head, *lines = table(groups(simulated(config(lr=[1e-3, 2e-3]), Truth()))).lines
+    assert "seeds" not in head
+    assert all("±" not in line for line in lines)
 
 
 @pytest.mark.parametrize("text", [

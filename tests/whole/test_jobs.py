@@ -1,6 +1,7 @@
 """The pulse of each job: its real main function, once, on a tiny model."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import subprocess
@@ -24,9 +25,10 @@ from manta.export.convert import ExportConfig, ImportConfig
 from manta.finetune.settings import FinetuneConfig
 from manta.sweep.settings import SweepConfig
 from manta.train.checkpoints import checkpoint
-from manta.train.pretrain import pretrain
+from manta.train.pretrain import pretrain, start_of
 from manta.train.records.gauges import gauges
 from manta.train.records.logbook import read_metrics
+from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -211,6 +213,11 @@ def test_sweep_trains_runs_like_pretrain_and_goes_on_from_its_journal(
     assert not list(folder.rglob(".ray*"))  # Ray's own records
     best = load(PretrainConfig, [str(folder / "best.yaml")])
     assert pretrain(best, print).finished_before
+    # With more tokens it goes on from there.
+    longer = dataclasses.replace(best, total_tokens=2048)
+    start = start_of(longer)
+    assert start == checkpoint.newest(str(prepared / "runs" / ranking[0]["run"]))
+    assert not is_finished(longer, start)
 
     before = (folder / "ranking.json").read_bytes(), (folder / "decisions.jsonl").read_bytes()
     assert load_job("sweep").main(load(SweepConfig, arguments)) == 0

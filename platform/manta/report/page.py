@@ -25,14 +25,17 @@ table { border-collapse: collapse; width: 100%; margin-top: .4rem }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0;
          border-bottom: 1px solid var(--line) }
 th { color: var(--soft); font-weight: 500 }
+div.wide { overflow-x: auto }
 td.text { white-space: pre-wrap; overflow-wrap: anywhere;
           font: 14px/1.5 ui-monospace, monospace }
+td.short { white-space: nowrap }
 img { max-width: 100%; height: auto; margin: .4rem 0 }
 pre { font: 14px/1.5 ui-monospace, monospace; overflow-x: auto; border: 1px solid var(--line);
       padding: .8rem 1rem; border-radius: 6px }
 [title] { cursor: help } .note { color: var(--soft); font-size: .92rem }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } }
 """
+SHORT = 24  # characters of a cell that a narrow screen does not break
 # Nothing on the page runs, and nothing is fetched: also where it is served from somewhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -44,8 +47,10 @@ def page(
     pictures: Mapping[str, bytes],
     config: str,
     notes: Sequence[str],
+    end: str = "Point at a number to see the file and the key that it comes from.",
 ) -> str:
-    """The page; point at a number to see the file and the key that it comes from."""
+    """The page, with the pictures after the section RESULT, and `end` as its last line. Point at a
+    fact to see the file and the key that it comes from."""
     parts = [_section(section) for section in sections]
     after = 1 + next((i for i, s in enumerate(sections) if s.title == RESULT), -1)
     parts.insert(after, "".join(map(_picture, pictures, pictures.values())))
@@ -61,13 +66,13 @@ def page(
 <h1>{html.escape(title)}</h1>
 <p class="lead">{html.escape(lead)}</p>
 {"".join(parts)}
-<p class="note">Point at a number to see the file and the key that it comes from.</p>
+{_note(end)}
 </body></html>
 """
 
 
 def _section(section: Section) -> str:
-    lines = [f"<h2>{html.escape(section.title)}</h2>"]
+    lines = [f"<h2>{html.escape(section.title)}</h2>", *map(_said, section.said)]
     if section.facts:
         facts = "".join(
             f"<dt>{html.escape(fact.name)}</dt><dd>{_shown(fact)}</dd>\n" for fact in section.facts
@@ -76,7 +81,8 @@ def _section(section: Section) -> str:
     if section.rows:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in section.head)
         rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in section.rows)
-        lines.append(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        lines.append(f'<div class="wide">{table}</div>')
     lines += map(_note, section.notes)
     return "\n".join(lines) + "\n"
 
@@ -88,12 +94,18 @@ def _shown(fact: Fact) -> str:
 def _cell(value: Fact | str) -> str:
     if isinstance(value, Fact):
         return f'<td class="number">{_shown(value)}</td>'
-    return f'<td class="text">{html.escape(value)}</td>'
+    kind = "text" if len(value) > SHORT else "text short"
+    return f'<td class="{kind}">{html.escape(value)}</td>'
 
 
 def _picture(name: str, png: bytes) -> str:
     data = base64.b64encode(png).decode()
     return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">\n'
+
+
+def _said(said: tuple[str, str | None]) -> str:
+    text, command = said
+    return f"<p>{html.escape(text)}</p>" + (_pre(command) if command else "")
 
 
 def _note(text: str) -> str:

@@ -21,9 +21,11 @@ MOST_STEPS = 6  # whose samples are shown
 
 @dataclasses.dataclass
 class Section:
-    """A part of the report: facts, a table, pictures by name, or texts."""
+    """A part of the report: sentences, facts, a table, or notes."""
 
     title: str
+    said: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)
+    """Sentences, each with a command to run, or None."""
     facts: list[Fact] = dataclasses.field(default_factory=list)
     head: tuple[str, ...] = ()
     rows: list[list[Fact | str]] = dataclasses.field(default_factory=list)

@@ -46,6 +46,8 @@ def extends(c: SweepConfig, had: Identity, journal: str) -> bool:
     found = _differences(now.shared, had.shared)
     found += _space_differences(had.sweep["space"], now.sweep["space"])
     old, new = ({k: v for k, v in i.sweep.items() if k != "space"} for i in (had, now))
+    if old["repeats"] == 1:  # so far nobody had repeats, and it said nothing who would
+        del old["repeat"], new["repeat"]
     for key in GROWS:
         if _has_grown(old[key], new[key]):
             del old[key], new[key]

@@ -1,4 +1,5 @@
-"""What a sweep leaves behind: the ranking of its trials, and the best one as a config."""
+"""What a sweep leaves behind: the ranking of its trials, what it found, and the best trial as a
+config."""
 
 import dataclasses
 from typing import Any
@@ -6,9 +7,11 @@ from typing import Any
 from manta import config as configs
 from manta import layout, storage
 from manta.errors import SweepError
-from manta.storage import HomeConfig
+from manta.sweep import compared, extending
+from manta.sweep.compared import Group
+from manta.sweep.findings import Finding, findings
+from manta.sweep.naming import called, number
 from manta.sweep.plan import Plan, Standing
-from manta.sweep.settings import SweepConfig
 from manta.sweep.space import shown
 from manta.train.records.logbook import evaluations, read_metrics
 
@@ -21,27 +24,74 @@ class Ranking:
     """A row for each trial: its settings by their keys (those of sweep.lr as lr), run, seed,
     tokens, val_loss and val_bpb; why, if it failed or diverged."""
     best_config: str
+    table: "Table"
+    findings: tuple[Finding, ...]
     replay_config: str | None = None
     """The schedule that pbt found, as a config for jobs/sweep.py."""
 
-    def table(self) -> str:
-        lines = ["rank  val loss  val bpb      tokens  run"]
-        for rank, row in enumerate(self.rows, 1):
-            figures = [f"{row[k]:.4f}" if row[k] is not None else "-" for k in FIGURES]
-            end = f"  ({row['why']})" if row["why"] else ""
-            lines.append(
-                f"{rank:>4}  {figures[0]:>8}  {figures[1]:>7}  {row['tokens']:>10,}  {row['run']}"
-                + end
-            )
-        return "\n".join(lines)
+    @property
+    def lines(self) -> list[str]:
+        """What a person reads at the end of a sweep."""
+        found = self.table.lines[: MOST_LINES + 1]
+        if (left := len(self.table.rows) - MOST_LINES) > 0:
+            found.append(f"and {left:,} more: {layout.RANKING} has all of them")
+        for finding in self.findings:
+            found += ["", finding.sentence] if finding.kind == "best" else [finding.sentence]
+            found += [f"    {finding.command}"] if finding.command else []
+        return found
 
 
-FIGURES = ("val_loss", "val_bpb")
+MOST_LINES = 50  # of the table that is printed
 SHORT = {"optimizer.lr": "lr"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The settings of a sweep, the best first, in words."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def lines(self) -> list[str]:
+        every = [self.head, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+        return ["  ".join(map(str.rjust, row[:-1], widths[:-1])) + f"  {row[-1]}" for row in every]
+
+
+def table(groups: list[Group]) -> Table:
+    """A row for each settings, with the mean over its seeds. Those that failed come last, and say
+    why."""
+    is_repeated = any(len(group.standings) > 1 for group in groups)
+    keys = list(dict.fromkeys(key for group in groups for key in group.settings))
+    head = ("rank", *map(called, keys), "val loss", *(["seeds"] if is_repeated else []))
+    rows = []
+    for rank, group in enumerate(groups, 1):
+        values = [number(group.settings[k]) if k in group.settings else "-" for k in keys]
+        seeds = [f"{len(group.standings)}"] if is_repeated else []
+        end = group.name + (f"  ({_failure(group)})" if group.why else "")
+        tokens = f"{group.tokens:,}"
+        rows.append((f"{rank}", *values, _loss(group, is_repeated), *seeds, tokens, end))
+    return Table((*head, "tokens", "run"), tuple(rows))
+
+
+def _loss(group: Group, is_repeated: bool) -> str:
+    if not group.tokens:
+        return "-"
+    loss = group.loss
+    error = f" ± {loss.error:.4f}" if loss.count > 1 else "         " if is_repeated else ""
+    return f"{loss.value:.4f}{error}"
+
+
+def _failure(group: Group) -> str:
+    bad = [s for s in group.standings if s.why]
+    of = f"{len(bad)} of {len(group.standings)} seeds: " if len(group.standings) > 1 else ""
+    return f"{of}{group.why}"
+
+
 def conclude(plan: Plan) -> Ranking:
-    """Writes ranking.json and best.yaml into the sweep's folder, and for pbt replay.yaml.
+    """Writes into the sweep's folder: ranking.json, findings.json, sweep.yaml, best.yaml, and for
+    pbt replay.yaml.
 
     Raises:
         SweepError: no trial ended well; the message has the first reason.
@@ -50,6 +100,7 @@ def conclude(plan: Plan) -> Ranking:
     rows = [_row(plan, standing) for standing in standings]
     folder = layout.run_folder(c.home_folder, c.name)
     storage.write_json(storage.join(folder, layout.RANKING), rows)
+    _write_config(storage.join(folder, layout.SWEEP_CONFIG), extending.tree(c))
     winner = plan.winner()
     if winner is None:
         first = next((s for s in _in_order(plan) if s.why), None)
@@ -58,15 +109,28 @@ def conclude(plan: Plan) -> Ranking:
     best = winner.trial
     segment = [s for s in plan.segments if s.trial == best.name][-1]
     run = dataclasses.replace(
-        plan.config_of(segment), home=_home(c), threads_per_worker=c.threads_per_worker
+        plan.config_of(segment), home=extending.home(c), threads_per_worker=c.threads_per_worker
     )
     tree = configs.differences(run)
     for key in ("tokens_per_batch", "total_tokens"):
         tree[key] = getattr(run, key)
     tree["optimizer"] = {**tree.get("optimizer", {}), "lr": run.optimizer.lr}
     path = storage.join(folder, layout.BEST_CONFIG)
+    _write_config(path, tree)
+    found = findings(plan)
+    storage.write_json(storage.join(folder, layout.FINDINGS), _tree(plan, found))
+    replay = _write_replay(plan, best.name, folder)
+    return Ranking(rows, path, table(compared.groups(plan)), tuple(found), replay)
+
+
+def _write_config(path: str, tree: dict[str, Any]) -> None:
     storage.write_bytes(path, configs.to_yaml(tree).encode())
-    return Ranking(rows, path, _write_replay(plan, best.name, folder))
+
+
+def _tree(plan: Plan, found: list[Finding]) -> dict[str, Any]:
+    """The findings for JSON."""
+    trees = [finding.tree for finding in found]
+    return {"sweep": plan.c.name, "total_tokens": plan.c.total_tokens, "findings": trees}
 
 
 def _write_replay(plan: Plan, best: str, folder: str) -> str | None:
@@ -74,17 +138,10 @@ def _write_replay(plan: Plan, best: str, folder: str) -> str | None:
     if c.sweep.scheduler != "pbt":
         return None
     tree = {**c.shared, "name": f"{c.name}-replay", "sweep": {"replay": plan.replay(best)}}
-    tree["home"] = _home(c)
+    tree["home"] = extending.home(c)
     path = storage.join(folder, layout.REPLAY_CONFIG)
-    storage.write_bytes(path, configs.to_yaml(tree).encode())
+    _write_config(path, tree)
     return path
-
-
-def _home(c: SweepConfig) -> str | None:
-    """The home as a config file keeps it: where it is the default one, it is left out, so that the
-    file goes with a home that moves."""
-    is_default = c.home_folder == HomeConfig().home_folder
-    return None if is_default else c.home_folder
 
 
 def _in_order(plan: Plan) -> list[Standing]:

@@ -14,6 +14,7 @@ from manta.sweep import space as spaces
 from manta.sweep.search_settings import MOST_TRIALS, SearchConfig
 from manta.sweep.space import Dimension, Settings
 from manta.terminal import named
+from manta.train.records.logbook import duration
 from manta.train.settings import PretrainConfig
 
 __all__ = ["SearchConfig", "SweepConfig", "Trial"]
@@ -72,7 +73,8 @@ class SweepConfig(PretrainConfig):
         return found + (self._problems_of_space() if not self.sweep.problems() else [])
 
     def derived(self) -> dict[str, Any]:
-        # It is built from this config.
+        # They are built from this config.
+        from manta.sweep import speed
         from manta.sweep.rehearsal import foreseen
 
         cost = foreseen(self, 1)
@@ -81,6 +83,11 @@ class SweepConfig(PretrainConfig):
             "tokens of all trials": f"{cost.tokens:,}",
             "FLOPs of all trials": f"{cost.flops:.3g}",
         }
+        if (known := speed.earlier(self)) is not None:
+            rate = known.tokens_per_second * self.flops_per_token(known.trial)
+            found["steps of all trials in one lane"] = (
+                f"{duration(cost.flops / rate)}, if as fast as in {known.run}"
+            )
         if self.sweep.search == "grid" and self.grid[1]:
             passed = [f"{name} ({why})" for name, why in self.grid[1].items()]
             found["combinations that no run can have"] = named(passed)

@@ -10,6 +10,7 @@ from manta.data import mixture
 from manta.errors import ConfigError
 from manta.job import say
 from manta.lock import lock
+from manta.sweep import speed
 from manta.sweep.journal import Journal
 from manta.sweep.plan import Plan
 from manta.sweep.rehearsal import Cost, cost, foreseen
@@ -30,6 +31,8 @@ class Swept:
 
     ranking: Ranking | None
     stopped_by: signal.Signals | None = None
+    page: str | None = None
+    """The path of the sweep's page."""
 
     @property
     def exit_code(self) -> int:
@@ -84,7 +87,10 @@ def sweep(c: SweepConfig) -> Swept:
             say(f"sweep {c.name} stopped; the same command goes on")
             return Swept(None, stopped_by)
         teller.end(running)
-        return Swept(conclude(plan))
+        ranking = conclude(plan)
+        from manta.sweep import page  # with its pictures: a second that no start has to wait for
+
+        return Swept(ranking, page=page.write(plan, ranking))
 
 
 def _require_room(c: SweepConfig) -> None:
@@ -107,18 +113,25 @@ class _Costs:
             line += f", of which {done.tokens:,} are trained"
         at_once = min(self._lanes, whole.trials)
         say(f"{line}; {at_once} at a time ({whole.flops:.2g} FLOPs)")
+        left = whole.flops - done.flops
+        if left > 0 and (known := speed.earlier(c)) is not None:
+            rate = known.tokens_per_second * c.flops_per_token(known.trial)
+            say(
+                f"about {duration(left / rate / at_once)} of steps are left at most, if they are "
+                f"as fast as in {known.run}: {known.tokens_per_second:,.0f} tok/s in each lane"
+            )
 
     def hear(self, work: Work) -> None:
         """Says how long the sweep will take, once, when some steps of a trial are measured."""
-        if self._is_told or (speed := work.measured()) is None:
+        if self._is_told or (measured := work.measured()) is None:
             return
         self._is_told = True
-        rate = speed * self._plan.flops_per_token(work.segment.trial)
+        rate = measured * self._plan.flops_per_token(work.segment.trial)
         left = max(0.0, self._foreseen.flops - self._done().flops)
         lanes = min(self._lanes, self._foreseen.trials)
         say(
             f"about {duration(left / rate / lanes)} of steps are left at most, measured in "
-            f"{work.segment.trial}: {speed:,.0f} tok/s in each of {lanes} lane(s)"
+            f"{work.segment.trial}: {measured:,.0f} tok/s in each of {lanes} lane(s)"
         )
 
     def end(self, running: Running) -> None:

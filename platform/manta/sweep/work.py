@@ -10,6 +10,7 @@ from manta import layout, storage
 from manta.data.manifest import Manifest
 from manta.data.order import batches_for
 from manta.errors import CheckpointError, MantaError
+from manta.sweep import speed
 from manta.sweep.plan import Result, Segment
 from manta.terminal import line
 from manta.train.checkpoints import checkpoint
@@ -28,7 +29,6 @@ ROUTINE = re.compile(
     r"step \d+/\d+ \| (?!val )|step \d+ sample:|saved step |starting on |resuming at "
     r"|embeddings and head fitted|the run ends at step|the config has another schedule"
 )
-MEASURED_SECONDS = 1.0  # of steps, before their speed counts as known
 
 
 class Work:
@@ -123,11 +123,7 @@ class Work:
     def measured(self) -> float | None:
         """Tokens per second of the steps so far; None: there are too few of them."""
         path = storage.join(self.c.run_folder, layout.METRICS)
-        found = [r for r in read_metrics(path) if "tokens_per_second" in r][1:]
-        seconds = sum(float(r["step_seconds"]) for r in found)
-        if seconds < MEASURED_SECONDS:
-            return None
-        return sum(r["tokens_per_second"] * r["step_seconds"] for r in found) / seconds
+        return speed.measured(read_metrics(path))
 
     def _reached(self, path: str) -> bool:
         is_there = checkpoint.load_state(path).step >= self.until
