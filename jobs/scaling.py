@@ -1,11 +1,16 @@
-"""Fit a scaling law to runs, and say what it predicts.
+"""Train a ladder of small runs, fit a scaling law to runs, and say what it predicts.
 
-Fits L = E + A / N^alpha + B / D^beta, recommends size and tokens for a budget, files a prediction
-before the run that tests it, and checks it after.
+Fits L = E + A / N^alpha + B / D^beta to the runs of a ladder (sizes x budgets), to finished runs or
+to points from a file, recommends size and tokens for a budget, files a prediction before the run
+that tests it, and checks it after. A ladder that stopped, for any reason, goes on by the same
+command.
 
-python jobs/scaling.py points=FILE.csv [key=value ...]
-python jobs/scaling.py runs=[a,b,c,...] budget.hours=10 budget.flops_per_second=2e13
-python jobs/scaling.py check=RUN
+    python jobs/scaling.py ladder.sizes=[64,128,192] ladder.tokens=[1e6,2e6,4e6] [key=value ...]
+    python jobs/scaling.py points=FILE.csv [key=value ...]
+    python jobs/scaling.py runs=[a,b,c,...] budget.hours=10 budget.flops_per_second=2e13
+    python jobs/scaling.py check=RUN
+
+Accepts the keys of jobs/pretrain.py too; they are for all runs of a ladder.
 """
 
 import sys
@@ -18,13 +23,18 @@ sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 from manta.job import hint, run_job
 from manta.scaling.settings import ScalingConfig
 from manta.scaling.study import study
+from manta.scaling.training import train
 
 
-def main(config: ScalingConfig) -> None:
-    lines, folder = study(config)
+def main(config: ScalingConfig) -> int:
+    trained, stopped_by = train(config)
+    if stopped_by is not None:
+        return 128 + stopped_by
+    lines, folder = study(config, trained)
     print("\n".join(line.rstrip() for line in lines))
     if folder is not None:
         hint(f"\ndrawn in {folder}: fit.png, residuals.png, isoflop.png, frontier.png")
+    return 0
 
 
 if __name__ == "__main__":

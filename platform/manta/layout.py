@@ -41,6 +41,7 @@ HOME/judged/NAME/answers.jsonl       what each model answered to each question
 HOME/scaling/NAME/fit.json           a scaling law, its intervals and its points
                   fit.png, ...        pictures of it
                   predictions/RUN.json  filed before the run, and never replaced
+                  predictions/RUN.yaml  the run's config, if it is one of a ladder
 HOME/exports/                        models in the formats of other software
 """
 
@@ -153,6 +154,10 @@ def scaling_folder(home: str, name: str) -> str:
 
 def prediction_file(study: str, run: str) -> str:
     return storage.join(study, "predictions", f"{run}.json")
+
+
+def predicted_config(study: str, run: str) -> str:
+    return storage.join(study, "predictions", f"{run}.yaml")
 
 
 def prediction_lock(study: str, run: str) -> str:

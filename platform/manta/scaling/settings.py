@@ -1,9 +1,15 @@
 """Settings of a study of scaling: the runs, what is counted, the budget, the prediction."""
 
-from typing import Literal
+import dataclasses
+from functools import cached_property
+from typing import Any, Literal
 
+from manta import config as configs
 from manta.config import Count, Natural, PositiveFloat, PositiveFraction, RunName, Seed, config
-from manta.storage import HomeConfig
+from manta.scaling.ladder_settings import LadderConfig, Size
+from manta.sweep.space import flat
+from manta.terminal import named
+from manta.train.settings import PretrainConfig
 
 
 @config
@@ -84,28 +90,36 @@ class PredictConfig:
 
     name: RunName | None = None
     """The run's name; given, the prediction is filed, and nothing ever replaces it."""
+    size: Size | None = None
+    """The model of a run of the ladder, as one of ladder.sizes; null: the width whose parameters
+    are nearest to `parameters`, or to the budget's best size."""
     parameters: PositiveFloat | None = None
     """Parameters of its model, counted as `count` says; null: the budget's best size."""
     tokens: PositiveFloat | None = None
     """Tokens that it will be trained on; null: what the budget leaves."""
 
     def problems(self) -> list[str]:
-        if (self.parameters is None) != (self.tokens is None):
-            return ["parameters and tokens belong together: give both, or neither"]
-        if self.parameters is not None and self.name is None:
+        if self.size is not None and self.parameters is not None:
+            return ["size and parameters are both given: give one of them"]
+        is_sized = self.parameters is not None or self.size is not None
+        if is_sized != (self.tokens is not None):
+            return ["parameters (or size) and tokens belong together: give both, or neither"]
+        if is_sized and self.name is None:
             return ["name is missing: the prediction is filed under the name of the run"]
         return []
 
 
 @config
-class ScalingConfig(HomeConfig):
+class ScalingConfig(PretrainConfig):
     name: RunName = "scaling"
-    """Name of the study, and of its folder under HOME/scaling."""
+    """Name of the study, of its folder under HOME/scaling, and of the folder of a ladder's runs
+    under HOME/runs."""
     points: str | None = None
     """A CSV file with a line for each run."""
     columns: ColumnsConfig = ColumnsConfig()
     runs: tuple[str, ...] = ()
     """Names or folders of runs, instead of `points`, or in addition."""
+    ladder: LadderConfig = LadderConfig()
     count: Literal["all", "no_embeddings"] = "all"
     """The parameters of `runs` that are counted: all, or those outside the token and position
     embeddings. (A CSV file has one number, and only its author knows which it is.)"""
@@ -114,7 +128,7 @@ class ScalingConfig(HomeConfig):
     samples: Count = 4000
     """Bootstrap samples, for the intervals."""
     seed: Seed = 0
-    """Seed of the bootstrap."""
+    """Seed of the bootstrap, and of all runs of a ladder."""
     budget: BudgetConfig = BudgetConfig()
     predict: PredictConfig = PredictConfig()
     check: str | None = None
@@ -122,12 +136,48 @@ class ScalingConfig(HomeConfig):
     nothing."""
 
     def problems(self) -> list[str]:
-        found = []
-        if self.check is None and self.points is None and not self.runs:
-            found.append("points=FILE.csv or runs=[a,b,...] is missing: there is nothing to fit")
+        found = super().problems()
+        has_ladder = bool(self.ladder.sizes)
+        if self.check is None and self.points is None and not self.runs and not has_ladder:
+            found.append(
+                "points=FILE.csv, runs=[a,b,...] or ladder.sizes=[...] is missing: there is "
+                "nothing to fit"
+            )
         if self.samples < 100:
             found.append(f"samples={self.samples}: an interval needs at least 100")
         has_budget = self.budget.in_flops is not None
-        if self.predict.name is not None and self.predict.parameters is None and not has_budget:
+        is_sized = self.predict.parameters is not None or self.predict.size is not None
+        if self.predict.name is not None and not is_sized and not has_budget:
             found.append("predict.name needs predict.parameters and predict.tokens, or a budget")
+        if not has_ladder:
+            if self.predict.size is not None:
+                found.append("predict.size is a size of a ladder: give predict.parameters instead")
+            if alone := [key for key, _ in flat(self.shared)]:
+                found.append(
+                    f"{named(alone)}: only a ladder trains runs; set ladder.sizes, or omit "
+                    f"{'it' if len(alone) == 1 else 'them'}"
+                )
+        elif not found and not self.ladder.problems():
+            # It is built from this config.
+            from manta.scaling.ladder import problems
+
+            found += problems(self)
         return found
+
+    def derived(self) -> dict[str, Any]:
+        if not self.ladder.sizes:
+            return {}
+        from manta.scaling.ladder import cost
+
+        return cost(self).shown()
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """What a ladder's runs have in common, as the tree of a config for jobs/pretrain.py:
+        values that are not the defaults."""
+        own = [f.name for f in dataclasses.fields(self) if f.name not in OF_RUNS]
+        return {k: v for k, v in configs.differences(self).items() if k not in (*own, *REPLACED)}
+
+
+OF_RUNS = tuple(field.name for field in dataclasses.fields(PretrainConfig))
+REPLACED = ("name", "home", "seed")  # keys of a run that a study has too
