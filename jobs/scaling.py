@@ -9,6 +9,7 @@ command.
     python jobs/scaling.py points=FILE.csv [key=value ...]
     python jobs/scaling.py runs=[a,b,c,...] budget.hours=10 budget.flops_per_second=2e13
     python jobs/scaling.py check=RUN
+    python jobs/scaling.py what=coordinates ladder.sizes=[64,128,256] optimizer.reference_width=128
 
 Accepts the keys of jobs/pretrain.py too; they are for all runs of a ladder.
 """
@@ -21,20 +22,16 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "platform")
 
 from manta.job import hint, run_job
+from manta.scaling.answer import answer
 from manta.scaling.settings import ScalingConfig
-from manta.scaling.study import study
-from manta.scaling.training import train
 
 
 def main(config: ScalingConfig) -> int:
-    trained, stopped_by = train(config)
-    if stopped_by is not None:
-        return 128 + stopped_by
-    lines, folder = study(config, trained)
-    print("\n".join(line.rstrip() for line in lines))
-    if folder is not None:
-        hint(f"\ndrawn in {folder}: fit.png, residuals.png, isoflop.png, frontier.png")
-    return 0
+    done = answer(config)
+    print("\n".join(line.rstrip() for line in done.lines))
+    if done.folder is not None:
+        hint(f"\ndrawn in {done.folder}: {', '.join(done.pictures)}")
+    return done.exit_code
 
 
 if __name__ == "__main__":

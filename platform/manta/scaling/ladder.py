@@ -176,9 +176,14 @@ def run_of(
     return _warming(made, warmup(c, made))
 
 
+def plain(c: "ScalingConfig") -> list[PretrainConfig]:
+    """A run of each size, of no length in particular. Raises ConfigError if no run can be that."""
+    return [run_of(c, c.name, size, {}, c.tokens_per_batch) for size in c.ladder.sizes]
+
+
 def warmup(c: "ScalingConfig", run: PretrainConfig) -> int:
     """The steps of warm-up of a run of this size and batch."""
-    tokens = c.ladder.warmup_tokens or WARMUP_SHARE * _budgets(c, run)[0]
+    tokens = c.ladder.warmup_tokens or WARMUP_SHARE * min(_budgets(c, run), default=0)
     return max(1, round(tokens / run.tokens_per_batch))
 
 
@@ -285,6 +290,9 @@ def problems(c: "ScalingConfig") -> list[str]:
     if found:
         return found
     try:
+        if c.what == "coordinates":
+            plain(c)
+            return []
         made = list(stems(c))
         if isinstance(size := c.predict.size, int | dict):
             run_of(c, c.predict.name or c.name, size, {}, int(c.predict.tokens or 1))
@@ -293,7 +301,7 @@ def problems(c: "ScalingConfig") -> list[str]:
     names = [rung.run.name for stem in made for rung in stem.rungs]
     if len(set(names)) < len(names):
         return ["ladder.sizes: two of them have the same name; omit one"]
-    if c.points is None and not c.runs:
+    if c.what == "law" and c.points is None and not c.runs:
         pairs = [(stem.parameters, rung.tokens) for stem in made for rung in stem.rungs]
         if missing := lacking([n for n, _ in pairs], [d for _, d in pairs]):
             return [f"ladder: too few runs for a scaling law: {missing}"]

@@ -1,4 +1,4 @@
-"""The config of a ladder: which sizes are trained on how many tokens."""
+"""The configs of a ladder and of a coordinate check: which sizes are trained on how much."""
 
 from typing import Any, Literal
 
@@ -40,8 +40,6 @@ class LadderConfig:
 
     def problems(self) -> list[str]:
         found = []
-        if self.sizes and not (self.tokens or self.tokens_per_parameter):
-            found.append("sizes need budgets: set tokens=[...] or tokens_per_parameter=[...]")
         if self.tokens and self.tokens_per_parameter:
             found.append("tokens and tokens_per_parameter are both given: give one of them")
         for key in ("sizes", "tokens", "tokens_per_parameter", "lr", "tokens_per_batch"):
@@ -50,3 +48,13 @@ class LadderConfig:
             if twice:
                 found.append(f"{key}: {twice[0]} is there twice: omit one")
         return found
+
+
+@config
+class CoordinatesConfig:
+    """The coordinate check (what=coordinates)."""
+
+    steps: Count = 10
+    """Optimizer steps, at the peak learning rates."""
+    seeds: Count = 3
+    """Models of each width with other initial weights, over which sizes are averaged."""

@@ -11,6 +11,7 @@ from manta import foreign, layout, storage
 from manta.errors import DataError
 from manta.model.cost import parameters
 from manta.model.shape import ModelConfig
+from manta.scaling.powers import optimum
 from manta.scaling.settings import ColumnsConfig, ScalingConfig
 from manta.terminal import line, named
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -68,17 +69,30 @@ def gather(c: ScalingConfig) -> tuple[list[Point], dict[str, str]]:
 
 def best_of_each(points: list[Point]) -> list[Point]:
     """The run with the lowest loss of each size and number of tokens. Its rate (or batch) is kept
-    only where others were tried, as one alone is not known to be the best."""
+    only where others were tried, as one alone is not known to be the best; between the ones tried,
+    it is where a parabola is lowest."""
     groups: dict[tuple[float, float], list[Point]] = {}
     for point in points:
         groups.setdefault((point.n, point.d), []).append(point)
     found = []
     for group in groups.values():
         best = min(group, key=lambda point: point.loss)
-        lr = best.lr if len({p.lr for p in group}) > 1 else None
-        batch = best.batch if len({p.batch for p in group}) > 1 else None
+        lr = _best(group, best, "lr", "batch")
+        batch = _best(group, best, "batch", "lr")
         found.append(dataclasses.replace(best, lr=lr, batch=batch))
     return found
+
+
+def _best(group: list[Point], best: Point, key: str, other: str) -> float | None:
+    """The best rate (or batch) of a group, at the best batch (or rate)."""
+    losses: dict[float, float] = {}
+    for p in group:
+        value = getattr(p, key)
+        if value is not None and getattr(p, other) == getattr(best, other):
+            losses[value] = min(p.loss, losses.get(value, math.inf))
+    if len(losses) < 2:
+        return None
+    return optimum([*losses], [*losses.values()]).value
 
 
 def from_csv(data: bytes, name: str, columns: ColumnsConfig) -> list[Point]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from manta import config as configs
 from manta.config import Count, Natural, PositiveFloat, PositiveFraction, RunName, Seed, config
-from manta.scaling.ladder_settings import LadderConfig, Size
+from manta.scaling.ladder_settings import CoordinatesConfig, LadderConfig, Size
 from manta.sweep.space import flat
 from manta.terminal import named
 from manta.train.settings import PretrainConfig
@@ -114,12 +114,17 @@ class ScalingConfig(PretrainConfig):
     name: RunName = "scaling"
     """Name of the study, of its folder under HOME/scaling, and of the folder of a ladder's runs
     under HOME/runs."""
+    what: Literal["law", "transfer", "coordinates"] = "law"
+    """What is asked. law: how the loss falls with size and tokens; transfer: whether one learning
+    rate is the best for all sizes of the ladder, with optimizer.reference_width and without;
+    coordinates: how activations grow with the width in the first steps, with it and without."""
     points: str | None = None
     """A CSV file with a line for each run."""
     columns: ColumnsConfig = ColumnsConfig()
     runs: tuple[str, ...] = ()
     """Names or folders of runs, instead of `points`, or in addition."""
     ladder: LadderConfig = LadderConfig()
+    coordinates: CoordinatesConfig = CoordinatesConfig()
     count: Literal["all", "no_embeddings"] = "all"
     """The parameters of `runs` that are counted: all, or those outside the token and position
     embeddings. (A CSV file has one number, and only its author knows which it is.)"""
@@ -137,21 +142,10 @@ class ScalingConfig(PretrainConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        has_ladder = bool(self.ladder.sizes)
-        if self.check is None and self.points is None and not self.runs and not has_ladder:
-            found.append(
-                "points=FILE.csv, runs=[a,b,...] or ladder.sizes=[...] is missing: there is "
-                "nothing to fit"
-            )
         if self.samples < 100:
             found.append(f"samples={self.samples}: an interval needs at least 100")
-        has_budget = self.budget.in_flops is not None
-        is_sized = self.predict.parameters is not None or self.predict.size is not None
-        if self.predict.name is not None and not is_sized and not has_budget:
-            found.append("predict.name needs predict.parameters and predict.tokens, or a budget")
-        if not has_ladder:
-            if self.predict.size is not None:
-                found.append("predict.size is a size of a ladder: give predict.parameters instead")
+        found += self._problems_of_law() if self.what == "law" else self._problems_of_widths()
+        if not self.ladder.sizes:
             if alone := [key for key, _ in flat(self.shared)]:
                 found.append(
                     f"{named(alone)}: only a ladder trains runs; set ladder.sizes, or omit "
@@ -164,8 +158,55 @@ class ScalingConfig(PretrainConfig):
             found += problems(self)
         return found
 
+    def _problems_of_law(self) -> list[str]:
+        found, has_ladder = [], bool(self.ladder.sizes)
+        if self.check is None and self.points is None and not self.runs and not has_ladder:
+            found.append(
+                "points=FILE.csv, runs=[a,b,...] or ladder.sizes=[...] is missing: there is "
+                "nothing to fit"
+            )
+        if has_ladder and not (self.ladder.tokens or self.ladder.tokens_per_parameter):
+            found.append("ladder.sizes need budgets: set ladder.tokens=[...]")
+        has_budget = self.budget.in_flops is not None
+        is_sized = self.predict.parameters is not None or self.predict.size is not None
+        if self.predict.name is not None and not is_sized and not has_budget:
+            found.append("predict.name needs predict.parameters and predict.tokens, or a budget")
+        if not has_ladder and self.predict.size is not None:
+            found.append("predict.size is a size of a ladder: give predict.parameters instead")
+        if self.coordinates != CoordinatesConfig():
+            found.append("coordinates is for what=coordinates: omit it")
+        return found
+
+    def _problems_of_widths(self) -> list[str]:
+        """What is wrong with what=transfer or what=coordinates, which compare widths."""
+        found, ladder, what = [], self.ladder, f"what={self.what}"
+        if len(ladder.sizes) < FEWEST_WIDTHS:
+            found.append(f"{what} compares widths: set ladder.sizes to at least {FEWEST_WIDTHS}")
+        if self.optimizer.reference_width is None:
+            found.append(
+                f"{what} compares optimizer.reference_width with none: set it to the width at "
+                "which the learning rate is right"
+            )
+        if self.what == "transfer":
+            if len(ladder.lr) < FEWEST_RATES:
+                found.append(f"{what} compares rates: set ladder.lr to at least {FEWEST_RATES}")
+            if len(ladder.tokens) != 1:
+                found.append(f"{what} compares runs of one length: set ladder.tokens=[TOKENS]")
+            if self.coordinates != CoordinatesConfig():
+                found.append("coordinates is for what=coordinates: omit it")
+        else:
+            for key in ("tokens", "tokens_per_parameter", "lr"):
+                if getattr(ladder, key):
+                    found.append(f"ladder.{key}: {what} takes a few steps at one rate; omit it")
+            if self.model.family == "lstm":
+                found.append(f"model.family=lstm: {what} looks into the blocks of a GPT")
+        for key in ("points", "runs", "check", "leave_out_highest", "budget", "predict"):
+            if getattr(self, key) != getattr(type(self), key):
+                found.append(f"{key} is for what=law: omit it")
+        return found
+
     def derived(self) -> dict[str, Any]:
-        if not self.ladder.sizes:
+        if not self.ladder.sizes or self.what == "coordinates":
             return {}
         from manta.scaling.ladder import cost
 
@@ -180,4 +221,5 @@ class ScalingConfig(PretrainConfig):
 
 
 OF_RUNS = tuple(field.name for field in dataclasses.fields(PretrainConfig))
+FEWEST_WIDTHS, FEWEST_RATES = 3, 3
 REPLACED = ("name", "home", "seed")  # keys of a run that a study has too

@@ -34,7 +34,8 @@ def train(c: ScalingConfig) -> tuple[list[str], signal.Signals | None]:
     if c.check is not None or not c.ladder.sizes:
         return [], None
     whole = cost(c)
-    stopped_by, failed = None, {}
+    stopped_by: signal.Signals | None = None
+    failed: dict[str, str] = {}
     if todo := left(whole.stems):
         stopped_by, failed = _train(c, whole, todo)
     else:
