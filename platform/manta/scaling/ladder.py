@@ -168,7 +168,7 @@ def run_of(
         tree["optimizer"] = {**tree.get("optimizer", {}), "lr": settings[LR]}
     if BATCH in settings:
         tree["tokens_per_batch"] = settings[BATCH]
-    tree["schedule"] = {**tree.get("schedule", {}), "kind": "wsd", "warmup": 0.0}
+    tree["schedule"] = {**tree.get("schedule", {}), "warmup": 0.0}
     # Several train at the same time, so each uses only the CPUs that it reserved.
     tree["threads_per_worker"] = c.threads_per_worker or max(1, int(c.cpus_per_worker))
     name_of_run(name)
@@ -236,7 +236,7 @@ def _start(run: PretrainConfig) -> int:
     decay = math.ceil(run.schedule.decay * steps)
     if decay < 1 or warm + decay > steps or steps - decay < 1:
         raise ConfigError(
-            f"a budget of {run.total_tokens:,} tokens is {steps:,} steps, and warm-up ({warm:,}) "
+            f"a budget of {run.total_tokens:,} tokens is {steps:,} step(s), and warm-up ({warm:,}) "
             f"and decay ({decay:,}) have to fit into them, with at least one step each: give a "
             "larger budget, a smaller batch, or other ladder.warmup_tokens and schedule.decay"
         )
@@ -285,7 +285,7 @@ def problems(c: "ScalingConfig") -> list[str]:
             found.append(f"{key}: {why}; omit it")
     if c.data.kind != "text":
         found.append(f"data.kind={c.data.kind}: a ladder trains on texts; omit it")
-    if c.schedule.kind != "wsd" and c.schedule.kind != default.schedule.kind:
+    if c.schedule.kind != "wsd":
         found.append(f"schedule.kind={c.schedule.kind}: the runs of a ladder have wsd; omit it")
     if found:
         return found

@@ -54,12 +54,12 @@ def optimum(values: Sequence[float], losses: Sequence[float]) -> Optimum:
     pairs = sorted(zip(values, losses, strict=True))
     best = min(range(len(pairs)), key=lambda i: pairs[i][1])
     if best in (0, len(pairs) - 1):
-        return Optimum(pairs[best][0], True)
+        return Optimum(float(pairs[best][0]), True)
     near = pairs[best - 1 : best + 2]
     z = np.log([value for value, _ in near]) - math.log(near[1][0])
     a, b, _ = np.polyfit(z, [loss for _, loss in near], 2)
     shift = -b / (2 * a) if a > 0 else 0.0  # (a = 0: three equal losses)
-    return Optimum(near[1][0] * math.exp(min(max(shift, z[0]), z[2])), False)
+    return Optimum(float(near[1][0]) * math.exp(min(max(shift, z[0]), z[2])), False)
 
 
 def power(x: Sequence[float], y: Sequence[float]) -> Power | None:

@@ -140,6 +140,13 @@ class ScalingConfig(PretrainConfig):
     """Name of a run that has been trained: compares it with its filed prediction, and fits
     nothing."""
 
+    @classmethod
+    def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """A ladder's runs have warm-up, stable phase and decay."""
+        ladder = tree.get("ladder")
+        has_sizes = isinstance(ladder, dict) and bool(ladder.get("sizes"))
+        return super().beneath(tree) | ({"schedule": {"kind": "wsd"}} if has_sizes else {})
+
     def problems(self) -> list[str]:
         found = super().problems()
         if self.samples < 100:

@@ -45,7 +45,7 @@ def widths(c: ScalingConfig) -> tuple[list[str], str, signal.Signals | None]:
         found, stopped_by = _trained(c)
         if stopped_by is not None:
             return [], folder, stopped_by
-        lines, facts, picture = _transfer(c, found)
+        lines, facts, picture = compared(c, found)
     with storage.writing(folder, "free some space there, then run the same command again"):
         storage.write_bytes(storage.join(folder, f"{c.what}.png"), picture)
         storage.write_json(storage.join(folder, f"{c.what}.json"), facts)
@@ -98,7 +98,8 @@ def _trained(c: ScalingConfig) -> tuple[Curves, signal.Signals | None]:
     return found, None
 
 
-def _transfer(c: ScalingConfig, found: Curves) -> tuple[list[str], dict[str, Any], bytes]:
+def compared(c: ScalingConfig, found: Curves) -> tuple[list[str], dict[str, Any], bytes]:
+    """The lines to show, the figures and the picture of the rate transfer."""
     lines = [f"best learning rate by width, after {c.ladder.tokens[0]:,} tokens:"]
     facts: dict[str, Any] = {}
     series: list[Series] = []
@@ -147,7 +148,7 @@ def _regret(c: ScalingConfig, found: Curves) -> Iterator[str]:
 
 
 def _coordinates(c: ScalingConfig) -> tuple[list[str], dict[str, Any], bytes]:
-    if prepare.find(c.data, c.home_folder) is None and not c.data.mix:
+    if not c.data.mix and prepare.find(c.data, c.home_folder) is None:
         connection.connect(name=c.name)  # which prepares the data
     manifest = mixture.open_datasets(c.data, c.home_folder, say)[0]
     found = {which: _grown(variant(c, which), manifest) for which in VARIANTS}
