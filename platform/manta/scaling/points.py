@@ -11,7 +11,7 @@ from manta import foreign, layout, storage
 from manta.errors import DataError
 from manta.model.cost import parameters
 from manta.model.shape import ModelConfig
-from manta.scaling.powers import optimum
+from manta.scaling.powers import Optimum, optimum
 from manta.scaling.settings import ColumnsConfig, ScalingConfig
 from manta.terminal import line, named
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -37,6 +37,8 @@ class Point:
     """Tokens per batch."""
     other_n: float | None = None
     """The parameters counted the other way; None: not known."""
+    edges: tuple[str, ...] = ()
+    """Of lr and batch: those whose best value is the first or last one tried."""
 
     @property
     def flops(self) -> float:
@@ -77,22 +79,27 @@ def best_of_each(points: list[Point]) -> list[Point]:
     found = []
     for group in groups.values():
         best = min(group, key=lambda point: point.loss)
-        lr = _best(group, best, "lr", "batch")
-        batch = _best(group, best, "batch", "lr")
-        found.append(dataclasses.replace(best, lr=lr, batch=batch))
+        found_lr, found_batch = _best(group, best, "lr", "batch"), _best(group, best, "batch", "lr")
+        tried = {"lr": found_lr, "batch": found_batch}
+        found.append(
+            dataclasses.replace(
+                best,
+                lr=found_lr.value if found_lr else None,
+                batch=found_batch.value if found_batch else None,
+                edges=tuple(key for key, value in tried.items() if value and value.is_edge),
+            )
+        )
     return found
 
 
-def _best(group: list[Point], best: Point, key: str, other: str) -> float | None:
-    """The best rate (or batch) of a group, at the best batch (or rate)."""
+def _best(group: list[Point], best: Point, key: str, other: str) -> Optimum | None:
+    """The best rate (or batch) of a group, at the best batch (or rate); None: one alone."""
     losses: dict[float, float] = {}
     for p in group:
         value = getattr(p, key)
         if value is not None and getattr(p, other) == getattr(best, other):
             losses[value] = min(p.loss, losses.get(value, math.inf))
-    if len(losses) < 2:
-        return None
-    return optimum([*losses], [*losses.values()]).value
+    return optimum([*losses], [*losses.values()]) if len(losses) > 1 else None
 
 
 def from_csv(data: bytes, name: str, columns: ColumnsConfig) -> list[Point]:

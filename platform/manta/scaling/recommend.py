@@ -48,6 +48,12 @@ class Tried:
                     f"best {NAMES[key]}: grows as C^{law.exponent:.3f} ({LEVEL:.0%} interval "
                     f"{law.exponent_low:.3f} to {law.exponent_high:.3f}, {law.points} points)"
                 )
+            there = self.points[key]
+            if edges := sum(key in p.edges for p in there):
+                yield (
+                    f"the best {NAMES[key]} is the first or the last one tried in {edges} of "
+                    f"{len(there)} points: better ones may be beyond"
+                )
 
     def at(self, key: Key, flops: float) -> float | None:
         """The best value for this compute: by the power law, else that of the nearest point; None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from manta import layout, storage
+from manta import layout, ownership, storage
 from manta.cluster import connection
 from manta.data import mixture, prepare, shards
 from manta.data.manifest import Manifest
@@ -39,6 +39,8 @@ def widths(c: ScalingConfig) -> tuple[list[str], str, signal.Signals | None]:
         MantaError: what is asked for cannot be done.
     """
     folder = layout.scaling_folder(c.home_folder, c.name)
+    names = f"{c.what}.png", f"{c.what}.json"
+    ownership.refuse_links(folder, names)
     if c.what == "coordinates":
         lines, facts, picture = _coordinates(c)
     else:
@@ -47,8 +49,8 @@ def widths(c: ScalingConfig) -> tuple[list[str], str, signal.Signals | None]:
             return [], folder, stopped_by
         lines, facts, picture = compared(c, found)
     with storage.writing(folder, "free some space there, then run the same command again"):
-        storage.write_bytes(storage.join(folder, f"{c.what}.png"), picture)
-        storage.write_json(storage.join(folder, f"{c.what}.json"), facts)
+        storage.write_bytes(storage.join(folder, names[0]), picture)
+        storage.write_json(storage.join(folder, names[1]), facts)
     return lines, folder, None
 
 
