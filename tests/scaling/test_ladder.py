@@ -12,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.checkpoints import model_of, save
+from helpers.datasets import write_dataset
 from manta import layout
 from manta.config import from_dict, load, to_dict, to_yaml
-from manta.errors import ConfigError
+from manta.errors import ConfigError, DataError
 from manta.scaling.climbing import Climb, left, trained_tokens
 from manta.scaling.fit import Law
 from manta.scaling.ladder import cost, nearest, shape
 from manta.scaling.points import counted
 from manta.scaling.settings import ScalingConfig
 from manta.scaling.study import study
+from manta.scaling.training import require_data
 from manta.sweep.plan import Result, Segment
 from manta.text import tokenizer as tokenizers
 from manta.train.settings import PretrainConfig
@@ -198,6 +200,20 @@ def test_what_no_ladder_can_be_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         ladder(keys=keys, **more)
+
+
+def test_data_that_would_repeat_is_refused(tmp_path: Path) -> None:
+    ids = np.arange(40_000, dtype=np.uint16) % 250
+    manifest = write_dataset(tmp_path / "data" / "made", [ids], [ids[:100]], 1000)
+    keys: dict[str, Any] = {"data": {"mix": {"made": 1.0}}}
+    c = ladder(tmp_path, **keys)
+    with pytest.raises(DataError, match=r"163,840 tokens, .* 40,000: .* repeat 4\.10 times"):
+        require_data(c, cost(c), (manifest,))
+    c = ladder(tmp_path, {"epochs": 4.2}, **keys)
+    require_data(c, cost(c), (manifest,))
+    c = ladder(tmp_path, {"epochs": 4.2}, predict={"name": "a", "size": 128, "tokens": 9e5}, **keys)
+    with pytest.raises(DataError, match="reads 900,000 tokens"):
+        require_data(c, cost(c), (manifest,))
 
 
 @few

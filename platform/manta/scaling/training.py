@@ -67,7 +67,7 @@ def _train(
     ownership.refuse_links(folder, layout.SWEEP_NAMES)
     checkpoint.check_place(c.home_folder, todo[0].stable.name)
     datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
-    _require_data(c, whole, datasets)
+    require_data(c, whole, datasets)
     _require_room(c)
     nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
     if time_to_stop := ask_for_time(c.checkpoint.every):
@@ -91,7 +91,7 @@ def _require_room(c: ScalingConfig) -> None:
     capacity.require(c.most_workers, cpus, gpus, c.wait_seconds, say)
 
 
-def _require_data(c: ScalingConfig, whole: Cost, datasets: tuple[Manifest, ...]) -> None:
+def require_data(c: ScalingConfig, whole: Cost, datasets: tuple[Manifest, ...]) -> None:
     """Raises DataError if a run would read the data more often than it may."""
     for stem in whole.stems:
         check_enough_data(stem.stable, datasets)
