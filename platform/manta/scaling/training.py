@@ -33,6 +33,8 @@ def train(c: ScalingConfig) -> tuple[list[str], signal.Signals | None]:
     """
     if c.check is not None or not c.ladder.sizes:
         return [], None
+    # The workers' environment and files may differ from ours.
+    c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     whole = cost(c)
     stopped_by: signal.Signals | None = None
     failed: dict[str, str] = {}
@@ -57,8 +59,6 @@ def _train(
     c: ScalingConfig, whole: Cost, todo: list[Stem]
 ) -> tuple[signal.Signals | None, dict[str, str]]:
     """Returns the signal that stopped the training, and the runs that failed."""
-    # The workers' environment and files may differ from ours.
-    c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     folder, runs = layout.run_folder(c.home_folder, c.name), layout.runs_folder(c.home_folder)
     connection.connect(name=c.name)
     nodes.require_writable(runs)

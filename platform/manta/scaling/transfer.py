@@ -105,11 +105,15 @@ def compared(c: ScalingConfig, found: Curves) -> tuple[list[str], dict[str, Any]
     lines = [f"best learning rate by width, after {c.ladder.tokens[0]:,} tokens:"]
     facts: dict[str, Any] = {}
     series: list[Series] = []
-    rows = [["", *(f"width {curve.width}" for curve in found["with"]), "grows as"]]
+    every = sorted({curve.width for curves in found.values() for curve in curves})
+    rows = [["", *(f"width {width}" for width in every), "grows as"]]
     for which, curves in found.items():
-        drift = _drift([curve.width for curve in curves], [curve.best.value for curve in curves])
-        marks = [f"{curve.best.value:.2g}{'*' if curve.best.is_edge else ''}" for curve in curves]
-        rows.append([_named(c, which), *marks, f"width^{drift:.2f}"])
+        best = {curve.width: curve.best for curve in curves}
+        marks = [f"{b.value:.2g}{'*' if b.is_edge else ''}" for b in best.values()]
+        shown = dict(zip(best, marks, strict=True))
+        drift = _drift([*best], [b.value for b in best.values()])
+        of_all = (shown.get(width, "none") for width in every)  # none: all rates diverged
+        rows.append([_named(c, which), *of_all, f"width^{drift:.2f}"])
         facts[which] = {
             "exponent": drift,
             "curves": [
@@ -117,7 +121,8 @@ def compared(c: ScalingConfig, found: Curves) -> tuple[list[str], dict[str, Any]
                 for k in curves
             ],
         }
-        for color, curve in enumerate(curves):
+        for curve in curves:
+            color = every.index(curve.width)
             look: Literal["line", "dashed"] = "line" if which == "with" else "dashed"
             label = f"width {curve.width}" if which == "with" else ""
             series.append(Series(label, curve.rates, curve.losses, look, color))
@@ -139,6 +144,8 @@ def compared(c: ScalingConfig, found: Curves) -> tuple[list[str], dict[str, Any]
 def _regret(c: ScalingConfig, found: Curves) -> Iterator[str]:
     """What the narrowest width's best rate, among those tried, costs at the widest."""
     for which, curves in found.items():
+        if len(curves) < 2:
+            continue
         narrow, wide = curves[0], curves[-1]
         rate = narrow.rates[int(np.argmin(narrow.losses))]
         if rate in wide.rates:
