@@ -207,7 +207,7 @@ def test_data_that_would_repeat_is_refused(tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path / "data" / "made", [ids], [ids[:100]], 1000)
     keys: dict[str, Any] = {"data": {"mix": {"made": 1.0}}}
     c = ladder(tmp_path, **keys)
-    with pytest.raises(DataError, match=r"163,840 tokens, .* 40,000: .* repeat 4\.10 times"):
+    with pytest.raises(DataError, match=r"163,840 tokens, .* 40,000: .*ladder\.epochs=4\.1$"):
         require_data(c, cost(c), (manifest,))
     c = ladder(tmp_path, {"epochs": 4.2}, **keys)
     require_data(c, cost(c), (manifest,))

@@ -21,7 +21,7 @@ from manta.train.records import history
 from manta.train.settings import PretrainConfig
 
 pytestmark = pytest.mark.long
-LADDER = ["ladder.sizes=[16,32,48]", "ladder.tokens=[2048,4096,8192]", "ladder.grow=width"]
+LADDER = ["ladder.sizes=[16,32,48]", "ladder.tokens=[2048,4096,7680]", "ladder.grow=width"]
 
 
 def arguments(prepared: Path, corpus: Path, name: str, *more: str) -> list[str]:

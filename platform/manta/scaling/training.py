@@ -1,6 +1,7 @@
 """Trains a ladder in the lanes of a sweep, and says what it costs, before and after."""
 
 import dataclasses
+import math
 import signal
 import time
 
@@ -100,9 +101,10 @@ def require_data(c: ScalingConfig, whole: Cost, datasets: tuple[Manifest, ...]) 
     longest = max(longest, round(c.predict.tokens or 0))
     if longest > c.ladder.epochs * there:
         raise DataError(
-            f"the longest run reads {longest:,} tokens, and the train split has {there:,}: tokens "
-            f"would repeat {longest / there:.2f} times, which count less than new ones; give more "
-            f"text or smaller budgets, or allow it with ladder.epochs={longest / there + 0.01:.2f}"
+            f"the longest run reads {longest:,} tokens, and the train split has {there:,}: some "
+            f"would be read again ({longest / there:.3f} epochs), and count less than new ones; "
+            "give more text or smaller budgets, or allow it with "
+            f"ladder.epochs={math.ceil(100 * longest / there) / 100:g}"
         )
 
 
