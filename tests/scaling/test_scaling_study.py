@@ -1,6 +1,7 @@
 """A study of scaling: what it reads and refuses, its pictures, and predictions that stay filed."""
 
 import io
+import itertools
 import json
 import time
 from pathlib import Path
@@ -156,6 +157,15 @@ def test_runs_that_tell_nothing_are_not_fitted_in_silence(tmp_path: Path, noise:
     except DataError as e:
         text = str(e)
     assert "do not fall" in text or "hardly tell" in text
+
+
+def test_a_lowest_loss_that_the_runs_do_not_tell_is_said(tmp_path: Path) -> None:
+    rows = ["parameters,tokens,loss"]
+    for n, d in itertools.product(np.geomspace(1e5, 1e6, 4), np.geomspace(1e6, 1e7, 4)):
+        rows.append(f"{n:.0f},{d:.0f},{60 * n**-0.3 * d**-0.05:.6f}")
+    (tmp_path / "points.csv").write_text("\n".join(rows))
+    text = "\n".join(study(settings(tmp_path, points=str(tmp_path / "points.csv")))[0])
+    assert "do not tell the loss that no model gets below" in text
 
 
 @pytest.mark.parametrize(

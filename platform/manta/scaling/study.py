@@ -23,6 +23,7 @@ COUNTED = {
     "no_embeddings": "the parameters outside the token and position embeddings",
     "file": "what the CSV file counts (only its author knows which parameters)",
 }
+NOTHING = 0.01  # of the lowest loss measured, below which E is as good as 0
 UNSURE = 100.0  # ends of an interval of the best size, against each other
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 
@@ -103,7 +104,14 @@ def _four(value: float) -> str:
 
 
 def _doubts(found: Fit, points: Sequence[Point]) -> Iterator[str]:
-    """A line that says if these runs hardly tell the best size."""
+    """Lines that say what these runs hardly tell: the lowest loss, the best size."""
+    lowest = found.law.E
+    if lowest < NOTHING * min(p.loss for p in points):
+        yield (
+            f"these runs do not tell the loss that no model gets below (E is {lowest:.2g}): "
+            "they are far above it, or do not follow the law; what it says of much larger runs is "
+            "too low"
+        )
     flops = max(p.flops for p in points)
     low, high = found.interval(lambda law: law.best_size(flops))
     if not high <= UNSURE * low:
