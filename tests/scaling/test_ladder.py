@@ -246,6 +246,7 @@ def test_the_run_of_a_prediction_is_filed_with_its_config(tmp_path: Path) -> Non
     assert folder is not None
     run = load(PretrainConfig, [layout.predicted_config(folder, "large")])
     filed = json.loads(Path(layout.prediction_file(folder, "large")).read_text())
+    assert run.threads_per_worker is None  # all of the machine's, as it trains alone
     assert run.name == "large" and run.model.n_embd == 128 and run.model.n_head == 8
     assert filed["parameters"] == counted(run.expected_model, "all")
     assert filed["tokens"] == run.tokens_before(run.total_steps) == 1_000_192

@@ -253,6 +253,7 @@ def predicted(
         assert n is not None, "checked by the config"
         size = nearest(c, n)
     run = run_of(c, c.predict.name or c.name, size, settings or {}, max(1, round(d)))
+    run = dataclasses.replace(run, threads_per_worker=c.threads_per_worker)  # it trains alone
     return run, counted(run.expected_model, c.count), run.tokens_before(run.total_steps)
 
 
