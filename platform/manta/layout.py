@@ -46,7 +46,10 @@ HOME/judged/NAME/answers.jsonl       what each model answered to each question
                  result.json         the figures of the newest judging
 HOME/scaling/NAME/fit.json           a scaling law, its intervals and its points
                   fit.png, ...        pictures of it
+                  transfer.json, .png   loss against learning rate for several widths
+                  coordinates.json, .png  growth of activations with the width
                   predictions/RUN.json  filed before the run, and never replaced
+                  predictions/RUN.yaml  the run's config, if it is one of a ladder
 HOME/exports/                        models in the formats of other software
 """
 
@@ -164,6 +167,10 @@ def scaling_folder(home: str, name: str) -> str:
 
 def prediction_file(study: str, run: str) -> str:
     return storage.join(study, "predictions", f"{run}.json")
+
+
+def predicted_config(study: str, run: str) -> str:
+    return storage.join(study, "predictions", f"{run}.yaml")
 
 
 def prediction_lock(study: str, run: str) -> str:

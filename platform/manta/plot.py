@@ -143,9 +143,16 @@ class Series:
 
 
 def chart(
-    series: Sequence[Series], title: str, x_label: str, y_label: str, *, log_y: bool = False
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    log_y: bool = False,
+    ticks: Sequence[float] = (),
 ) -> bytes:
-    """Draws series against a logarithmic x axis, with the legend to the right of the axes."""
+    """Draws series against a logarithmic x axis, with the legend to the right of the axes. `ticks`:
+    the values that the x axis names; none: powers of ten."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     figure, axes = _figure(title, dpi=120)
@@ -153,6 +160,9 @@ def chart(
         color = "gray" if s.color is None else f"C{s.color % 10}"
         axes.plot(s.x, s.y, color=color, label=s.label or "_", **LOOKS[s.look])
     axes.set_xscale("log")
+    if ticks:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
     if log_y:
         axes.set_yscale("log")
         low, high = axes.get_ylim()

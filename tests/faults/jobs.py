@@ -119,6 +119,15 @@ def kill_child(pid: int, name: str) -> bool:
     return False
 
 
+def kill_everything(job: Job) -> None:
+    """SIGKILL for the driver, Ray's head and all other processes of a job."""
+    everyone = psutil.Process(job.process.pid).children(recursive=True)
+    for process in [psutil.Process(job.process.pid), *everyone]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    job.end(30)
+
+
 def final(home: Path, name: str, step: int = 400) -> bytes:
     path = layout.checkpoint_folder(f"{home}/runs/{name}", step)
     return Path(path, layout.WEIGHTS).read_bytes()

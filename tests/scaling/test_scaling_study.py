@@ -1,6 +1,7 @@
 """A study of scaling: what it reads and refuses, its pictures, and predictions that stay filed."""
 
 import io
+import itertools
 import json
 import time
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_a_study_recommends_for_a_budget_and_draws(tmp_path: Path) -> None:
     assert folder is not None
     assert "from 25 runs" in text and "that is its bias" in text
     assert "for 2.88e+15 FLOPs (2 hours, 6.00 dollars)" in text
-    assert "best learning rate: not known" in text
+    assert "best learning rate: not measured" in text
     for name in ("fit.png", "residuals.png", "isoflop.png", "frontier.png"):
         Image.open(io.BytesIO((Path(folder) / name).read_bytes())).load()
     facts = json.loads((Path(folder) / layout.LAW).read_text())
@@ -158,6 +159,15 @@ def test_runs_that_tell_nothing_are_not_fitted_in_silence(tmp_path: Path, noise:
     assert "do not fall" in text or "hardly tell" in text
 
 
+def test_a_lowest_loss_that_the_runs_do_not_tell_is_said(tmp_path: Path) -> None:
+    rows = ["parameters,tokens,loss"]
+    for n, d in itertools.product(np.geomspace(1e5, 1e6, 4), np.geomspace(1e6, 1e7, 4)):
+        rows.append(f"{n:.0f},{d:.0f},{60 * n**-0.3 * d**-0.05:.6f}")
+    (tmp_path / "points.csv").write_text("\n".join(rows))
+    text = "\n".join(study(settings(tmp_path, points=str(tmp_path / "points.csv")))[0])
+    assert "do not tell the loss that no model gets below" in text
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -180,7 +190,11 @@ def test_the_best_rate_of_a_size_is_known_only_where_others_were_tried() -> None
     tried = [Point("a", 1e6, 1e7, 3.0, 1e-3, 64), Point("b", 1e6, 1e7, 2.9, 2e-3, 64)]
     alone = Point("c", 2e6, 1e7, 2.8, 1e-3, 64)
     best, other = best_of_each([*tried, alone])
-    assert (best.name, best.lr, best.batch) == ("b", 2e-3, None)
+    assert (best.name, best.lr, best.batch, best.edges) == ("b", 2e-3, None, ("lr",))
+    around = [*tried, Point("d", 1e6, 1e7, 3.0, 4e-3, 64), Point("e", 1e6, 1e7, 3.2, 2e-3, 128)]
+    (between,) = best_of_each(around)
+    assert between.lr == pytest.approx(2e-3) and between.edges == ("batch",)
+    assert between.batch == 64
     assert (other.name, other.lr) == ("c", None)
 
 

@@ -23,6 +23,7 @@ from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.export.convert import ExportConfig, ImportConfig
 from manta.finetune.settings import FinetuneConfig
+from manta.scaling.settings import ScalingConfig
 from manta.sweep.settings import SweepConfig
 from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain, start_of
@@ -386,5 +387,7 @@ def test_the_quickstarts_recipe_starts_from_the_pairs(tmp_path: Path, corpus: Pa
 def test_every_config_in_the_repository_is_valid(path: Path) -> None:
     if "base=RUN" in path.read_text():  # as its comment says
         assert load(FinetuneConfig, [str(path), "base=x", "data.source=x.jsonl"]).name == path.stem
+    elif "jobs/scaling.py" in path.read_text():
+        assert load(ScalingConfig, [str(path)]).name == path.stem
     else:
         assert load(PretrainConfig, [str(path)]).name == path.stem

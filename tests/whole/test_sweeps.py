@@ -7,10 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from faults.jobs import Job, kill_child
+from faults.jobs import Job, kill_child, kill_everything
 from helpers.common import ROOT, tiny_arguments
 
 pytestmark = pytest.mark.long
@@ -31,17 +30,6 @@ def arguments(prepared: Path, corpus: Path) -> list[str]:
 
 def started(name: str, arguments: list[str]) -> Job:
     return Job(name, arguments, ROOT / "jobs" / "sweep.py")
-
-
-def kill_everything(job: Job) -> None:
-    """SIGKILL for the driver, Ray's head and all other processes."""
-    everyone = psutil.Process(job.process.pid).children(recursive=True)
-    for process in [psutil.Process(job.process.pid), *everyone]:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    job.end(30)
 
 
 def lines_of(prepared: Path, name: str, file: str) -> list[str]:

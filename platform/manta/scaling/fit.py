@@ -18,6 +18,8 @@ PARAMETERS = 5
 LEVEL = 0.90
 GRID = np.linspace(0.05, 1.5, 16)  # exponents at which a start is sought
 STARTS = 4  # of the grid's best, each followed to its minimum
+# A draw of few sizes may have no finite minimum; what follows from it is infinite then, or NaN.
+unbounded = np.errstate(over="ignore", invalid="ignore")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Law:
     alpha: float
     beta: float
 
+    @unbounded
     def loss(self, n: np.ndarray | float, d: np.ndarray | float) -> np.ndarray:
         """The loss of models of `n` parameters after `d` tokens, of their common shape."""
         return self.E + self.A * np.power(n, -self.alpha) + self.B * np.power(d, -self.beta)
@@ -61,11 +64,13 @@ class Fit:
     draws: tuple[Law, ...]
     """One law for each bootstrap sample."""
 
+    @unbounded
     def error(self, of: Callable[[Law], float]) -> float:
         """Standard error of a figure of the law; NaN without bootstrap samples."""
         values = [of(law) for law in self.draws]
         return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
+    @unbounded
     def interval(self, of: Callable[[Law], float], level: float = LEVEL) -> tuple[float, float]:
         """The percentile interval of a figure of the law; NaN without bootstrap samples."""
         if not self.draws:
@@ -74,6 +79,7 @@ class Fit:
         ends = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
         return float(ends[0]), float(ends[1])
 
+    @unbounded
     def prediction(
         self, n: float, d: float, level: float = LEVEL, seed: int = 0
     ) -> tuple[float, float, float]:

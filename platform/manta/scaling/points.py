@@ -4,11 +4,14 @@ import csv
 import dataclasses
 import io
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from manta import foreign, layout, storage
 from manta.errors import DataError
 from manta.model.cost import parameters
+from manta.model.shape import ModelConfig
+from manta.scaling.powers import Optimum, optimum
 from manta.scaling.settings import ColumnsConfig, ScalingConfig
 from manta.terminal import line, named
 from manta.train.checkpoints import checkpoint as checkpoints
@@ -34,6 +37,8 @@ class Point:
     """Tokens per batch."""
     other_n: float | None = None
     """The parameters counted the other way; None: not known."""
+    edges: tuple[str, ...] = ()
+    """Of lr and batch: those whose best value is the first or last one tried."""
 
     @property
     def flops(self) -> float:
@@ -66,17 +71,35 @@ def gather(c: ScalingConfig) -> tuple[list[Point], dict[str, str]]:
 
 def best_of_each(points: list[Point]) -> list[Point]:
     """The run with the lowest loss of each size and number of tokens. Its rate (or batch) is kept
-    only where others were tried, as one alone is not known to be the best."""
+    only where others were tried, as one alone is not known to be the best; between the ones tried,
+    it is where a parabola is lowest."""
     groups: dict[tuple[float, float], list[Point]] = {}
     for point in points:
         groups.setdefault((point.n, point.d), []).append(point)
     found = []
     for group in groups.values():
         best = min(group, key=lambda point: point.loss)
-        lr = best.lr if len({p.lr for p in group}) > 1 else None
-        batch = best.batch if len({p.batch for p in group}) > 1 else None
-        found.append(dataclasses.replace(best, lr=lr, batch=batch))
+        found_lr, found_batch = _best(group, best, "lr", "batch"), _best(group, best, "batch", "lr")
+        tried = {"lr": found_lr, "batch": found_batch}
+        found.append(
+            dataclasses.replace(
+                best,
+                lr=found_lr.value if found_lr else None,
+                batch=found_batch.value if found_batch else None,
+                edges=tuple(key for key, value in tried.items() if value and value.is_edge),
+            )
+        )
     return found
+
+
+def _best(group: list[Point], best: Point, key: str, other: str) -> Optimum | None:
+    """The best rate (or batch) of a group, at the best batch (or rate); None: one alone."""
+    losses: dict[float, float] = {}
+    for p in group:
+        value = getattr(p, key)
+        if value is not None and getattr(p, other) == getattr(best, other):
+            losses[value] = min(p.loss, losses.get(value, math.inf))
+    return optimum([*losses], [*losses.values()]) if len(losses) > 1 else None
 
 
 def from_csv(data: bytes, name: str, columns: ColumnsConfig) -> list[Point]:
@@ -175,8 +198,8 @@ def from_run(name: str, home: str, count: str) -> Run:
     records = evaluations(read_metrics(file), state.step)
     if not records or records[-1]["step"] != state.step:
         raise DataError(f"{name}: {file} has no val loss of its last step, {state.step:,}")
-    every = parameters(checkpoints.load_model_config(path))
-    sizes = {"all": every.total, "no_embeddings": every.total - every.embedding - every.positions}
+    model = checkpoints.load_model_config(path)
+    sizes = {key: counted(model, key) for key in ("all", "no_embeddings")}
     other = next(value for key, value in sizes.items() if key != count)
     point = Point(
         name, sizes[count], settings.tokens_before(state.step), float(records[-1]["val_loss"]),
@@ -185,21 +208,34 @@ def from_run(name: str, home: str, count: str) -> Run:
     return Run(point, file, state.val_sample)
 
 
+def counted(model: ModelConfig, count: str) -> int:
+    """The parameters of a model that a study counts: "all", or those with "no_embeddings"."""
+    every = parameters(model)
+    return every.total - (every.embedding + every.positions if count == "no_embeddings" else 0)
+
+
+def lacking(sizes: Sequence[float], tokens: Sequence[float]) -> str | None:
+    """What is missing to tell five parameters from runs of these sizes and tokens, one of each for
+    a run; None: nothing. Runs of the same size and tokens count once."""
+    runs = {
+        (round(math.log(n), 2), round(math.log(d), 2)) for n, d in zip(sizes, tokens, strict=True)
+    }
+    missing = [
+        f"{least - there} more {what} (there are {there:,} of at least {least})"
+        for there, least, what in (
+            (len(runs), FEWEST_POINTS, "runs"),
+            (len({n for n, _ in runs}), FEWEST_SIZES, "model sizes"),
+            (len({d for _, d in runs}), FEWEST_BUDGETS, "numbers of tokens"),
+        )
+        if there < least
+    ]
+    return f"{' and '.join(missing)} are missing" if missing else None
+
+
 def check(points: list[Point]) -> None:
     """Raises DataError if five parameters cannot be told from these points: what is missing."""
-    missing = []
-    sizes = {round(math.log(p.n), 2) for p in points}
-    budgets = {round(math.log(p.d), 2) for p in points}
-    for there, least, what in (
-        (len(points), FEWEST_POINTS, "runs"),
-        (len(sizes), FEWEST_SIZES, "model sizes"),
-        (len(budgets), FEWEST_BUDGETS, "numbers of tokens"),
-    ):
-        if there < least:
-            missing.append(f"{least - there} more {what} (there are {there:,} of at least {least})")
-    if missing:
+    if missing := lacking([p.n for p in points], [p.d for p in points]):
         shown = ", ".join(f"{n:.3g}" for n in sorted({p.n for p in points})[:6])
         raise DataError(
-            f"too few points for a scaling law: {' and '.join(missing)} are missing; the sizes are "
-            f"{shown or 'none'}"
+            f"too few points for a scaling law: {missing}; the sizes are {shown or 'none'}"
         )

@@ -1,4 +1,4 @@
-"""Power laws of one variable: the best learning rate or batch size against compute."""
+"""The best learning rate or batch size: among those tried, and as a power law of compute."""
 
 import dataclasses
 import math
@@ -35,6 +35,31 @@ class Power:
         half = _quantile(self.points) * self.spread
         half *= math.sqrt(1 / self.points + z * z / self.squares)
         return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum:
+    """Where a loss is lowest over a rate or a batch."""
+
+    value: float
+    """The lowest point of the parabola in the logarithm through the best value and its two
+    neighbours; the best value itself where it has only one."""
+    is_edge: bool
+    """Whether the best value is the first or the last one tried, so that a better one may be
+    beyond it."""
+
+
+def optimum(values: Sequence[float], losses: Sequence[float]) -> Optimum:
+    """The best of the values tried, each with its loss."""
+    pairs = sorted(zip(values, losses, strict=True))
+    best = min(range(len(pairs)), key=lambda i: pairs[i][1])
+    if best in (0, len(pairs) - 1):
+        return Optimum(float(pairs[best][0]), True)
+    near = pairs[best - 1 : best + 2]
+    z = np.log([value for value, _ in near]) - math.log(near[1][0])
+    a, b, _ = np.polyfit(z, [loss for _, loss in near], 2)
+    shift = -b / (2 * a) if a > 0 else 0.0  # (a = 0: three equal losses)
+    return Optimum(float(near[1][0]) * math.exp(min(max(shift, z[0]), z[2])), False)
 
 
 def power(x: Sequence[float], y: Sequence[float]) -> Power | None:

@@ -1,9 +1,15 @@
 """Settings of a study of scaling: the runs, what is counted, the budget, the prediction."""
 
-from typing import Literal
+import dataclasses
+from functools import cached_property
+from typing import Any, Literal
 
+from manta import config as configs
 from manta.config import Count, Natural, PositiveFloat, PositiveFraction, RunName, Seed, config
-from manta.storage import HomeConfig
+from manta.scaling.ladder_settings import CoordinatesConfig, LadderConfig, Size
+from manta.sweep.space import flat
+from manta.terminal import named
+from manta.train.settings import PretrainConfig
 
 
 @config
@@ -84,28 +90,41 @@ class PredictConfig:
 
     name: RunName | None = None
     """The run's name; given, the prediction is filed, and nothing ever replaces it."""
+    size: Size | None = None
+    """The model of a run of the ladder, as one of ladder.sizes; null: the width whose parameters
+    are nearest to `parameters`, or to the budget's best size."""
     parameters: PositiveFloat | None = None
     """Parameters of its model, counted as `count` says; null: the budget's best size."""
     tokens: PositiveFloat | None = None
     """Tokens that it will be trained on; null: what the budget leaves."""
 
     def problems(self) -> list[str]:
-        if (self.parameters is None) != (self.tokens is None):
-            return ["parameters and tokens belong together: give both, or neither"]
-        if self.parameters is not None and self.name is None:
+        if self.size is not None and self.parameters is not None:
+            return ["size and parameters are both given: give one of them"]
+        is_sized = self.parameters is not None or self.size is not None
+        if is_sized != (self.tokens is not None):
+            return ["parameters (or size) and tokens belong together: give both, or neither"]
+        if is_sized and self.name is None:
             return ["name is missing: the prediction is filed under the name of the run"]
         return []
 
 
 @config
-class ScalingConfig(HomeConfig):
+class ScalingConfig(PretrainConfig):
     name: RunName = "scaling"
-    """Name of the study, and of its folder under HOME/scaling."""
+    """Name of the study, of its folder under HOME/scaling, and of the folder of a ladder's runs
+    under HOME/runs."""
+    what: Literal["law", "transfer", "coordinates"] = "law"
+    """What is asked. law: how the loss falls with size and tokens; transfer: whether one learning
+    rate is the best for all sizes of the ladder, with optimizer.reference_width and without;
+    coordinates: how activations grow with the width in the first steps, with it and without."""
     points: str | None = None
     """A CSV file with a line for each run."""
     columns: ColumnsConfig = ColumnsConfig()
     runs: tuple[str, ...] = ()
     """Names or folders of runs, instead of `points`, or in addition."""
+    ladder: LadderConfig = LadderConfig()
+    coordinates: CoordinatesConfig = CoordinatesConfig()
     count: Literal["all", "no_embeddings"] = "all"
     """The parameters of `runs` that are counted: all, or those outside the token and position
     embeddings. (A CSV file has one number, and only its author knows which it is.)"""
@@ -114,20 +133,100 @@ class ScalingConfig(HomeConfig):
     samples: Count = 4000
     """Bootstrap samples, for the intervals."""
     seed: Seed = 0
-    """Seed of the bootstrap."""
+    """Seed of the bootstrap, and of all runs of a ladder."""
     budget: BudgetConfig = BudgetConfig()
     predict: PredictConfig = PredictConfig()
     check: str | None = None
     """Name of a run that has been trained: compares it with its filed prediction, and fits
     nothing."""
 
+    @classmethod
+    def beneath(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """A ladder's runs have warm-up, stable phase and decay."""
+        ladder = tree.get("ladder")
+        has_sizes = isinstance(ladder, dict) and bool(ladder.get("sizes"))
+        return super().beneath(tree) | ({"schedule": {"kind": "wsd"}} if has_sizes else {})
+
     def problems(self) -> list[str]:
-        found = []
-        if self.check is None and self.points is None and not self.runs:
-            found.append("points=FILE.csv or runs=[a,b,...] is missing: there is nothing to fit")
+        found = super().problems()
         if self.samples < 100:
             found.append(f"samples={self.samples}: an interval needs at least 100")
-        has_budget = self.budget.in_flops is not None
-        if self.predict.name is not None and self.predict.parameters is None and not has_budget:
-            found.append("predict.name needs predict.parameters and predict.tokens, or a budget")
+        found += self._problems_of_law() if self.what == "law" else self._problems_of_widths()
+        if not self.ladder.sizes:
+            if alone := [key for key, _ in flat(self.shared)]:
+                found.append(
+                    f"{named(alone)}: only a ladder trains runs; set ladder.sizes, or omit "
+                    f"{'it' if len(alone) == 1 else 'them'}"
+                )
+        elif not found and not self.ladder.problems():
+            # It is built from this config.
+            from manta.scaling.ladder import problems
+
+            found += problems(self)
         return found
+
+    def _problems_of_law(self) -> list[str]:
+        found, has_ladder = [], bool(self.ladder.sizes)
+        if self.check is None and self.points is None and not self.runs and not has_ladder:
+            found.append(
+                "points=FILE.csv, runs=[a,b,...] or ladder.sizes=[...] is missing: there is "
+                "nothing to fit"
+            )
+        if has_ladder and not (self.ladder.tokens or self.ladder.tokens_per_parameter):
+            found.append("ladder.sizes need budgets: set ladder.tokens=[...]")
+        has_budget = self.budget.in_flops is not None
+        is_sized = self.predict.parameters is not None or self.predict.size is not None
+        if self.predict.name is not None and not is_sized and not has_budget:
+            found.append("predict.name needs predict.parameters and predict.tokens, or a budget")
+        if not has_ladder and self.predict.size is not None:
+            found.append("predict.size is a size of a ladder: give predict.parameters instead")
+        if self.coordinates != CoordinatesConfig():
+            found.append("coordinates is for what=coordinates: omit it")
+        return found
+
+    def _problems_of_widths(self) -> list[str]:
+        """What is wrong with what=transfer or what=coordinates, which compare widths."""
+        found, ladder, what = [], self.ladder, f"what={self.what}"
+        if len(ladder.sizes) < FEWEST_WIDTHS:
+            found.append(f"{what} compares widths: set ladder.sizes to at least {FEWEST_WIDTHS}")
+        if self.optimizer.reference_width is None:
+            found.append(
+                f"{what} compares optimizer.reference_width with none: set it to the width at "
+                "which the learning rate is right"
+            )
+        if self.what == "transfer":
+            if len(ladder.lr) < FEWEST_RATES:
+                found.append(f"{what} compares rates: set ladder.lr to at least {FEWEST_RATES}")
+            if len(ladder.tokens) != 1:
+                found.append(f"{what} compares runs of one length: set ladder.tokens=[TOKENS]")
+            if self.coordinates != CoordinatesConfig():
+                found.append("coordinates is for what=coordinates: omit it")
+        else:
+            for key in ("tokens", "tokens_per_parameter", "lr"):
+                if getattr(ladder, key):
+                    found.append(f"ladder.{key}: {what} takes a few steps at one rate; omit it")
+            if self.model.family == "lstm":
+                found.append(f"model.family=lstm: {what} looks into the blocks of a GPT")
+        for key in ("points", "runs", "check", "leave_out_highest", "budget", "predict"):
+            if getattr(self, key) != getattr(type(self), key):
+                found.append(f"{key} is for what=law: omit it")
+        return found
+
+    def derived(self) -> dict[str, Any]:
+        if not self.ladder.sizes or self.what == "coordinates":
+            return {}
+        from manta.scaling.ladder import cost
+
+        return cost(self).shown()
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """What a ladder's runs have in common, as the tree of a config for jobs/pretrain.py:
+        values that are not the defaults."""
+        own = [f.name for f in dataclasses.fields(self) if f.name not in OF_RUNS]
+        return {k: v for k, v in configs.differences(self).items() if k not in (*own, *REPLACED)}
+
+
+OF_RUNS = tuple(field.name for field in dataclasses.fields(PretrainConfig))
+FEWEST_WIDTHS, FEWEST_RATES = 3, 3
+REPLACED = ("name", "home", "seed")  # keys of a run that a study has too

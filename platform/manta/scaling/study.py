@@ -1,7 +1,6 @@
 """A study: gathers points, fits the law, recommends, files a prediction or checks one."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from manta import layout, ownership, storage
-from manta.errors import ConfigError, DataError
+from manta.errors import DataError
 from manta.plot import short
 from manta.scaling import pictures, predictions
 from manta.scaling.fit import LEVEL, Fit, fit
 from manta.scaling.isoflop import UNEVEN, WIDTH, parabola
 from manta.scaling.points import Point, gather
-from manta.scaling.powers import Power, power
+from manta.scaling.recommend import Tried, predict, recommend
 from manta.scaling.settings import ScalingConfig
 from manta.terminal import aligned
 
@@ -24,12 +23,16 @@ COUNTED = {
     "no_embeddings": "the parameters outside the token and position embeddings",
     "file": "what the CSV file counts (only its author knows which parameters)",
 }
+NOTHING = 0.01  # of the lowest loss measured, below which E is as good as 0
 UNSURE = 100.0  # ends of an interval of the best size, against each other
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 
 
-def study(c: ScalingConfig) -> tuple[list[str], str | None]:
+def study(c: ScalingConfig, trained: Sequence[str] = ()) -> tuple[list[str], str | None]:
     """The lines to show, and the folder with the pictures; None if only a prediction was checked.
+
+    Args:
+        trained: the names of a ladder's runs.
 
     Raises:
         MantaError: what is asked for cannot be done; nothing is written then.
@@ -37,7 +40,7 @@ def study(c: ScalingConfig) -> tuple[list[str], str | None]:
     folder = layout.scaling_folder(c.home_folder, c.name)
     if c.check is not None:
         return predictions.check(folder, c.check, c.home_folder), None
-    points, inputs = gather(c)
+    points, inputs = gather(dataclasses.replace(c, runs=(*c.runs, *trained)))
     n, d, loss = (np.array([getattr(p, key) for p in points]) for key in ("n", "d", "loss"))
     found = fit(n, d, loss, c.samples, c.seed)
     if min(found.law.alpha, found.law.beta) <= 0:
@@ -48,31 +51,19 @@ def study(c: ScalingConfig) -> tuple[list[str], str | None]:
     doubt = list(_doubts(found, points))
     count = "file" if c.points is not None else c.count
     lines = [*_table(found, points, count), "", *_isoflop(found, points), *doubt]
-    rates = {
-        "learning rate": _power(points, "lr"), "tokens per batch": _power(points, "batch"),
-    }  # fmt: skip
-    for what, law in rates.items():
-        if law is not None:
-            lines.append(
-                f"best {what}: grows as C^{law.exponent:.3f} ({LEVEL:.0%} interval "
-                f"{law.exponent_low:.3f} to {law.exponent_high:.3f}, {law.points} points)"
-            )
+    tried = Tried.of(points)
+    lines += tried.lines()
     budget = c.budget.in_flops
     if budget is not None:
-        lines += ["", *_recommend(found, points, budget, c, rates)]
+        lines += ["", *recommend(found, points, c, tried)]
     ownership.refuse_links(folder, [*pictures.NAMES, layout.LAW])
-    lines += _predict(found, c, folder, count, inputs, budget)
+    lines += predict(found, c, folder, count, inputs, tried)
     drawn = pictures.draw(found, points, budget)
     with storage.writing(folder, "free some space there, then run the same command again"):
         for name, data in drawn.items():
             storage.write_bytes(storage.join(folder, name), data)
         storage.write_json(storage.join(folder, layout.LAW), _facts(found, points, count, inputs))
     return lines, folder
-
-
-def _power(points: Sequence[Point], key: str) -> Power | None:
-    known = [p for p in points if getattr(p, key) is not None]
-    return power([p.flops for p in known], [getattr(p, key) for p in known])
 
 
 def _table(found: Fit, points: Sequence[Point], count: str) -> Iterator[str]:
@@ -113,7 +104,14 @@ def _four(value: float) -> str:
 
 
 def _doubts(found: Fit, points: Sequence[Point]) -> Iterator[str]:
-    """A line that says if these runs hardly tell the best size."""
+    """Lines that say what these runs hardly tell: the lowest loss, the best size."""
+    lowest = found.law.E
+    if lowest < NOTHING * min(p.loss for p in points):
+        yield (
+            f"these runs do not tell the loss that no model gets below (E is {lowest:.2g}): "
+            "they are far above it, or do not follow the law; what it says of much larger runs is "
+            "too low"
+        )
     flops = max(p.flops for p in points)
     low, high = found.interval(lambda law: law.best_size(flops))
     if not high <= UNSURE * low:
@@ -133,72 +131,6 @@ def _isoflop(found: Fit, points: Sequence[Point]) -> Iterator[str]:
         f"sizes {WIDTH:g} times smaller to {WIDTH:g} times larger, and {short(skew.best_size)} "
         f"({skew.bias:+.0%}) from {UNEVEN[0]:g} times smaller to {UNEVEN[1]:g} times larger: that "
         "is its bias"
-    )
-
-
-def _recommend(
-    found: Fit,
-    points: Sequence[Point],
-    budget: float,
-    c: ScalingConfig,
-    rates: dict[str, Power | None],
-) -> Iterator[str]:
-    n = found.law.best_size(budget)
-    d = budget / (6 * n)
-    low, high = found.interval(lambda law: law.best_size(budget))
-    loss, loss_low, loss_high = found.prediction(n, d)
-    times = budget / max(p.flops for p in points)
-    yield f"for {budget:.3g} FLOPs{_price(budget, c)}, {times:.3g} times the largest run's:"
-    rows = [["", "best", f"{LEVEL:.0%} interval"]]
-    rows.append(["parameters", short(n), f"{short(low)} to {short(high)}"])
-    rows.append(
-        ["tokens", short(d), f"{short(budget / (6 * high))} to {short(budget / (6 * low))}"]
-    )
-    rows.append(["tokens per parameter", f"{d / n:.3g}", ""])
-    rows.append(["loss", f"{loss:.4f}", f"{loss_low:.4f} to {loss_high:.4f}"])
-    for what, law in rates.items():
-        if law is not None:
-            middle, least, most = law.at(budget)
-            rows.append([what, f"{middle:.3g}", f"{least:.3g} to {most:.3g}"])
-    yield from aligned(rows)
-    for what, law in rates.items():
-        if law is None:
-            yield f"best {what}: not known; it takes the best ones of at least 3 budgets"
-
-
-def _price(flops: float, c: ScalingConfig) -> str:
-    """The hours and dollars of a budget, as far as they are known."""
-    if c.budget.speed is None:
-        return ""
-    hours = flops / c.budget.speed / 3600
-    price = c.budget.price_per_hour
-    return f" ({hours:,.3g} hours" + (f", {hours * price:,.2f} dollars)" if price else ")")
-
-
-def _predict(
-    found: Fit,
-    c: ScalingConfig,
-    folder: str,
-    count: str,
-    inputs: dict[str, str],
-    budget: float | None,
-) -> Iterator[str]:
-    """Files the prediction that is asked for, and says so."""
-    if c.predict.name is None:
-        return
-    n, d = c.predict.parameters, c.predict.tokens
-    if n is None or d is None:
-        assert budget is not None, "checked by the config"
-        n = found.law.best_size(budget)
-        d = budget / (6 * n)
-    if not math.isfinite(n * d):
-        raise ConfigError("predict: the law has no best size for this budget")
-    filed = predictions.file(folder, c.predict.name, c.home_folder, found, n, d, count, inputs)
-    yield ""
-    yield (
-        f"filed on {filed.filed}: {filed.run}, with N = {filed.parameters:,.0f} and D = "
-        f"{filed.tokens:,.0f}, will have a loss of {filed.loss:.4f} ({filed.level:.0%} interval "
-        f"{filed.low:.4f} to {filed.high:.4f})"
     )
 
 

@@ -4,22 +4,38 @@ import dataclasses
 import queue
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from manta.cluster import nodes
 from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import ClusterError, MantaError, TrainingError
 from manta.sweep.lanes import Lane, Over
-from manta.sweep.plan import Plan, Result, Segment
+from manta.sweep.plan import Result, Segment
 from manta.sweep.work import Work, reason
 from manta.train.checkpoints import checkpoint
 from manta.train.faults.signals import Asked, Moving
 from manta.train.faults.stopping import told_to_stop
 from manta.train.lane import Ended, Free
 from manta.train.patience import GivenUp, in_short
+from manta.train.settings import PretrainConfig
 
 MOST_STARTS = 3  # of a lane, in a row, whose workers fail before they ask for work
+
+
+class Trains(Protocol):
+    """What lanes train for: the plan of a sweep, or the ladder of a study of scaling."""
+
+    segments: list[Segment]
+
+    @property
+    def is_over(self) -> bool: ...
+
+    def ready(self) -> list[Segment]: ...
+
+    def tell(self, result: Result) -> None: ...
+
+    def config_of(self, segment: Segment) -> PretrainConfig: ...
 
 
 @dataclasses.dataclass
@@ -37,7 +53,7 @@ class Running:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Trains,
         datasets: tuple[Manifest, ...],
         folder: str,
         most_lanes: int,
