@@ -127,9 +127,9 @@ class Costs:
         """The most bytes held at once, with the allowance."""
         return self.total + self.temporary + ALLOWANCE
 
-    def lines(self) -> list[str]:
-        """Lists the parts of the peak in GiB, for --dry-run."""
-        parts = {
+    def parts(self) -> dict[str, int]:
+        """The parts of the peak, in bytes, and what is on the host."""
+        return {
             "weights": self.weights + self.master_weights,
             "gradients": self.gradients,
             "optimizer state": self.optimizer_state,
@@ -138,10 +138,12 @@ class Costs:
             "temporary": self.temporary,
             "allowance": ALLOWANCE,
             "peak of a step": self.peak,
+            "on the host": self.host,
         }
-        if self.host:
-            parts["on the host"] = self.host
-        return [f"{name:<20}{gib(size):>9}" for name, size in parts.items() if size]
+
+    def lines(self) -> list[str]:
+        """Lists the parts of the peak in GiB, for --dry-run."""
+        return [f"{name:<20}{gib(size):>9}" for name, size in self.parts().items() if size]
 
 
 def costs(s: Setup) -> Costs:
