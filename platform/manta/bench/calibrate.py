@@ -3,14 +3,16 @@
 Whole steps of small models of many shapes are timed with Manta's own engine, and so are their
 forward passes. `plan/calibration.py` fits seconds to them and keeps them in the home, where
 `jobs/plan.py` finds them. The rounds go through all shapes in turn, so that a busy moment does not
-fall on one shape alone, and of each shape the fast tenth of its steps counts: the figures are those
-of a machine that does nothing else.
+fall on one shape alone. The figures are those of a machine that does nothing else: with one worker
+of one thread, the median of that thread's CPU time; else the time that a tenth of the steps did not
+take.
 """
 
 import dataclasses
 import os
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,39 +96,39 @@ def _measure(workers: int, on_gpu: bool, threads: int, dtype: str, rounds: int) 
         works.append(of_step(*made))
         once = of_micro_batch(c, step.model, shape.micro_batch, device.dtype, kind)
         forward_works.append(once)
+    clock, share = time.perf_counter, 0.1
+    if kind == "cpu" and threads == workers == 1:
+        clock, share = time.thread_time, 0.5
     for _ in range(rounds):
         for i, step in enumerate(steps):
             begun, used = time.perf_counter(), time.process_time()
-            times[i] += _timed(step, device, step.run)
-            forwards[i] += _timed(step, device, lambda step=step: _forward(step), 0.25)
+            times[i] += _timed(step, device, step.run, clock)
+            forwards[i] += _timed(step, device, lambda step=step: _forward(step), clock, 0.25)
             wall += time.perf_counter() - begun
             cpu += time.process_time() - used
     return {
         "device": device.description,
         "dtype": device.dtype,
         "works": works,
-        "times": [_quick(t) for t in times],
+        "times": [float(np.quantile(t, share)) for t in times],
         "forward_works": forward_works,
-        "forward_times": [_quick(t) for t in forwards],
+        "forward_times": [float(np.quantile(t, share)) for t in forwards],
         "busy": wall * threads / cpu if kind == "cpu" else 1.0,
     }
 
 
-def _quick(seconds: list[float]) -> float:
-    """The time that a tenth of the steps did not take."""
-    return float(np.quantile(seconds, 0.1))
-
-
-def _timed(step: Step, device: Device, run: Any, share: float = 1.0) -> list[float]:
-    """Seconds of each call in about SECONDS_OF_A_SHAPE, as many on all workers."""
+def _timed(
+    step: Step, device: Device, run: Any, clock: Callable[[], float], share: float = 1.0
+) -> list[float]:
+    """Seconds by `clock` of each call in about SECONDS_OF_A_SHAPE, as many on all workers."""
     found: list[float] = []
     left = torch.tensor(1.0, device=device.torch_device)
     begun = time.perf_counter()
     while float(left):
-        started = time.perf_counter()
+        started = clock()
         run()
         step.wait()
-        found.append(time.perf_counter() - started)
+        found.append(clock() - started)
         left.fill_(float(time.perf_counter() - begun < share * SECONDS_OF_A_SHAPE))
         if dist.get_world_size() > 1:
             dist.broadcast(left, 0)

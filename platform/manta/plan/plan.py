@@ -69,6 +69,7 @@ def plan(c: PlanConfig) -> Planned:
     }
     loss = expected_loss.expected(home, c.law, model, run.tokens_before(run.total_steps))
     tree["loss"], tree["law"] = loss.loss, loss.why
+    tree["probe"] = probed and dataclasses.asdict(probed)
     _add_time(tree, c, run, setup, machine, quick, home, datasets)
     return Planned(tree, show.lines(tree), not problems)
 

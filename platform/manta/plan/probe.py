@@ -25,6 +25,9 @@ class Probed:
     steps: int
     step_seconds: float
     """Median of the steps, those that warm up left out."""
+    quiet_step_seconds: float | None
+    """The same by the CPU time of a worker's only thread: what a machine that does nothing else
+    would take. None: it has several threads or workers, or is a GPU."""
     first_step_seconds: float
     evaluated_token_seconds: float
     """Seconds of an evaluation, for each token of a worker's share."""
@@ -54,13 +57,14 @@ def _work(tree: dict[str, object], steps: int) -> dict[str, object]:
     device = find_device(c.dtype, on_gpu, threads)
     memory = PeakMemory(device.torch_device)
     step = Step(c, device)
-    times, used = [], []
+    times, used, own = [], [], []
     for _ in range(steps):
-        started, cpu = time.perf_counter(), time.process_time()
+        started, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
         step.run()
         step.wait()
         times.append(time.perf_counter() - started)
         used.append(time.process_time() - cpu)
+        own.append(time.thread_time() - thread)
     peak = memory.bytes
     counted = slice(min(WARM_UP, steps - 1), None)
     tokens = step.size * c.sequence_length
@@ -70,6 +74,9 @@ def _work(tree: dict[str, object], steps: int) -> dict[str, object]:
         "micro_batch": step.size,
         "steps": steps,
         "step_seconds": statistics.median(times[counted]),
+        "quiet_step_seconds": None
+        if on_gpu or threads * c.workers > 1
+        else statistics.median(own[counted]),
         "first_step_seconds": times[0],
         "evaluated_token_seconds": _evaluation(step) / tokens,
         "sample_seconds": _samples(c, step),

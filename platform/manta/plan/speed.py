@@ -32,6 +32,8 @@ def of_probe(found: Probed) -> Speed:
     text = f"{found.steps} steps on this machine, median {found.step_seconds:.3f} s"
     if found.busy > 1.1:
         text += f"; the machine was busy (wall time {found.busy:.2f} times its threads' CPU time)"
+        if found.quiet_step_seconds is not None:
+            text += f", and alone would take {found.quiet_step_seconds:.3f} s"
     return Speed(
         "probe", text, found.step_seconds, found.evaluated_token_seconds, found.sample_seconds
     )
