@@ -22,6 +22,7 @@ import torch.distributed as dist
 from manta import config as configs
 from manta import ownership, storage
 from manta.bench.settings import BenchConfig
+from manta.model.activations import DeviceType
 from manta.plan import calibration
 from manta.plan.work import Shape, of_micro_batch, of_step
 from manta.train.alone import Step, together
@@ -81,7 +82,7 @@ def calibrate(c: BenchConfig) -> dict[str, Any]:
 
 def _measure(workers: int, on_gpu: bool, threads: int, dtype: str, rounds: int) -> dict[str, Any]:
     device = find_device(dtype, on_gpu, threads)
-    kind = device.torch_device.type
+    kind: DeviceType = "cuda" if on_gpu else "cpu"
     times: list[list[float]] = [[] for _ in SHAPES]
     forwards: list[list[float]] = [[] for _ in SHAPES]
     wall = cpu = 0.0

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from manta import config as configs
 from manta.bench.settings import BenchConfig
 from manta.bench.stages import STAGES, return_freed_memory
+from manta.job import hint
 from manta.model.memory import ALLOWANCE, costs
 from manta.train.alone import Step, together
 from manta.train.peak_memory import PeakMemory
@@ -80,12 +81,13 @@ WARM_UP = Case("warm-up", 1, 64, 16, 1, 512)
 
 def peaks(c: BenchConfig) -> dict[str, Any]:
     """Measures the cases; `parts=` names some of them."""
-    chosen = CASES
+    chosen: tuple[Case, ...] = CASES
     if c.parts is not None:
         wanted = [name.strip() for name in c.parts.split(";")]
         chosen = tuple(case for case in CASES if case.name in wanted)
     rows = []
     for case in chosen:
+        hint(f"measuring {case.name}")
         measured = together(WORKERS, "gloo", _work, case)
         for stage, found in zip(STAGES, measured, strict=True):
             predicted = predict(case, stage)

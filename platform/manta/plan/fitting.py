@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from manta.model.memory import Costs, Setup, costs
 from manta.model.recomputation import Recompute
@@ -16,7 +17,7 @@ MODES: tuple[Recompute, ...] = ("none", "selective", "full")
 class Way:
     """A change of a run's config that makes it fit."""
 
-    keys: dict[str, object]
+    keys: dict[str, Any]
     peak: int
     """Bytes of the most that a worker then holds at once."""
 
@@ -51,7 +52,7 @@ def verdict(
     return Verdict(found, usable, tuple(ways(c, setup, usable, most_workers)))
 
 
-Keys = dict[str, object]
+Keys = dict[str, Any]
 
 
 def changed(c: TrainConfig, s: Setup, keys: Keys) -> tuple[TrainConfig, Setup]:
@@ -76,8 +77,9 @@ def ways(c: TrainConfig, s: Setup, usable: float, most_workers: int | None) -> l
     first. Where no single change does, changes that add up."""
     kinds = (_smaller(c, s), _sharded(s), _recomputed(s), _spread(c, s, most_workers), _moved(s))
     alone = [_first(c, s, kind, usable) for kind in kinds]
-    found = [way for way in alone if way is not None] or [_together(c, s, usable, most_workers)]
-    return [way for way in found if way is not None][:MOST_WAYS]
+    if not any(alone):
+        alone = [_together(c, s, usable, most_workers)]
+    return [way for way in alone if way is not None][:MOST_WAYS]
 
 
 def _first(c: TrainConfig, s: Setup, tried: Iterable[Keys], usable: float) -> Way | None:

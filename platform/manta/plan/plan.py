@@ -241,9 +241,10 @@ def _add_time(
 ) -> None:
     """Adds speed, hours, checkpoints, goodput and the bill, as far as they are known."""
     disk = calibration.load(home) if machine.is_here else None
-    kept = duration.saves(run, setup, disk and disk.write_bytes_per_second)
+    kept = duration.saves(run, setup, disk.write_bytes_per_second if disk else None)
     tree["checkpoints"] = {**dataclasses.asdict(kept), "kept_bytes": kept.kept_bytes}
     nodes = _nodes(machine, run)
+    rate: float | None
     if c.price_per_hour is not None:
         rate, rate_from = c.price_per_hour, "price_per_hour"
     elif machine.instance is not None and nodes is not None:

@@ -106,7 +106,9 @@ def figures(run: str) -> list[Figure]:
         return []
     metrics = read_metrics(storage.join(run, layout.METRICS))
     speeds = [r["tokens_per_second"] for r in metrics if "tokens_per_second" in r]
-    last = next(reversed(evaluations(metrics, metrics[-1]["step"] if metrics else 0)), {})
+    last: dict[str, Any] = next(
+        reversed(evaluations(metrics, metrics[-1]["step"] if metrics else 0)), {}
+    )
     trained = max((r.get("tokens") or 0 for r in metrics), default=0)
     is_whole = abs(trained - plan.tokens) <= CLOSE * plan.tokens
     measured = {
