@@ -64,8 +64,7 @@ def plan(c: PlanConfig) -> Planned:
         "machine": _of_machine(machine, run),
         "memory": _of_memory(machine, found, probed),
         "tokens": run.tokens_before(run.total_steps),
-        # What a run should measure: without what is only allowed for, in case.
-        "peak_memory_bytes": probed.peak_memory_bytes if probed else found.costs.peak - ALLOWANCE,
+        "peak_memory_bytes": probed.peak_memory_bytes if probed else _measurable(machine, found),
     }
     loss = expected_loss.expected(home, c.law, model, run.tokens_before(run.total_steps))
     tree["loss"], tree["law"] = loss.loss, loss.why
@@ -227,6 +226,12 @@ def _of_memory(machine: Machine, found: Verdict, probed: Probed | None) -> dict[
         "would_fit": [{"keys": way.keys, "peak_bytes": way.peak} for way in found.ways],
         "measured_bytes": probed and probed.peak_memory_bytes,
     }
+
+
+def _measurable(machine: Machine, found: Verdict) -> int:
+    """The peak as a run measures it: that of a GPU's tensors, or that of a whole process, which has
+    what is only allowed for."""
+    return found.costs.peak - (ALLOWANCE if machine.kind == "cuda" else 0)
 
 
 def _add_time(
