@@ -84,7 +84,8 @@ def of_calibration(
         f"{layout.dtype}; it misses its own shapes by {layout.median_error:.0%} in the median, "
         f"{layout.worst_error:.0%} at worst"
     )
-    if layout.busy > 1.1:
+    by_cpu_time = (layout.workers, layout.device) == (1, "CPU, 1 threads")
+    if layout.busy > 1.1 and not by_cpu_time:
         text += f"; the machine was busy then ({layout.busy:.2f} times its CPU time)"
     if s.compiled:
         text += "; the run is compiled, which the calibration is not"
