@@ -36,6 +36,7 @@ The rooms, in the order that data flows; imports point up this list, never down:
     export      to and from transformers, llama.cpp, llm.c; to PEFT     [transformers, peft, gguf]
     sweep       many runs, compared                                     [optuna]
     scaling     how the loss falls with size and tokens, and predictions    [scipy]
+    plan        what a run will take: memory, hours, dollars            [scipy]
     serve       a chat page, and a server that speaks OpenAI's protocol [fastapi, uvicorn]
     bench       measurements of Manta itself                            [psutil]
 """

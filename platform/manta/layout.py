@@ -10,6 +10,7 @@ HOME/runs/NAME/config.yaml           the run's config
                rollbacks.json        steps whose tokens are skipped
                labels.json           how well a classifier did on its test split
                confusion.png         which labels it gave instead of which
+               plan.json             what it was expected to take, from before it began
                report.html           what was trained on what, and what came of it
                report.json           the same, each number with the file and key it comes from
                conversations.sqlite  what was said on the chat page
@@ -50,6 +51,8 @@ HOME/scaling/NAME/fit.json           a scaling law, its intervals and its points
                   coordinates.json, .png  growth of activations with the width
                   predictions/RUN.json  filed before the run, and never replaced
                   predictions/RUN.yaml  the run's config, if it is one of a ladder
+HOME/plans/NAME.json                 what a run was expected to take, before it began
+HOME/calibration.json                how fast this machine does each kind of work
 HOME/exports/                        models in the formats of other software
 """
 
@@ -73,6 +76,7 @@ HISTORY = "history.jsonl"
 ROLLBACKS = "rollbacks.json"
 STACKS = "stacks"
 SURPRISE = "surprise.html"
+PLAN = "plan.json"
 REPORT = "report.html"
 REPORT_FACTS = "report.json"
 CONVERSATIONS = "conversations.sqlite"
@@ -102,6 +106,7 @@ OPTIMIZER_INDEX = "optimizer.json"
 RUN_NAMES = (
     RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, HISTORY, ROLLBACKS,
     STACKS, SURPRISE, REPORT, REPORT_FACTS, CONVERSATIONS, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
+    PLAN,
 )  # fmt: skip
 
 # Names in a dataset.
@@ -126,6 +131,9 @@ SWEEP_NAMES = (
 ANSWERS = "answers.jsonl"
 JUDGEMENTS = "judgements.jsonl"
 JUDGED = "result.json"
+
+# The name in the home of what a machine's speed was measured to be.
+CALIBRATION = "calibration.json"
 
 # Names in a study of scaling.
 LAW = "fit.json"
@@ -163,6 +171,11 @@ def judged_folder(home: str, name: str) -> str:
 
 def scaling_folder(home: str, name: str) -> str:
     return storage.join(home, "scaling", name)
+
+
+def plan_file(home: str, name: str) -> str:
+    """The plan of a run that has not begun; its start takes it into the run's folder."""
+    return storage.join(home, "plans", f"{name}.json")
 
 
 def prediction_file(study: str, run: str) -> str:

@@ -36,7 +36,7 @@ ROOMS = {
     "jinja2": ["text/templates"],
     "lm_eval": ["evaluate"],
     "openai": ["judge/endpoint"],
-    "scipy": ["statistics", "scaling/fit", "scaling/powers"],
+    "scipy": ["statistics", "plan/calibration", "scaling/fit", "scaling/powers"],
     "deepspeed": ["train/step/deepspeed_config"],
     "rensa": ["data/near"],
     "sklearn": ["evaluate/baseline"],

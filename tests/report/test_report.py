@@ -68,7 +68,14 @@ def a_run(home: Path, name: str = "run", **keys: Any) -> str:
         str(run), "started", step=0, resumed_from=None, workers=2, device="CPU", dtype="fp32"
     )
     history.note(str(run), "failed", why=f"no room in {home}/elsewhere", step=4)
+    history.note(str(run), "memory", bytes=900_000_000, step=7)
     history.note(str(run), "ended", step=7)
+    plan = {
+        "run": "run", "made": "2026-11-27", "tokens": 14_336, "config": {}, "hours": 0.025,
+        "tokens_per_second": 1130.0, "peak_memory_bytes": 1_000_000_000, "loss": 4.0,
+        "time": {"source": "probe"},
+    }  # fmt: skip
+    (run / layout.PLAN).write_text(json.dumps(plan))
     scores = {
         "suite": "quick", "checkpoint": path, "step": 7, "tokens": 14_336,
         "results": {"hellaswag": {"acc": 0.3, "acc_stderr": 0.05, "samples": 84}},
@@ -126,6 +133,11 @@ def test_every_number_is_that_of_its_files_and_keys(tmp_path: Path) -> None:
     assert found["lowest val loss"] == 4.25
     assert found["tokens a second, median"] == 904.0
     assert len(facts) > 40
+    (plan,) = [s for s in made.facts["sections"] if s["title"] == "Plan against outcome"]
+    off = {row[0]: row[3]["value"] for row in plan["rows"]}
+    assert off == pytest.approx(  # measured: 100 s, 904 tokens a second, 0.9 GB, a loss of 4.25
+        {"hours": 1 / 0.9 - 1, "tokens a second": -0.2, "peak memory, GB": -0.1, "val loss": 0.0625}
+    )
 
 
 def test_numbers_of_the_page_are_facts(tmp_path: Path) -> None:
@@ -189,7 +201,7 @@ def test_no_text_of_a_run_becomes_html(tmp_path_factory: pytest.TempPathFactory,
 
 PARTS = (
     layout.METRICS, layout.SAMPLES, layout.GOODPUT, layout.HISTORY, layout.ROLLBACKS,
-    layout.RUN_CONFIG, "evals/step-00000007/quick.json",
+    layout.RUN_CONFIG, layout.PLAN, "evals/step-00000007/quick.json",
 )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ Its files, in reading order:
     conversations   a step on conversations against one on documents of the same shape
     head            the head's loss and its gradients, plain and compiled, by chunk size
     stages          the memory that each ZeRO stage takes, against the cost model
+    peaks           the peak memory of a step at each ZeRO stage, against the cost model
+    calibrate       how fast this machine does each kind of work, kept for plans
     checkpoints     the cost of saving, for training, and of resuming
     data            the data stream: speed against a bare read of the shards, start, memory
     tokenization    the preparation of text against tiktoken's own speed

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from manta import layout, ownership, storage
-from manta.bench.model import Step, on_workers
+from manta.bench.model import on_workers
 from manta.bench.settings import BenchConfig
 from manta.model.families import model_of
 from manta.text import tokenizer
+from manta.train.alone import Step
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
 from manta.train.checkpoints.saver import Saver

@@ -27,6 +27,8 @@ BENCHES = {
     "memory": ("stages", "stages"),
     "sweeps": ("sweeps", "sweeps"),
     "lanes": ("lanes", "lanes"),
+    "calibrate": ("calibrate", "calibrate"),
+    "peaks": ("peaks", "peaks"),
     "gpu": ("gpu", "gpu"),
 }
 

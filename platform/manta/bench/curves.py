@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from manta import config as configs
-from manta.bench.workers import together
 from manta.errors import DataError
 from manta.sweep.settings import SweepConfig, Trial
 from manta.text import sources, tokenizer
 from manta.text.sources import Source
+from manta.train.alone import together
 from manta.train.build import build
 from manta.train.objectives.next_token import Batch, NextToken
 from manta.train.settings import PretrainConfig

@@ -13,19 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from manta import storage
 from manta.bench.memory import peak_resident
 from manta.bench.settings import BenchConfig
-from manta.bench.workers import together
 from manta.model.cost import flops_per_token
 from manta.model.families import num_parameters
-from manta.train.build import build, compiles, micro_batch
-from manta.train.objectives.next_token import Batch
+from manta.train.alone import Step, together
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -52,43 +48,6 @@ def in_worker(c: BenchConfig, measure: Callable[[BenchConfig, Device], Any]) -> 
     if c.deterministic:
         make_deterministic()
     return measure(c, find_device(c.dtype, bool(c.gpus_per_worker), threads))
-
-
-class Step:
-    """One optimizer step over random tokens, made of the same parts as in the training loop."""
-
-    def __init__(self, c: BenchConfig, device: Device):
-        self.model, self.device = c.expected_model, device
-        self.compiled = compiles(c, self.model, device)
-        self.size = micro_batch(c, self.model, device, c.workers, self.compiled)
-        c = dataclasses.replace(c, micro_batch_size=self.size)
-        self.accum = c.grad_accum_steps(c.total_steps)
-        self.grad_clip = c.optimizer.grad_clip
-        self.engine = build(
-            c, self.model, device, size=self.size, steps=self.accum, compiled=self.compiled
-        )
-        assert self.model.vocab_size is not None
-        shape = (self.size, c.sequence_length + 1)
-        ids = np.random.default_rng(c.seed).integers(self.model.vocab_size, size=shape)
-        self.batch = Batch(ids)
-
-    def run(self, timed: Callable[[str], None] = lambda _: None) -> Tensor:
-        """Runs the step. Returns the loss of the last micro batch, still on the device."""
-        with self.engine.casting_once():
-            for index in range(self.accum):
-                tokens, targets = self.batch.to(self.device.torch_device)
-                timed("data")
-                loss = self.engine(tokens, targets)
-                timed("forward")
-                self.engine.backward(loss, is_last=index == self.accum - 1)
-                timed("backward")
-        self.engine.step(self.grad_clip)
-        timed("optimizer")
-        return loss.detach()
-
-    def wait(self) -> None:
-        if self.device.torch_device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def _measure(c: BenchConfig, device: Device) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from manta.bench.model import Step, communication_seconds, in_worker
+from manta.bench.model import communication_seconds, in_worker
 from manta.bench.settings import BenchConfig
 from manta.bench.workers import Crew, crew
 from manta.model.families import num_parameters
+from manta.train.alone import Step
 from manta.train.step.device import Device, available_cpus
 
 ALONE, APART, TOGETHER = "alone", "apart", "together"

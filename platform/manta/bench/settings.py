@@ -27,6 +27,8 @@ class BenchConfig(PretrainConfig):
         "memory",
         "sweeps",
         "lanes",
+        "calibrate",
+        "peaks",
         "gpu",
     ] = "model"
     """What to measure. model: the training step by its parts; scaling: several workers (two, or
@@ -39,12 +41,14 @@ class BenchConfig(PretrainConfig):
     a conversation with and without its cache, and many streams at once against one; serve_http: the
     server over HTTP, with a crowd of clients of which some go away; memory: the memory that each
     ZeRO stage takes on two workers, against the cost model; sweeps: ASHA replayed over recorded
-    curves of a grid; lanes: twelve trials of a sweep, the share of their time that is steps; gpu:
-    all checks of a GPU, part by part, with their own settings. num_workers applies to model,
-    scaling and overhead. gpus_per_worker=1 and dtype also apply to evaluate, generate, serve and
-    serve_http, where dtype=auto is as in their jobs: fp32 for evaluate; for the others, bf16 on a
-    GPU that computes in it, else fp32. lora.* and trainable apply to model and scaling, lora.* to
-    memory too."""
+    curves of a grid; lanes: twelve trials of a sweep, the share of their time that is steps;
+    calibrate: how fast this machine does each kind of work, kept in the home for jobs/plan.py;
+    peaks: the peak memory of a step of twelve models at each ZeRO stage, against the cost model;
+    gpu: all checks of a GPU, part by part, with their own settings. num_workers applies to model,
+    scaling, overhead and calibrate. gpus_per_worker=1 and dtype also apply to evaluate, generate,
+    serve and serve_http, where dtype=auto is as in their jobs: fp32 for evaluate; for the others,
+    bf16 on a GPU that computes in it, else fp32. lora.* and trainable apply to model and scaling,
+    lora.* to memory too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"
@@ -52,7 +56,8 @@ class BenchConfig(PretrainConfig):
     seconds: PositiveFloat = 600.0
     """gpu: the most seconds for all parts together; parts without time left count as skipped."""
     parts: str | None = None
-    """gpu: names of the parts to run, in this order, separated by commas; null: all."""
+    """gpu: names of the parts to run, in this order, separated by commas; peaks: names of models,
+    separated by semicolons; null: all."""
     patience: PositiveFloat = 1.0
     """gpu: factor that lengthens the time-outs of the parts, for a slower machine."""
     curves: str | None = None
@@ -98,7 +103,6 @@ class BenchConfig(PretrainConfig):
             "device": "auto",
             "size": "full",
             "seconds": 600.0,
-            "parts": None,
             "patience": 1.0,
         }
         for key, default in own.items():
@@ -106,4 +110,6 @@ class BenchConfig(PretrainConfig):
                 found.append(
                     f"{key}={getattr(self, key)} is for what=gpu, not {self.what}: omit it"
                 )
+        if self.what not in ("gpu", "peaks") and self.parts is not None:
+            found.append(f"parts={self.parts} is for what=gpu or peaks, not {self.what}: omit it")
         return found

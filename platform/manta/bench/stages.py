@@ -21,13 +21,13 @@ import torch
 import torch.distributed as dist
 
 from manta.bench.settings import BenchConfig
-from manta.bench.workers import together
 from manta.model.activations import FP32
 from manta.model.cost import NO_ADAPTERS, adapters, parameters, weights
 from manta.model.families import model_of
 from manta.model.lora import LoraConfig, attach
 from manta.model.memory import PERSISTENT, Setup, costs
 from manta.model.shape import ModelConfig
+from manta.train.alone import together
 from manta.train.step.device import Device
 from manta.train.step.engine import Engine
 from manta.train.step.engine_settings import EngineConfig
@@ -125,7 +125,7 @@ def _work(
     """The bytes of the tensors and of the process at each moment, for each stage, as one worker
     finds them. Only the first worker returns bytes."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    _return_freed_memory()
+    return_freed_memory()
     torch.set_num_threads(1)
     # A warm-up run loads what Python, DeepSpeed and gloo load at their first use, which no stage
     # should count.
@@ -209,7 +209,7 @@ def _process_bytes() -> int:
     return psutil.Process().memory_full_info().uss
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Makes glibc give freed tensors back to the system at once. By default, glibc begins to keep
     blocks of up to 32 MB, and a process stays as large as it once was."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

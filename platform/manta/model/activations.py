@@ -62,8 +62,18 @@ class Activations:
     @property
     def temporary(self) -> int:
         """The peak beyond `held`, reached at the loss or inside a block's backward."""
+        return max(self.at_loss, self.in_backward)
+
+    @property
+    def at_loss(self) -> int:
+        """Bytes beyond `held` at the end of the forward pass."""
         copies = self.autocast if self.recomputed else 0  # all copies exist at the loss
-        return max(self.loss_work + copies, self.recomputed + self.block_work)
+        return self.loss_work + copies
+
+    @property
+    def in_backward(self) -> int:
+        """Bytes beyond `held` inside the last block's backward, which comes first."""
+        return self.recomputed + self.block_work
 
 
 def activations(

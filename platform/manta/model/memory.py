@@ -11,7 +11,8 @@ if all weights learn (the weights that do not count in the first column alone):
     0       P          -             P           2P       P: flat copies, with several workers
     1       P          P/W           P           2P/W     P/W, and twice the bucket
     2       P          P/W           P/W *       2P/W     P/W *, and twice the bucket
-    3       P/W        P/W           P/W         2P/W     P (all weights, gathered), the bucket
+    3       P/W        P/W           P/W         2P/W     P (all weights, gathered), the bucket, and
+                                                          twice the largest weight
 
 * Whole tensors: if a tensor lies in several workers' shares, each of these workers holds its whole
 gradient. Mostly this is the embedding, which is alone in its group of parameters.
@@ -96,7 +97,9 @@ class Costs:
     """Offloaded bytes, in the host's memory."""
     activations: Activations
     working: int
-    """Peak of DeepSpeed's temporary memory while activations are held."""
+    """DeepSpeed's temporary memory from the end of the forward pass on: the weights of stage 3."""
+    reducing: int
+    """The same in the backward pass alone, while activations are held: reducing gradients."""
     stepping: int
     """Peak after the activations are gone: reducing the last gradients, the optimizer's step."""
 
@@ -119,7 +122,9 @@ class Costs:
     @property
     def temporary(self) -> int:
         """The peak beyond `total`."""
-        in_pass = self.activations.temporary + self.working
+        at_loss = self.activations.at_loss
+        in_backward = self.activations.in_backward + self.reducing
+        in_pass = max(at_loss, in_backward) + self.working
         return max(in_pass, self.stepping - self.activations.held)
 
     @property
@@ -127,9 +132,9 @@ class Costs:
         """The most bytes held at once, with the allowance."""
         return self.total + self.temporary + ALLOWANCE
 
-    def lines(self) -> list[str]:
-        """Lists the parts of the peak in GiB, for --dry-run."""
-        parts = {
+    def parts(self) -> dict[str, int]:
+        """The parts of the peak, in bytes, and what is on the host."""
+        return {
             "weights": self.weights + self.master_weights,
             "gradients": self.gradients,
             "optimizer state": self.optimizer_state,
@@ -138,10 +143,12 @@ class Costs:
             "temporary": self.temporary,
             "allowance": ALLOWANCE,
             "peak of a step": self.peak,
+            "on the host": self.host,
         }
-        if self.host:
-            parts["on the host"] = self.host
-        return [f"{name:<20}{gib(size):>9}" for name, size in parts.items() if size]
+
+    def lines(self) -> list[str]:
+        """Lists the parts of the peak in GiB, for --dry-run."""
+        return [f"{name:<20}{gib(size):>9}" for name, size in self.parts().items() if size]
 
 
 def costs(s: Setup) -> Costs:
@@ -158,7 +165,7 @@ def costs(s: Setup) -> Costs:
     flat = min(bucket, G)  # a bucket's content, copied end to end to be reduced
     offload = s.offload_optimizer and stage > 0
 
-    held_weights, master, host, buffers, working = P, share, 0, 0, 0
+    held_weights, master, host, buffers, working, reducing = P, share, 0, 0, 0, 0
     if stage == 0:
         master, gradients = 0, G
         stepping = G if W > 1 else 0  # buckets being reduced (train/step/reducer.py)
@@ -170,15 +177,21 @@ def costs(s: Setup) -> Costs:
         stepping = flat + FP32 * _touched(learnt, W)
     elif stage == 2:
         gradients = FP32 * _touched(learnt, W)
-        working = stepping = bucket * (2 if s.overlap_comm else 1) + flat + gradients
+        # The first gradients are reduced while nearly all activations are held, the last ones when
+        # they are gone.
+        reducing = bucket * (2 if s.overlap_comm else 1) + flat
+        stepping = reducing + gradients
     else:
         small = FP32 * sum(w.total for w in tensors if w.numel < PERSISTENT)
         held_weights = -(-P // W) + (small if W > 1 else 0)
         gradients, buffers = share, bucket
-        working = flat
+        reducing = flat
         if W > 1:  # a single worker's share is already the whole
-            gathering = min(P, max(FP32 * PREFETCH, largest))
-            working = min(P, FP32 * LIVE) + max(flat, gathering)
+            # When backward begins, the forward pass has gathered all weights, as far as they stay.
+            # The rest is gathered again, ahead of its use. The largest, with its gradient, is
+            # whole twice while the workers' parts of it are joined or summed.
+            live = min(P, FP32 * LIVE)
+            working = live + min(P - live, FP32 * PREFETCH) + 2 * largest
         stepping = share
     if s.optimizer_kind == "muon" and stage:
         stepping = max(stepping, 4 * matrices)
@@ -195,7 +208,6 @@ def costs(s: Setup) -> Costs:
         master = state = 0
         gradients = gradients if stage == 1 else 0
         stepping = flat if stage < 3 else 0
-        working = max(0, working - share) if stage == 2 else working
     if s.offload_parameters and stage == 3:
         host += -(-P // W)
         held_weights -= -(-P // W)
@@ -218,6 +230,7 @@ def costs(s: Setup) -> Costs:
             lora=s.lora,
         ),
         working=working,
+        reducing=reducing,
         stepping=stepping,
     )
 

@@ -4,6 +4,7 @@ Its files, in reading order:
 
     private     texts without the places where things are
     facts       values with the file and the key that they come from
+    planned     the plan of a run next to what came of it
     sections    what a person wants to know of a run
     pictures    losses and the course of training
     page        the report as one web page

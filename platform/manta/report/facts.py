@@ -30,6 +30,11 @@ FORMULAS: dict[str, Callable[[list[Any]], Value]] = {
     "sum(v)": sum,
     "sum(v) / 3600": lambda v: sum(v) / 3600,
     "v[0] * sum(v[1:]) / 3600": lambda v: v[0] * sum(v[1:]) / 3600,
+    "v[0] / v[1] - 1": lambda v: v[0] / v[1] - 1,
+    "sum(v[1:]) / 3600 / v[0] - 1": lambda v: sum(v[1:]) / 3600 / v[0] - 1,
+    "median(numbers(v[1])) / v[0] - 1": lambda v: statistics.median(numbers(v[1])) / v[0] - 1,
+    "max(numbers(v[0]))": lambda v: max(numbers(v[0])),
+    "max(numbers(v[1])) / v[0] - 1": lambda v: max(numbers(v[1])) / v[0] - 1,
     "sum(v[0])": lambda v: sum(v[0]),
     "sum(n for n, split in zip(v[0], v[1]) if split == 'train')": lambda v: sum(
         n for n, split in zip(v[0], v[1], strict=True) if split == "train"

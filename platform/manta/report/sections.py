@@ -7,6 +7,7 @@ from typing import Any
 from manta import layout, storage
 from manta.evaluate import entries
 from manta.evaluate import report as scores
+from manta.report import planned
 from manta.report.facts import Fact, Files, pointer
 from manta.terminal import visible
 from manta.train.records.ledger import CAUSES
@@ -54,7 +55,7 @@ class Place:
 
 def sections(files: Files, home: str, at: Place) -> Iterator[Section]:
     """All sections of the report that have something in them."""
-    for make in (_result, _scores, _model, _data, _training, _samples, _time, _events):
+    for make in (_result, _scores, _model, _data, _training, _samples, _plan, _time, _events):
         section = make(files, home, at)
         if section.facts or section.rows or section.notes:
             yield section
@@ -239,6 +240,17 @@ def _samples(files: Files, _home: str, at: Place) -> Section:
     return section
 
 
+def _plan(files: Files, _home: str, at: Place) -> Section:
+    section = Section(planned.TITLE, head=planned.HEAD)
+    section.rows = planned.rows(files, at)
+    file = at(layout.PLAN)
+    if section.rows:
+        section.add(files.fact("made", ((file, "/made"),)))
+        section.add(files.fact("its speed is from the", ((file, "/time/source"),)))
+        section.add(files.fact("tokens planned", ((file, "/tokens"),), _number))
+    return section
+
+
 def _time(files: Files, _home: str, at: Place) -> Section:
     section, file = Section(TIME), at(layout.GOODPUT)
     there = [cause for cause in CAUSES if files.get(file, pointer("seconds", cause)) is not None]
@@ -289,6 +301,7 @@ def _events(files: Files, _home: str, at: Place) -> Section:
 DETAILS: dict[str, Callable[[Any], str]] = {
     "step": lambda v: f"step {v:,}", "resumed_from": lambda v: f"from {v}",
     "workers": lambda v: f"{v} worker(s)", "device": str, "why": str, "signal": str,
+    "bytes": lambda v: f"at most {_size(v)}",
     "now": lambda v: f"micro batches of {v}", "rank": lambda v: f"rank {v}",
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ Its sub-rooms and files, in reading order:
     loop            the training loop, without Ray
     plan            what a run starts from: its weights, its model, the order of its data
     build           builds the engine for this machine from a config
+    peak_memory     the most memory that a worker takes
+    alone           training steps on this machine, without Ray and without a stream of data
     resume          what must stay the same when a run resumes, and whether it can resume
     rollbacks       goes back to before a loss spike and skips the tokens that caused it
     ranks           a worker's place among the workers, and what they agree on

@@ -109,15 +109,21 @@ def micro_batch(
     """
     if c.micro_batch_size != "auto":
         return c.micro_batch
-    if c.memory_per_worker is not None:
-        memory = c.memory_per_worker * 2**30
-    elif device.torch_device.type == "cuda":
-        memory = share * USABLE * torch.cuda.get_device_properties(device.torch_device).total_memory
-    else:
-        memory = USABLE_OF_HOST * psutil.virtual_memory().available / local_workers
+    memory = memory_of_worker(c, device, local_workers, share)
     kind: Literal["cpu", "cuda"] = "cuda" if device.torch_device.type == "cuda" else "cpu"
     setup = memory_setup(c, model, device.dtype, kind, compiled)
     return largest_micro_batch(setup, memory, c.micro_batches)
+
+
+def memory_of_worker(
+    c: TrainConfig, device: Device, local_workers: int, share: float = 1.0
+) -> float:
+    """Bytes that a worker may use on its device; on a CPU, its share of the free memory."""
+    if c.memory_per_worker is not None:
+        return c.memory_per_worker * 2**30
+    if device.torch_device.type == "cuda":
+        return share * USABLE * torch.cuda.get_device_properties(device.torch_device).total_memory
+    return USABLE_OF_HOST * psutil.virtual_memory().available / local_workers
 
 
 def build(

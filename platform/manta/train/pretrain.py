@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from manta import config as configs
 from manta import layout, ownership, storage
 from manta.cluster import capacity, connection, nodes
 from manta.data import mixture
@@ -22,7 +23,7 @@ from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.faults.stopping import ask_for_time
 from manta.train.kinds import check_kind
 from manta.train.plan import from_weights, with_vocabulary
-from manta.train.records import history, ledger
+from manta.train.records import history, ledger, planned
 from manta.train.records.logbook import duration, evaluations, read_metrics
 from manta.train.resume import (
     check_enough_data,
@@ -95,13 +96,15 @@ def pretrain(
     path = start_of(c)
     if path is not None and is_finished(c, path):
         return outcome(c, path, finished_before=True)
-    c = from_weights(c, path)
+    given, c = c, from_weights(c, path)
     if datasets is None:
         datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
     model = check(c, path, datasets, say)
     _require_room(c, say)
     nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
     save_run_config(c)
+    if path is None:
+        planned.adopt(c.home_folder, c.name, c.run_folder, configs.to_dict(given), say)
     learnt = sum(w.total for w in learning(model, c.trainable, c.lora)) / 1e6
     is_whole = c.trainable == "all" and c.lora.rank is None
     say(
@@ -226,6 +229,7 @@ def results(c: PretrainConfig, done: Outcome) -> list[str]:
         f"trained      {state.step} steps, {tokens:,} tokens, {duration(state.train_seconds)}",
         *_losses(done),
         *ledger.table(done.folder),
+        *planned.line(done.folder),
         f"curve        {storage.join(done.folder, layout.LOSS_CURVE)}",
         f"tensorboard  tensorboard --logdir {storage.join(done.folder, layout.TENSORBOARD)}",
     ]

@@ -11,6 +11,8 @@ from manta.train.faults.signals import Asked, Signals
 from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
 from manta.train.objectives.next_token import Batch, NextToken
+from manta.train.peak_memory import PeakMemory
+from manta.train.records import history
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
 from manta.train.settings import TrainConfig
@@ -57,6 +59,8 @@ class Run:
     detector: Detector
     signals: Signals
     watchdog: Watchdog
+    memory: PeakMemory
+    """The most memory that this worker has taken since before its engine was built."""
     passed_over: Container[int] = frozenset()
     """Steps whose tokens are not trained on, as they caused a loss spike."""
 
@@ -81,4 +85,5 @@ class Run:
         self.ledger.write(last=True)
         self.watchdog.close()
         if self.logbook is not None:
+            history.note(self.folder, "memory", bytes=self.memory.bytes, step=self.state.step)
             self.logbook.close()

@@ -33,6 +33,7 @@ from manta.train.faults.watchdog import Watchdog
 from manta.train.kinds import objective_of
 from manta.train.loop import train
 from manta.train.objectives.next_token import Batch, NextToken
+from manta.train.peak_memory import PeakMemory
 from manta.train.plan import order_of, with_vocabulary
 from manta.train.ranks import Rank, agreed
 from manta.train.records import history
@@ -210,6 +211,7 @@ def setup(
     state = with_sample(state, val_sample(c, datasets), speak)
     objective = objective_of(c, datasets, tokenizer)
     data = open_data(c, datasets, objective, range(state.step, until or c.total_steps), rank, say)
+    memory = PeakMemory(device.torch_device)
     engine = start_engine(c, model, device, state, path, tokenizer, data.reader, say)
     state = with_length(c, state, engine.set_lr(1.0), speak)
     logbook = open_logbook(c.run_folder, rank, say, state.step, gauges(c.name))
@@ -238,6 +240,7 @@ def setup(
         report=report,
         log_fingerprint=c.data.log_fingerprint,
         may_skip=data.reader.skip_corrupt,
+        memory=memory,
     )
 
 

@@ -73,6 +73,22 @@ def load(text: str) -> list[Document]:
     return found
 
 
+def mapping(file: Path) -> dict[str, Any]:
+    """The keys and values of the first YAML document in a file that has such.
+
+    Raises:
+        ClusterError: the file cannot be read, or has none.
+    """
+    try:
+        found = [document.value for document in load(read(file))]
+    except yaml.YAMLError as e:
+        raise ClusterError(f"{file}: not YAML ({' '.join(str(e).split())[:200]})") from None
+    for value in found:
+        if isinstance(value, dict):
+            return value
+    raise ClusterError(f"{file}: has no keys; give a file as those of clusters/")
+
+
 def _lines(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, int]]:
     yield path, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):

@@ -29,6 +29,7 @@ Happened = Literal[
     "failed",  # workers failed, and were started again
     "hung",  # a worker made no progress
     "out of memory",  # and went on with smaller micro batches
+    "memory",  # the most that the first worker took, until its work ended
     "moved",  # saved, as a worker's machine was leaving
     "stopped",  # saved, as somebody asked for it
     "ended",  # reached its end

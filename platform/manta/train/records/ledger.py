@@ -144,6 +144,12 @@ def causes_of(run: str) -> dict[str, float]:
     return found["seconds"] if found else dict.fromkeys(CAUSES, 0.0)
 
 
+def starts_of(run: str) -> int:
+    """How often a run's workers have started; 0 if not known."""
+    found = _read(storage.join(run, layout.GOODPUT))
+    return found["starts"] if found else 0
+
+
 def updated(run: str) -> float:
     """The time (time.time()) of the run's last entry; 0 if not known."""
     found = _read(storage.join(run, layout.GOODPUT))

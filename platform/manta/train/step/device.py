@@ -221,3 +221,8 @@ def gpu_memory(device: torch.device) -> dict[str, int]:
 def available_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(local_workers: int) -> int:
+    """Compute threads of each of so many workers on this machine."""
+    return max(1, available_cpus() // local_workers)

@@ -1,0 +1,151 @@
+"""Measures the peak memory of a training step on two workers, against model/memory.py.
+
+Twelve models of many shapes, each at every ZeRO stage, train two steps of two micro batches with
+Manta's own engine in two plain processes on the CPU (gloo, no Ray). The peak is that of the
+process: by how much it grew at most, from before the engine is made. Freed memory is given back at
+once, so that the peak is that of what is alive. What is predicted is the peak without the
+allowance, which stands for what other machines need.
+"""
+
+import dataclasses
+import gc
+import os
+import statistics
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from manta import config as configs
+from manta.bench.settings import BenchConfig
+from manta.bench.stages import STAGES, return_freed_memory
+from manta.job import hint
+from manta.model.memory import ALLOWANCE, costs
+from manta.train.alone import Step, together
+from manta.train.peak_memory import PeakMemory
+from manta.train.settings import PretrainConfig, memory_setup
+from manta.train.step.device import Device
+
+WORKERS = 2
+BUCKET_MB = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model and its micro batch."""
+
+    name: str
+    n_layer: int
+    n_embd: int
+    seq_len: int
+    micro_batch: int
+    vocab_size: int
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    recompute: str = "none"
+    family: str = "modern"
+    more: tuple[tuple[str, Any], ...] = ()
+    """More keys of the model."""
+
+    def config(self, stage: int) -> PretrainConfig:
+        tokens = WORKERS * 2 * self.micro_batch * self.seq_len
+        model = {
+            "family": self.family, "n_layer": self.n_layer, "n_embd": self.n_embd,
+            "n_head": self.n_embd // 64, "context_length": self.seq_len,
+            "vocab_size": self.vocab_size, **dict(self.more),
+        }  # fmt: skip
+        tree = {
+            "model": model, "num_workers": WORKERS, "zero_stage": stage, "dtype": self.dtype,
+            "micro_batch_size": self.micro_batch, "tokens_per_batch": tokens,
+            "total_tokens": tokens, "compile": "none", "activation_checkpointing": self.recompute,
+            "engine": {"reduce_bucket_mb": BUCKET_MB} if stage else {},
+        }  # fmt: skip
+        return configs.from_dict(PretrainConfig, tree)
+
+
+CASES = (
+    Case("modern", 6, 512, 128, 4, 8192),
+    Case("gpt2", 6, 512, 256, 4, 8192, family="gpt2"),
+    Case("bf16", 4, 256, 256, 8, 16384, "bf16"),
+    Case("long", 8, 384, 512, 2, 2048, "bf16"),
+    Case("gpt2, wide, bf16", 4, 768, 128, 2, 4096, "bf16", family="gpt2"),
+    Case("selective", 6, 512, 256, 8, 8192, recompute="selective"),
+    Case("full, bf16", 6, 512, 512, 4, 8192, "bf16", recompute="full"),
+    Case("QK-norm, GQA", 6, 512, 256, 4, 8192, more=(("qk_norm", True), ("n_kv_head", 2))),
+    Case("untied", 4, 512, 128, 4, 16384, more=(("tie_embeddings", False),)),
+    Case("two wide blocks", 2, 1024, 64, 2, 8192),
+    Case("deep, bf16", 16, 256, 256, 4, 4096, "bf16"),
+    Case("one block, many ids", 1, 512, 128, 8, 32768),
+)
+WARM_UP = Case("warm-up", 1, 64, 16, 1, 512)
+
+
+def peaks(c: BenchConfig) -> dict[str, Any]:
+    """Measures the cases; `parts=` names some of them."""
+    chosen: tuple[Case, ...] = CASES
+    if c.parts is not None:
+        wanted = [name.strip() for name in c.parts.split(";")]
+        chosen = tuple(case for case in CASES if case.name in wanted)
+    rows = []
+    for case in chosen:
+        hint(f"measuring {case.name}")
+        measured = together(WORKERS, "gloo", _work, case)
+        for stage, found in zip(STAGES, measured, strict=True):
+            predicted = predict(case, stage)
+            rows.append(
+                {"name": case.name, "stage": stage, "predicted": predicted, "measured": found}
+            )
+    errors = [abs(row["predicted"] / row["measured"] - 1) for row in rows]
+    return {
+        "workers": WORKERS, "rows": rows, "median_error": statistics.median(errors),
+        "worst_error": max(errors),
+    }  # fmt: skip
+
+
+def predict(case: Case, stage: int) -> int:
+    """Bytes of the first worker's peak, by the cost model."""
+    c = case.config(stage)
+    setup = memory_setup(c, c.expected_model, case.dtype, "cpu")
+    setup = dataclasses.replace(setup, micro_batch_size=case.micro_batch)
+    return costs(setup).peak - ALLOWANCE
+
+
+def _work(case: Case) -> list[int]:
+    """The peak of each stage, as one worker finds it."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return_freed_memory()
+    torch.set_num_threads(1)
+    found = []
+    for stage in STAGES:
+        warm_up = dataclasses.replace(WARM_UP, dtype=case.dtype, family=case.family)
+        _peak(warm_up, stage)  # loads what is loaded at its first use
+        found.append(_peak(case, stage))
+    return found
+
+
+def _peak(case: Case, stage: int) -> int:
+    gc.collect()
+    dist.barrier()
+    memory = PeakMemory(torch.device("cpu"))
+    step = Step(case.config(stage), Device(torch.device("cpu"), case.dtype, 1e12, "CPU"))
+    for _ in range(2):
+        step.run()
+    dist.barrier()
+    return memory.bytes
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['workers']} workers; MB of the first one at the peak of a step, predicted / "
+        "measured (ratio)",
+        f"{'':<22}" + "".join(f"{f'stage {stage}':>24}" for stage in STAGES),
+    ]
+    for name in dict.fromkeys(row["name"] for row in result["rows"]):
+        cells = [
+            f"{row['predicted'] / 1e6:,.0f} / {row['measured'] / 1e6:,.0f} "
+            f"({row['predicted'] / row['measured']:.3f})"
+            for row in result["rows"]
+            if row["name"] == name
+        ]
+        lines.append(f"{name:<22}" + "".join(f"{cell:>24}" for cell in cells))
+    lines.append(f"error: median {result['median_error']:.1%}, worst {result['worst_error']:.1%}")
+    return "\n".join(lines)
