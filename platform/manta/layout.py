@@ -8,6 +8,7 @@ HOME/runs/NAME/config.yaml           the run's config
                goodput.json          what the run spent its time on
                history.jsonl         its starts with their commands, its failures, its ends
                rollbacks.json        steps whose tokens are skipped
+               trackers.json         its ids in the trackers that it feeds
                labels.json           how well a classifier did on its test split
                confusion.png         which labels it gave instead of which
                report.html           what was trained on what, and what came of it
@@ -41,6 +42,8 @@ HOME/judged/NAME/answers.jsonl       what each model answered to each question
 HOME/scaling/NAME/fit.json           a scaling law, its intervals and its points
                   fit.png, ...        pictures of it
                   predictions/RUN.json  filed before the run, and never replaced
+HOME/trackers/                       what trackers keep on this machine
+HOME/monitor/                        Prometheus' configuration and data, Grafana's board
 HOME/exports/                        models in the formats of other software
 """
 
@@ -62,6 +65,8 @@ TENSORBOARD = "tensorboard"
 GOODPUT = "goodput.json"
 HISTORY = "history.jsonl"
 ROLLBACKS = "rollbacks.json"
+PLAN = "plan.json"
+TRACKERS = "trackers.json"
 STACKS = "stacks"
 SURPRISE = "surprise.html"
 REPORT = "report.html"
@@ -92,6 +97,7 @@ OPTIMIZER_INDEX = "optimizer.json"
 # All names that Manta gives to files and folders directly in a run.
 RUN_NAMES = (
     RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, HISTORY, ROLLBACKS,
+    PLAN, TRACKERS,
     STACKS, SURPRISE, REPORT, REPORT_FACTS, CONVERSATIONS, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
 )  # fmt: skip
 
@@ -158,6 +164,14 @@ def prediction_file(study: str, run: str) -> str:
 def prediction_lock(study: str, run: str) -> str:
     folder, _, name = prediction_file(study, run).rpartition("/")
     return storage.join(folder, f".{name}.lock")
+
+
+def trackers_folder(home: str) -> str:
+    return storage.join(home, "trackers")
+
+
+def monitor_folder(home: str) -> str:
+    return storage.join(home, "monitor")
 
 
 def exports_folder(home: str) -> str:

@@ -17,7 +17,7 @@ from manta.model.targets import IGNORED
 from manta.train.objectives.next_token import Batch, Figures
 from manta.train.records.logbook import Logbook, duration
 from manta.train.run import Rollback, Run
-from manta.train.step.device import Device, gpu_memory
+from manta.train.step.device import Device, gpu_memory, host_memory, reserved_memory
 
 
 class Meter:
@@ -108,6 +108,13 @@ class Meter:
             record.update(zip(names, values, strict=True), grad_norm=float(record["grad_norm"]))
         if run.logbook is not None:
             _write(run, run.logbook, records, totals)
+        run.publish(
+            {
+                "host_memory_bytes": host_memory(),
+                "device_memory_bytes": reserved_memory(run.device.torch_device),
+                "rank_data_wait_seconds": records[-1]["data_wait_seconds"],
+            }
+        )
         run.ledger.write()
         _look_for_spikes(run, records)
 

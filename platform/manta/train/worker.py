@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray.train
@@ -18,9 +18,10 @@ from manta import layout, storage
 from manta.cluster import nodes
 from manta.data import stream
 from manta.data.manifest import Manifest
-from manta.messages import Decided, Hanging, mailbox
+from manta.messages import Decided, Hanging, Logged, WentBack, mailbox
 from manta.model.gpt import GPT, LanguageModel, ModelConfig
 from manta.model.init import fit_bigrams, initialise
+from manta.monitor.metrics import Metrics
 from manta.text.tokenizer import Tokenizer
 from manta.train import rollbacks
 from manta.train.build import build, compiles, micro_batch, slow_attention
@@ -36,7 +37,6 @@ from manta.train.objectives.next_token import Batch, NextToken
 from manta.train.plan import order_of, with_vocabulary
 from manta.train.ranks import Rank, agreed
 from manta.train.records import history
-from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
 from manta.train.resume import data_identity, val_sample, with_length, with_sample
@@ -45,7 +45,7 @@ from manta.train.settings import PretrainConfig
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 
-def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> None:
+def worker(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
     """Sets up the loop and runs it on one rank; does so again whenever the run has to go back. Runs
     in Ray Train's worker process."""
     rank = Rank.here()
@@ -79,6 +79,7 @@ def train_run(
         if rank.is_first:
             try:
                 rollbacks.go_back(c.run_folder, c.spikes, anomaly, say)
+                say(WentBack(anomaly.why))
             except rollbacks.Diverged as e:
                 problem = str(e)
         problem = agreed(problem)  # no rank waits for one that has given up
@@ -107,7 +108,7 @@ def _until_rollback(
     datasets: tuple[Manifest, ...],
     rank: Rank,
     sources: list[Callable[[], Asked]],
-    say: Callable[[str | Decided], None],
+    say: Callable[[Any], None],
     until: int | None,
 ) -> Anomaly | None:
     """Trains from the newest checkpoint to the end or to step `until`, or until told to stop, and
@@ -179,7 +180,7 @@ def setup(
     rank: Rank,
     *,
     signals: Signals,
-    say: Callable[[str | Decided], None],
+    say: Callable[[Any], None],
     until: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Run:
@@ -212,7 +213,9 @@ def setup(
     data = open_data(c, datasets, objective, range(state.step, until or c.total_steps), rank, say)
     engine = start_engine(c, model, device, state, path, tokenizer, data.reader, say)
     state = with_length(c, state, engine.set_lr(1.0), speak)
-    logbook = open_logbook(c.run_folder, rank, say, state.step, gauges(c.name))
+    tell = lambda records: say(Logged([*records], ledger.seconds, ledger.starts))  # noqa: E731
+    logbook = open_logbook(c.run_folder, rank, say, state.step, tell)
+    ledger = Ledger(c.run_folder if rank.is_first else None, logbook.lost_seconds if logbook else 0)
     watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank.rank, say))
     return Run(
         folder=c.run_folder,
@@ -227,15 +230,14 @@ def setup(
         batches=data.batches,
         val=data.val,
         logbook=logbook,
-        ledger=Ledger(
-            c.run_folder if rank.is_first else None, logbook.lost_seconds if logbook else 0.0
-        ),
+        ledger=ledger,
         detector=Detector(c.spikes, state.spikes),
         signals=signals,
         watchdog=watchdog,
         passed_over=rollbacks.passed_over(c.run_folder),
         pause_at=until,
         report=report,
+        publish=Metrics(c.name, rank.rank).publish,
         log_fingerprint=c.data.log_fingerprint,
         may_skip=data.reader.skip_corrupt,
     )
@@ -246,7 +248,7 @@ def open_logbook(
     rank: Rank,
     say: Callable[[str], None],
     step: int,
-    publish: Callable[[dict[str, Any]], None],
+    publish: Callable[[Sequence[dict[str, Any]]], None],
 ) -> Logbook | None:
     """The logbook from `step` on, if this rank is the one that speaks and writes for all."""
     return Logbook(run, say, step, publish) if rank.is_first else None

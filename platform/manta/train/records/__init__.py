@@ -6,5 +6,4 @@ Its files, in reading order:
     lines           files of records, one JSON object a line: only whole records are read
     logbook         metrics.jsonl, samples.jsonl, TensorBoard, the loss curve, and log lines
     history         what happened to a run and when: starts, failures, ends
-    gauges          a run's newest numbers as Ray metrics
 """
