@@ -86,7 +86,7 @@ class Figures:
 
     def at(self, now: float) -> dict[str, float]:
         """The figures that are known now, by the names of their metrics."""
-        usual = statistics.median(self._gaps) if self._gaps else 0.0
+        usual = max(self._gaps, default=0.0)
         while self._faults and now - self._faults[0] > FAULT_SECONDS:
             self._faults.popleft()
         found = {

@@ -41,7 +41,7 @@ OF_RUNS = {
     "checkpoint_age_seconds": "seconds since the newest checkpoint",
     "checkpoint_seconds": "seconds that the newest checkpoint took to be written",
     "checkpoint_paused_seconds": "seconds that training paused for the newest checkpoint",
-    "seconds_without_step": "seconds since a step, beyond the usual time between two log lines",
+    "seconds_without_step": "seconds since a step, beyond the longest recent pause of the log",
     "loss_faults": "steps in the last 10 minutes that were not finite, and rollbacks",
     "speed_of_plan": "recent tokens per second, as a share of the plan's",
     "speed_of_median": "recent tokens per second, as a share of the run's median",

@@ -20,8 +20,8 @@ class AlertsConfig:
     kind: Literal["auto", "slack", "discord", "json"] = "auto"
     """Form of the messages. auto: slack for hooks.slack.com, discord for discord.com, else json."""
     no_step_minutes: PositiveFloat = 10.0
-    """An alert if no step comes for this many minutes, beyond the usual time between two lines of
-    the log."""
+    """An alert if no step comes for this many minutes, beyond the longest recent pause between two
+    lines of the log."""
     speed: Fraction = 0.8
     """An alert if the run is slower than this share of the tokens per second of its plan, or of its
     own median."""

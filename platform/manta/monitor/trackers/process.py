@@ -62,16 +62,14 @@ def main(name: str) -> int:
         begin: Callable[[About], Tracked] = importlib.import_module(
             f"manta.monitor.trackers.{name}_run"
         ).begin
-    except ImportError as e:
-        say(problem=f"{e}; pip install 'manta[{name}]' (or {PACKAGES[name]})")
-        return 0
-    try:
         run = begin(about)
         say(id=run.id, **({"notice": run.notice} if run.notice else {}))
         for text in sys.stdin:
             for record in json.loads(text):
                 run.log(record)
         run.close()
+    except ImportError as e:
+        say(problem=f"{e}; pip install 'manta[{name}]' (or {PACKAGES[name]})")
     except Exception as e:  # whatever a library or a server may raise
         say(problem=f"{type(e).__name__}: {e}")
     return 0
