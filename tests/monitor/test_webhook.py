@@ -1,6 +1,7 @@
 """A webhook gets alerts in its form, and one that does not answer keeps nobody waiting."""
 
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from manta.monitor.alerts import Alert
 from manta.monitor.settings import AlertsConfig
 from manta.monitor.watch import watching
 from manta.monitor.webhook import Webhook, body
+from manta.train.records import history
 
 ALERT = Alert("a/run", "a-host", "disk", "only 5% of the disk is free", 0.0, "free some space")
 
@@ -52,6 +54,22 @@ def test_the_form_follows_from_the_address(address: str, form: str) -> None:
     assert AlertsConfig(webhook=address, kind="json").form == "json"
     kept = AlertsConfig(webhook=address, kind="json", speed=0.5).without_webhook()
     assert kept == AlertsConfig(speed=0.5) and not kept.problems()
+
+
+def test_the_address_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANTA_ALERTS_WEBHOOK", "https://discord.com/api/webhooks/1/x")
+    assert AlertsConfig().form == "discord" and not AlertsConfig(kind="json").problems()
+    assert AlertsConfig(webhook="https://a.example/x").form == "json"
+    monkeypatch.setenv("MANTA_ALERTS_WEBHOOK", "secret")
+    (problem,) = AlertsConfig().problems()
+    assert "MANTA_ALERTS_WEBHOOK" in problem and "secret" not in problem
+
+
+def test_the_address_is_in_no_file_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    argument = "alerts.webhook=https://hooks.slack.com/services/T/B/secret"
+    monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", "name=a", argument])
+    command = history.command()["command"]
+    assert "secret" not in command.replace("(hidden: it has a secret)", "") and "name=a" in command
 
 
 def test_faults_of_a_run_arrive_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

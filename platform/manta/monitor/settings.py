@@ -1,11 +1,13 @@
 """The configs of alerts and trackers."""
 
 import dataclasses
+import os
 from typing import Literal
 from urllib.parse import urlsplit
 
 from manta.config import Fraction, PositiveFloat, config
 
+WEBHOOK = "MANTA_ALERTS_WEBHOOK"
 Tracker = Literal["wandb", "mlflow", "trackio"]
 
 
@@ -15,8 +17,8 @@ class AlertsConfig:
 
     webhook: str | None = None
     """Address (https://...) that gets a message when something is wrong with the run, and another
-    when it is over. Whoever has the address can write there, so the run's config.yaml does not
-    keep it: give it again when the run resumes. null: nowhere."""
+    when it is over. Whoever has the address can write there, so no file of the run keeps it: give
+    it again when the run resumes. null: $MANTA_ALERTS_WEBHOOK, or nowhere."""
     kind: Literal["auto", "slack", "discord", "json"] = "auto"
     """Form of the messages. auto: slack for hooks.slack.com, discord for discord.com, else json."""
     no_step_minutes: PositiveFloat = 10.0
@@ -38,11 +40,17 @@ class AlertsConfig:
 
     def problems(self) -> list[str]:
         found = []
-        if self.webhook is not None and not _is_address(self.webhook):
-            found.append("alerts.webhook: not an address; https://HOST/... is expected")
-        if self.webhook is None and self.kind != "auto":
+        if self.address is not None and not _is_address(self.address):
+            name = "alerts.webhook" if self.webhook else WEBHOOK
+            found.append(f"{name}: not an address; https://HOST/... is expected")
+        if self.address is None and self.kind != "auto":
             found.append(f"alerts.kind={self.kind} is for alerts.webhook: omit it, or set that")
         return found
+
+    @property
+    def address(self) -> str | None:
+        """Where messages go; None: nowhere."""
+        return self.webhook or os.environ.get(WEBHOOK) or None
 
     def without_webhook(self) -> "AlertsConfig":
         """The same, to be written down and sent to workers."""
@@ -53,7 +61,7 @@ class AlertsConfig:
         """The form of the messages."""
         if self.kind != "auto":
             return self.kind
-        host = urlsplit(self.webhook or "").hostname or ""
+        host = urlsplit(self.address or "").hostname or ""
         names: tuple[Literal["slack", "discord"], ...] = ("slack", "discord")
         return next((n for n in names if f".{host}".endswith(f".{n}.com")), "json")
 

@@ -58,7 +58,7 @@ class Watch:
         self._run, self._say, self._lock = run, say, threading.Lock()
         self._figures = Figures(time.monotonic(), run.interval, planned(run.folder, say))
         self._metrics, self._disks = Metrics(run.name), _disks(run.home)
-        address = run.alerts.webhook
+        address = run.alerts.address
         self._webhook = Webhook(address, run.alerts.form, say) if address else None
         self._alerts = Alerts(run.alerts, run.name, socket.gethostname(), self._tell)
         self._trackers = Trackers(run.track, run.name, run.home, run.config, say)
