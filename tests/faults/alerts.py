@@ -183,7 +183,7 @@ def main(arguments: list[str]) -> None:
     given = dict(argument.split("=", 1) for argument in arguments)
     folder = Path(given.pop("folder")).absolute()
     faults = given.pop("faults", ",".join(FAULTS)).split(",")
-    (folder / "home").mkdir(parents=True)
+    (folder / "home").mkdir(parents=True, exist_ok=True)
     if "disk" in faults:
         size = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(folder / "home")]
         subprocess.run(size, check=True)

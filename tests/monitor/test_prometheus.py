@@ -170,7 +170,7 @@ def test_prometheus_is_started_once(tmp_path: Path) -> None:
     number = int((tmp_path / "monitor" / "prometheus.pid").read_text())
     try:
         monitor(c, said.append)
-        assert "started Prometheus" in said[1]
+        assert "started Prometheus" in said[1] and "no run trains at the moment" in said
         assert any("Prometheus is running" in line for line in said[5:])
         assert int((tmp_path / "monitor" / "prometheus.pid").read_text()) == number
     finally:

@@ -55,7 +55,8 @@ def test_every_metric_of_board_and_rules_is_in_a_scrape(
 ) -> None:
     monkeypatch.setattr("manta.monitor.figures.GOODPUT_SECONDS", 0.5)
     monkeypatch.setattr(watch, "TICK", 0.2)
-    c = tiny(prepared, corpus, "name=scraped", "total_tokens=65536", "num_workers=2")
+    keys = ["name=scraped", "total_tokens=65536", "num_workers=2"]
+    c = tiny(prepared, corpus, *keys, "alerts.webhook=http://127.0.0.1:1/secret")
     folder = Path(c.run_folder)
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text(json.dumps({"tokens_per_second": 1000.0, "more": 1}))
@@ -71,6 +72,8 @@ def test_every_metric_of_board_and_rules_is_in_a_scrape(
         while wanted - seen.keys() and time.monotonic() < until:  # Ray gathers them now and then
             time.sleep(1)
     assert wanted - seen.keys() == set()
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert files and not any(b"/secret" in file.read_bytes() for file in files)
     for name in wanted:
         assert all({"run", "rank", "job"} <= labels.keys() for labels in seen[name])
     assert {labels["rank"] for labels in seen["ray_manta_loss"]} == {"all"}

@@ -11,6 +11,7 @@ Its files and its sub-room, in reading order:
     trackers        experiment trackers, each in a process of its own
     watch           watches a run, in the process that starts its workers        [ray]
     prometheus      Prometheus' configuration and rules; starts Prometheus       [yaml]
+    status          the newest figures of all runs, in a table
     board           a board for Grafana
     command         `python -m manta.monitor`
 """

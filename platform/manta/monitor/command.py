@@ -8,6 +8,7 @@ from manta.config import Port, config
 from manta.errors import ClusterError, ConfigError
 from manta.monitor import board, prometheus
 from manta.monitor.prometheus import HOST
+from manta.monitor.status import status
 from manta.storage import HomeConfig
 
 GRAFANA = "http://127.0.0.1:3000"
@@ -61,7 +62,10 @@ def monitor(c: MonitorConfig, say: Callable[[str], None]) -> None:
             )
         if changed:
             prometheus.reload(int(kept.read_text()))
-        say(f"Prometheus is running: {address}")
+        say(f"Prometheus is running: {address}\n")
+        for line in status(address):
+            say(line)
+        say("")
     else:
         number = prometheus.start(folder, folder / "prometheus.yml", c.port)
         kept.write_text(str(number))

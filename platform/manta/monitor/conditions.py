@@ -55,7 +55,7 @@ class Condition:
             case "share":
                 return self.says.format(f"{value:.0%}")
             case "duration":
-                return self.says.format(f"{value / 60:.1f} minutes")
+                return self.says.format(duration(value))
         return self.says.format(f"{value:.3g}")
 
     @property
@@ -63,6 +63,16 @@ class Condition:
         """What is wrong, in Prometheus' templates."""
         form = {"share": "humanizePercentage", "duration": "humanizeDuration"}
         return self.says.format(f"{{{{ $value | {form.get(self.value, 'humanize')} }}}}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as Prometheus' humanizeDuration writes them: 16s, 11m 0s, 2h 0m 5s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (rest, "s")]
+    first = next((i for i, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count}{unit}" for count, unit in parts[first:])
 
 
 CONDITIONS = (

@@ -12,7 +12,7 @@ from manta.messages import Logged, Saved, WentBack
 
 RECENT_SECONDS = 30.0  # how far back "recent" steps go
 FEWEST_RECENT = 5  # steps, however slow they are
-FEWEST_BEFORE = 20  # steps, before a median of them is worth comparing with
+FEWEST_BEFORE = 20  # lines of the log, before the median of their speeds is worth comparing with
 MOST_KEPT = 2000
 FAULT_SECONDS = 600.0
 GOODPUT_SECONDS = 900.0
@@ -40,6 +40,7 @@ class Figures:
         self._gaps: deque[float] = deque(maxlen=50)
         self._steps: deque[tuple[float, float, float, float]] = deque(maxlen=MOST_KEPT)
         self._faults: deque[float] = deque(maxlen=MOST_KEPT)
+        self._speeds: deque[float] = deque(maxlen=MOST_KEPT)
         self._productive: deque[tuple[float, float]] = deque()
         self._between: deque[float] = deque(maxlen=5)
         self._tokens: int | None = None
@@ -80,6 +81,8 @@ class Figures:
             if before is not None:  # the first step of a start compiles and fills caches
                 waited = float(record.get("data_wait_seconds", 0.0))
                 self._steps.append((now, seconds, max(0, self._tokens - before), waited))
+        if (speed := self._speed()) is not None:
+            self._speeds.append(speed)
         self._productive.append((now, message.seconds.get("productive", 0.0)))
         while len(self._productive) > 2 and now - self._productive[1][0] >= GOODPUT_SECONDS:
             self._productive.popleft()
@@ -93,7 +96,7 @@ class Figures:
             "seconds_without_step": max(0.0, now - self._heard - usual),
             "loss_faults": float(len(self._faults)),
             "rollbacks": float(self._rollbacks),
-            **self._speeds(),
+            **self._against_usual(),
             **self._checkpoints(now),
         }
         if self._starts is not None:
@@ -116,18 +119,24 @@ class Figures:
             found.append(step)
         return found
 
-    def _speeds(self) -> dict[str, float]:
+    def _speed(self) -> float | None:
+        """Tokens per second of the recent steps; None: there are too few of them."""
         recent = self._recent()
         seconds = sum(s for _, s, _, _ in recent)
         if len(recent) < FEWEST_RECENT or seconds <= 0:
+            return None
+        return sum(tokens for _, _, tokens, _ in recent) / seconds
+
+    def _against_usual(self) -> dict[str, float]:
+        speed = self._speed()
+        if speed is None:
             return {}
-        speed = sum(tokens for _, _, tokens, _ in recent) / seconds
-        found = {"data_wait_share": sum(w for *_, w in recent) / seconds}
+        recent = self._recent()
+        found = {"data_wait_share": sum(w for *_, w in recent) / sum(s for _, s, _, _ in recent)}
         if self._planned:
             found["speed_of_plan"] = speed / self._planned
-        if len(self._steps) >= FEWEST_BEFORE:
-            usual = statistics.median(tokens / max(s, 1e-9) for _, s, tokens, _ in self._steps)
-            found["speed_of_median"] = speed / usual if usual else 1.0
+        if len(self._speeds) >= FEWEST_BEFORE:
+            found["speed_of_median"] = speed / max(statistics.median(self._speeds), 1e-9)
         return found
 
     def _checkpoints(self, now: float) -> dict[str, float]:

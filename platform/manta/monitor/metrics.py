@@ -5,7 +5,11 @@ whole run, and a number for what each worker publishes of itself. Prometheus see
 `ray_manta_loss`.
 """
 
+import functools
 import re
+import threading
+import time
+import weakref
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +17,7 @@ from urllib.parse import quote
 from ray.util.metrics import Gauge
 
 ALL = "all"
+REFRESH = 5.0  # seconds
 LABELS = ("run", "rank", "job")
 
 # What each metric says, by its name without "manta_". A run publishes every number of its records;
@@ -73,23 +78,65 @@ DECLARED = {
 
 
 class Metrics:
-    """The metrics of a run, in one process."""
-
-    _gauges: dict[str, Gauge] = {}  # noqa: RUF012  # one for each name in a process
+    """The metrics of a run, in one process. They are exported for as long as this object lives:
+    Ray forgets a value that is not set again within two of its intervals of 10 s."""
 
     def __init__(self, run: str, rank: int | str = ALL):
         self._labels = {"run": label(run), "rank": str(rank), "job": _job()}
+        self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._lock = threading.Lock()
+        with _LOCK:
+            _ALIVE.add(self)
+        _refresher()
 
     def publish(self, figures: Mapping[str, Any], **labels: str) -> None:
         """Publishes the numbers among these figures, each under its own name."""
+        more = tuple((key, label(value)) for key, value in labels.items())
         for key, name in series(figures).items():
-            if name not in self._gauges:
-                short = name.removeprefix("manta_")
-                keys = (*LABELS, *EXTRA_LABELS.get(short, ()))
-                said = DECLARED.get(short, f"{key} of a run's newest step")
-                self._gauges[name] = Gauge(name, said, tag_keys=keys)
-            more = {key: label(value) for key, value in labels.items()}
-            self._gauges[name].set(figures[key], self._labels | more)
+            gauge = _gauge(name)
+            with self._lock:
+                self._values[name, more] = figures[key]
+                gauge.set(figures[key], {**self._labels, **dict(more)})
+
+    def refresh(self) -> None:
+        """Sets all values again."""
+        with self._lock:
+            for (name, more), value in self._values.items():
+                _gauge(name).set(value, {**self._labels, **dict(more)})
+
+
+_ALIVE: "weakref.WeakSet[Metrics]" = weakref.WeakSet()
+_LOCK = threading.Lock()
+
+
+@functools.cache
+def lasting(run: str) -> Metrics:
+    """Metrics of a run that live as long as this process."""
+    return Metrics(run)
+
+
+@functools.cache
+def _gauge(name: str) -> Gauge:
+    short = name.removeprefix("manta_")
+    said = DECLARED.get(short, f"{short} of a run's newest step")
+    return Gauge(name, said, tag_keys=(*LABELS, *EXTRA_LABELS.get(short, ())))
+
+
+@functools.cache
+def _refresher() -> threading.Thread:
+    """The thread of this process that sets all values again and again."""
+
+    def refresh() -> None:
+        while True:
+            time.sleep(REFRESH)
+            with _LOCK:
+                alive = list(_ALIVE)
+            while alive:  # (none is kept alive by this thread)
+                alive.pop().refresh()
+
+    thread = threading.Thread(target=refresh, name="manta-metrics", daemon=True)
+    thread.start()
+    return thread
 
 
 def label(text: str) -> str:
