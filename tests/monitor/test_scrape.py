@@ -18,6 +18,7 @@ from manta.evaluate.evaluate import evaluate
 from manta.evaluate.settings import EvaluateConfig
 from manta.monitor import board, watch
 from manta.monitor.conditions import CONDITIONS
+from manta.monitor.metrics import Metrics
 from manta.sweep.settings import SweepConfig
 from manta.sweep.sweep import sweep
 from manta.train.pretrain import pretrain
@@ -60,6 +61,10 @@ def test_every_metric_of_board_and_rules_is_in_a_scrape(
     folder = Path(c.run_folder)
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text(json.dumps({"tokens_per_second": 1000.0, "more": 1}))
+    kept, gone = Metrics("kept"), Metrics("gone")
+    for metrics in (kept, gone):
+        metrics.publish({"score": 1.0}, task="a task", metric="b")
+    del gone, metrics  # its series ends with it, and the other one's goes on
     with scraping() as seen:
         pretrain(c, print)
         evaluate(load(EvaluateConfig, [f"home={prepared}", "checkpoint=scraped", "limit=2"]))
@@ -71,6 +76,9 @@ def test_every_metric_of_board_and_rules_is_in_a_scrape(
         until = time.monotonic() + 40
         while wanted - seen.keys() and time.monotonic() < until:  # Ray gathers them now and then
             time.sleep(1)
+        seen.pop("ray_manta_score")
+        time.sleep(5)
+        assert {"kept"} <= {s["run"] for s in seen["ray_manta_score"]} <= {"kept", "scraped"}
     assert wanted - seen.keys() == set()
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert files and not any(b"/secret" in file.read_bytes() for file in files)

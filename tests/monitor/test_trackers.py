@@ -18,6 +18,7 @@ from helpers.watching import record, watched
 from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.messages import Logged
+from manta.monitor import watch
 from manta.monitor.watch import watching
 from manta.train.settings import PretrainConfig
 
@@ -28,8 +29,8 @@ Read = dict[int, dict[str, float]]
 def track(home: Path, name: str, records: list[dict[str, Any]]) -> list[str]:
     """Watches a run that logs these records with a tracker; returns what was said."""
     said: list[str] = []
-    with watching(watched(home, track=(name,)), said.append) as watch:
-        watch.hear(Logged(records, {"productive": 1.0}, 1))
+    with watching(watched(home, track=(name,)), said.append) as it:
+        it.hear(Logged(records, {"productive": 1.0}, 1))
     return said
 
 
@@ -110,6 +111,24 @@ def test_a_run_is_read_back_and_goes_on_in_the_same_one(
     assert found.keys() == {1, 2, 3, 4, 5}
     assert found[2]["loss"] == record(2)["loss"] and found[1]["lr"] == 1e-3
     assert found[5]["tokens"] == record(5)["tokens"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "words"), [("wandb", "kept offline"), ("mlflow", "goes on")])
+def test_a_tracker_without_its_network_is_said_once(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"needs {name}: pip install 'manta[{name}]'")
+    monkeypatch.setattr(watch, "CLOSING_SECONDS", 120.0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "0")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    (line,) = track(tmp_path, name, [record(1), record(2)])
+    assert words in line
+    if name == "wandb":
+        assert of_wandb(tmp_path / "trackers" / name).keys() == {1, 2}
 
 
 def test_a_tracker_without_its_package_is_said_once(

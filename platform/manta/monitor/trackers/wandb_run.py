@@ -20,17 +20,19 @@ class WandbRun:
         self.notice: str | None = None
         place = about.place("wandb")
         offline = f"kept offline in {place}/wandb: `wandb sync` sends it"
-        mode = os.environ.get("WANDB_MODE")
-        if mode is None and not _has_key():
+        mode = os.environ.get("WANDB_MODE") or "online"
+        if mode == "online" and not _has_key():
             mode, self.notice = "offline", f"no key of W&B (`wandb login` makes one), so {offline}"
         try:
             self._run = self._begin(about, place, mode)
         except wandb.errors.CommError as e:
-            self.notice = f"W&B cannot be reached ({e}), so {offline}"
+            why = " ".join(str(e).split())
+            self.notice = f"W&B cannot be reached ({why}), so {offline}"
+            wandb.teardown()  # what the first try left has the run's id
             self._run = self._begin(about, place, "offline")
         self._run.define_metric("*", step_metric="step")
 
-    def _begin(self, about: About, place: str, mode: str | None) -> wandb.Run:
+    def _begin(self, about: About, place: str, mode: str) -> wandb.Run:
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "manta"),
             id=self.id,
