@@ -64,7 +64,7 @@ ROOMS = {
     "ray": [
         "cluster", "failures", "messages", "data", "train/elastic", "train/faults/stopping",
         "train/patience", "train/ranks", "train/supervise", "train/worker", "evaluate/farm",
-        "monitor/command", "monitor/metrics", "monitor/watch",
+        "monitor/metrics", "monitor/watch",
     ],
 }  # fmt: skip
 

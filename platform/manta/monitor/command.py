@@ -9,6 +9,7 @@ from manta.errors import ClusterError, ConfigError
 from manta.monitor import board, prometheus
 from manta.monitor.prometheus import HOST
 from manta.monitor.status import status
+from manta.monitor.watch import ray_folder
 from manta.storage import HomeConfig
 
 GRAFANA = "http://127.0.0.1:3000"
@@ -35,7 +36,7 @@ def monitor(c: MonitorConfig, say: Callable[[str], None]) -> None:
         ConfigError: the files cannot be written.
     """
     folder = _folder(c.home_folder, say)
-    rays = Path(c.ray_folder or _ray_folder())
+    rays = Path(c.ray_folder or ray_folder())
     files = _files(folder, rays, c.port)
     changed = False
     for name, content in files.items():
@@ -85,12 +86,6 @@ def _folder(home: str, say: Callable[[str], None]) -> Path:
     local = layout.monitor_folder(storage.absolute("~/manta"))
     say(f"Prometheus cannot write to {home}: its files are in {local}")
     return Path(local)
-
-
-def _ray_folder() -> str:
-    from ray._common.utils import get_default_ray_temp_dir
-
-    return str(get_default_ray_temp_dir())
 
 
 def _files(folder: Path, rays: Path, port: int) -> dict[str, str]:

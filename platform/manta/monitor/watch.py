@@ -177,10 +177,17 @@ class _Nodes:
         return figures.lost(self._most, alive, left)
 
 
+def ray_folder() -> str:
+    """The folder in which the Ray of this machine keeps its sessions."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return str(get_default_ray_temp_dir())
+
+
 def _disks(home: str) -> Callable[[], float | None]:
     """A function that returns the free share of the disk with the home; of Ray's, if the home is
     an object store."""
-    path = Path(storage.filesystem(home)[1] if storage.is_local(home) else "/tmp")
+    path = Path(storage.filesystem(home)[1] if storage.is_local(home) else ray_folder())
 
     def share() -> float | None:
         with contextlib.suppress(OSError):

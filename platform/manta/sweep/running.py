@@ -80,7 +80,8 @@ class Running:
                     self._take(lane, message, is_told=told.by is not None)
                     if told.by is None:
                         self._assign()
-                    self._count()
+                    if isinstance(message, Free | Ended | Over):
+                        self._count()
             finally:
                 for work in self._works.values():
                     work.release()

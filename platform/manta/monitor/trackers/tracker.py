@@ -38,6 +38,9 @@ class Trackers:
         config: Mapping[str, Any],
         say: Callable[[str], None],
     ):
+        self._all: list[_Tracker] = []
+        if not names:
+            return
         kept = _Kept(storage.join(layout.run_folder(home, run), layout.TRACKERS), say)
         folder = layout.trackers_folder(home if storage.is_local(home) else "~/manta")
         self._all = [
