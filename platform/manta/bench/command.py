@@ -27,6 +27,7 @@ BENCHES = {
     "memory": ("stages", "stages"),
     "sweeps": ("sweeps", "sweeps"),
     "lanes": ("lanes", "lanes"),
+    "metrics": ("metrics", "metrics"),
     "gpu": ("gpu", "gpu"),
 }
 

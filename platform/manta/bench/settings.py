@@ -27,6 +27,7 @@ class BenchConfig(PretrainConfig):
         "memory",
         "sweeps",
         "lanes",
+        "metrics",
         "gpu",
     ] = "model"
     """What to measure. model: the training step by its parts; scaling: several workers (two, or
@@ -39,12 +40,12 @@ class BenchConfig(PretrainConfig):
     a conversation with and without its cache, and many streams at once against one; serve_http: the
     server over HTTP, with a crowd of clients of which some go away; memory: the memory that each
     ZeRO stage takes on two workers, against the cost model; sweeps: ASHA replayed over recorded
-    curves of a grid; lanes: twelve trials of a sweep, the share of their time that is steps; gpu:
-    all checks of a GPU, part by part, with their own settings. num_workers applies to model,
-    scaling and overhead. gpus_per_worker=1 and dtype also apply to evaluate, generate, serve and
-    serve_http, where dtype=auto is as in their jobs: fp32 for evaluate; for the others, bf16 on a
-    GPU that computes in it, else fp32. lora.* and trainable apply to model and scaling, lora.* to
-    memory too."""
+    curves of a grid; lanes: twelve trials of a sweep, the share of their time that is steps;
+    metrics: what metrics and alerts add to a step; gpu: all checks of a GPU, part by part, with
+    their own settings. num_workers applies to model, scaling and overhead. gpus_per_worker=1 and
+    dtype also apply to evaluate, generate, serve and serve_http, where dtype=auto is as in their
+    jobs: fp32 for evaluate; for the others, bf16 on a GPU that computes in it, else fp32. lora.*
+    and trainable apply to model and scaling, lora.* to memory too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"

@@ -334,8 +334,8 @@ class PretrainConfig(HomeConfig, TrainConfig):
     data: DataConfig = DataConfig()
     track: tuple[Tracker, ...] = ()
     """Experiment trackers that get the figures of metrics.jsonl as well, as [wandb, mlflow,
-    trackio]. Each needs its package (pip install 'manta[wandb]'). Without its key or server the
-    figures stay in HOME/trackers. (TensorBoard's files are always written.)"""
+    trackio]. Each needs its package (pip install 'manta[wandb]'). W&B without a key, MLflow and
+    Trackio without a server keep them in HOME/trackers. (TensorBoard's files are always there.)"""
     alerts: AlertsConfig = AlertsConfig()
 
     def problems(self) -> list[str]:
