@@ -46,7 +46,7 @@ class Scene:
     """A Ray head, a Prometheus and a run, in one folder."""
 
     def __init__(self, folder: Path, keys: list[str], come: list[dict[str, Any]]):
-        self.folder, self.keys, self.come = folder, keys, come
+        self.folder, self.keys, self.come, self.seen = folder, keys, come, 0
         self.home, self.port, dashboard = folder / "home", _free_port(), _free_port()
         self.environment = {
             **os.environ, "PYTHONPATH": str(ROOT / "platform"), "RAY_TMPDIR": str(folder),
@@ -98,12 +98,21 @@ class Scene:
         found: dict[str, float | None] = {"webhook": None, "Prometheus": None}
         while None in found.values() and time.monotonic() - since < LONGEST:
             now = time.monotonic() - since
-            if any(a["alert"] == name and a["state"] == "on" for a in self.come):
+            if any(a["alert"] == name and a["state"] == "on" for a in self.come[self.seen :]):
                 found["webhook"] = found["webhook"] or now
             if self.firing(name):
                 found["Prometheus"] = found["Prometheus"] or now
             time.sleep(0.25)
         return found
+
+    def calm(self) -> None:
+        """Waits until each alert that was told is over."""
+        until = time.monotonic() + LONGEST
+        while time.monotonic() < until:
+            states = {alert["alert"]: alert["state"] for alert in self.come}
+            if "on" not in states.values():
+                return
+            time.sleep(0.5)
 
     def end(self) -> None:
         """Ends what was started here."""
@@ -195,12 +204,12 @@ def main(arguments: list[str]) -> None:
             scene.train()
             time.sleep(SETTLING)
             for name in faults:
-                come.clear()
+                scene.calm()
+                scene.seen = len(come)
                 with FAULTS[name](scene) as alert:
                     found = scene.seconds(alert, time.monotonic())
                 rows.append((name, alert, *found.values()))
                 print(rows[-1], flush=True)
-                time.sleep(20)
         finally:
             scene.end()
             if "disk" in faults:

@@ -56,7 +56,8 @@ def test_every_metric_of_board_and_rules_is_in_a_scrape(
 ) -> None:
     monkeypatch.setattr("manta.monitor.figures.GOODPUT_SECONDS", 0.5)
     monkeypatch.setattr(watch, "TICK", 0.2)
-    keys = ["name=scraped", "total_tokens=65536", "num_workers=2"]
+    keys = ["name=scraped", "total_tokens=384000", "num_workers=2", "log_every=10"]
+    keys += ["eval.every=500", "checkpoint.every=500"]
     c = tiny(prepared, corpus, *keys, "alerts.webhook=http://127.0.0.1:1/secret")
     folder = Path(c.run_folder)
     folder.mkdir(parents=True)
