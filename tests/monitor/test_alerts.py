@@ -89,6 +89,7 @@ def test_a_fault_alerts_within_a_minute_of_its_condition(
     story.go_on(after + 60)
     first = story.told[0]
     assert first[1].name in names and after <= first[0] - since <= after + 60
+    print(f"{fault.__name__}: {first[1].name} {first[0] - since - after:.0f} s")
     story.go_on(900)
     assert set(story.on) <= names and len(story.on) == len(set(story.on))  # each once
 
