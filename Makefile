@@ -18,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Print lines without delay, even if the output is piped.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help quickstart chat test test-long faults gpu check format clean
+.PHONY: help quickstart chat monitor test test-long faults gpu check format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this
@@ -55,6 +55,9 @@ chat: $(INSTALLED)  ## Fine-tune the quickstart's model on conversations, and co
 	@echo
 	@echo "Talk with it: python jobs/chat.py checkpoint=chat"
 	@echo "On a page:    pip install -e '.[serve]'; python jobs/serve.py checkpoint=chat"
+
+monitor: $(INSTALLED)  ## Watch this machine's runs with Prometheus: figures, alerts, a board
+	@$(BIN)/python -m manta.monitor
 
 test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -26,6 +26,8 @@ The rooms, in the order that data flows; imports point up this list, never down:
     model       the GPT and the LSTM, presets, generation, cost
     data        documents to shards, without evaluation documents;      [ray.data, rensa]
                 shards to an exact stream
+    monitor     what is told of a run while it trains: metrics,         [wandb, mlflow, trackio]
+                alerts, trackers; Prometheus, Grafana
     train       schedule, optimizer, engine, checkpoints, the loop,     [deepspeed, safetensors,
                 and the loop inside Ray Train                            ray.train]
     finetune    training that goes on from a checkpoint: conversations,

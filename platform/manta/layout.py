@@ -8,6 +8,7 @@ HOME/runs/NAME/config.yaml           the run's config
                goodput.json          what the run spent its time on
                history.jsonl         its starts with their commands, its failures, its ends
                rollbacks.json        steps whose tokens are skipped
+               trackers.json         its ids in the trackers that it feeds
                labels.json           how well a classifier did on its test split
                confusion.png         which labels it gave instead of which
                plan.json             what it was expected to take, from before it began
@@ -53,6 +54,8 @@ HOME/scaling/NAME/fit.json           a scaling law, its intervals and its points
                   predictions/RUN.yaml  the run's config, if it is one of a ladder
 HOME/plans/NAME.json                 what a run was expected to take, before it began
 HOME/calibration.json                how fast this machine does each kind of work
+HOME/trackers/                       what trackers keep on this machine
+HOME/monitor/                        Prometheus' configuration and data, Grafana's board
 HOME/exports/                        models in the formats of other software
 """
 
@@ -74,6 +77,7 @@ TENSORBOARD = "tensorboard"
 GOODPUT = "goodput.json"
 HISTORY = "history.jsonl"
 ROLLBACKS = "rollbacks.json"
+TRACKERS = "trackers.json"
 STACKS = "stacks"
 SURPRISE = "surprise.html"
 PLAN = "plan.json"
@@ -105,6 +109,7 @@ OPTIMIZER_INDEX = "optimizer.json"
 # All names that Manta gives to files and folders directly in a run.
 RUN_NAMES = (
     RUN_CONFIG, RUN_LOCK, METRICS, SAMPLES, LOSS_CURVE, TENSORBOARD, GOODPUT, HISTORY, ROLLBACKS,
+    TRACKERS,
     STACKS, SURPRISE, REPORT, REPORT_FACTS, CONVERSATIONS, LABELS, CONFUSION, EVALS, _CHECKPOINTS,
     PLAN,
 )  # fmt: skip
@@ -189,6 +194,14 @@ def predicted_config(study: str, run: str) -> str:
 def prediction_lock(study: str, run: str) -> str:
     folder, _, name = prediction_file(study, run).rpartition("/")
     return storage.join(folder, f".{name}.lock")
+
+
+def trackers_folder(home: str) -> str:
+    return storage.join(home, "trackers")
+
+
+def monitor_folder(home: str) -> str:
+    return storage.join(home, "monitor")
 
 
 def exports_folder(home: str) -> str:

@@ -30,6 +30,35 @@ class Hanging:
     path: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Logged:
+    """Rank 0 has written records: those of the steps since the last line, or of an evaluation."""
+
+    records: list[dict[str, Any]]
+    seconds: dict[str, float]
+    """What the run's time went to, by cause, since its first start."""
+    starts: int
+    """How often the workers have started."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint is on the disk."""
+
+    step: int
+    seconds: float
+    """Seconds that it took to be written."""
+    paused: float
+    """Seconds that training paused for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WentBack:
+    """The run has gone back to before a loss spike."""
+
+    why: str
+
+
 @contextlib.contextmanager
 def listening(handle: Callable[[Any], None]) -> Iterator[Any]:
     """A queue for workers to put messages into. `handle` gets each here, in order, until the block

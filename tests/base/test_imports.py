@@ -25,11 +25,14 @@ ORDER = listed(PACKAGE)
 ROOMS = {
     "omegaconf": ["arguments"],
     "pydantic": ["config", "foreign"],
-    "yaml": ["arguments", "cluster/check"],
+    "yaml": ["arguments", "cluster/check", "monitor/prometheus"],
     "boto3": ["cluster/check/account"],
     "botocore": ["cluster/check/account"],
     "tqdm": ["progress"],
-    "psutil": ["bench", "cluster", "serve/conversations", "serve/engine/budget", "train/build"],
+    "psutil": [
+        "bench", "cluster", "monitor/prometheus", "serve/conversations", "serve/engine/budget",
+        "train/build",
+    ],
     "datasets": ["text/sources", "evaluate/suites"],
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],
@@ -50,6 +53,9 @@ ROOMS = {
     "sqlite3": ["serve/conversations"],
     "prometheus_client": ["serve/protocol/measures"],
     "optuna": ["sweep/optuna_search"],
+    "wandb": ["monitor/trackers/wandb_run"],
+    "mlflow": ["monitor/trackers/mlflow_run"],
+    "trackio": ["monitor/trackers/trackio_run"],
     "tensorboardX": ["train/records/logbook"],
     "ray.data": ["data", "cluster/capacity"],
     "ray.serve": ["serve/replicas"],
@@ -58,8 +64,8 @@ ROOMS = {
     ],
     "ray": [
         "cluster", "failures", "messages", "data", "train/elastic", "train/faults/stopping",
-        "train/patience", "train/ranks", "train/records/gauges", "train/supervise", "train/worker",
-        "evaluate/farm", "serve/replicas",
+        "train/patience", "train/ranks", "train/supervise", "train/worker", "evaluate/farm",
+        "monitor/metrics", "monitor/watch", "serve/replicas",
     ],
 }  # fmt: skip
 

@@ -14,8 +14,8 @@ from manta.config import from_dict, name_of_dataset, name_of_run
 from manta.data.recipe import PrepareConfig
 from manta.errors import ConfigError
 from manta.export.convert import ImportConfig
+from manta.monitor.metrics import Metrics
 from manta.sweep.settings import SweepConfig
-from manta.train.records.gauges import gauges
 from manta.train.settings import PretrainConfig
 
 KEYS: list[tuple[type, dict[str, Any], str]] = [
@@ -89,4 +89,4 @@ def test_ray_takes_every_name(name: str) -> None:
     """Ray cannot encode other letters than ASCII's, neither in its records nor in its metrics."""
     plain = connection.plain_name(name)
     assert plain.isascii() and "/" not in plain and len(plain) <= 100
-    gauges(name)({"step": 1, "loss": 2.0})
+    Metrics(name).publish({"step": 1, "loss": 2.0})

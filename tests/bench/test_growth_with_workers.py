@@ -52,8 +52,9 @@ def test_the_driver_hears_and_a_run_keeps_the_same_from_any_number_of_ranks(
 ) -> None:
     c = load(BenchConfig, ["what=growth", *keys])
     one, many = (speech(n, MODELS["narrow"], c) for n in (1, FEW))
-    assert one == many and one.keys() == CONSTANT.keys()
-    assert one["messages"] == 1 and 10 <= one["series"] <= 20
+    assert {key: one[key] for key in CONSTANT} == {key: many[key] for key in CONSTANT}
+    assert one["messages"] == 3 and 10 <= one["series"] <= 20  # a line, a step and an evaluation
+    assert many["rank_series"] == FEW * one["rank_series"] == 3 * FEW
 
 
 @pytest.mark.parametrize("seq_len", [256, 1024, 4096])

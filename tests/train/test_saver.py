@@ -23,6 +23,7 @@ from manta import layout, storage
 from manta.bench import stages
 from manta.config import load
 from manta.errors import CheckpointError, ConfigError, DataError
+from manta.messages import Saved
 from manta.model.cost import parameters
 from manta.model.gpt import GPT
 from manta.text import tokenizer as tokenizers
@@ -55,12 +56,12 @@ def failing(times: int, error: OSError, rank: int) -> Callable[..., Any]:
 
 def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     savers.FIRST_PAUSE = 0.01
-    lines: list[str] = []
+    said: list[Any] = []
     engine = engine_of("modern", OptimizerConfig(), 1)
     model, tokenizer = engine.module.config, tokenizers.train([TEXT], 257)
     run = f"{folder}/run"
     c = CheckpointConfig(keep=2, keep_every=4, every_minutes="auto", hours_between_failures=100)
-    saver = Saver(run, c, model, tokenizer, lines.append)
+    saver = Saver(run, c, model, tokenizer, said.append)
     found: dict[str, Any] = {}
     real = fragments.write
 
@@ -113,10 +114,11 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         saver.save(engine, TrainState(step=step, val_loss=1.0 + step))
     saver.finish()  # each save has waited for the one before
     found["pruned"] = [Path(path).name for path in checkpoint.find(run)]
-    found["lines"] = lines
+    found["lines"] = [line for line in said if isinstance(line, str)]
+    found["steps"] = [message.step for message in said if isinstance(message, Saved)]
 
     # A line says once that rank 1 cannot lock memory; all copies' memory is freed at the end.
-    told: list[str] = []
+    told: list[Any] = []
     saver = Saver(f"{folder}/unlocked", c, model, tokenizer, told.append)
     if rank == 1:
         saver._memory.problem = "out of memory"
@@ -124,7 +126,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         saver.save(engine, TrainState(step=step))
     held = saver._memory.size
     saver.close()
-    found["told"] = [line for line in told if "saved step" not in line]
+    found["told"] = [x for x in told if isinstance(x, str) and "saved step" not in x]
     found["given back"] = held > 0 and saver._memory.size == 0
     return found
 
@@ -177,6 +179,8 @@ def test_memory_that_cannot_be_locked_is_said_once_and_all_is_given_back(
     (line,) = found["told"]
     assert "worker(s) 1 (out of memory)" in line and "ulimit -l" in line
     assert found["given back"]
+    # Rank 0 told of each checkpoint that is on the disk, and of no other.
+    assert found["steps"] == [1, 2, 4, 5, 6, 7]
 
 
 # --- the memory of a save ------------------------------------------------------------------------

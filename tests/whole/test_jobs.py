@@ -23,11 +23,11 @@ from manta.evaluate.inference_settings import GenerateConfig
 from manta.evaluate.settings import EvaluateConfig
 from manta.export.convert import ExportConfig, ImportConfig
 from manta.finetune.settings import FinetuneConfig
+from manta.monitor.metrics import Metrics
 from manta.scaling.settings import ScalingConfig
 from manta.sweep.settings import SweepConfig
 from manta.train.checkpoints import checkpoint
 from manta.train.pretrain import pretrain, start_of
-from manta.train.records.gauges import gauges
 from manta.train.records.logbook import read_metrics
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig
@@ -349,7 +349,7 @@ def test_evaluate_says_what_is_missing(
 
 def test_a_runs_numbers_are_metrics_of_rays_dashboard() -> None:
     record = {"loss": 2.5, "goodput": 0.97, "val_loss/a-b": 3.5, "fingerprint": "00ff"}
-    gauges("some/run")(record)
+    Metrics("some/run").publish(record)
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + 60
     lines: list[str] = []

@@ -24,6 +24,7 @@ Its files, in reading order:
     curves          curves of val loss of a grid of small runs, recorded for replays
     sweeps          ASHA replayed over these curves: its tokens, and what it finds
     lanes           twelve trials of a sweep: how much of their time is steps
+    metrics         what a run's metrics and alerts cost
     gpu_parts       the parts of `what=gpu`, each a function
     gpu             one command that checks Manta on a GPU, part by part
     command         `bench`: measures one thing, prints a table, writes JSON

@@ -29,6 +29,7 @@ BENCHES = {
     "lanes": ("lanes", "lanes"),
     "calibrate": ("calibrate", "calibrate"),
     "peaks": ("peaks", "peaks"),
+    "metrics": ("metrics", "metrics"),
     "gpu": ("gpu", "gpu"),
 }
 

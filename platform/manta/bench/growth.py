@@ -13,7 +13,7 @@ import itertools
 import json
 import tempfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
@@ -30,6 +30,7 @@ from manta.model.cost import weights
 from manta.model.groups import GROUPS
 from manta.model.memory import Setup, costs
 from manta.model.shape import ModelConfig
+from manta.monitor.metrics import series
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import fragments
 from manta.train.checkpoints.checkpoint import TrainState
@@ -37,7 +38,6 @@ from manta.train.faults.spikes import Detector
 from manta.train.meter import Meter
 from manta.train.objectives.next_token import NextToken
 from manta.train.ranks import Rank
-from manta.train.records.gauges import series
 from manta.train.records.ledger import Ledger
 from manta.train.run import Run
 from manta.train.step.device import Device
@@ -71,6 +71,7 @@ LINEAR = {
     "files": "files",
     "manifest": "manifest, bytes",
     "gathered": "entries on rank 0, bytes (stage 3)",
+    "rank_series": "series of metrics of the ranks",
 }
 
 
@@ -228,7 +229,8 @@ def speech(count: int, model: ModelConfig, c: BenchConfig) -> dict[str, float]:
     metrics they keep, evaluations included. GPUs have three more."""
     c = dataclasses.replace(c, num_workers=count, tokens_per_batch=count * c.tokens_per_batch)
     said: list[str] = []
-    kept: set[tuple[int, str]] = set()
+    kept: set[str] = set()
+    each: set[tuple[int, str]] = set()
     device = Device(torch.device("cpu"), "fp32", measured=1e12, description="not used")
     objective = NextToken(cast(Tokenizer, None), document_mask=False)  # computes no loss here
     evaluated = metrics_of({"val": np.ones(4)}, objective, TrainState(), c)
@@ -238,8 +240,9 @@ def speech(count: int, model: ModelConfig, c: BenchConfig) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="manta-") as folder:
             for rank in range(count):
 
-                def publish(record: dict[str, Any], rank: int = rank) -> None:
-                    kept.update((rank, name) for name in series(record).values())
+                def publish(records: Sequence[dict[str, Any]]) -> None:
+                    said.append("figures")  # for the driver, which keeps them
+                    kept.update(series(records[-1]).values())
 
                 place = Rank(rank, world_size=count, local_world_size=1)
                 logbook = open_logbook(folder, place, said.append, 0, publish)
@@ -248,6 +251,9 @@ def speech(count: int, model: ModelConfig, c: BenchConfig) -> dict[str, float]:
                     objective=objective,
                     logbook=logbook, ledger=Ledger(None, 0.0), detector=Detector(c.spikes, {}),
                     log_fingerprint=c.data.log_fingerprint, may_skip=False,
+                    publish=lambda found, rank=rank: each.update(
+                        (rank, name) for name in series(found).values()
+                    ),
                 )  # fmt: skip
                 meter = Meter(cast(Run, run))
                 meter.record([{"loss": torch.tensor(1.0)}], 1.0, lr=1.0)
@@ -257,7 +263,7 @@ def speech(count: int, model: ModelConfig, c: BenchConfig) -> dict[str, float]:
                     logbook.close()
     finally:
         dist.destroy_process_group()
-    return {"messages": len(said), "series": len(kept)}
+    return {"messages": len(said), "series": len(kept), "rank_series": len(each)}
 
 
 def table(result: dict[str, Any]) -> str:

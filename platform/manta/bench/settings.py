@@ -29,6 +29,7 @@ class BenchConfig(PretrainConfig):
         "lanes",
         "calibrate",
         "peaks",
+        "metrics",
         "gpu",
     ] = "model"
     """What to measure. model: the training step by its parts; scaling: several workers (two, or
@@ -44,11 +45,12 @@ class BenchConfig(PretrainConfig):
     curves of a grid; lanes: twelve trials of a sweep, the share of their time that is steps;
     calibrate: how fast this machine does each kind of work, kept in the home for jobs/plan.py;
     peaks: the peak memory of a step of twelve models at each ZeRO stage, against the cost model;
-    gpu: all checks of a GPU, part by part, with their own settings. num_workers applies to model,
-    scaling, overhead and calibrate. gpus_per_worker=1 and dtype also apply to evaluate, generate,
-    serve and serve_http, where dtype=auto is as in their jobs: fp32 for evaluate; for the others,
-    bf16 on a GPU that computes in it, else fp32. lora.* and trainable apply to model and scaling,
-    lora.* to memory too."""
+    metrics: what metrics and alerts add to a step; gpu: all checks of a GPU, part by part, with
+    their own settings. num_workers applies to model, scaling, overhead and calibrate.
+    gpus_per_worker=1 and dtype also apply to evaluate, generate, serve and serve_http, where
+    dtype=auto is as in their jobs: fp32 for evaluate; for the others, bf16 on a GPU that
+    computes in it, else fp32. lora.* and trainable apply to model and scaling, lora.* to memory
+    too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """gpu: the device of the parts; cpu is for trying out the command itself."""
     size: Literal["full", "tiny"] = "full"

@@ -25,6 +25,11 @@ from manta.errors import ClusterError
 from manta.terminal import keep_private
 
 DASHBOARD = "http://127.0.0.1:8265"
+# Where Ray's dashboard looks for the Prometheus of `make monitor`, and for a Grafana.
+MONITORING = {
+    "RAY_PROMETHEUS_HOST": "http://127.0.0.1:9090",
+    "RAY_GRAFANA_HOST": "http://127.0.0.1:3000",
+}
 PORT = 6379
 JOB_STOP_SECONDS = "60"
 
@@ -70,6 +75,8 @@ def up() -> None:
     # `ray job stop` has a job save first; by default Ray would kill it after three seconds.
     os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", JOB_STOP_SECONDS)
     os.environ.setdefault(*TRAIN_RECORDS)
+    for name, address in MONITORING.items():
+        os.environ.setdefault(name, address)
     command = [
         ray_command,
         "start",

@@ -14,6 +14,7 @@ from manta.evaluate.documents import Documents
 from manta.evaluate.farm import Farm
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.suites import Chat, Scores
+from manta.monitor.metrics import lasting
 from manta.progress import Progress
 from manta.train.checkpoints import checkpoint as checkpoints
 
@@ -109,4 +110,7 @@ def score(
         scores = suites.run_suite(
             lm, unit, documents, c.limit, data_dir, tokenizer, chat=chat, say=say
         )
+    metrics = lasting(layout.split_checkpoint(path)[0].rpartition("/runs/")[2])
+    for found in report.figures(scores.results, once=True):
+        metrics.publish({"score": found.value}, task=found.task, metric=found.metric)
     return scores, report.write(c, path, unit, scores, time.perf_counter() - started)

@@ -77,6 +77,13 @@ class Climb:
                     self.failed |= {rung.run.name: why for rung in later}
         self._tell(result)
 
+    def states(self) -> dict[str, str]:
+        """What has become of every run: failed, complete, or waiting."""
+        waiting = {segment.trial for segment in self.ready()}
+        trained = {trial for trial, _ in self._told} - waiting
+        found = dict.fromkeys(self._runs, "waiting")
+        return found | dict.fromkeys(trained, "complete") | dict.fromkeys(self.failed, "failed")
+
     def config_of(self, segment: Segment) -> PretrainConfig:
         return self._runs[segment.trial]
 

@@ -149,6 +149,13 @@ class Plan:
     def trial(self, name: str) -> Trial:
         return self._trials[name]
 
+    def states(self) -> dict[str, str]:
+        """What has become of every trial that has begun: failed, complete, or waiting."""
+        return {
+            s.trial.name: "failed" if s.why else "complete" if s.is_complete else "waiting"
+            for s in self.standings()
+        }
+
     def standings(self) -> list[Standing]:
         """Every trial that has begun, the best first."""
         found = []

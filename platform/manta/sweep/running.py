@@ -3,6 +3,7 @@
 import dataclasses
 import queue
 import signal
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -10,6 +11,9 @@ from manta.cluster import nodes
 from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import ClusterError, MantaError, TrainingError
+from manta.monitor.metrics import Metrics
+from manta.monitor.settings import AlertsConfig
+from manta.monitor.watch import CLOSING_SECONDS, Close
 from manta.sweep.lanes import Lane, Over
 from manta.sweep.plan import Result, Segment
 from manta.sweep.work import Work, reason
@@ -37,6 +41,8 @@ class Trains(Protocol):
 
     def config_of(self, segment: Segment) -> PretrainConfig: ...
 
+    def states(self) -> dict[str, str]: ...
+
 
 @dataclasses.dataclass
 class Spent:
@@ -59,10 +65,13 @@ class Running:
         most_lanes: int,
         say: Callable[[str], None],
         started: Callable[[Work], None] = lambda _: None,
+        alerts: AlertsConfig = AlertsConfig(),  # noqa: B008  # frozen
     ):
         """Takes a plan whose sweep is in `folder`. `started` is called with the work of a lane at
-        each line of its log."""
+        each line of its log; the trials' alerts go where `alerts` says."""
         self.plan, self.spent = plan, Spent()
+        self._alerts, self._later = alerts, list[Close]()
+        self._metrics = Metrics(folder.rpartition("/")[2])
         self._datasets, self._most, self._say, self._started = datasets, most_lanes, say, started
         self._shared = {"folder": folder, "files": nodes.sizes([*mixture.files(datasets)])}
         self._lanes: list[Lane] = []
@@ -89,9 +98,14 @@ class Running:
                     self._take(lane, message, is_told=told.by is not None)
                     if told.by is None:
                         self._assign()
+                    if isinstance(message, Free | Ended | Over):
+                        self._count()
             finally:
                 for work in self._works.values():
                     work.release()
+                until = time.monotonic() + CLOSING_SECONDS
+                for close in self._later:
+                    close(until)
         return told.by if not self.plan.is_over else None
 
     def put(self, asked: Asked) -> None:
@@ -127,11 +141,21 @@ class Running:
                 asking[0].answer()  # its workers are of another number: others follow
             return
 
+    def _count(self) -> None:
+        """Publishes how many trials are in each state."""
+        at_work = {lane.work.segment.trial for lane in self._lanes if lane.work is not None}
+        states = dict.fromkeys(("running", "failed", "complete", "waiting"), 0)
+        for trial, state in self.plan.states().items():
+            states["running" if trial in at_work else state] += 1
+        for state, count in states.items():
+            self._metrics.publish({"trials": count}, state=state)
+
     def _work_of(self, segment: Segment) -> Work:
         key = (segment.trial, segment.until)
         if key not in self._works:
             c = dataclasses.replace(self.plan.config_of(segment), resume="auto")
-            self._works[key] = Work(segment, c, self._datasets, self._say)
+            more = (self._say, self._alerts, self._later)
+            self._works[key] = Work(segment, c, self._datasets, *more)
         return self._works[key]
 
     def _start(self, work: Work) -> None:

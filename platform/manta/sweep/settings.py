@@ -25,6 +25,7 @@ FREE = (
     "max_failures", "out_of_memory", "hang_seconds", "resume", "log_every", "sample", "checkpoint",
     "eval.every", "data.verify", "data.on_changed", "num_workers", "zero_stage", "engine",
     "micro_batch_size", "memory_per_worker", "activation_checkpointing", "compile",
+    "track", "alerts",
 )  # fmt: skip
 # Keys that a sweep cannot vary, each with the reason. A group stands for all keys in it.
 FIXED = {

@@ -49,6 +49,7 @@ def sweep(c: SweepConfig) -> Swept:
     Raises:
         MantaError: the sweep cannot work, or no trial of it ended well.
     """
+    alerts, c = c.alerts, dataclasses.replace(c, alerts=c.alerts.without_webhook())
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     folder = layout.run_folder(c.home_folder, c.name)
     connection.connect(name=c.name)
@@ -81,7 +82,7 @@ def sweep(c: SweepConfig) -> Swept:
             say(line)
         teller = _Costs(plan, at_once)
         teller.begin()
-        running = Running(plan, datasets, folder, at_once, say, teller.hear)
+        running = Running(plan, datasets, folder, at_once, say, teller.hear, alerts)
         stopped_by = running.run()
         if stopped_by is not None:
             say(f"sweep {c.name} stopped; the same command goes on")

@@ -10,6 +10,8 @@ from manta import layout, storage
 from manta.data.manifest import Manifest
 from manta.data.order import batches_for
 from manta.errors import CheckpointError, MantaError
+from manta.monitor.settings import AlertsConfig
+from manta.monitor.watch import Close, watching
 from manta.sweep import speed
 from manta.sweep.plan import Result, Segment
 from manta.terminal import line
@@ -18,7 +20,7 @@ from manta.train.checkpoints.contents import copy
 from manta.train.lane import Piece
 from manta.train.patience import in_short
 from manta.train.plan import from_weights
-from manta.train.pretrain import check, held, start_of
+from manta.train.pretrain import check, held, start_of, watched
 from manta.train.records.logbook import evaluations, read_metrics
 from manta.train.resume import is_finished
 from manta.train.settings import PretrainConfig, save_run_config
@@ -43,9 +45,12 @@ class Work:
         c: PretrainConfig,
         datasets: tuple[Manifest, ...],
         say: Callable[[str], None],
+        alerts: AlertsConfig,
+        later: list[Close],
     ):
-        """Takes the segment and the run that it trains, of the sweep's whole length."""
-        self.segment = segment
+        """Takes the segment and the run that it trains, of the sweep's whole length. What has to be
+        closed at the sweep's end is put into `later`."""
+        self.segment, self._alerts, self._later = segment, alerts, later
         self._datasets, self._held = datasets, contextlib.ExitStack()
         self._supervisor = Supervisor(c, datasets, lambda text: self._say(say, text), list)
 
@@ -86,6 +91,8 @@ class Work:
         check(c, path, self._datasets, lambda _: None)
         self._held.enter_context(held(c, time.time(), self._supervisor.say))
         save_run_config(c)
+        watch = watching(watched(c, self._alerts), self._supervisor.say, self._later)
+        self._supervisor.watch = self._held.enter_context(watch)
         return None
 
     def piece(self, question: str) -> Piece:
@@ -95,7 +102,7 @@ class Work:
 
     def hear(self, message: object) -> None:
         """Takes in what a worker says."""
-        self._supervisor.hear(message)  # type: ignore[arg-type]
+        self._supervisor.hear(message)
 
     def recover(self, error: RuntimeError) -> None:
         """Decides how the segment goes on after its workers failed. Raises GivenUp or TrainingError
@@ -104,6 +111,7 @@ class Work:
 
     def release(self) -> None:
         """Lets go of the run."""
+        self._supervisor.watch = None
         self._held.close()
 
     def result(self) -> Result | None:

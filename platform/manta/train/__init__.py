@@ -21,6 +21,7 @@ Its sub-rooms and files, in reading order:
     resume          what must stay the same when a run resumes, and whether it can resume
     rollbacks       goes back to before a loss spike and skips the tokens that caused it
     ranks           a worker's place among the workers, and what they agree on
+    inputs          the micro batches and val tokens that a rank reads
     worker          one rank: sets up the loop and runs it in Ray Train's process
     lane            one rank of a lane, which trains several runs, one after the other
     patience        decides whether failed workers are started again, and counts failures

@@ -17,7 +17,7 @@ from manta.model.targets import IGNORED
 from manta.train.objectives.next_token import Batch, Figures
 from manta.train.records.logbook import Logbook, duration
 from manta.train.run import Rollback, Run
-from manta.train.step.device import Device, gpu_memory
+from manta.train.step.device import Device, gpu_memory, host_memory, reserved_memory
 
 
 class Meter:
@@ -108,8 +108,18 @@ class Meter:
             record.update(zip(names, values, strict=True), grad_norm=float(record["grad_norm"]))
         if run.logbook is not None:
             _write(run, run.logbook, records, totals)
+        run.publish(of_rank(run.device.torch_device, records[-1]))
         run.ledger.write()
         _look_for_spikes(run, records)
+
+
+def of_rank(device: torch.device, record: dict[str, Any]) -> dict[str, float]:
+    """A rank's own figures, to be published as metrics, with its record of a step."""
+    return {
+        "host_memory_bytes": host_memory(),
+        "device_memory_bytes": reserved_memory(device),
+        "rank_data_wait_seconds": record["data_wait_seconds"],
+    }
 
 
 def _write(

@@ -1,6 +1,7 @@
 """A whole run, as the process that a person starts sees it: checks, workers, the summary."""
 
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ from manta.lock import lock
 from manta.model.cost import learning
 from manta.model.families import num_parameters
 from manta.model.gpt import ModelConfig
+from manta.monitor.settings import AlertsConfig
+from manta.monitor.watch import Watched, watching
 from manta.train import rollbacks
 from manta.train.checkpoints import checkpoint
-from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.checkpoints.checkpoint import CheckpointConfig, TrainState
 from manta.train.faults.stopping import ask_for_time
 from manta.train.kinds import check_kind
 from manta.train.plan import from_weights, with_vocabulary
@@ -86,6 +89,7 @@ def pretrain(
     """
     started = time.time()
     # The workers' environment and files may differ from ours.
+    alerts, c = c.alerts, dataclasses.replace(c, alerts=c.alerts.without_webhook())
     c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
     connection.connect(name=c.name)
     runs = layout.runs_folder(c.home_folder)
@@ -114,8 +118,12 @@ def pretrain(
     )
     if time_to_stop := ask_for_time(c.checkpoint.every):
         say(time_to_stop)
-    with held(c, started, say), beside(c) as finish:
-        stopped_by = Supervisor(c, datasets, say, callbacks).run()
+    with (
+        held(c, started, say),
+        watching(watched(c, alerts), say) as watch,
+        beside(c) as finish,
+    ):
+        stopped_by = Supervisor(c, datasets, say, callbacks, watch=watch).run()
         history.note(
             c.run_folder,
             "stopped" if stopped_by else "ended",
@@ -179,6 +187,30 @@ def held(c: PretrainConfig, started: float, say: Callable[[str], None]) -> Itera
         ledger.begin(c.run_folder, started)
         history.note(c.run_folder, "command", **history.command())
         yield
+
+
+def watched(c: PretrainConfig, alerts: AlertsConfig) -> Watched:
+    """The run as what watches it sees it. `alerts` has the webhook, which is not in the config."""
+    return Watched(
+        c.name,
+        c.home_folder,
+        alerts,
+        c.track,
+        configs.to_dict(c),
+        functools.partial(_seconds_between_saves, c.checkpoint),
+    )
+
+
+def _seconds_between_saves(
+    c: CheckpointConfig, step_seconds: float, tokens_per_second: float
+) -> float | None:
+    """Seconds between checkpoints as the config has it; None for every_minutes=auto alone."""
+    found = [c.every * step_seconds] if c.every else []
+    if c.every_tokens and tokens_per_second:
+        found.append(c.every_tokens / tokens_per_second)
+    if isinstance(c.every_minutes, float):
+        found.append(60 * c.every_minutes)
+    return min(found, default=None)
 
 
 def _require_room(c: PretrainConfig, say: Callable[[str], None]) -> None:

@@ -1,7 +1,8 @@
 """The state that the training loop works on, and the exceptions that end the loop early."""
 
 import dataclasses
-from collections.abc import Callable, Container, Generator, Iterator
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
+from typing import Any
 
 from manta.model.gpt import ModelConfig
 from manta.text.tokenizer import Tokenizer
@@ -69,6 +70,8 @@ class Run:
     of the whole length."""
     report: Callable[[dict[str, float]], None] = lambda _: None
     """Function that every rank calls with each evaluation's metrics."""
+    publish: Callable[[Mapping[str, Any]], None] = lambda _: None
+    """Function that publishes figures of this rank alone as metrics."""
     log_fingerprint: bool = False
     """Whether each step's record has a fingerprint of its tokens."""
     is_warned: bool = False

@@ -23,6 +23,7 @@ from manta.model.memory import Setup, costs
 from manta.model.recomputation import Recompute
 from manta.model.shape import GPTS
 from manta.model.trainable import Trainable
+from manta.monitor.settings import AlertsConfig, Tracker
 from manta.storage import HomeConfig
 from manta.text.tokenizer import R50K, R50K_SIZE
 from manta.train.checkpoints.checkpoint import CheckpointConfig
@@ -331,6 +332,11 @@ class PretrainConfig(HomeConfig, TrainConfig):
     batch of an evaluation, a file of a checkpoint that training waits for). Then the stacks of all
     workers are written to the run's folder, and all are started again; null: never."""
     data: DataConfig = DataConfig()
+    track: tuple[Tracker, ...] = ()
+    """Experiment trackers that get the figures of metrics.jsonl as well, as [wandb, mlflow,
+    trackio]. Each needs its package (pip install 'manta[wandb]'). W&B without a key, MLflow and
+    Trackio without a server keep them in HOME/trackers. (TensorBoard's files are always there.)"""
+    alerts: AlertsConfig = AlertsConfig()
 
     def problems(self) -> list[str]:
         found = super().problems()

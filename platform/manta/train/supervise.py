@@ -18,6 +18,7 @@ from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import TrainingError
 from manta.model.memory import costs
+from manta.monitor.watch import Watch
 from manta.train.checkpoints import checkpoint
 from manta.train.elastic import Whole
 from manta.train.faults.signals import Moving
@@ -48,6 +49,8 @@ class Supervisor:
     callbacks: Callable[[], list[Any]]
     micro_batch: int | None = None
     """Sequences that each worker computes at once; None: the workers have not decided yet."""
+    watch: Watch | None = None
+    """What watches the run; None: nothing does."""
     hanging: int = 0
     """Workers that said that they hang, since another line came."""
 
@@ -115,10 +118,14 @@ class Supervisor:
         self.micro_batch = None
         fit(worker, arguments, self.c, self.hear, self.callbacks())
 
-    def hear(self, message: str | messages.Decided | messages.Hanging) -> None:
+    def hear(self, message: Any) -> None:
         """Takes in what a worker says: passes lines on, and keeps the rest."""
         if isinstance(message, messages.Decided):
             self.micro_batch = message.micro_batch
+            return
+        if isinstance(message, messages.Logged | messages.Saved | messages.WentBack):
+            if self.watch is not None:
+                self.watch.hear(message)
             return
         if isinstance(message, messages.Hanging):
             self.hanging += 1

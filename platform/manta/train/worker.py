@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray.train
@@ -18,9 +18,10 @@ from manta import layout, storage
 from manta.cluster import nodes
 from manta.data import stream
 from manta.data.manifest import Manifest
-from manta.messages import Decided, Hanging, mailbox
+from manta.messages import Decided, Hanging, Logged, WentBack, mailbox
 from manta.model.gpt import GPT, LanguageModel, ModelConfig
 from manta.model.init import fit_bigrams, initialise
+from manta.monitor.metrics import Metrics
 from manta.text.tokenizer import Tokenizer
 from manta.train import rollbacks
 from manta.train.build import build, compiles, micro_batch, slow_attention
@@ -30,14 +31,13 @@ from manta.train.checkpoints.saver import Saver
 from manta.train.faults.signals import Asked, Moving, Signals, sigterm
 from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
+from manta.train.inputs import open_data
 from manta.train.kinds import objective_of
 from manta.train.loop import train
-from manta.train.objectives.next_token import Batch, NextToken
 from manta.train.peak_memory import PeakMemory
-from manta.train.plan import order_of, with_vocabulary
+from manta.train.plan import with_vocabulary
 from manta.train.ranks import Rank, agreed
 from manta.train.records import history
-from manta.train.records.gauges import gauges
 from manta.train.records.ledger import Ledger
 from manta.train.records.logbook import Logbook
 from manta.train.resume import data_identity, val_sample, with_length, with_sample
@@ -46,7 +46,7 @@ from manta.train.settings import PretrainConfig
 from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 
-def worker(arguments: dict[str, Any], say: Callable[[str | Decided], None]) -> None:
+def worker(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
     """Sets up the loop and runs it on one rank; does so again whenever the run has to go back. Runs
     in Ray Train's worker process."""
     rank = Rank.here()
@@ -80,6 +80,7 @@ def train_run(
         if rank.is_first:
             try:
                 rollbacks.go_back(c.run_folder, c.spikes, anomaly, say)
+                say(WentBack(anomaly.why))
             except rollbacks.Diverged as e:
                 problem = str(e)
         problem = agreed(problem)  # no rank waits for one that has given up
@@ -108,7 +109,7 @@ def _until_rollback(
     datasets: tuple[Manifest, ...],
     rank: Rank,
     sources: list[Callable[[], Asked]],
-    say: Callable[[str | Decided], None],
+    say: Callable[[Any], None],
     until: int | None,
 ) -> Anomaly | None:
     """Trains from the newest checkpoint to the end or to step `until`, or until told to stop, and
@@ -180,7 +181,7 @@ def setup(
     rank: Rank,
     *,
     signals: Signals,
-    say: Callable[[str | Decided], None],
+    say: Callable[[Any], None],
     until: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Run:
@@ -214,7 +215,13 @@ def setup(
     memory = PeakMemory(device.torch_device)
     engine = start_engine(c, model, device, state, path, tokenizer, data.reader, say)
     state = with_length(c, state, engine.set_lr(1.0), speak)
-    logbook = open_logbook(c.run_folder, rank, say, state.step, gauges(c.name))
+    ledger: Ledger
+
+    def tell(records: Sequence[dict[str, Any]]) -> None:
+        say(Logged([*records], ledger.seconds, ledger.starts))
+
+    logbook = open_logbook(c.run_folder, rank, say, state.step, tell)
+    ledger = Ledger(c.run_folder if rank.is_first else None, logbook.lost_seconds if logbook else 0)
     watchdog = Watchdog(c.hang_seconds, functools.partial(_keep_stacks, c, rank.rank, say))
     return Run(
         folder=c.run_folder,
@@ -229,15 +236,14 @@ def setup(
         batches=data.batches,
         val=data.val,
         logbook=logbook,
-        ledger=Ledger(
-            c.run_folder if rank.is_first else None, logbook.lost_seconds if logbook else 0.0
-        ),
+        ledger=ledger,
         detector=Detector(c.spikes, state.spikes),
         signals=signals,
         watchdog=watchdog,
         passed_over=rollbacks.passed_over(c.run_folder),
         pause_at=until,
         report=report,
+        publish=Metrics(c.name, rank.rank).publish,
         log_fingerprint=c.data.log_fingerprint,
         may_skip=data.reader.skip_corrupt,
         memory=memory,
@@ -249,7 +255,7 @@ def open_logbook(
     rank: Rank,
     say: Callable[[str], None],
     step: int,
-    publish: Callable[[dict[str, Any]], None],
+    publish: Callable[[Sequence[dict[str, Any]]], None],
 ) -> Logbook | None:
     """The logbook from `step` on, if this rank is the one that speaks and writes for all."""
     return Logbook(run, say, step, publish) if rank.is_first else None
@@ -285,51 +291,6 @@ def decide(
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
         size = int(least)
     return dataclasses.replace(c, micro_batch_size=size), device, bool(compiled)
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The data that a rank reads."""
-
-    reader: stream.Reader
-    batches: Iterator[Batch]
-    val: dict[str, list[Batch]]
-
-
-def open_data(
-    c: PretrainConfig,
-    datasets: tuple[Manifest, ...],
-    objective: NextToken,
-    steps: range,
-    rank: Rank,
-    say: Callable[[str], None],
-) -> Data:
-    """Opens this rank's micro batches of these steps, and its share of the val tokens. Reading the
-    micro batches starts at once."""
-    reader = stream.Reader(
-        datasets,
-        order_of(c, datasets),
-        rank.rank,
-        rank.world_size,
-        best_fit=c.data.packing == "best_fit",
-        skip_corrupt=c.data.on_corrupt == "skip",
-    )
-    ids = stream.train_batches(
-        reader, start=steps.start, stop=steps.stop, micro_batch_size=c.micro_batch, say=say
-    )
-    batches = objective.batches(ids, at_once=c.grad_accum_steps(c.total_steps))
-    val: dict[str, list[Batch]] = {}
-    for manifest in datasets:
-        rows = stream.val_batches(
-            manifest,
-            tokens=c.val_tokens(len(datasets)),
-            seq_len=c.sequence_length,
-            micro_batch_size=c.micro_batch,
-            rank=rank.rank,
-            world_size=rank.world_size,
-        )
-        val[manifest.name] = [objective.batch(ids) for ids in rows]
-    return Data(reader, batches, val)
 
 
 def start_engine(

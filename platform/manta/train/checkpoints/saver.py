@@ -25,6 +25,7 @@ from torch import Tensor
 
 from manta import layout, storage
 from manta.errors import CheckpointError
+from manta.messages import Saved
 from manta.model.gpt import ModelConfig, unpadded
 from manta.model.lora import LoraConfig
 from manta.text.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ class Saver:
         c: CheckpointConfig,
         model: ModelConfig,
         tokenizer: Tokenizer,
-        say: Callable[[str], None],
+        say: Callable[[Any], None],
         beat: Callable[[], None] = lambda: None,
         adapters_of: LoraConfig = LoraConfig(),  # noqa: B008  # frozen
     ):
@@ -189,6 +190,7 @@ class Saver:
                 f"saved step {step} to {path} ({seconds:.1f} s; training paused "
                 f"{snapshot.waited:.2f} s)"
             )
+            self._say(Saved(step, seconds, snapshot.waited))
         elif rank == 0:
             kept = checkpoint.find(self._run)
             last = f"the last checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"

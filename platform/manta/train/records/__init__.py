@@ -7,5 +7,4 @@ Its files, in reading order:
     logbook         metrics.jsonl, samples.jsonl, TensorBoard, the loss curve, and log lines
     history         what happened to a run and when: starts, failures, ends
     planned         the plan of a run next to what came of it
-    gauges          a run's newest numbers as Ray metrics
 """

@@ -82,8 +82,13 @@ def _command() -> str:
     """The command as a person would type it again, without arguments that have a secret in them."""
     program, *arguments = sys.argv or [""]
     name = "/".join(Path(program).parts[-2:]) if program else "python"
-    shown = [HIDDEN if has_secret(a) or has_secret(a.partition("=")[2]) else a for a in arguments]
+    shown = [HIDDEN if _has_secret(a) else a for a in arguments]
     return f"python {shlex.join([name, *shown])}"
+
+
+def _has_secret(argument: str) -> bool:
+    key, _, value = argument.partition("=")
+    return has_secret(argument) or has_secret(value) or key == "alerts.webhook"
 
 
 def versions() -> dict[str, str]:

@@ -31,10 +31,10 @@ class Logbook:
         run: str,
         say: Callable[[str], None],
         resumed_step: int,
-        publish: Callable[[dict[str, Any]], None] = lambda _: None,
+        publish: Callable[[Sequence[dict[str, Any]]], None] = lambda _: None,
     ):
         """Opens the records, and drops those after `resumed_step`. Each `log_metrics` calls
-        `publish(record)` with its newest record."""
+        `publish(records)`."""
         self.say, self._publish = say, publish
         self._run = run
         self._is_local = storage.is_local(run)
@@ -67,7 +67,7 @@ class Logbook:
                 for key, value in record.items():
                     if key != "step" and isinstance(value, int | float):
                         self._board.add_scalar(key, value, record["step"])
-        self._publish(records[-1])
+        self._publish(records)
 
     def log_sample(self, step: int, prompt: str, completion: str) -> None:
         with (self._folder / layout.SAMPLES).open("a") as f:

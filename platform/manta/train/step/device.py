@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import os
 import time
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -216,6 +217,20 @@ def gpu_memory(device: torch.device) -> dict[str, int]:
     }
     torch.cuda.reset_peak_memory_stats(device)
     return found
+
+
+def reserved_memory(device: torch.device) -> int:
+    """Bytes that PyTorch has taken on the GPU; 0 on a CPU."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # (not on Linux)
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def available_cpus() -> int:
