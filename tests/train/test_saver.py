@@ -198,7 +198,7 @@ def resident(line: str) -> int:
 def run_large(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     """The peak memory of saves of 332 MB of state, on a machine on which a GPU is seen."""
     model = stages.MODEL
-    stages._return_freed_memory()
+    stages.return_freed_memory()
     engine = Engine(
         GPT(model),
         OptimizerConfig(),
