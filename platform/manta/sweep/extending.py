@@ -14,7 +14,7 @@ from manta.errors import ConfigError
 from manta.storage import HomeConfig
 from manta.sweep.naming import called, number
 from manta.sweep.settings import SweepConfig
-from manta.sweep.space import DIGITS, Dimension, exact, shown
+from manta.sweep.space import DIGITS, Dimension, exact, flat, shown
 
 SEEDS = 4  # of each contender, where nothing is known yet: one chooses them, three compare them
 OUTER = 0.1  # the share of a range, at each of its ends, that counts as its edge
@@ -41,10 +41,24 @@ class Further:
 def tree(c: SweepConfig) -> dict[str, Any]:
     """The config of a sweep as a file for jobs/sweep.py has it, whichever defaults come later."""
     search = configs.differences(c.sweep)
+    if c.sweep.space:  # an argument can replace a key only where the file has it by its parts
+        search["space"] = _by_parts(c.sweep.space)
     search |= {"lr": c.sweep.lr and list(c.sweep.lr)}
     search |= {"tokens_per_batch": c.sweep.tokens_per_batch and list(c.sweep.tokens_per_batch)}
     shared = {**configs.differences(c), "name": c.name, "total_tokens": c.total_tokens}
     return {**shared, "home": home(c), "sweep": search}
+
+
+def _by_parts(space: dict[str, Any]) -> dict[str, Any]:
+    """A space without dotted keys."""
+    made: dict[str, Any] = {}
+    for key, spec in flat(space):
+        *groups, name = key.split(".")
+        place = made
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = spec
+    return made
 
 
 def home(c: SweepConfig) -> str | None:
