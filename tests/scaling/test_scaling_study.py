@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,20 @@ def test_a_lowest_loss_that_the_runs_do_not_tell_is_said(tmp_path: Path) -> None
     (tmp_path / "points.csv").write_text("\n".join(rows))
     text = "\n".join(study(settings(tmp_path, points=str(tmp_path / "points.csv")))[0])
     assert "do not tell the loss that no model gets below" in text
+
+
+@pytest.mark.parametrize(("kink", "is_said"), [(0.0, False), (0.05, True)])
+def test_a_law_that_misses_the_largest_runs_is_said(
+    tmp_path: Path, kink: float, is_said: bool
+) -> None:
+    rows, generator = ["parameters,tokens,loss"], np.random.default_rng(2)
+    for n, d in itertools.product(np.geomspace(1e5, 1e7, 5), np.geomspace(1e6, 1e8, 5)):
+        noise = math.exp(0.002 * generator.standard_normal())
+        loss = float(LAW.loss(n, d)) * noise * (1 - kink * (n * d > 1e14))
+        rows.append(f"{n:.0f},{d:.0f},{loss:.6f}")
+    (tmp_path / "points.csv").write_text("\n".join(rows))
+    text = "\n".join(study(settings(tmp_path, points=str(tmp_path / "points.csv")))[0])
+    assert ("below the law, which is more than scatter" in text) == is_said
 
 
 @pytest.mark.parametrize(
