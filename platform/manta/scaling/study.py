@@ -60,7 +60,7 @@ def study(c: ScalingConfig, trained: Sequence[str] = ()) -> tuple[list[str], str
     if budget is not None:
         lines += ["", *recommend(found, points, c, tried)]
     ownership.refuse_links(folder, [*pictures.NAMES, layout.LAW])
-    lines += predict(found, c, folder, count, inputs, tried)
+    lines += predict(found, c, folder, count, inputs, tried, points)
     drawn = pictures.draw(found, points, budget)
     with storage.writing(folder, "free some space there, then run the same command again"):
         for name, data in drawn.items():
