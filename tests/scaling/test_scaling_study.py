@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from manta.config import from_dict, to_yaml
 from manta.errors import ConfigError, DataError, MantaError
 from manta.model.cost import parameters
 from manta.scaling.fit import Law
+from manta.scaling.misfit import misfit
 from manta.scaling.points import Point, best_of_each, check, from_csv, from_run
 from manta.scaling.settings import ColumnsConfig, ScalingConfig
 from manta.scaling.study import study
@@ -166,6 +168,34 @@ def test_a_lowest_loss_that_the_runs_do_not_tell_is_said(tmp_path: Path) -> None
     (tmp_path / "points.csv").write_text("\n".join(rows))
     text = "\n".join(study(settings(tmp_path, points=str(tmp_path / "points.csv")))[0])
     assert "do not tell the loss that no model gets below" in text
+
+
+@pytest.mark.parametrize(("kink", "is_said"), [(0.0, False), (0.05, True)])
+def test_a_law_that_misses_the_largest_runs_is_said(
+    tmp_path: Path, kink: float, is_said: bool
+) -> None:
+    rows, generator = ["parameters,tokens,loss"], np.random.default_rng(2)
+    for n, d in itertools.product(np.geomspace(1e5, 1e7, 5), np.geomspace(1e6, 1e8, 5)):
+        noise = math.exp(0.002 * generator.standard_normal())
+        loss = float(LAW.loss(n, d)) * noise * (1 - kink * (n * d > 1e14))
+        rows.append(f"{n:.0f},{d:.0f},{loss:.6f}")
+    (tmp_path / "points.csv").write_text("\n".join(rows))
+    text = "\n".join(study(settings(tmp_path, points=str(tmp_path / "points.csv")))[0])
+    assert ("below the law, which is more than scatter" in text) == is_said
+
+
+@pytest.mark.parametrize("bend", [0.0, -0.01])
+def test_size_and_tokens_that_help_together_are_told(bend: float) -> None:
+    """A misfit of this size is found, and nothing where the law holds."""
+    generator, points = np.random.default_rng(4), []
+    for n, d in itertools.product(np.geomspace(1e5, 1e7, 5), np.geomspace(1e6, 1e8, 5)):
+        together = bend * math.log(n / 1e6) * math.log(d / 1e7)
+        points.append(Point("p", n, d, float(LAW.loss(n, d)) * math.exp(together)))
+    residuals = np.log([p.loss / float(LAW.loss(p.n, p.d)) for p in points])
+    found = misfit(points, residuals + 0.002 * generator.standard_normal(len(points)))
+    assert found.slope == pytest.approx(bend, abs=1e-3)
+    expected = math.expm1(bend * math.log(100) * math.log(30)) if bend else None
+    assert found.at(1e8, 3e8) == (expected and pytest.approx(expected, rel=0.1))
 
 
 @pytest.mark.parametrize(

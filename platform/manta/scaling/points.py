@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from manta import foreign, layout, storage
 from manta.errors import DataError
+from manta.job import say
 from manta.model.cost import parameters
 from manta.model.shape import ModelConfig
 from manta.scaling.powers import Optimum, optimum
@@ -55,6 +56,11 @@ def gather(c: ScalingConfig) -> tuple[list[Point], dict[str, str]]:
     inputs: dict[str, str] = {}
     runs = {name: from_run(name, c.home_folder, c.count) for name in c.runs}
     _check_texts(runs)
+    if len(dtypes := {run.dtype for run in runs.values()}) > 1:
+        say(
+            f"the runs were trained in {' and '.join(sorted(dtypes))}, as dtype=auto decides by a "
+            "probe: their losses differ by that too; set dtype= for all of them"
+        )
     for run in runs.values():
         inputs[run.file] = storage.sha256(run.file)
     found += best_of_each([run.point for run in runs.values()])
@@ -157,6 +163,8 @@ class Run(NamedTuple):
     point: Point
     file: str
     """The file that its loss comes from."""
+    dtype: str
+    """The data type of its matrix products."""
     measured: dict[str, int]
     """The tokens of each val split on which its loss was measured (`TrainState.val_sample`)."""
 
@@ -205,7 +213,7 @@ def from_run(name: str, home: str, count: str) -> Run:
         name, sizes[count], settings.tokens_before(state.step), float(records[-1]["val_loss"]),
         settings.optimizer.lr, settings.tokens_per_batch, other,
     )  # fmt: skip
-    return Run(point, file, state.val_sample)
+    return Run(point, file, state.dtype, state.val_sample)
 
 
 def counted(model: ModelConfig, count: str) -> int:

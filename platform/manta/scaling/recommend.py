@@ -12,6 +12,7 @@ from manta.plot import short
 from manta.scaling import predictions
 from manta.scaling.fit import LEVEL, Fit
 from manta.scaling.ladder import nearest, predicted, shape
+from manta.scaling.misfit import misfit
 from manta.scaling.points import Point
 from manta.scaling.powers import FEWEST, Power, power
 from manta.scaling.settings import ScalingConfig
@@ -127,6 +128,7 @@ def predict(
     count: str,
     inputs: dict[str, str],
     tried: Tried,
+    points: Sequence[Point],
 ) -> Iterator[str]:
     """Files the prediction that is asked for, with the config of the run that tests it if that is
     one of a ladder, and says so."""
@@ -152,6 +154,13 @@ def predict(
         f"{filed.tokens:,.0f}, will have a loss of {filed.loss:.4f} ({filed.level:.0%} interval "
         f"{filed.low:.4f} to {filed.high:.4f})"
     )
+    if more := misfit(points, found.residuals).at(n, d):
+        yield (
+            f"beware: size and tokens together {'lower' if more < 0 else 'raise'} the loss of "
+            "these runs in a way that the law has no term for; going on like that, "
+            f"{filed.run} would be {more:+.1%} off. Budgets of more tokens per parameter bring a "
+            "ladder to where the law holds"
+        )
     if run is not None:
         file = layout.predicted_config(folder, filed.run)
         storage.write_bytes(file, configs.to_yaml(configs.differences(run)).encode())

@@ -1,6 +1,7 @@
 """A study: gathers points, fits the law, recommends, files a prediction or checks one."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
@@ -23,6 +24,8 @@ COUNTED = {
     "no_embeddings": "the parameters outside the token and position embeddings",
     "file": "what the CSV file counts (only its author knows which parameters)",
 }
+LARGEST = 0.2  # the share of the runs that are the largest
+FAR = 2.5  # standard errors of their mean residual, beyond which the law does not fit them
 NOTHING = 0.01  # of the lowest loss measured, below which E is as good as 0
 UNSURE = 100.0  # ends of an interval of the best size, against each other
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
@@ -57,7 +60,7 @@ def study(c: ScalingConfig, trained: Sequence[str] = ()) -> tuple[list[str], str
     if budget is not None:
         lines += ["", *recommend(found, points, c, tried)]
     ownership.refuse_links(folder, [*pictures.NAMES, layout.LAW])
-    lines += predict(found, c, folder, count, inputs, tried)
+    lines += predict(found, c, folder, count, inputs, tried, points)
     drawn = pictures.draw(found, points, budget)
     with storage.writing(folder, "free some space there, then run the same command again"):
         for name, data in drawn.items():
@@ -104,13 +107,22 @@ def _four(value: float) -> str:
 
 
 def _doubts(found: Fit, points: Sequence[Point]) -> Iterator[str]:
-    """Lines that say what these runs hardly tell: the lowest loss, the best size."""
+    """Lines that say what these runs hardly tell (the lowest loss, the best size), and where the
+    law does not fit them."""
     lowest = found.law.E
     if lowest < NOTHING * min(p.loss for p in points):
         yield (
-            f"these runs do not tell the loss that no model gets below (E is {lowest:.2g}): "
-            "they are far above it, or do not follow the law; what it says of much larger runs is "
-            "too low"
+            f"these runs do not tell the loss that no model gets below (E is {lowest:.2g}): they "
+            "are far above it, or do not follow the law, so it is unsure of much larger runs"
+        )
+    order = np.argsort([p.flops for p in points])
+    rest, largest = np.split(found.residuals[order], [-max(3, round(LARGEST * len(points)))])
+    mean, error = largest.mean(), rest.std() / math.sqrt(len(largest))
+    if abs(mean) > FAR * error:
+        yield (
+            f"the {len(largest)} runs of most compute are {abs(mean):.1%} "
+            f"{'above' if mean > 0 else 'below'} the law, which is more than scatter: larger runs "
+            f"will be further {'above' if mean > 0 else 'below'} what it says"
         )
     flops = max(p.flops for p in points)
     low, high = found.interval(lambda law: law.best_size(flops))
