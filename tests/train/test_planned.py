@@ -18,7 +18,8 @@ def a_plan(home: Path, **more: Any) -> str:
     """Files a plan in the home; returns the folder of its run."""
     plan = {
         **planned.header("a/b", CONFIG, "2026-11-27"), "tokens": 1000, "hours": 0.5,
-        "train_hours": 0.4, "tokens_per_second": 200.0, "peak_memory_bytes": 2e9, "loss": None, **more,
+        "train_hours": 0.4, "tokens_per_second": 200.0, "peak_memory_bytes": 2e9, "loss": None,
+        **more,
     }  # fmt: skip
     storage.write_json(layout.plan_file(str(home), "a/b"), plan)
     return layout.run_folder(str(home), "a/b")
