@@ -164,12 +164,13 @@ def _speed(
     with what would tell, if nothing is known."""
     if probed is not None:
         return speed.of_probe(probed), ""
-    why = ""
-    if machine.is_here and c.mfu is None:
+    if machine.is_here:
         found, why = speed.of_calibration(run, setup, machine, home)
         if found is not None:
-            return found, ""
-        return None, f"the speed: {why}; or give probe=20"
+            unused = f"; mfu={c.mfu:g} is not used" if c.mfu is not None else ""
+            return dataclasses.replace(found, text=found.text + unused), ""
+        if c.mfu is None:
+            return None, f"the speed: {why}; or give probe=20"
     if c.mfu is None:
         return None, "the speed: give mfu=, such as 0.4 (bench/README.md has what was reached)"
     peak = machine.peak
