@@ -120,6 +120,7 @@ def test_a_machine_without_a_calibration_says_how_to_get_one(tmp_path: Path) -> 
     text = text_of(made)
     assert "python jobs/bench.py what=calibrate threads_per_worker=1 dtype=fp32" in text
     assert "or give probe=20" in text
+    assert planned_for(tmp_path, *TINY, "mfu=0.3").tree["time"]["source"] == "mfu"
 
 
 def test_hours_come_from_the_calibration_and_first_from_a_probe(tmp_path: Path) -> None:
@@ -131,6 +132,7 @@ def test_hours_come_from_the_calibration_and_first_from_a_probe(tmp_path: Path) 
     made = planned_for(tmp_path, *TINY)
     assert made.tree["time"]["source"] == "calibration"
     assert made.tree["hours"] > made.tree["train_hours"] > 0
+    assert "mfu=0.3 is not used" in text_of(planned_for(tmp_path, *TINY, "mfu=0.3"))
     probed = planned_for(tmp_path, *TINY, "probe=4")
     assert probed.tree["time"]["source"] == "probe"
     assert probed.tree["memory"]["measured_bytes"] > 0

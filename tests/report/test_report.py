@@ -72,6 +72,7 @@ def a_run(home: Path, name: str = "run", **keys: Any) -> str:
     history.note(str(run), "ended", step=7)
     plan = {
         "run": "run", "made": "2026-11-27", "tokens": 14_336, "config": {}, "hours": 0.025,
+        "train_hours": 0.02,
         "tokens_per_second": 1130.0, "peak_memory_bytes": 1_000_000_000, "loss": 4.0,
         "time": {"source": "probe"},
     }  # fmt: skip
@@ -136,7 +137,13 @@ def test_every_number_is_that_of_its_files_and_keys(tmp_path: Path) -> None:
     (plan,) = [s for s in made.facts["sections"] if s["title"] == "Plan against outcome"]
     off = {row[0]: row[3]["value"] for row in plan["rows"]}
     assert off == pytest.approx(  # measured: 100 s, 904 tokens a second, 0.9 GB, a loss of 4.25
-        {"hours": 1 / 0.9 - 1, "tokens a second": -0.2, "peak memory, GB": -0.1, "val loss": 0.0625}
+        {
+            "hours": 1 / 0.9 - 1,
+            "hours of steps": 1 / 24,
+            "tokens a second": -0.2,
+            "peak memory, GB": -0.1,
+            "val loss": 0.0625,
+        }
     )
 
 

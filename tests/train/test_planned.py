@@ -18,7 +18,8 @@ def a_plan(home: Path, **more: Any) -> str:
     """Files a plan in the home; returns the folder of its run."""
     plan = {
         **planned.header("a/b", CONFIG, "2026-11-27"), "tokens": 1000, "hours": 0.5,
-        "tokens_per_second": 200.0, "peak_memory_bytes": 2e9, "loss": None, **more,
+        "train_hours": 0.4, "tokens_per_second": 200.0, "peak_memory_bytes": 2e9, "loss": None,
+        **more,
     }  # fmt: skip
     storage.write_json(layout.plan_file(str(home), "a/b"), plan)
     return layout.run_folder(str(home), "a/b")
@@ -50,7 +51,13 @@ def test_the_summary_says_how_wrong_the_plan_was(tmp_path: Path) -> None:
     an_outcome(run)
     found = {figure.name: figure.error for figure in planned.figures(run)}
     assert found == pytest.approx(
-        {"hours": -0.1, "tok/s": 0.05, "peak memory in GB": 0.1, "val loss": 0.25}
+        {
+            "hours": -0.1,
+            "hours of steps": 1 / 24,
+            "tok/s": 0.05,
+            "peak memory in GB": 0.1,
+            "val loss": 0.25,
+        }
     )
     (line,) = planned.line(run)
     assert "hours 0.45 (planned 0.5: -10.0%)" in line

@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from helpers.common import ROOT, SECRET, tiny, tiny_arguments, tiny_model_arguments
+from manta import layout
 from manta.bench.settings import BenchConfig
 from manta.config import load
 from manta.errors import CheckpointError, DataError
@@ -24,6 +25,7 @@ from manta.evaluate.settings import EvaluateConfig
 from manta.export.convert import ExportConfig, ImportConfig
 from manta.finetune.settings import FinetuneConfig
 from manta.monitor.metrics import Metrics
+from manta.plan.settings import PlanConfig
 from manta.scaling.settings import ScalingConfig
 from manta.sweep.settings import SweepConfig
 from manta.train.checkpoints import checkpoint
@@ -37,8 +39,10 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.fixture(scope="module")
 def trained(load_job: Callable[[str], Any], prepared: Path, corpus: Path) -> tuple[Path, str]:
-    """A home with a run named first/pulse, and the job's output."""
+    """A home with a run named first/pulse, which was planned, and the output of both jobs."""
+    planned = load(PlanConfig, [*tiny_arguments(prepared, corpus), "name=first/pulse"])
     with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert load_job("plan").main(planned) == 0
         load_job("pretrain").main(tiny(prepared, corpus, "name=first/pulse"))
     return prepared, out.getvalue()
 
@@ -63,6 +67,8 @@ def test_pretrain(trained: tuple[Path, str]) -> None:
         assert words in out, out
     run = home / "runs" / "first" / "pulse"
     assert (run / "loss.png").exists()
+    assert "memory       fits:" in out and "plan         peak memory in GB" in out, out
+    assert json.loads((run / layout.PLAN).read_text())["run"] == "first/pulse"
     files = [file for folder in (run, home / "ray") for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 10 and SECRET not in out
     assert not [file for file in files if SECRET.encode() in file.read_bytes()]

@@ -27,6 +27,8 @@ class Saves:
     count: int
     kept: int
     """How many are on the disk at the end, at most."""
+    copied: int
+    """Bytes of the copy that the first worker makes, and holds in the host's memory for a while."""
     pause: float
     """Seconds that training pauses for one."""
     write: float | None
@@ -82,9 +84,9 @@ def saves(c: PretrainConfig, s: Setup, write_speed: float | None) -> Saves:
     kept = min(count, c.checkpoint.keep + (1 if c.checkpoint.keep_best else 0))
     if c.checkpoint.keep_every is not None:
         kept += steps // c.checkpoint.keep_every
-    mine = FP32 * (every + state / c.most_workers)  # the first worker's: all weights, its share
+    mine = FP32 * (every + state // c.most_workers)  # the first worker's: all weights, its share
     write = None if write_speed is None else size / write_speed
-    return Saves(size, count, min(kept, count), mine / COPIED, write)
+    return Saves(size, count, min(kept, count), mine, mine / COPIED, write)
 
 
 def evaluations(c: PretrainConfig) -> int:

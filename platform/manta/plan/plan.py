@@ -64,12 +64,15 @@ def plan(c: PlanConfig) -> Planned:
         "machine": _of_machine(machine, run),
         "memory": _of_memory(machine, found, probed),
         "tokens": run.tokens_before(run.total_steps),
-        "peak_memory_bytes": probed.peak_memory_bytes if probed else _measurable(machine, found),
     }
     loss = expected_loss.expected(home, c.law, model, run.tokens_before(run.total_steps))
     tree["loss"], tree["law"] = loss.loss, loss.why
     tree["probe"] = probed and dataclasses.asdict(probed)
-    _add_time(tree, c, run, setup, machine, quick, home, datasets)
+    disk = calibration.load(home) if machine.is_here else None
+    kept = duration.saves(run, setup, disk.write_bytes_per_second if disk else None)
+    tree["checkpoints"] = {**dataclasses.asdict(kept), "kept_bytes": kept.kept_bytes}
+    tree["peak_memory_bytes"] = _measurable(machine, found, probed, kept.copied)
+    _add_time(tree, c, run, setup, machine, quick, kept, datasets)
     return Planned(tree, show.lines(tree), not problems)
 
 
@@ -161,12 +164,13 @@ def _speed(
     with what would tell, if nothing is known."""
     if probed is not None:
         return speed.of_probe(probed), ""
-    why = ""
-    if machine.is_here and c.mfu is None:
+    if machine.is_here:
         found, why = speed.of_calibration(run, setup, machine, home)
         if found is not None:
-            return found, ""
-        return None, f"the speed: {why}; or give probe=20"
+            unused = f"; mfu={c.mfu:g} is not used" if c.mfu is not None else ""
+            return dataclasses.replace(found, text=found.text + unused), ""
+        if c.mfu is None:
+            return None, f"the speed: {why}; or give probe=20"
     if c.mfu is None:
         return None, "the speed: give mfu=, such as 0.4 (bench/README.md has what was reached)"
     peak = machine.peak
@@ -228,10 +232,12 @@ def _of_memory(machine: Machine, found: Verdict, probed: Probed | None) -> dict[
     }
 
 
-def _measurable(machine: Machine, found: Verdict) -> int:
+def _measurable(machine: Machine, found: Verdict, probed: Probed | None, copied: int) -> int:
     """The peak as a run measures it: that of a GPU's tensors, or that of a whole process, which has
-    what is only allowed for."""
-    return found.costs.peak - (ALLOWANCE if machine.kind == "cuda" else 0)
+    what is only allowed for, and the copy that a save makes."""
+    if machine.kind == "cuda":
+        return probed.peak_memory_bytes if probed else found.costs.peak - ALLOWANCE
+    return (probed.peak_memory_bytes if probed else found.costs.peak) + copied
 
 
 def _add_time(
@@ -241,13 +247,10 @@ def _add_time(
     setup: Setup,
     machine: Machine,
     quick: speed.Speed | None,
-    home: str,
+    kept: duration.Saves,
     datasets: tuple[Manifest, ...],
 ) -> None:
-    """Adds speed, hours, checkpoints, goodput and the bill, as far as they are known."""
-    disk = calibration.load(home) if machine.is_here else None
-    kept = duration.saves(run, setup, disk.write_bytes_per_second if disk else None)
-    tree["checkpoints"] = {**dataclasses.asdict(kept), "kept_bytes": kept.kept_bytes}
+    """Adds speed, hours, goodput and the bill, as far as they are known."""
     nodes = _nodes(machine, run)
     rate: float | None
     if c.price_per_hour is not None:
@@ -262,7 +265,7 @@ def _add_time(
     if quick is None:
         tree |= {"tokens_per_second": None, "hours": None, "train_hours": None, "dollars": None}
         return
-    start, runs = duration.start_seconds(home) if machine.is_here else (None, 0)
+    start, runs = duration.start_seconds(run.home_folder) if machine.is_here else (None, 0)
     failures = c.failures_per_day + c.failures_per_device_day * run.most_workers
     tokens = run.eval.tokens
     if datasets:

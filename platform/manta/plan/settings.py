@@ -20,7 +20,8 @@ class PlanConfig(PretrainConfig):
     """Steps to run on this machine, with the real model and engine, for a speed and a memory that
     are measured; 0: none."""
     mfu: PositiveFraction | None = None
-    """MFU to reckon with, where nothing is measured: the share of the GPU's peak in training."""
+    """MFU to reckon with, where neither a probe nor a calibration says how fast it is: the share of
+    the device's peak in training."""
     failures_per_day: NonNegativeFloat = 0.0
     """Failures of the whole run in a day, from which it starts again at its last checkpoint."""
     failures_per_device_day: NonNegativeFloat = 0.0

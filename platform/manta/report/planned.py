@@ -6,6 +6,7 @@ from manta import layout
 from manta.report.facts import Fact, Files, pointer
 
 TITLE = "Plan against outcome"
+STEPS = (pointer("seconds", "productive"), pointer("seconds", "data wait"))
 HEAD = ("", "planned", "measured", "off by")
 
 Place = tuple[str, str]
@@ -20,12 +21,15 @@ def rows(files: Files, at: Callable[[str], str]) -> list[Row]:
     if not isinstance(files.content(plan), dict):
         return []
     every = tuple((goodput, pointer("seconds", k)) for k in files.get(goodput, "/seconds") or {})
+    steps = tuple(place for place in every if place[1] in STEPS)
     speeds: tuple[Place, ...] = ((metrics, "/*/tokens_per_second"),)
     memory: tuple[Place, ...] = ((metrics, "/*/memory_peak"),)
     if not files.get(*memory[0]):
         memory = ((events, "/*/bytes"),)
     found = [
         _row(files, "hours", (plan, "/hours"), every, _hours, "sum(v) / 3600",
+             "sum(v[1:]) / 3600 / v[0] - 1"),
+        _row(files, "hours of steps", (plan, "/train_hours"), steps, _hours, "sum(v) / 3600",
              "sum(v[1:]) / 3600 / v[0] - 1"),
         _row(files, "tokens a second", (plan, "/tokens_per_second"), speeds, _whole,
              "median(numbers(v[0]))", "median(numbers(v[1])) / v[0] - 1"),

@@ -27,6 +27,8 @@ class Plan:
     tokens: Whole
     config: dict[str, Any]
     hours: PositiveFloat | None = None
+    train_hours: PositiveFloat | None = None
+    """Of these, in steps."""
     tokens_per_second: PositiveFloat | None = None
     """Of all workers together."""
     peak_memory_bytes: PositiveFloat | None = None
@@ -113,6 +115,7 @@ def figures(run: str) -> list[Figure]:
     is_whole = abs(trained - plan.tokens) <= CLOSE * plan.tokens
     measured = {
         "hours": (plan.hours, ledger.seconds_of(run) / 3600 if is_whole else None),
+        "hours of steps": (plan.train_hours, _steps(run) / 3600 if is_whole else None),
         "tok/s": (plan.tokens_per_second, statistics.median(speeds) if speeds else None),
         "peak memory in GB": (plan.peak_memory_bytes, peak_memory(run, metrics)),
         "val loss": (plan.loss, last.get("val_loss") if is_whole else None),
@@ -122,6 +125,12 @@ def figures(run: str) -> list[Figure]:
         for name, (planned, found) in measured.items()
         if planned is not None and isinstance(found, int | float) and found > 0
     ]
+
+
+def _steps(run: str) -> float:
+    """Seconds of the steps that the run kept."""
+    causes = ledger.causes_of(run)
+    return causes["productive"] + causes["data wait"]
 
 
 def peak_memory(run: str, metrics: list[dict[str, Any]]) -> float | None:
