@@ -70,7 +70,7 @@ class Trackers:
 
 
 class _Kept:
-    """The ids of a run in its trackers, beside the run, so that a resumed run goes on in them."""
+    """The ids of a run in its trackers, in its folder, so that a resumed run goes on in them."""
 
     def __init__(self, path: str, say: Callable[[str], None]):
         self._path, self._ids, self._lock = path, {}, threading.Lock()
