@@ -13,6 +13,7 @@ of jobs/pretrain.py.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -78,13 +79,18 @@ class Scene:
                 raise SystemExit(f"no line with {words!r}:\n{self.log.read_text()[-2000:]}")
             time.sleep(0.2)
 
-    def worker(self) -> psutil.Process:
+    def processes(self, word: str) -> list[psutil.Process]:
+        """The processes of this scene that have a word in their command line."""
+        found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 is_ours = process.environ().get("RAY_TMPDIR") == str(self.folder)
-                if is_ours and any("RayTrainWorker" in part for part in process.cmdline()):
-                    return process
-        raise SystemExit("the run has no worker")
+                if is_ours and any(word in part for part in process.cmdline()):
+                    found.append(process)
+        return [process for process in found if process.pid != os.getpid()]
+
+    def worker(self) -> psutil.Process:
+        return self.processes("RayTrainWorker")[0]
 
     def firing(self, name: str) -> bool:
         address = f"http://127.0.0.1:{self.port}/api/v1/alerts"
@@ -116,11 +122,9 @@ class Scene:
 
     def end(self) -> None:
         """Ends what was started here."""
-        for process in psutil.process_iter():
+        for process in self.processes(""):
             with contextlib.suppress(psutil.Error):
-                is_ours = process.environ().get("RAY_TMPDIR") == str(self.folder)
-                if process.pid != os.getpid() and is_ours:
-                    process.kill()
+                process.kill()
 
 
 @contextlib.contextmanager
@@ -149,19 +153,15 @@ def slow(scene: Scene) -> Iterator[str]:
 
 @contextlib.contextmanager
 def node(scene: Scene) -> Iterator[str]:
-    import ray
-
-    ray.init(address=scene.environment.get("RAY_ADDRESS", "auto"), logging_level=40)
-    head = ray.get_runtime_context().gcs_address
-    ray.shutdown()
-    before = {p.pid for p in psutil.process_iter() if p.name() == "raylet"}
-    scene.run("-m", "ray.scripts.scripts", "start", f"--address={head}", "--num-cpus=1",
+    head = re.search(r"joined Ray at (\S+)", scene.log.read_text())
+    assert head is not None
+    before = {process.pid for process in scene.processes("raylet")}
+    scene.run("-m", "ray.scripts.scripts", "start", f"--address={head[1]}", "--num-cpus=1",
               "--node-ip-address=127.0.0.1", "--object-store-memory=80000000")  # fmt: skip
     time.sleep(12)  # the run sees it
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.name() == "raylet" and process.pid not in before:
-                process.kill()
+    for process in scene.processes("raylet"):
+        if process.name() == "raylet" and process.pid not in before:
+            process.kill()
     yield "node lost"
 
 

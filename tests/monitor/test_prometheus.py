@@ -147,6 +147,25 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, monkeypatch: pytest.Monke
             monitor(load(MonitorConfig, [f"home={tmp_path}", f"port={port}"]), lambda _: None)
 
 
+def test_a_file_that_was_changed_by_hand_stays(tmp_path: Path) -> None:
+    c = load(MonitorConfig, [f"home={tmp_path}", "start=false"])
+    rules, board_file = (tmp_path / "monitor" / n for n in ("rules.yml", "grafana/grafana.ini"))
+    for content in ("mine", "mine too"):
+        monitor(c, lambda _: None)
+        rules.write_text(content)
+        board_file.unlink(missing_ok=True)
+        said: list[str] = []
+        monitor(c, said.append)
+        assert [str(rules) in line for line in said] == [True, False] and "by hand" in said[0]
+        assert rules.read_text() == content and board_file.exists()
+    rules.unlink()
+    monitor(c, said.append)
+    assert rules.read_text() == prometheus.rules()
+    other = load(MonitorConfig, [f"home={tmp_path}", "start=false", "port=9999"])
+    monitor(other, said.append)  # Manta's own files follow the settings
+    assert "9999" in (tmp_path / "monitor/grafana/provisioning/datasources/manta.yml").read_text()
+
+
 def test_an_object_store_gets_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     said: list[str] = []

@@ -19,6 +19,7 @@ from manta.config import from_dict
 from manta.errors import ConfigError
 from manta.messages import Logged
 from manta.monitor import watch
+from manta.monitor.trackers import tracker
 from manta.monitor.watch import watching
 from manta.train.settings import PretrainConfig
 
@@ -138,6 +139,17 @@ def test_a_tracker_without_its_package_is_said_once(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (line,) = track(tmp_path, "trackio", [record(1), record(2)])
     assert "pip install 'manta[trackio]'" in line and "training goes on" in line
+
+
+def test_a_tracker_that_hangs_is_ended_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trackio.py").write_text("import time; time.sleep(1000)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(watch, "CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr(tracker, "MOST_WAITING", 10)
+    (line,) = track(tmp_path, "trackio", [record(n) for n in range(1, 10_000)])
+    assert "some figures are missing there; training goes on" in line
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"wandb": 1}', "[]"])

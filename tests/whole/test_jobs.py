@@ -355,7 +355,8 @@ def test_evaluate_says_what_is_missing(
 
 def test_a_runs_numbers_are_metrics_of_rays_dashboard() -> None:
     record = {"loss": 2.5, "goodput": 0.97, "val_loss/a-b": 3.5, "fingerprint": "00ff"}
-    Metrics("some/run").publish(record)
+    metrics = Metrics("some/run")
+    metrics.publish(record)
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + 60
     lines: list[str] = []

@@ -1,17 +1,19 @@
 """Writes what Prometheus and Grafana need into the home, and starts Prometheus."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from manta import layout, storage
+from manta import foreign, layout, storage
 from manta.config import Port, config
-from manta.errors import ClusterError, ConfigError
+from manta.errors import ClusterError, ConfigError, DataError
 from manta.monitor import board, prometheus
 from manta.monitor.prometheus import HOST
 from manta.monitor.status import status
 from manta.monitor.watch import ray_folder
 from manta.storage import HomeConfig
 
+WRITTEN = "written.json"  # sha256 of each file as it was written here
 GRAFANA = "http://127.0.0.1:3000"
 
 
@@ -38,13 +40,7 @@ def monitor(c: MonitorConfig, say: Callable[[str], None]) -> None:
     folder = _folder(c.home_folder, say)
     rays = Path(c.ray_folder or ray_folder())
     files = _files(folder, rays, c.port)
-    changed = False
-    for name, content in files.items():
-        file = folder / name
-        if not file.exists() or file.read_text() != content:
-            changed = True
-            with storage.writing(str(file), "free some space there, or give another home="):
-                storage.write_bytes(str(file), content.encode())
+    changed = _write(folder, files, say)
     say(f"written: {folder} (Prometheus' configuration and rules, Grafana's board)")
     if not c.start:
         return
@@ -77,6 +73,30 @@ def monitor(c: MonitorConfig, say: Callable[[str], None]) -> None:
         "Ray's dashboard shows both where its head was started with "
         f"RAY_PROMETHEUS_HOST={address} RAY_GRAFANA_HOST={GRAFANA}"
     )
+
+
+def _write(folder: Path, files: dict[str, str], say: Callable[[str], None]) -> bool:
+    """Writes the files; one that a person has changed stays as it is. Returns whether any of them
+    is another than before."""
+    list_file, remedy = folder / WRITTEN, "free some space there, or give another home="
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError, DataError):  # (there may be none yet)
+        found = foreign.read_json(str(list_file), dict[str, str], DataError)
+    changed = False
+    for name, content in files.items():
+        file, new = folder / name, storage.sha256_of(content.encode())
+        old = storage.sha256_of(file.read_bytes()) if file.exists() else None
+        if old not in (None, new, found.get(name)):
+            say(f"{file} was changed by hand and stays; delete it to have it written again")
+            continue
+        found[name] = new
+        if old != new:
+            with storage.writing(str(file), remedy):
+                storage.write_bytes(str(file), content.encode())
+            changed = True
+    with storage.writing(str(list_file), remedy):
+        storage.write_json(str(list_file), found)
+    return changed
 
 
 def _folder(home: str, say: Callable[[str], None]) -> Path:

@@ -159,7 +159,7 @@ class _Nodes:
     """Counts the nodes of the cluster that are missing since the watch began."""
 
     def __init__(self) -> None:
-        self._most = 0
+        self._most = self._lost = 0
         self._dead_before: set[str] | None = None
 
     def lost(self) -> int:
@@ -167,14 +167,18 @@ class _Nodes:
 
         if not ray.is_initialized():
             return 0
-        nodes = ray.nodes()
+        try:
+            nodes = ray.nodes()
+        except Exception:  # the head is being restarted: nothing is known for the moment
+            return self._lost
         dead = {node["NodeID"]: node.get("DeathReason") for node in nodes if not node["Alive"]}
         if self._dead_before is None:
             self._dead_before = set(dead)
         alive = len(nodes) - len(dead)
         left = sum(why in LEFT for node, why in dead.items() if node not in self._dead_before)
         self._most = max(self._most, alive)
-        return figures.lost(self._most, alive, left)
+        self._lost = figures.lost(self._most, alive, left)
+        return self._lost
 
 
 def ray_folder() -> str:

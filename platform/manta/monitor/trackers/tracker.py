@@ -43,15 +43,12 @@ class Trackers:
             return
         kept = _Kept(storage.join(layout.run_folder(home, run), layout.TRACKERS), say)
         folder = layout.trackers_folder(home if storage.is_local(home) else "~/manta")
-        self._all = [
-            _Tracker(
-                name,
-                {"run": run, "folder": storage.absolute(folder), "config": dict(config)},
-                kept,
-                say,
-            )
-            for name in dict.fromkeys(names)
-        ]
+        about = {"run": run, "folder": storage.absolute(folder), "config": dict(config)}
+        for name in dict.fromkeys(names):
+            try:
+                self._all.append(_Tracker(name, about, kept, say))
+            except OSError as e:  # no memory for a process
+                say(f"track={name}: {line(str(e))}; training goes on")
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Takes records of metrics.jsonl; their numbers are tracked."""
@@ -70,7 +67,7 @@ class Trackers:
 
 
 class _Kept:
-    """The ids of a run in its trackers, beside the run, so that a resumed run goes on in them."""
+    """The ids of a run in its trackers, in its folder, so that a resumed run goes on in them."""
 
     def __init__(self, path: str, say: Callable[[str], None]):
         self._path, self._ids, self._lock = path, {}, threading.Lock()
