@@ -1,4 +1,4 @@
-"""Which differences between runs are more than noise, and what would tell the others apart."""
+"""Differences between runs: which are more than noise, and what would tell the others apart."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Which alerts of a run are on: each is told once, and once more when it is over."""
+"""The alerts of a run that are on: each is told once, and once more when it is over."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -49,7 +49,7 @@ class AlertsConfig:
 
     @property
     def address(self) -> str | None:
-        """Where messages go; None: nowhere."""
+        """The address that gets messages; None: nobody gets them."""
         return self.webhook or os.environ.get(WEBHOOK) or None
 
     def without_webhook(self) -> "AlertsConfig":

@@ -54,7 +54,7 @@ class Duration:
     interval: float
     """Seconds of steps between saves."""
     best_interval: float | None
-    """By Daly 2006; None without failures."""
+    """The interval of Daly 2006; None without failures."""
 
     @property
     def total(self) -> float:

@@ -20,7 +20,7 @@ class Speed:
 
     source: Source
     text: str
-    """Where the seconds come from, and what is doubtful about them."""
+    """The source of the seconds, and what is doubtful about them."""
     step_seconds: float
     evaluated_token_seconds: float
     """Seconds of an evaluation, for each token of a worker's share."""

@@ -54,7 +54,7 @@ def numbers(values: list[Any]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a value is: a file, by its path in the home, and a key in it."""
+    """The place of a value: a file, by its path in the home, and a key in it."""
 
     file: str
     key: str

@@ -57,7 +57,7 @@ class Stem:
 
     stable: PretrainConfig
     rungs: tuple[Rung, ...]
-    """By their budgets, ascending."""
+    """The runs in the order of their budgets, the smallest first."""
     parameters: int
     """Parameters, as the study counts them."""
     flops_per_token: float

@@ -39,7 +39,7 @@ class Point:
     other_n: float | None = None
     """The parameters counted the other way; None: not known."""
     edges: tuple[str, ...] = ()
-    """Of lr and batch: those whose best value is the first or last one tried."""
+    """The keys among lr and batch whose best value is the first or last one tried."""
 
     @property
     def flops(self) -> float:

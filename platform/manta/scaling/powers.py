@@ -39,7 +39,7 @@ class Power:
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-    """Where a loss is lowest over a rate or a batch."""
+    """The rate or the batch at which a loss is lowest."""
 
     value: float
     """The lowest point of the parabola in the logarithm through the best value and its two

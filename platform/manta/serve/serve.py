@@ -82,7 +82,7 @@ def _opening(
 
 
 def _place(found: dict[str, Served]) -> Path:
-    """Where conversations are kept: in the run of the first model, or, if that is in an object
+    """The file of conversations: in the run of the first model, or, if that is in an object
     store, in ~/manta/conversations on this machine."""
     first = next(iter(found.values()))
     run, _ = layout.split_checkpoint(first.checkpoint)

@@ -24,7 +24,7 @@ class Importances:
     """The share of each key, and what they are known from."""
 
     shares: dict[str, float]
-    """By key, from 0 to 1."""
+    """A share for each key, from 0 to 1."""
     trials: int
     enough: int
     """The number of trials from which on the shares mean something."""

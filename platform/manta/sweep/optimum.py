@@ -70,7 +70,7 @@ def fit(losses: Mapping[float, Sequence[float]]) -> Optimum | str:
 
 
 def _near(lowest: float, rates: list[float]) -> list[float]:
-    """Those of the rates on one side of the lowest one that a parabola may go through, the nearest
+    """The rates on one side of the lowest one that a parabola may go through, the nearest
     first. The rates come in the order of that side, past the lowest one."""
     side = rates[rates.index(lowest) + 1 :]
     ratios = [max(rate / lowest, lowest / rate) for rate in side]

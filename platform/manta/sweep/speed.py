@@ -24,7 +24,7 @@ class Speed:
 
     run: str
     tokens_per_second: float
-    """In each lane."""
+    """Speed of each lane."""
     trial: Trial
     """A trial with the run's model: another one takes a time for its FLOPs."""
 

@@ -39,7 +39,7 @@ class Until:
 
 
 def first(text: str, stops: Iterable[str]) -> int | None:
-    """Where the first of `stops` to be complete begins in a text; of those that are complete at the
+    """The place at which the first of `stops` to be complete begins; of those that are complete at the
     same character, the longest. None: nowhere."""
     found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
     return min(found)[1] if found else None

@@ -28,11 +28,11 @@ class Plan:
     config: dict[str, Any]
     hours: PositiveFloat | None = None
     train_hours: PositiveFloat | None = None
-    """Of these, in steps."""
+    """The part of these hours that goes into steps."""
     tokens_per_second: PositiveFloat | None = None
-    """Of all workers together."""
+    """All workers' together."""
     peak_memory_bytes: PositiveFloat | None = None
-    """Of the fullest worker."""
+    """The peak of the fullest worker."""
     loss: PositiveFloat | None = None
 
 
