@@ -117,7 +117,7 @@ def _cost(plan: Plan, files: Files) -> Section:
 
 
 def _lineage(plan: Plan) -> Section:
-    """The lineage of pbt: which runs were copied from which, with the settings that they went on with."""
+    """The lineage of pbt: who was copied from whom, with the settings of what came after."""
     section = Section("Lineage", head=("from tokens", "run", "copied from", "went on with"))
     for segment in plan.segments:
         if segment.source is not None:

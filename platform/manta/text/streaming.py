@@ -39,8 +39,8 @@ class Until:
 
 
 def first(text: str, stops: Iterable[str]) -> int | None:
-    """The place at which the first of `stops` to be complete begins; of those that are complete at the
-    same character, the longest. None: nowhere."""
+    """The place at which the first of `stops` to be complete begins; of those that are complete at
+    the same character, the longest. None: nowhere."""
     found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
     return min(found)[1] if found else None
 
