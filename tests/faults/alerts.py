@@ -1,10 +1,10 @@
 """Seconds from a fault in a run to its alert, by the webhook and by Prometheus.
 
-    python tests/faults/alerts.py folder=FOLDER [faults=hang,slow,node,disk,loss] [key=value ...]
+    python tests/faults/alerts.py folder=FOLDER [faults=hang,slow,disk,loss] [key=value ...]
 
 Starts a Ray head, the Prometheus of `python -m manta.monitor` and a small run, all in FOLDER (a new
 one), and causes one fault after the other: a worker that is stopped, one that is stopped half of
-the time, a node that is killed, a disk that fills up, a learning rate at which the loss diverges.
+the time, a disk that fills up, a learning rate at which the loss diverges.
 Prints a table: a fault's seconds are from its cause; for `hang` the first 15 s are the setting
 alerts.no_step_minutes=0.25. Needs Prometheus; `disk` needs the right to mount. Other keys are those
 of jobs/pretrain.py.
@@ -13,7 +13,6 @@ of jobs/pretrain.py.
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -152,20 +151,6 @@ def slow(scene: Scene) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def node(scene: Scene) -> Iterator[str]:
-    head = re.search(r"joined Ray at (\S+)", scene.log.read_text())
-    assert head is not None
-    before = {process.pid for process in scene.processes("raylet")}
-    scene.run("-m", "ray.scripts.scripts", "start", f"--address={head[1]}", "--num-cpus=1",
-              "--node-ip-address=127.0.0.1", "--object-store-memory=80000000")  # fmt: skip
-    time.sleep(12)  # the run sees it
-    for process in scene.processes("raylet"):
-        if process.name() == "raylet" and process.pid not in before:
-            process.kill()
-    yield "node lost"
-
-
-@contextlib.contextmanager
 def disk(scene: Scene) -> Iterator[str]:
     free = shutil.disk_usage(scene.home).free
     file = scene.home / "large"
@@ -184,7 +169,7 @@ def loss(scene: Scene) -> Iterator[str]:
 
 
 FAULTS: dict[str, Callable[[Scene], Any]] = {
-    "hang": hang, "slow": slow, "node": node, "disk": disk, "loss": loss,
+    "hang": hang, "slow": slow, "disk": disk, "loss": loss,
 }  # fmt: skip
 
 
