@@ -139,7 +139,7 @@ def watching(
 
 @dataclasses.dataclass
 class _Plan:
-    tokens_per_second: Finite
+    tokens_per_second: Finite | None = None
 
 
 def planned(folder: str, say: Callable[[str], None]) -> float | None:
@@ -149,7 +149,8 @@ def planned(folder: str, say: Callable[[str], None]) -> float | None:
         if storage.exists(path):
             try:
                 found = foreign.read_json(path, _Plan, DataError, "the run goes on without it")
-                return found.tokens_per_second if found.tokens_per_second > 0 else None
+                speed = found.tokens_per_second
+                return speed if speed is not None and speed > 0 else None
             except DataError as e:
                 say(str(e))
     return None

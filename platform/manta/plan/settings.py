@@ -53,4 +53,5 @@ def run_of(c: PlanConfig) -> PretrainConfig:
     """The config of the run that is planned, as the run itself gets it."""
     names = [f.name for f in dataclasses.fields(PretrainConfig)]
     made = PretrainConfig(**{name: getattr(c, name) for name in names})
+    made = dataclasses.replace(made, alerts=made.alerts.without_webhook())
     return dataclasses.replace(made, home=made.home_folder, engine=made.engine.inlined())

@@ -173,6 +173,7 @@ def run_of(
     tree["threads_per_worker"] = c.threads_per_worker or max(1, int(c.cpus_per_worker))
     name_of_run(name)
     made = configs.from_dict(PretrainConfig, tree)
+    made = dataclasses.replace(made, alerts=made.alerts.without_webhook())
     return _warming(made, warmup(c, made))
 
 

@@ -79,7 +79,7 @@ def _train(
         lanes = min(max(1, fits), c.ladder.max_concurrent or fits or 1)
         climb, teller = Climb(todo), _Costs(c, whole, lanes)
         teller.begin()
-        running = Running(climb, datasets, folder, lanes, say, teller.hear)
+        running = Running(climb, datasets, folder, lanes, say, teller.hear, c.alerts)
         stopped_by = running.run()
         if stopped_by is not None:
             say(f"ladder {c.name} stopped; the same command goes on")
