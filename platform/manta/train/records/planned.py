@@ -15,7 +15,8 @@ from manta.train.records.logbook import evaluations, read_metrics
 
 # Keys of a run's config that do not change what it takes.
 ELSEWHERE = (
-    "home", "resume", "wait_seconds", "max_failures", "hang_seconds", "log_every", "alerts", "track",
+    "home", "resume", "wait_seconds", "max_failures", "hang_seconds", "log_every", "alerts",
+    "track",
 )  # fmt: skip
 CLOSE = 0.01  # the share by which a run's length may miss that of its plan
 GB = 1e9
