@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def test_a_terminal_gets_a_prompt_and_its_escapes_are_shown(tmp_path: Path) -> N
     os.write(ours, b"The cat\n")
     shown += shown_until(ours, "\\x1b")
     os.write(ours, b"\x03")
-    stopped = shown_until(ours, PROMPT)
+    stopped = shown_until(ours, PROMPT, again=b"\x03")
     os.write(ours, b"\x03")
     shown += stopped + shown_until(ours, PROMPT, again=b"\x03")
     os.write(ours, b"\x04")
@@ -257,16 +258,17 @@ def test_a_terminal_gets_a_prompt_and_its_escapes_are_shown(tmp_path: Path) -> N
 
 
 def shown_until(terminal: int, end: str, again: bytes = b"") -> str:
-    """What a terminal shows up to `end`. If nothing comes, `again` is typed once more, as a person
-    would: Python's readline passes over a Ctrl-C in the moment after it wrote a prompt."""
-    shown = b""
-    for _ in range(1000):
+    """What a terminal shows up to `end`. If that does not come, `again` is typed once more, as a
+    person would: Python's readline passes over a Ctrl-C in the moment after it wrote a prompt."""
+    shown, typed, until = b"", time.monotonic(), time.monotonic() + 120
+    while time.monotonic() < until:
+        if again and time.monotonic() > typed + 3:
+            typed = time.monotonic()
+            os.write(terminal, again)
         if shown.replace(b"\x1b[?2004h", b"").endswith(end.encode()):
             return shown.decode()
-        if select.select([terminal], [], [], 3)[0]:
+        if select.select([terminal], [], [], 1)[0]:
             shown += os.read(terminal, 4096)
-        else:
-            os.write(terminal, again)
     raise AssertionError(shown)
 
 

@@ -23,7 +23,8 @@ CLUSTERS = ROOT / "clusters"
 FILES = sorted(
     file
     for file in CLUSTERS.rglob("*")
-    if file.suffix in (".yaml", ".sbatch") or file.name == "Dockerfile"
+    if file.name != "prices.yaml"
+    and (file.suffix in (".yaml", ".sbatch") or file.name == "Dockerfile")
 )
 LAUNCHER = [file for file in FILES if file.parent == CLUSTERS and file.stem != "skypilot"]
 names = {"ids": lambda path: str(path.relative_to(CLUSTERS))}

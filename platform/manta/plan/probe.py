@@ -40,14 +40,15 @@ class Probed:
 
 
 def probe(c: PretrainConfig, model: ModelConfig, steps: int) -> Probed:
-    """Runs `steps` steps of the run's model in as many workers as it has, on random tokens.
+    """Runs `steps` steps of the run's model in as many workers as it has, on random tokens. They
+    are processes of their own, as the memory of one is measured.
 
     Raises:
         MantaError: the model cannot run here.
     """
     backend = "nccl" if c.gpus_per_worker else "gloo"
     c = dataclasses.replace(c, model=model, num_workers=c.most_workers)
-    found = together(c.workers, backend, _work, configs.to_dict(c), steps)
+    found = together(c.workers, backend, _work, configs.to_dict(c), steps, apart=True)
     return Probed(**found)
 
 

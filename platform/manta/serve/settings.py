@@ -23,11 +23,12 @@ class ServeConfig(InferenceConfig):
     address than this machine's own."""
     hosts: tuple[str, ...] = ()
     """Further names by which browsers and clients reach the server, as that of a proxy."""
-    overflow: Overflow = "error"
+    overflow: Overflow | None = None
     """What happens when a conversation is longer than the model's context. error: the request is
     refused, with OpenAI's code context_length_exceeded; slide: its oldest turns are left out whole,
     and named in the answer; summarise: the model's own summary, marked as one, takes their place.
-    A request may choose otherwise."""
+    null: error for clients, slide for the chat page, where each person may choose otherwise; so may
+    each request."""
     transcript: bool = False
     """Whether models continue a transcript ("User: ...", "Assistant: ...") although they have a
     chat template. One without a template always does."""

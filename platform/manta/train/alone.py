@@ -63,16 +63,19 @@ class Step:
             torch.cuda.synchronize()
 
 
-def together(count: int, backend: str, work: Callable[..., Any], *arguments: Any) -> Any:
+def together(
+    count: int, backend: str, work: Callable[..., Any], *arguments: Any, apart: bool = False
+) -> Any:
     """Runs `work(*arguments)` on `count` workers in one process group. Returns the first worker's
-    result. A single worker runs in this process; from several, the result comes back as JSON.
-    `work`, and any function among `arguments`, must be defined at the top level of a module.
+    result. A single worker runs in this process, unless it is to be `apart`; from others, the
+    result comes back as JSON. `work`, and any function among `arguments`, must be defined at
+    the top level of a module.
 
     Raises:
         MantaError: the first worker's own MantaError.
     """
     with tempfile.TemporaryDirectory() as folder:
-        if count == 1:
+        if count == 1 and not apart:
             return member(0, 1, folder, backend, work, arguments)
         job = (count, folder, backend, work, arguments)
         torch.multiprocessing.start_processes(_write, job, nprocs=count, start_method="spawn")

@@ -379,15 +379,15 @@ async function check() {
 }
 
 async function begin() {
-  state.models = await api.models();
+  const [models, { overflow, ...numbers }] = await Promise.all([api.models(), api.defaults()]);
+  state.models = models;
+  $("overflow").value = overflow;
+  for (const [name, value] of Object.entries(numbers)) $(`number-${name}`).value = value;
   const option = (id) => element("option", "", visible(id), { value: id });
   $("model").replaceChildren(...state.models.map(({ id }) => option(id)));
   const none = element("option", "", "one model", { value: "" });
   $("second").replaceChildren(none, ...state.models.map(({ id }) => option(id)));
   $("second").parentNode.hidden = state.models.length < 2;
-  const { overflow, ...numbers } = await api.defaults();
-  $("overflow").value = overflow;
-  for (const [name, value] of Object.entries(numbers)) $(`number-${name}`).value = value;
   show();
   const id = sessionStorage.getItem("manta-open");
   if (id) await open(Number(id)).catch(() => sessionStorage.removeItem("manta-open"));

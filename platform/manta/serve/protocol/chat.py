@@ -61,7 +61,7 @@ class Asked:
     async def of(cls, model: Served, body: ChatBody, c: ServeConfig) -> "Asked":
         """Raises Refusal if it cannot be answered."""
         turns = body.turns()
-        overflow = body.overflow or c.overflow
+        overflow = body.overflow or c.overflow or "error"
         prompt = await model.prompt(turns, cls._max_tokens(body, c), overflow)
         return cls(model, body, turns, prompt, overflow, seed_of(body), c)
 

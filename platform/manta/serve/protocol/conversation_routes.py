@@ -68,7 +68,7 @@ def page_routes(
             "top_k": c.top_k or 0,
             "top_p": c.top_p,
             "max_tokens": c.max_tokens,
-            "overflow": c.overflow,
+            "overflow": c.overflow or "slide",
         }
 
     @routes.get("/api/stamp")
