@@ -36,6 +36,7 @@ ROOMS = {
     "datasets": ["text/sources", "evaluate/suites"],
     "tiktoken": ["text/tokenizer"],
     "tokenizers": ["text/tokenizer"],
+    "regex": ["text/lost_bytes"],
     "jinja2": ["text/templates"],
     "lm_eval": ["evaluate"],
     "openai": ["judge/endpoint"],

@@ -15,6 +15,7 @@ Its files, in reading order:
     listing           which files of a folder are read, and which are passed over
     sources           documents from files, the Hugging Face hub, or Python's own source code
     tokenizer_extras  special tokens and other things that published models' tokenizers have
+    lost_bytes        bytes without a token, which texts lose
     tokenizer         text to ids and back; byte-pair encodings trained on the corpus
     tokenizer_r50k    GPT-2's own encoding
     streaming         text that comes bit by bit, up to where it ends

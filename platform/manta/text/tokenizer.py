@@ -23,6 +23,7 @@ from manta import foreign
 from manta.config import Natural
 from manta.errors import DataError, MantaError
 from manta.terminal import without_stderr
+from manta.text.lost_bytes import LostBytes
 from manta.text.tokenizer_extras import (
     END_OF_TEXT,
     Added,
@@ -87,7 +88,7 @@ class Tokenizer:
         bytes_ = [bytes([byte]) for byte in range(256)]
         self.lacking = b"".join(byte for byte in bytes_ if byte not in ranks)
         """Bytes without a token, which a text loses, as in transformers (SmolLM2 lacks some)."""
-        # tiktoken needs a token for each byte: these get ids that `encode_array` takes out.
+        # tiktoken needs a token for each byte: these get ids that `LostBytes` takes out.
         stand_ins = {bytes([b]): self.vocab_size + i for i, b in enumerate(self.lacking)}
         self._encoding = tiktoken.Encoding(
             name,
@@ -95,6 +96,8 @@ class Tokenizer:
             mergeable_ranks=ranks | stand_ins,
             special_tokens={token.content: token.id for token in self.extras.added},
         )
+        one = self._encoding._encode_single_piece
+        self._lost = self.lacking and LostBytes(pattern, self.lacking, self.token_bytes(), one)
 
     @property
     def tiktoken(self) -> tiktoken.Encoding:
@@ -130,10 +133,7 @@ class Tokenizer:
         except UnicodeEncodeError:  # half of a surrogate pair, e.g. from a terminal: U+FFFD
             mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             parts = list(self._parts(mended))
-        ids = np.concatenate(parts)
-        if self.lacking:
-            ids = ids[ids < self.vocab_size]
-        return ids.astype(self.dtype)
+        return np.concatenate(parts).astype(self.dtype)
 
     def document(self, text: str) -> np.ndarray:
         """The ids of a whole document, (T,): those of its text between the tokens that open and end
@@ -167,7 +167,8 @@ class Tokenizer:
             if isinstance(part, int):
                 yield np.array([part], np.uint32)
             else:
-                yield from self._windows(part)
+                windows = self._windows(part)
+                yield from self._lost.taken_out(part, windows) if self._lost else windows
 
     def _encode(self, text: str) -> np.ndarray:
         return self._encoding.encode_to_numpy(text, disallowed_special=())
