@@ -15,7 +15,8 @@ from manta.monitor.watch import _disks, planned, watching
         ('{"tokens_per_second": 1234.5, "parameters": 7}', 1234.5, None),
         ('{"tokens_per_second": 0}', None, None),
         ('{"tokens_per_second": "fast"}', None, "tokens_per_second='fast'"),
-        ("{}", None, "tokens_per_second is missing"),
+        ("{}", None, None),
+        ('{"tokens_per_second": null}', None, None),
         ("[", None, "not valid JSON"),
     ],
 )
