@@ -122,6 +122,7 @@ def test_edit_regenerate_and_branches(tab: Seen) -> None:
     tab.answered(1)
     assert texts(tab, ".user") == ["sea?"]
     tab.page.locator(".user .about button", has_text="‹").click()
+    tab.page.locator(".user .branch", has_text="1/2").wait_for()
     assert texts(tab, ".user") == ["why?"]
     tab.page.locator(".assistant .about button", has_text="Again").click()
     tab.page.locator(".assistant .branch", has_text="2/2").wait_for()

@@ -117,8 +117,10 @@ class _Tracker:
 
     def put(self, records: list[dict[str, Any]] | None) -> None:
         """Takes records to track; None: there will be no more."""
-        with contextlib.suppress(queue.Full):
+        try:
             self._waiting.put_nowait(records)
+        except queue.Full:
+            self._complain("it takes figures too slowly; some are missing there")
 
     def close(self, until: float) -> None:
         """Waits for the process's end until a time of time.monotonic(), then ends it."""
