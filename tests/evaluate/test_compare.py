@@ -139,7 +139,7 @@ def test_single_runs_are_not_said_to_differ_by_more_than_chance() -> None:
 
 
 def test_many_comparisons_are_one_family() -> None:
-    """Of eight runs that are equally good, one pair in 28 looks different by chance."""
+    """Eight runs that are equally good have 28 pairs, of which one looks different by chance."""
     rng, found, families = random.Random(5), 0, 20
     for _ in range(families):
         runs = []

@@ -20,10 +20,10 @@ def parabola(rate: float, best: float, curvature: float) -> float:
 @few
 @given(st.floats(1e-4, 1e-1), st.floats(0.001, 1.0), st.floats(-0.45, 0.45), st.integers(1, 3))
 def test_the_lowest_point_of_a_parabola_is_found(
-    middle: float, curvature: float, shift: float, beside: int
+    middle: float, curvature: float, shift: float, around: int
 ) -> None:
     """Exactly, where there is no noise."""
-    rates = [middle * 2.0**step for step in range(-beside, beside + 1)]
+    rates = [middle * 2.0**step for step in range(-around, around + 1)]
     best = middle * 2.0**shift
     found = fit({rate: [parabola(rate, best, curvature)] for rate in rates})
     assert isinstance(found, Optimum)
@@ -33,7 +33,7 @@ def test_the_lowest_point_of_a_parabola_is_found(
 
 
 def test_the_interval_covers_the_truth_in_19_of_20_fits() -> None:
-    """Also where the parabola is so flat that its lowest point is hardly known."""
+    """It does so for a parabola so flat that its lowest point is hardly known, too."""
     rates = [2.0**n * 1e-3 for n in range(-2, 3)]
     for curvature in (0.05, 0.005):
         covered = known = 0

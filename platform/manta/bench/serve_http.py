@@ -228,7 +228,7 @@ def _hellaswag(file: str, port: int, path: str) -> dict[str, Any]:
 
     def one(pair: tuple[str, str]) -> float:
         context = tokenizer.encode(pair[0])
-        # As lm-eval cuts texts: a token across the border is the context's up to there.
+        # lm-eval cuts texts like this: a token across the border is the context's up to there.
         ids = context + tokenizer.encode(pair[0] + pair[1])[len(context) :]
         body = {"prompt": ids, "echo": True, "logprobs": 0, "max_tokens": 0, "temperature": 0}
         reply = json.loads(_post(port, "/v1/completions", body).read())

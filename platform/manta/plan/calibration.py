@@ -165,10 +165,14 @@ def table(entry: dict[str, Any]) -> list[str]:
     for kind in KINDS:
         unit = units.get(kind, "GB")
         factor = 1.0 if unit in ("block", "step") else 1e9
-        both = [entry[part].get(kind) for part in ("step", "forward")]
-        if both[0] is None:
+        step, forward = (entry[part].get(kind) for part in ("step", "forward"))
+        if step is None:
             continue
-        step = f"{both[0] * factor * 1e3:,.3f} ms"
-        forward = f"{both[1] * factor * 1e3:,.3f} ms" if kind in OF_A_MICRO_BATCH and both[1] is not None else ""  # fmt: skip  # noqa: E501
-        lines.append(f"{kind:<14}{step:>16}{forward:>20}  a {unit}")
+        if kind not in OF_A_MICRO_BATCH:
+            forward = None
+        cells = [
+            "" if seconds is None else f"{seconds * factor * 1e3:,.3f} ms"
+            for seconds in (step, forward)
+        ]
+        lines.append(f"{kind:<14}{cells[0]:>16}{cells[1]:>20}  a {unit}")
     return lines

@@ -159,7 +159,7 @@ class ScalingConfig(PretrainConfig):
                     f"{'it' if len(alone) == 1 else 'them'}"
                 )
         elif not found and not self.ladder.problems():
-            # It is built from this config.
+            # That file imports this one.
             from manta.scaling.ladder import problems
 
             found += problems(self)

@@ -74,7 +74,7 @@ class SweepConfig(PretrainConfig):
         return found + (self._problems_of_space() if not self.sweep.problems() else [])
 
     def derived(self) -> dict[str, Any]:
-        # They are built from this config.
+        # Both files import this one.
         from manta.sweep import speed
         from manta.sweep.rehearsal import foreseen
 
