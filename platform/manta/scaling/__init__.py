@@ -13,6 +13,7 @@ Its files, in reading order:
     ladder         the runs of a ladder: sizes, budgets, stable runs and the decays that leave them
     climbing       what of a ladder is left to train, for the lanes of a sweep
     training       trains it, and says what it costs
+    backtest       the law of the runs of less compute, held against those of the most
     misfit         size and tokens that help more, or less, together than the law has it
     recommend      what to train next: size, tokens, rate, batch; the run of a prediction
     study          the law: points, fit, recommendation, prediction

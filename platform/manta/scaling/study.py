@@ -12,6 +12,7 @@ from manta import layout, ownership, storage
 from manta.errors import DataError
 from manta.plot import short
 from manta.scaling import pictures, predictions
+from manta.scaling.backtest import Backtest, backtest
 from manta.scaling.fit import LEVEL, Fit, fit
 from manta.scaling.isoflop import UNEVEN, WIDTH, parabola
 from manta.scaling.points import Point, gather
@@ -28,6 +29,7 @@ LARGEST = 0.2  # the share of the runs that are the largest
 FAR = 2.5  # standard errors of their mean residual, beyond which the law does not fit them
 NOTHING = 0.01  # of the lowest loss measured, below which E is as good as 0
 UNSURE = 100.0  # ends of an interval of the best size, against each other
+CHECK_SAMPLES = 400  # bootstrap samples of the check, whose interval need not be as exact
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 
 
@@ -51,9 +53,10 @@ def study(c: ScalingConfig, trained: Sequence[str] = ()) -> tuple[list[str], str
             f"the losses of these {len(points):,} runs do not fall with size and tokens (alpha "
             f"{found.law.alpha:.3g}, beta {found.law.beta:.3g}): add runs of other sizes and tokens"
         )
-    doubt = list(_doubts(found, points))
+    checked = backtest(points, min(c.samples, CHECK_SAMPLES), c.seed)
     count = "file" if c.points is not None else c.count
-    lines = [*_table(found, points, count), "", *_isoflop(found, points), *doubt]
+    lines = [*_table(found, points, count), *([checked.line] if checked else [])]
+    lines += ["", *_isoflop(found, points), *_doubts(found, points)]
     tried = Tried.of(points)
     lines += tried.lines()
     budget = c.budget.in_flops
@@ -65,7 +68,8 @@ def study(c: ScalingConfig, trained: Sequence[str] = ()) -> tuple[list[str], str
     with storage.writing(folder, "free some space there, then run the same command again"):
         for name, data in drawn.items():
             storage.write_bytes(storage.join(folder, name), data)
-        storage.write_json(storage.join(folder, layout.LAW), _facts(found, points, count, inputs))
+        facts = _facts(found, points, count, inputs, checked)
+        storage.write_json(storage.join(folder, layout.LAW), facts)
     return lines, folder
 
 
@@ -147,7 +151,11 @@ def _isoflop(found: Fit, points: Sequence[Point]) -> Iterator[str]:
 
 
 def _facts(
-    found: Fit, points: Sequence[Point], count: str, inputs: dict[str, str]
+    found: Fit,
+    points: Sequence[Point],
+    count: str,
+    inputs: dict[str, str],
+    checked: Backtest | None,
 ) -> dict[str, Any]:
     """What fit.json has."""
     figures = {}
@@ -163,4 +171,5 @@ def _facts(
     return {
         "law": figures, "level": LEVEL, "samples": len(found.draws), "objective": found.objective,
         "count": count, "inputs": inputs, "points": rows,
+        "checked_on_itself": None if checked is None else dataclasses.asdict(checked),
     }  # fmt: skip
