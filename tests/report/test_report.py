@@ -147,6 +147,16 @@ def test_every_number_is_that_of_its_files_and_keys(tmp_path: Path) -> None:
     )
 
 
+def test_a_plan_that_knew_no_start_is_compared_without_it(tmp_path: Path) -> None:
+    path = a_run(tmp_path)
+    file = tmp_path / "runs" / "run" / layout.PLAN
+    file.write_text(json.dumps({**json.loads(file.read_text()), "counts_start": False}))
+    (plan,) = [s for s in build(path).facts["sections"] if s["title"] == "Plan against outcome"]
+    measured = {row[0]: row[2]["value"] for row in plan["rows"]}
+    assert measured["hours after the start"] == pytest.approx(80 / 3600)
+    assert "hours" not in measured
+
+
 def test_numbers_of_the_page_are_facts(tmp_path: Path) -> None:
     """A number that a reader sees in a list or in a table's column of numbers has a source."""
     made = build(a_run(tmp_path))

@@ -63,6 +63,15 @@ def test_the_summary_says_how_wrong_the_plan_was(tmp_path: Path) -> None:
     assert "hours 0.45 (planned 0.5: -10.0%)" in line
 
 
+def test_a_plan_that_knew_no_start_is_compared_without_it(tmp_path: Path) -> None:
+    run = a_plan(tmp_path, counts_start=False)
+    assert adopt(tmp_path, CONFIG) == []
+    an_outcome(run)
+    found = {figure.name: figure.measured for figure in planned.figures(run)}
+    assert found["hours after the start"] == pytest.approx(1500 / 3600)
+    assert "hours" not in found
+
+
 def test_a_plan_for_another_config_stays_where_it_is(tmp_path: Path) -> None:
     run = a_plan(tmp_path)
     (line,) = adopt(tmp_path, {**CONFIG, "num_workers": 2, "optimizer": {"lr": 0.2}})

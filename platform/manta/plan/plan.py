@@ -275,6 +275,7 @@ def _add_time(
     tree["tokens_per_second"] = rate_of_tokens
     tree["hours"] = _finite(took.total / 3600)
     tree["train_hours"] = took.train / 3600
+    tree["counts_start"] = start is not None
     tree["dollars"] = None if rate is None else _finite(rate * took.total / 3600)
     tree["time"] = {
         "source": quick.source,

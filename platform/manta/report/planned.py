@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from manta import layout
 from manta.report.facts import Fact, Files, pointer
+from manta.train.records.planned import hours_name
 
 TITLE = "Plan against outcome"
+START = pointer("seconds", "start")
 STEPS = (pointer("seconds", "productive"), pointer("seconds", "data wait"))
 HEAD = ("", "planned", "measured", "off by")
 
@@ -21,13 +23,15 @@ def rows(files: Files, at: Callable[[str], str]) -> list[Row]:
     if not isinstance(files.content(plan), dict):
         return []
     every = tuple((goodput, pointer("seconds", k)) for k in files.get(goodput, "/seconds") or {})
+    counts_start = files.get(plan, "/counts_start") is not False
+    counted = tuple(p for p in every if counts_start or p[1] != START)
     steps = tuple(place for place in every if place[1] in STEPS)
     speeds: tuple[Place, ...] = ((metrics, "/*/tokens_per_second"),)
     memory: tuple[Place, ...] = ((metrics, "/*/memory_peak"),)
     if not files.get(*memory[0]):
         memory = ((events, "/*/bytes"),)
     found = [
-        _row(files, "hours", (plan, "/hours"), every, _hours, "sum(v) / 3600",
+        _row(files, hours_name(counts_start), (plan, "/hours"), counted, _hours, "sum(v) / 3600",
              "sum(v[1:]) / 3600 / v[0] - 1"),
         _row(files, "hours of steps", (plan, "/train_hours"), steps, _hours, "sum(v) / 3600",
              "sum(v[1:]) / 3600 / v[0] - 1"),

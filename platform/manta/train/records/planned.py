@@ -30,6 +30,9 @@ class Plan:
     tokens: Whole
     config: dict[str, Any]
     hours: PositiveFloat | None = None
+    counts_start: bool = True
+    """Whether these hours include the start of the workers, which the home's first run has not
+    known."""
     train_hours: PositiveFloat | None = None
     """The part of these hours that goes into steps."""
     tokens_per_second: PositiveFloat | None = None
@@ -114,10 +117,13 @@ def figures(run: str) -> list[Figure]:
     last: dict[str, Any] = next(
         reversed(evaluations(metrics, metrics[-1]["step"] if metrics else 0)), {}
     )
+    hours = ledger.seconds_of(run) / 3600
+    if not plan.counts_start:
+        hours -= ledger.causes_of(run)["start"] / 3600
     trained = max((r.get("tokens") or 0 for r in metrics), default=0)
     is_whole = abs(trained - plan.tokens) <= CLOSE * plan.tokens
     measured = {
-        "hours": (plan.hours, ledger.seconds_of(run) / 3600 if is_whole else None),
+        hours_name(plan.counts_start): (plan.hours, hours if is_whole else None),
         "hours of steps": (plan.train_hours, _steps(run) / 3600 if is_whole else None),
         "tok/s": (plan.tokens_per_second, statistics.median(speeds) if speeds else None),
         "peak memory in GB": (plan.peak_memory_bytes, peak_memory(run, metrics)),
@@ -128,6 +134,11 @@ def figures(run: str) -> list[Figure]:
         for name, (planned, found) in measured.items()
         if planned is not None and isinstance(found, int | float) and found > 0
     ]
+
+
+def hours_name(counts_start: bool) -> str:
+    """How a comparison names the hours of a plan."""
+    return "hours" if counts_start else "hours after the start"
 
 
 def _steps(run: str) -> float:
