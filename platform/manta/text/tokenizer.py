@@ -85,8 +85,7 @@ class Tokenizer:
         self._split = Splitter(self.extras)
         bos = [] if self.extras.bos is None else [self.extras.bos]
         self._opening, self._closing = np.array(bos, self.dtype), np.array([eot], self.dtype)
-        bytes_ = [bytes([byte]) for byte in range(256)]
-        self.lacking = b"".join(byte for byte in bytes_ if byte not in ranks)
+        self.lacking = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
         """Bytes without a token, which a text loses, as in transformers (SmolLM2 lacks some)."""
         # tiktoken needs a token for each byte: these get ids that `LostBytes` takes out.
         stand_ins = {bytes([b]): self.vocab_size + i for i, b in enumerate(self.lacking)}
@@ -97,7 +96,8 @@ class Tokenizer:
             special_tokens={token.content: token.id for token in self.extras.added},
         )
         one = self._encoding._encode_single_piece
-        self._lost = self.lacking and LostBytes(pattern, self.lacking, self.token_bytes(), one)
+        lost = LostBytes(pattern, self.lacking, self.token_bytes(), one) if self.lacking else None
+        self._lost = lost
 
     @property
     def tiktoken(self) -> tiktoken.Encoding:
