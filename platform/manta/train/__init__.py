@@ -26,6 +26,7 @@ Its sub-rooms and files, in reading order:
     lane            one rank of a lane, which trains several runs, one after the other
     patience        decides whether failed workers are started again, and counts failures
     elastic         the number of workers of a run that takes what the cluster has room for
+    earlier         what earlier runs tell of runs to come: their speed, their start
     supervise       runs Ray Train's workers, and starts them again when they fail
     pretrain        a whole run, as the process that a person starts sees it
 """
