@@ -262,6 +262,15 @@ class SweepConfig(PretrainConfig):
         for key, why in FIXED.items():
             if d.key == key or d.key.startswith(f"{key}."):
                 return [f"{where}: {why}; omit it"]
+        found: list[str] = []
+        for value in (d.low, d.high) if d.is_range else d.values:
+            value = d.nearest(value) if d.is_range else value
+            tree = {**self.shared, "name": "trial"}
+            tree = configs.merged(tree, _nested(d.key, value))
+            for problem in configs.problems_of_types(PretrainConfig, tree):
+                found.append(_named_after(where, d.key, problem))
+        if found:
+            return list(dict.fromkeys(found))
         if d.is_range and search.search == "grid":
             return [
                 f"{where}={spaces.shown(d.spec())} is a range, and search=grid needs lists: set "
@@ -277,14 +286,7 @@ class SweepConfig(PretrainConfig):
                 f"change: omit it, or set it to null; keys of "
                 f"{', '.join(k.rstrip('.') for k in CHANGEABLE)} can change"
             ]
-        found = []
-        for value in (d.low, d.high) if d.is_range else d.values:
-            value = d.nearest(value) if d.is_range else value
-            tree = {**self.shared, "name": "trial"}
-            tree = configs.merged(tree, _nested(d.key, value))
-            for problem in configs.problems_of_types(PretrainConfig, tree):
-                found.append(_named_after(where, d.key, problem))
-        return list(dict.fromkeys(found))
+        return []
 
     def _problems_of_grid(self) -> list[str]:
         """The values that no trial can take; the first reason if there is no trial at all."""
