@@ -27,7 +27,7 @@ from manta.train.objectives.next_token import Batch
 from manta.train.ranks import Rank
 from manta.train.records.logbook import read_metrics
 from manta.train.run import Run
-from manta.train.step.device import DTYPES
+from manta.train.step.device import DTYPES, Probes
 from manta.train.step.optimizer import OptimizerConfig, make_optimizer
 from manta.train.supervise import fit
 from manta.train.worker import setup
@@ -61,7 +61,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     c = configs.from_dict(BenchConfig, arguments["config"])
     datasets: tuple[Manifest, ...] = arguments["datasets"]
     rank = Rank.here()
-    run = setup(c, datasets, None, rank, signals=Signals([]), say=lambda _: None)
+    run = setup(c, datasets, None, rank, signals=Signals([]), say=lambda _: None, probes=Probes())
     torch.manual_seed(c.seed)
     bare = _BareLoop(c, run)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}

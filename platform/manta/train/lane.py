@@ -21,6 +21,7 @@ from manta.train.faults.signals import Asked, Moving, Signals, sigterm
 from manta.train.ranks import Rank, agreed
 from manta.train.rollbacks import Diverged
 from manta.train.settings import PretrainConfig
+from manta.train.step.device import Probes
 from manta.train.worker import preempted, require_shared, train_run
 
 SECONDS_BETWEEN_QUESTIONS = 5.0  # the worker that an answer was for may have died
@@ -89,6 +90,7 @@ def lane(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
     desk = _Desk()
     if rank.is_first:
         mailbox(arguments["requests"], desk.take)
+    probes = Probes()
     with sigterm() as told_to_go:
         sources = [told_to_go, lambda: desk.asked]
         signals = Signals(sources, shared=preempted)
@@ -96,7 +98,7 @@ def lane(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
             c = configs.from_dict(PretrainConfig, piece.config or {})
             diverged = None
             try:
-                train_run(c, arguments["datasets"], rank, sources, say, piece.until)
+                train_run(c, arguments["datasets"], rank, sources, say, piece.until, probes)
             except Diverged as e:
                 diverged = str(e)
             clean()

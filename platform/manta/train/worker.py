@@ -43,7 +43,7 @@ from manta.train.records.logbook import Logbook
 from manta.train.resume import data_identity, val_sample, with_length, with_sample
 from manta.train.run import Interrupted, Rollback, Run
 from manta.train.settings import PretrainConfig
-from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
+from manta.train.step.device import Device, Probes, available_cpus, make_deterministic
 
 
 def worker(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
@@ -67,15 +67,18 @@ def train_run(
     sources: list[Callable[[], Asked]],
     say: Callable[[Any], None],
     until: int | None = None,
+    probes: Probes | None = None,
 ) -> None:
     """Trains a run from its newest checkpoint to its end, to step `until`, or until one of the
-    `sources` asks to stop; goes back to before each loss spike.
+    `sources` asks to stop; goes back to before each loss spike. What `probes` knows of this
+    process's devices is not measured again.
 
     Raises:
         Diverged: the run has gone back as often as it may (on all ranks).
         Moving: the run is saved and has to continue in another process.
     """
-    while anomaly := _until_rollback(c, datasets, rank, sources, say, until):
+    probes = probes or Probes()
+    while anomaly := _until_rollback(c, datasets, rank, sources, say, until, probes):
         problem = None
         if rank.is_first:
             try:
@@ -111,6 +114,7 @@ def _until_rollback(
     sources: list[Callable[[], Asked]],
     say: Callable[[Any], None],
     until: int | None,
+    probes: Probes,
 ) -> Anomaly | None:
     """Trains from the newest checkpoint to the end or to step `until`, or until told to stop, and
     returns None. If the run has to go back, returns the anomaly that was found. Raises Moving if
@@ -123,6 +127,7 @@ def _until_rollback(
         rank,
         signals=Signals(sources, shared=preempted),
         say=say,
+        probes=probes,
         until=until,
         report=lambda metrics: ray.train.report(dict(metrics)),
     )
@@ -182,6 +187,7 @@ def setup(
     *,
     signals: Signals,
     say: Callable[[Any], None],
+    probes: Probes,
     until: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Run:
@@ -190,7 +196,7 @@ def setup(
     tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer, extending=c.init.checkpoint is not None)
     state = checkpoint.load_state(path) if path else TrainState()
-    c, device, compiled = decide(c, model, state, rank)
+    c, device, compiled = decide(c, model, state, rank, probes)
     if rank.is_first:
         say(Decided(c.micro_batch))
         if problem := slow_attention(c, model, device):
@@ -229,7 +235,7 @@ def setup(
         model=model,
         objective=objective,
         tokenizer=tokenizer,
-        device=device.probed_again(),
+        device=probes.again(device),
         engine=engine,
         saver=Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat, c.lora),
         state=state,
@@ -262,7 +268,7 @@ def open_logbook(
 
 
 def decide(
-    c: PretrainConfig, model: ModelConfig, state: TrainState, rank: Rank
+    c: PretrainConfig, model: ModelConfig, state: TrainState, rank: Rank, probes: Probes
 ) -> tuple[PretrainConfig, Device, bool]:
     """Decides what depends on the machines, the same on all ranks. Returns the config with the
     number of workers and the size of a micro batch, this rank's device, and whether the blocks are
@@ -273,10 +279,10 @@ def decide(
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
     threads = c.threads_per_worker or max(1, available_cpus() // rank.local_world_size)
-    device = find_device(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
+    device = probes.find(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
     dtype = agreed(device.dtype)
     if dtype != device.dtype:
-        device = find_device(dtype, bool(c.gpus_per_worker), threads)
+        device = probes.find(dtype, bool(c.gpus_per_worker), threads)
     compiled = state.compiled
     if compiled is None or c.compile != "auto":
         compiled = agreed(compiles(c, model, device))
