@@ -18,10 +18,10 @@ import torch
 from manta import config as configs
 from manta.messages import mailbox
 from manta.train.faults.signals import Asked, Moving, Signals, sigterm
+from manta.train.kept import Kept
 from manta.train.ranks import Rank, agreed
 from manta.train.rollbacks import Diverged
 from manta.train.settings import PretrainConfig
-from manta.train.step.device import Probes
 from manta.train.worker import preempted, require_shared, train_run
 
 SECONDS_BETWEEN_QUESTIONS = 5.0  # the worker that an answer was for may have died
@@ -90,7 +90,7 @@ def lane(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
     desk = _Desk()
     if rank.is_first:
         mailbox(arguments["requests"], desk.take)
-    probes = Probes()
+    kept = Kept()
     with sigterm() as told_to_go:
         sources = [told_to_go, lambda: desk.asked]
         signals = Signals(sources, shared=preempted)
@@ -98,7 +98,7 @@ def lane(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
             c = configs.from_dict(PretrainConfig, piece.config or {})
             diverged = None
             try:
-                train_run(c, arguments["datasets"], rank, sources, say, piece.until, probes)
+                train_run(c, arguments["datasets"], rank, sources, say, piece.until, kept)
             except Diverged as e:
                 diverged = str(e)
             clean()
