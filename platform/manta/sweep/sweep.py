@@ -10,6 +10,7 @@ from manta.job import say
 from manta.sweep import opening
 from manta.sweep.costs import Bill, Costs
 from manta.sweep.journal import Journal
+from manta.sweep.naming import many
 from manta.sweep.plan import Plan
 from manta.sweep.rehearsal import foreseen
 from manta.sweep.results import Ranking, conclude, passed_over
@@ -83,7 +84,7 @@ def _bill(plan: Plan, lanes: int) -> Bill:
     batches = {c.config_of(trial).tokens_per_batch for trial in c.examples()}
     return Bill(
         what=f"sweep {c.name}",
-        runs=f"{_trials(whole.trials)}, at most {whole.tokens:,} tokens",
+        runs=f"{many(whole.trials, 'trial')}, at most {whole.tokens:,} tokens",
         flops=whole.flops,
         lanes=min(lanes, whole.trials),
         flops_per_token=plan.flops_per_token,
@@ -107,7 +108,3 @@ def _trained(plan: Plan) -> tuple[int, float]:
     done = [s for s in plan.segments if (s.trial, s.until) not in ready]
     flops = sum((s.until - s.start) * plan.flops_per_token(s.trial) for s in done)
     return sum(s.until - s.start for s in done), flops
-
-
-def _trials(count: int) -> str:
-    return f"{count} trial{'s' if count != 1 else ''}"
