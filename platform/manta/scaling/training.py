@@ -67,7 +67,8 @@ def _train(
         stopped_by = running.run()
         if stopped_by is not None:
             say(f"{what} stopped; the same command goes on")
-        costs.end(running.spent)
+        else:
+            costs.end(running.spent)
     return stopped_by, climb.failed
 
 
