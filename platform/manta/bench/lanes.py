@@ -54,20 +54,20 @@ def lanes(c: BenchConfig) -> dict[str, Any]:
         "most_overhead": max((t["overhead"] for t in later), default=None),
         "evaluation": statistics.median(t["evaluation"] for t in found),
         "parts": {part: statistics.median(t[part] for t in later) for part in PARTS if later},
-        "between": statistics.median(_gaps(found, later)) if later else None,
+        "between": statistics.median(gaps(found, later)) if later else None,
     }
 
 
-def _gaps(found: list[dict[str, float]], later: list[dict[str, float]]) -> list[float]:
+def gaps(found: list[dict[str, float]], later: list[dict[str, float]]) -> list[float]:
     """Seconds from the end of a trial to the begin of the next one in its lane: a trial follows the
     one that ended last before it and has none after it yet."""
-    gaps, free = [], sorted(t["ended"] for t in found)
+    between, free = [], sorted(t["ended"] for t in found)
     for trial in later:
         before = [end for end in free if end <= trial["began"]]
         if before:
             free.remove(before[-1])
-            gaps.append(trial["began"] - before[-1])
-    return gaps or [0.0]
+            between.append(trial["began"] - before[-1])
+    return between or [0.0]
 
 
 def _trial(run: str) -> dict[str, float]:
