@@ -128,7 +128,8 @@ def _next(desk: _Desk, rank: Rank, signals: Signals, say: Callable[[Any], None])
 
 def clean() -> None:
     """Forgets the run that this process has trained: its memory, and what was compiled for it."""
+    torch.compiler.reset()
     gc.collect()
+    gc.freeze()  # what is old is not looked through again when the next run begins to train
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    torch.compiler.reset()
