@@ -1,5 +1,7 @@
 """What a worker keeps of one run for the next changes nothing."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,8 @@ from manta.data.order import Order, Phase, make_stages
 from manta.model.gpt import GPT, ModelConfig
 from manta.model.init import InitConfig, initialise
 from manta.train.kept import MOST_FITS, Kept
+from manta.train.lane import clean
+from manta.train.loop import no_garbage_collection
 
 MODEL = {
     "n_layer": 2, "n_embd": 16, "n_head": 2, "context_length": 8, "vocab_size": 12,
@@ -59,3 +63,21 @@ def test_a_few_fits_are_kept() -> None:
     assert [made(kept, 1, order)[2] for order in range(MOST_FITS)] == [0] * MOST_FITS
     assert made(kept, 1, MOST_FITS)[2] == 1
     assert [made(kept, 1, order)[2] for order in (MOST_FITS - 1, 0)] == [0, 1]
+
+
+def test_what_a_run_of_a_lane_leaves_is_freed_and_what_is_older_is_frozen() -> None:
+    class Engine:
+        def __init__(self) -> None:
+            self.hook = self.__init__  # a cycle, as DeepSpeed's engine has some
+
+    try:
+        for _ in range(3):
+            engine = Engine()
+            gone = weakref.ref(engine)
+            with no_garbage_collection():
+                pass
+            del engine
+            clean()
+            assert gone() is None and gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
