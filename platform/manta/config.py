@@ -314,6 +314,13 @@ def _expand(cls: type, tree: dict[str, Any], prefix: str, problems: list[str]) -
     return tree
 
 
+# Words for what pydantic calls by the names of Python's types.
+PLAIN = {
+    "tuple_type": "should be a list, as [1, 2]",
+    "dataclass_type": "should be a group of keys: give them one by one, as group.key=value",
+}
+
+
 def _describe(cls: type, error: dict[str, Any]) -> str:
     path = [str(part).rstrip("_") for part in error["loc"]]
     if error["type"] == "unexpected_keyword_argument":
@@ -326,6 +333,7 @@ def _describe(cls: type, error: dict[str, Any]) -> str:
         near = f"; did you mean {' or '.join(same)}?" if same else _nearest(path[-1], own, prefix)
         return f"{'.'.join(path)}: unknown key{near or _elsewhere(cls, path[-1])}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    message = PLAIN.get(error["type"], message)
     known = {key: kind for key, kind, *_ in _fields(cls, "")}
     if path[-1] == "[key]":
         return f"{'.'.join(path[:-2])}: its key {error['input']} {message}"

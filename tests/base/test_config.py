@@ -136,10 +136,10 @@ def test_an_unknown_preset_names_the_nearest_or_all() -> None:
         ("dtype=fp16", "'auto', 'bf16' or 'fp32'"),
         ("zero_stage=4", "0, 1, 2 or 3"),
         ("model.tie_embeddings=3", "boolean"),
-        ("sample.prompts=abc", "tuple"),
+        ("sample.prompts=abc", "should be a list"),
         ("data.val_fraction=1", "less than 1"),
-        ("model=3", "dictionary"),
-        ("optimizer=null", "dictionary"),
+        ("model=3", "group of keys"),
+        ("optimizer=null", "group of keys"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key_and_what_would_be_valid(
@@ -176,7 +176,7 @@ def test_no_number_can_be_given_as_true() -> None:
     assert len(kinds) > 30
     for key, _ in kinds:
         said = refusal(f"{key}=true")
-        for other in ("'auto'", "a valid tuple"):
+        for other in ("'auto'", "a list, as [1, 2]"):
             said = said.removesuffix(f" or should be {other}")
         assert said == f"{key}=True: should be a number, not true or false"
 

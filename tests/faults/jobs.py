@@ -16,6 +16,8 @@ import psutil
 from helpers.common import ROOT
 from manta import layout
 
+RAY = str(Path(sys.executable).parent / "ray")
+
 
 class Job:
     """A job as a person starts it, with a Ray of its own; its lines as they come."""

@@ -8,22 +8,17 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from faults.inject import SEED
-from faults.jobs import final, job, kill_child, last_step, records
+from faults.jobs import RAY, final, job, kill_child, last_step, records
 
-RAY = str(Path(sys.executable).parent / "ray")
 AT = random.Random(SEED).randrange(55, 95)  # a run has 400 steps and a checkpoint every 50
 
 
@@ -99,40 +94,6 @@ def test_a_second_ctrl_c_ends_a_job_at_once(
     assert lost <= 50 and final(prepared, "driver-twice") == weights
     happened = "exit code 130; the same command went on"
     note("Ctrl-C twice", happened, lost, moment - second.started, "identical")
-
-
-@pytest.fixture
-def head() -> Iterator[dict[str, str]]:
-    """A Ray as plain `ray start` makes it, in a temporary folder of its own. Gives the environment
-    in which jobs are submitted to it."""
-    folder = tempfile.mkdtemp(prefix="m", dir="/tmp")  # as the paths of sockets may not be long
-    ports = {key: _free_port() for key in ("port", "dashboard-port", "ray-client-server-port")}
-    command = [
-        RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}",
-        "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--dashboard-agent-listen-port=0",
-        *(f"--{key}={port}" for key, port in ports.items()),
-    ]  # fmt: skip
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MANTA_"))}
-    server = f"http://127.0.0.1:{ports['dashboard-port']}"
-    with subprocess.Popen(command, env=kept | {"RAY_AUTH_MODE": "disabled"}) as process:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{server}/api/version"):
-                break
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        yield {"RAY_API_SERVER_ADDRESS": server, "RAY_AUTH_MODE": "disabled"}
-        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        found: int = s.getsockname()[1]
-        return found
 
 
 @pytest.mark.faults

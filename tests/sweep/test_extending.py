@@ -79,6 +79,11 @@ def test_a_best_value_inside_the_range_is_no_edge() -> None:
     assert not edges(Truth(best_lr=1.0, diverges_from=4e-3), lr=[1e-3, 2e-3, 4e-3], **ONE)[1]
 
 
+def test_what_is_tried_next_is_near_though_its_neighbour_is_far() -> None:
+    _, (edge,) = edges(Truth(noise=0.0, diverges_from=50.0), lr=[1e-3, 100.0], **ONE)
+    assert "lr 0.001 is the lowest tried; try 0.0001 next" in edge.sentence
+
+
 def test_choices_have_no_edge_and_nothing_impossible_is_proposed() -> None:
     space = {"optimizer.kind": ["adamw", "muon"], "optimizer.weight_decay": [0.0, 0.1]}
     (edge,) = edges(Truth(noise=0.0), space=space, lr=None, **ONE)[1] or [None]

@@ -1,9 +1,7 @@
-"""The page and the pictures of a sweep, and what an earlier run tells of its speed."""
+"""The page and the pictures of a sweep."""
 
 import dataclasses
 import json
-import os
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,11 @@ from typing import Any
 import pytest
 
 from helpers.sweeps import Truth, config, simulated
-from manta.sweep import speed
 from manta.sweep.findings import findings
 from manta.sweep.page import page, write
 from manta.sweep.pictures import pictures
 from manta.sweep.plan import Plan
 from manta.sweep.results import conclude
-from manta.sweep.settings import SweepConfig
-from manta.train.records import history
-from manta.train.settings import save_run_config
 
 GRID: dict[str, Any] = {"lr": [5e-4, 1e-3, 2e-3, 4e-3, 64.0], "tokens_per_batch": [1024, 2048]}
 TRUTH = Truth(diverges_from=64.0)
@@ -103,43 +97,3 @@ def test_pictures_are_drawn_for_what_there_is(tmp_path: Path) -> None:
     found = pictures(drawn)
     assert [name.split()[0] for name in found] == ["Val", "Parallel", "Val", "Importance"]
     assert all(data.startswith(b"\x89PNG") for data in found.values())
-
-
-def earlier_run(c: SweepConfig, home: Path, name: str, **keys: Any) -> None:
-    """A finished run with measured steps, of a trial's model."""
-    run = dataclasses.replace(c.config_of(c.examples()[0]), name=name, home=str(home), **keys)
-    save_run_config(run)
-    folder = home / "runs" / name
-    (folder / "checkpoints" / "step-00000064").mkdir(parents=True)
-    (folder / "checkpoints" / "step-00000064" / "MANIFEST.json").write_text("{}")
-    steps = [{"step": n, "tokens": n, "tokens_per_second": 1000.0, "step_seconds": 0.5}
-             for n in range(1, 5)]  # fmt: skip
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in steps))
-    history.note(str(folder), "command", **history.command())
-
-
-def test_an_earlier_run_of_the_same_model_tells_the_speed(tmp_path: Path) -> None:
-    c = dataclasses.replace(config(lr=[1e-3]), home=str(tmp_path))
-    assert speed.earlier(c) is None
-    earlier_run(c, tmp_path, "old")
-    found = speed.earlier(c)
-    assert found is not None
-    assert (found.run, found.tokens_per_second) == ("old", 1000.0)
-    assert c.derived()["steps of all trials in one lane"].endswith(", if as fast as in old")
-    # A run on all of the machine's threads, where a trial has one of them.
-    os.utime(tmp_path / "runs" / "old" / "metrics.jsonl", (1, 1))
-    earlier_run(c, tmp_path, "newer", threads_per_worker=None)
-    found = speed.earlier(c)
-    assert found is not None
-    assert (found.run, found.tokens_per_second) == ("newer", 1000.0 / (os.cpu_count() or 1))
-
-
-def test_a_run_of_another_model_or_machine_tells_nothing(tmp_path: Path) -> None:
-    c = dataclasses.replace(config(lr=[1e-3]), home=str(tmp_path))
-    model = dataclasses.replace(c.config_of(c.examples()[0]).model, n_embd=64)
-    earlier_run(c, tmp_path, "wide", model=model)
-    assert speed.earlier(c) is None
-    earlier_run(c, tmp_path, "elsewhere")
-    file = tmp_path / "runs" / "elsewhere" / "history.jsonl"
-    file.write_text(re.sub(r'"memory_bytes": \d+', '"memory_bytes": 1', file.read_text()))
-    assert speed.earlier(c) is None

@@ -24,6 +24,7 @@ from manta.train.step import device
 from manta.train.step.device import (
     GPU_PEAKS,
     Device,
+    Probes,
     find_device,
     gpu_memory,
     gpu_peak,
@@ -136,6 +137,27 @@ def test_a_second_probe_never_lowers_what_was_measured() -> None:
     assert found.probed_again().measured >= found.measured
     unreachable = dataclasses.replace(found, measured=1e18)
     assert unreachable.probed_again() == unreachable
+
+
+def test_a_lane_measures_a_device_once_for_all_of_its_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[int] = []
+
+    def count(dtype: str, device: Any, size: int) -> float:
+        measured.append(size)
+        return 1e9 * len(measured)
+
+    monkeypatch.setattr(device, "matmul_flops", count)
+    probes, threads = Probes(), torch.get_num_threads()
+    first = probes.again(probes.find("auto", False, threads))
+    there = len(measured)
+    for wanted in ("auto", first.dtype):  # a run keeps the dtype that it was started with
+        assert probes.again(probes.find(wanted, False, threads)) == first
+    assert len(measured) == there
+    probes.find(first.dtype, False, threads + 1)
+    assert len(measured) > there
+    torch.set_num_threads(threads)
 
 
 def test_a_better_second_probe_raises_what_was_measured_and_no_data_sheets_peak(

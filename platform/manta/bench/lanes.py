@@ -19,6 +19,7 @@ from manta.train.records import ledger
 from manta.train.settings import PretrainConfig
 
 RATES = (2e-4, 3e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3)
+PARTS: tuple[ledger.Cause, ...] = ("start", "checkpoint", "other")
 
 
 def lanes(c: BenchConfig) -> dict[str, Any]:
@@ -52,18 +53,34 @@ def lanes(c: BenchConfig) -> dict[str, Any]:
         "overhead": statistics.median(t["overhead"] for t in later) if later else None,
         "most_overhead": max((t["overhead"] for t in later), default=None),
         "evaluation": statistics.median(t["evaluation"] for t in found),
+        "parts": {part: statistics.median(t[part] for t in later) for part in PARTS if later},
+        "between": statistics.median(gaps(found, later)) if later else None,
     }
+
+
+def gaps(found: list[dict[str, float]], later: list[dict[str, float]]) -> list[float]:
+    """Seconds from the end of a trial to the begin of the next one in its lane: a trial follows the
+    one that ended last before it and has none after it yet."""
+    between, free = [], sorted(t["ended"] for t in found)
+    for trial in later:
+        before = [end for end in free if end <= trial["began"]]
+        if before:
+            free.remove(before[-1])
+            between.append(trial["began"] - before[-1])
+    return between or [0.0]
 
 
 def _trial(run: str) -> dict[str, float]:
     seconds = ledger.causes_of(run)
     state = checkpoint.load_state(checkpoint.newest(run))
-    overhead = seconds["start"] + seconds["checkpoint"] + seconds["other"]
+    ended = ledger.updated(run)
     return {
         "steps": state.train_seconds,
-        "overhead": overhead,
+        "overhead": sum(seconds[part] for part in PARTS),
+        **{part: seconds[part] for part in PARTS},
         "evaluation": seconds["evaluation"],
-        "began": ledger.updated(run) - sum(seconds.values()),
+        "began": ended - sum(seconds.values()),
+        "ended": ended,
     }
 
 
@@ -76,7 +93,10 @@ def table(result: dict[str, Any]) -> str:
             f"the whole sweep     {result['seconds']:>10.1f} s, from its checks to its ranking",
             f"share of steps      {result['share']:>10.1%} (steps x threads / cores x all seconds)",
             f"overhead of a trial {result['overhead']:>10.2f} s (median once lanes run; most "
-            f"{result['most_overhead']:.2f} s): start, copies for checkpoints, records",
+            f"{result['most_overhead']:.2f} s)",
+            *(f"    {part:<15} {value:>10.2f} s" for part, value in result["parts"].items()),
+            f"between two trials  {result['between']:>10.2f} s, in which the driver takes a result "
+            "and begins the next one (median)",
             f"evaluation          {result['evaluation']:>10.2f} s of a trial (median)",
         ]
     )

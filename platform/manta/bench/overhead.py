@@ -22,6 +22,7 @@ from manta.data.manifest import Manifest
 from manta.model.families import model_of
 from manta.train.eval_settings import EvalConfig, SampleConfig
 from manta.train.faults.signals import Signals
+from manta.train.kept import Kept
 from manta.train.loop import no_garbage_collection, train
 from manta.train.objectives.next_token import Batch
 from manta.train.ranks import Rank
@@ -61,7 +62,7 @@ def _measure(arguments: dict[str, Any], put: Callable[[Any], None]) -> None:
     c = configs.from_dict(BenchConfig, arguments["config"])
     datasets: tuple[Manifest, ...] = arguments["datasets"]
     rank = Rank.here()
-    run = setup(c, datasets, None, rank, signals=Signals([]), say=lambda _: None)
+    run = setup(c, datasets, None, rank, signals=Signals([]), say=lambda _: None, kept=Kept())
     torch.manual_seed(c.seed)
     bare = _BareLoop(c, run)
     rates: dict[str, list[float]] = {"bare": [], "platform": []}

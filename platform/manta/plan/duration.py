@@ -2,15 +2,12 @@
 
 import dataclasses
 import math
-import statistics
 
-from manta import layout, storage
 from manta.model.activations import FP32
 from manta.model.cost import adapters, learning, weights
 from manta.model.memory import Setup
 from manta.plan.goodput import Losses, daly, losses
 from manta.plan.speed import Speed
-from manta.train.records import ledger
 from manta.train.settings import PretrainConfig
 
 # Bytes a second at which training pauses to copy what is saved: an H100 paused for 0.4 to 0.6 s
@@ -99,20 +96,6 @@ def samplings(c: PretrainConfig) -> int:
     if not c.sample.prompts:
         return 0
     return 2 + ((c.total_steps - 1) // c.sample.every if c.sample.every else 0)
-
-
-def start_seconds(home: str) -> tuple[float | None, int]:
-    """Median seconds from a run's start until its first step, over the runs of this home, and how
-    many these are; None if there is none."""
-    folder = layout.runs_folder(home)
-    found = []
-    for item in storage.list_files(folder, recursive=False):
-        run = storage.join(folder, item.base_name)
-        if not item.is_file and storage.exists(storage.join(run, layout.GOODPUT)):
-            started = ledger.causes_of(run)["start"]
-            if started > 0:
-                found.append(started / max(1, ledger.starts_of(run)))
-    return (statistics.median(found), len(found)) if found else (None, 0)
 
 
 def duration(

@@ -18,6 +18,7 @@ from manta.plan.fitting import Verdict, verdict
 from manta.plan.machines import Machine, machine_of
 from manta.plan.probe import Probed, probe
 from manta.plan.settings import PlanConfig, run_of
+from manta.train import earlier
 from manta.train.build import WORTH_COMPILING_SECONDS, compiles
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import planned
@@ -265,7 +266,7 @@ def _add_time(
     if quick is None:
         tree |= {"tokens_per_second": None, "hours": None, "train_hours": None, "dollars": None}
         return
-    start, runs = duration.start_seconds(run.home_folder) if machine.is_here else (None, 0)
+    start, runs = earlier.start_seconds(run.home_folder) if machine.is_here else (None, 0)
     failures = c.failures_per_day + c.failures_per_device_day * run.most_workers
     tokens = run.eval.tokens
     if datasets:

@@ -12,10 +12,11 @@ Its files, in reading order:
     identity          whether a config continues the sweep of a journal
     plan              which trial trains how far next, decided from the results so far
     rehearsal         a plan without training: what a sweep will cost, and tests of plans
-    speed             how fast trials train: measured, or as an earlier run was
     work              a segment in the hands of a lane: its checks before, its result after
     lanes             the driver's end of lanes: workers that stay, and train segment by segment
     running           gives a plan's segments to lanes, until it is over or somebody stops it
+    opening           the beginning of a sweep or a ladder: all that can be wrong, then its lock
+    costs             what runs in lanes cost: before, once it is measured, and after
     naming            settings in words
     compared          settings with their seeds, and the best ones against the others
     optimum           the rate at which the loss would be lowest

@@ -18,6 +18,7 @@ from manta.sweep.space import DIGITS, Dimension, exact, flat, shown
 
 SEEDS = 4  # of each contender, where nothing is known yet: one chooses them, three compare them
 OUTER = 0.1  # the share of a range, at each of its ends, that counts as its edge
+MOST_TIMES = 10.0  # between the best value at an edge and the one to try next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +157,15 @@ def _replaced(space: dict[str, Any], key: str, spec: Any) -> dict[str, Any]:
 
 
 def _value_beyond(d: Dimension, at: Edge) -> list[Any] | None:
-    """One more value, as far from the edge as its neighbour is, or as many times."""
+    """One more value, as far from the edge as its neighbour is, or as many times, but at most
+    MOST_TIMES: a neighbour that is far away may be one that nobody believed in."""
     values = sorted(set(d.values))
     first, second = (values[0], values[1]) if at.is_low else (values[-1], values[-2])
     if at.value != first:
         return None
     is_whole = all(isinstance(v, int) for v in values)
-    far: float = first * first / second if values[0] > 0 else 2 * first - second
+    times = min(MOST_TIMES, max(1 / MOST_TIMES, first / second)) if values[0] > 0 else 0.0
+    far: float = first * times if times else 2 * first - second
     if is_whole and far != int(far):
         far = 2 * first - second
     new = int(far) if is_whole else float(f"{far:.{DIGITS}g}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from manta.sweep.naming import many
 from manta.sweep.space import Settings
 
 FREE = 10  # trials more than the parts have numbers, from which on shares mean something
@@ -45,7 +46,7 @@ def importances(trials: Sequence[tuple[Settings, float]]) -> Importances | str:
     parts = {key: part for key, part in parts.items() if part.shape[1]}
     count = 1 + sum(part.shape[1] for part in parts.values())
     if len(trials) <= count:
-        return f"{len(trials)} trials ended well, and the keys have {count} numbers to find"
+        return f"{many(len(trials), 'trial')} ended well, and the keys have {count} numbers to find"
     total = float(np.sum((y - y.mean()) ** 2))
     if not parts or not total:
         return "all losses are the same"

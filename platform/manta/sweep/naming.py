@@ -17,6 +17,11 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
+def many(count: int, what: str) -> str:
+    """A number of things in words: 1 trial; 2 trials."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def words(settings: Settings) -> str:
     """Settings in words: lr 0.002, tokens_per_batch 4,096. Those with None have no value in them:
     lr."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from manta import statistics
 from manta.statistics import Estimate
+from manta.sweep.naming import many
 
 FEWEST = 3  # values of a rate, for a parabola
 REACH = 8.0  # the loss is a parabola near its lowest point alone: at most this many times the rate
@@ -54,7 +55,7 @@ def fit(losses: Mapping[float, Sequence[float]]) -> Optimum | str:
     """
     rates = sorted(rate for rate, values in losses.items() if values)
     if len(rates) < FEWEST:
-        return f"{len(rates)} values ended well, and a parabola needs {FEWEST}"
+        return f"{many(len(rates), 'value')} ended well, and a parabola needs {FEWEST}"
     means = {rate: statistics.mean(losses[rate]).value for rate in rates}
     lowest = min(rates, key=means.__getitem__)
     below, above = _near(lowest, rates[::-1]), _near(lowest, rates)

@@ -14,6 +14,8 @@ from manta.sweep import space as spaces
 from manta.sweep.search_settings import MOST_TRIALS, SearchConfig
 from manta.sweep.space import Dimension, Settings
 from manta.terminal import named
+from manta.train import earlier
+from manta.train.earlier import Pace
 from manta.train.records.logbook import duration
 from manta.train.settings import PretrainConfig
 
@@ -74,8 +76,7 @@ class SweepConfig(PretrainConfig):
         return found + (self._problems_of_space() if not self.sweep.problems() else [])
 
     def derived(self) -> dict[str, Any]:
-        # Both files import this one.
-        from manta.sweep import speed
+        # That file imports this one.
         from manta.sweep.rehearsal import foreseen
 
         cost = foreseen(self, 1)
@@ -84,10 +85,10 @@ class SweepConfig(PretrainConfig):
             "tokens of all trials": f"{cost.tokens:,}",
             "FLOPs of all trials": f"{cost.flops:.3g}",
         }
-        if (known := speed.earlier(self)) is not None:
-            rate = known.tokens_per_second * self.flops_per_token(known.trial)
+        if (known := self.pace) is not None:
             found["steps of all trials in one lane"] = (
-                f"{duration(cost.flops / rate)}, if as fast as in {known.run}"
+                f"{duration(cost.flops / known.flops_per_second)}, if as fast as in "
+                f"{named(known.runs, most=3)}"
             )
         if self.sweep.search == "grid" and self.grid[1]:
             passed = [f"{name} ({why})" for name, why in self.grid[1].items()]
@@ -142,6 +143,11 @@ class SweepConfig(PretrainConfig):
             )
             self._flops[trial.name] = found
         return self._flops[trial.name]
+
+    @property
+    def pace(self) -> Pace | None:
+        """How fast the trials will be, by earlier runs; None: not known."""
+        return earlier.pace(self.home_folder, [self.config_of(t) for t in self.examples()])
 
     @cached_property
     def _flops(self) -> dict[str, float]:
@@ -256,6 +262,15 @@ class SweepConfig(PretrainConfig):
         for key, why in FIXED.items():
             if d.key == key or d.key.startswith(f"{key}."):
                 return [f"{where}: {why}; omit it"]
+        found: list[str] = []
+        for value in (d.low, d.high) if d.is_range else d.values:
+            value = d.nearest(value) if d.is_range else value
+            tree = {**self.shared, "name": "trial"}
+            tree = configs.merged(tree, _nested(d.key, value))
+            for problem in configs.problems_of_types(PretrainConfig, tree):
+                found.append(_named_after(where, d.key, problem))
+        if found:
+            return list(dict.fromkeys(found))
         if d.is_range and search.search == "grid":
             return [
                 f"{where}={spaces.shown(d.spec())} is a range, and search=grid needs lists: set "
@@ -271,14 +286,7 @@ class SweepConfig(PretrainConfig):
                 f"change: omit it, or set it to null; keys of "
                 f"{', '.join(k.rstrip('.') for k in CHANGEABLE)} can change"
             ]
-        found = []
-        for value in (d.low, d.high) if d.is_range else d.values:
-            value = d.nearest(value) if d.is_range else value
-            tree = {**self.shared, "name": "trial"}
-            tree = configs.merged(tree, _nested(d.key, value))
-            for problem in configs.problems_of_types(PretrainConfig, tree):
-                found.append(_named_after(where, d.key, problem))
-        return list(dict.fromkeys(found))
+        return []
 
     def _problems_of_grid(self) -> list[str]:
         """The values that no trial can take; the first reason if there is no trial at all."""

@@ -112,8 +112,10 @@ def parse(key: str, spec: Any) -> Dimension:
     wrong with them and what would be right."""
     if isinstance(spec, Mapping):
         if len(spec) != 1 or (kind := next(iter(spec))) not in KINDS:
+            near = difflib.get_close_matches(str(next(iter(spec), "")), KINDS, n=1)
             raise ValueError(
                 f"{shown(dict(spec))}: a list, or one of {', '.join(KINDS)} is expected"
+                + (f"; did you mean {near[0]}?" if near and len(spec) == 1 else "")
             )
         values = spec[kind]
     else:

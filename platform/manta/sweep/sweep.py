@@ -2,25 +2,21 @@
 
 import dataclasses
 import signal
-import time
 
-from manta import layout, ownership, storage
-from manta.cluster import capacity, connection, nodes
-from manta.data import mixture
+from manta import layout, storage
+from manta.data.manifest import Manifest
 from manta.errors import ConfigError
 from manta.job import say
-from manta.lock import lock
-from manta.sweep import speed
+from manta.sweep import opening
+from manta.sweep.costs import Bill, Costs
 from manta.sweep.journal import Journal
+from manta.sweep.naming import many
 from manta.sweep.plan import Plan
-from manta.sweep.rehearsal import Cost, cost, foreseen
+from manta.sweep.rehearsal import foreseen
 from manta.sweep.results import Ranking, conclude, passed_over
 from manta.sweep.running import Running
 from manta.sweep.settings import SweepConfig
-from manta.sweep.work import Work
-from manta.train.checkpoints import checkpoint
-from manta.train.faults.stopping import ask_for_time
-from manta.train.records.logbook import duration
+from manta.terminal import named
 from manta.train.resume import check_enough_data
 
 
@@ -49,112 +45,66 @@ def sweep(c: SweepConfig) -> Swept:
     Raises:
         MantaError: the sweep cannot work, or no trial of it ended well.
     """
-    alerts, c = c.alerts, dataclasses.replace(c, alerts=c.alerts.without_webhook())
-    c = dataclasses.replace(c, home=c.home_folder, engine=c.engine.inlined())
-    folder = layout.run_folder(c.home_folder, c.name)
-    connection.connect(name=c.name)
-    runs = layout.runs_folder(c.home_folder)
-    nodes.require_writable(runs)
-    if not c.wait_seconds:  # (nodes that cost money are waited for when all else is right)
-        _require_room(c)
-    ownership.refuse_links(folder, layout.SWEEP_NAMES)
-    examples = c.examples()
-    for trial in examples[:1]:
-        checkpoint.check_place(c.home_folder, trial.name)
-    if c.resume == "never" and storage.exists(storage.join(folder, layout.DECISIONS)):
+    alerts, c = c.alerts, opening.here(dataclasses.replace(c, alerts=c.alerts.without_webhook()))
+    journal = storage.join(layout.run_folder(c.home_folder, c.name), layout.DECISIONS)
+    if c.resume == "never" and storage.exists(journal):
         raise ConfigError(
-            f"resume=never, but the sweep {c.name} exists ({folder}): give another name=, or set "
+            f"resume=never, but the sweep {c.name} exists ({journal}): give another name=, or set "
             "resume=auto to go on with it"
         )
-    datasets = mixture.open_datasets(c.data, c.home_folder, say, c.wait_seconds)
-    for trial in examples:
-        check_enough_data(c.config_of(trial), datasets)
-    _require_room(c)
-    nodes.require(runs, mixture.files(datasets), bool(c.gpus_per_worker), say)
-    if time_to_stop := ask_for_time(c.checkpoint.every):
-        say(time_to_stop)
-    with lock(storage.join(folder, layout.RUN_LOCK), f"sweep {c.name}"):
-        ownership.remove_scratch(folder, layout.RAY_RECORDS)
-        fits = capacity.workers_that_fit(c.cpus_per_worker, c.gpus_per_worker) // c.most_workers
-        at_once = min(max(1, fits), c.sweep.max_concurrent or fits or 1)
-        plan = Plan(c, Journal(storage.join(folder, layout.DECISIONS)), at_once)
+    examples, what = c.examples(), f"sweep {c.name}"
+    first = examples[0].name if examples else None
+
+    def check(datasets: tuple[Manifest, ...]) -> None:
+        for trial in examples:
+            check_enough_data(c.config_of(trial), datasets)
+
+    with opening.opened(c, what, first, check, c.sweep.max_concurrent) as opened:
+        plan = Plan(c, Journal(journal), opened.lanes)
         for line in passed_over(plan):
             say(line)
-        teller = _Costs(plan, at_once)
-        teller.begin()
-        running = Running(plan, datasets, folder, at_once, say, teller.hear, alerts)
+        costs = Costs(_bill(plan, opened.lanes), say)
+        costs.begin(*_known(c))
+        running = Running(
+            plan, opened.datasets, opened.folder, opened.lanes, say, costs.hear, alerts
+        )
         stopped_by = running.run()
         if stopped_by is not None:
-            say(f"sweep {c.name} stopped; the same command goes on")
+            say(f"{what} stopped; the same command goes on")
             return Swept(None, stopped_by)
-        teller.end(running)
+        costs.end(running.spent)
         ranking = conclude(plan)
         from manta.sweep import page  # with its pictures: a second that no start has to wait for
 
         return Swept(ranking, page=page.write(plan, ranking))
 
 
-def _require_room(c: SweepConfig) -> None:
-    cpus, gpus = c.cpus_per_worker, c.gpus_per_worker
-    capacity.require(c.most_workers, cpus, gpus, c.wait_seconds, say)
+def _bill(plan: Plan, lanes: int) -> Bill:
+    c, whole = plan.c, foreseen(plan.c, plan.lanes)
+    batches = {c.config_of(trial).tokens_per_batch for trial in c.examples()}
+    return Bill(
+        what=f"sweep {c.name}",
+        runs=f"{many(whole.trials, 'trial')}, at most {whole.tokens:,} tokens",
+        flops=whole.flops,
+        lanes=min(lanes, whole.trials),
+        flops_per_token=plan.flops_per_token,
+        trained=lambda: _trained(plan),
+        left="left at most",
+        doubt="batches of other sizes have another speed" if len(batches) > 1 else "",
+    )
 
 
-class _Costs:
-    """Says what a sweep costs: before, once the first steps are measured, and after."""
-
-    def __init__(self, plan: Plan, lanes: int):
-        self._plan, self._lanes = plan, lanes
-        self._started, self._is_told = time.monotonic(), False
-        self._left = self._foreseen = foreseen(plan.c, plan.lanes)
-
-    def begin(self) -> None:
-        c, whole, done = self._plan.c, self._foreseen, self._done()
-        line = f"sweep {c.name}: {_trials(whole.trials)}, at most {whole.tokens:,} tokens"
-        if done.tokens:
-            line += f", of which {done.tokens:,} are trained"
-        at_once = min(self._lanes, whole.trials)
-        say(f"{line}; {at_once} at a time ({whole.flops:.2g} FLOPs)")
-        left = whole.flops - done.flops
-        if left > 0 and (known := speed.earlier(c)) is not None:
-            rate = known.tokens_per_second * c.flops_per_token(known.trial)
-            say(
-                f"about {duration(left / rate / at_once)} of steps are left at most, if they are "
-                f"as fast as in {known.run}: {known.tokens_per_second:,.0f} tok/s in each lane"
-            )
-
-    def hear(self, work: Work) -> None:
-        """Says how long the sweep will take, once, when some steps of a trial are measured."""
-        if self._is_told or (measured := work.measured()) is None:
-            return
-        self._is_told = True
-        rate = measured * self._plan.flops_per_token(work.segment.trial)
-        left = max(0.0, self._foreseen.flops - self._done().flops)
-        lanes = min(self._lanes, self._foreseen.trials)
-        say(
-            f"about {duration(left / rate / lanes)} of steps are left at most, measured in "
-            f"{work.segment.trial}: {measured:,.0f} tok/s in each of {lanes} lane(s)"
-        )
-
-    def end(self, running: Running) -> None:
-        spent, seconds = running.spent, time.monotonic() - self._started
-        if not spent.segments:
-            say(f"sweep {self._plan.c.name} is finished; nothing was trained")
-            return
-        share = spent.step_seconds / seconds / min(self._lanes, self._foreseen.trials)
-        say(
-            f"trained {spent.tokens:,} tokens in {duration(seconds)}; {share:.0%} of the lanes' "
-            f"time was steps"
-        )
-
-    def _done(self) -> Cost:
-        """What is trained already."""
-        ready = {(s.trial, s.until) for s in self._plan.ready()}
-        whole = cost(self._plan)
-        left = [s for s in self._plan.segments if (s.trial, s.until) in ready]
-        tokens = sum(s.until - s.start for s in left)
-        flops = sum((s.until - s.start) * self._plan.flops_per_token(s.trial) for s in left)
-        return dataclasses.replace(whole, tokens=whole.tokens - tokens, flops=whole.flops - flops)
+def _known(c: SweepConfig) -> tuple[float | None, str]:
+    """The speed of the trials by earlier runs, and what tells it."""
+    found = c.pace
+    if found is None:
+        return None, ""
+    return found.flops_per_second, f"if they are as fast as in {named(found.runs, most=3)}"
 
 
-def _trials(count: int) -> str:
-    return f"{count} trial{'s' if count != 1 else ''}"
+def _trained(plan: Plan) -> tuple[int, float]:
+    """Tokens and FLOPs of the segments that are trained."""
+    ready = {(s.trial, s.until) for s in plan.ready()}
+    done = [s for s in plan.segments if (s.trial, s.until) not in ready]
+    flops = sum((s.until - s.start) * plan.flops_per_token(s.trial) for s in done)
+    return sum(s.until - s.start for s in done), flops

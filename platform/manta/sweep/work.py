@@ -12,9 +12,9 @@ from manta.data.order import batches_for
 from manta.errors import CheckpointError, MantaError
 from manta.monitor.settings import AlertsConfig
 from manta.monitor.watch import Close, watching
-from manta.sweep import speed
 from manta.sweep.plan import Result, Segment
 from manta.terminal import line
+from manta.train import earlier
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.contents import copy
 from manta.train.lane import Piece
@@ -131,7 +131,7 @@ class Work:
     def measured(self) -> float | None:
         """Tokens per second of the steps so far; None: there are too few of them."""
         path = storage.join(self.c.run_folder, layout.METRICS)
-        return speed.measured(read_metrics(path))
+        return earlier.measured(read_metrics(path))
 
     def _reached(self, path: str) -> bool:
         is_there = checkpoint.load_state(path).step >= self.until

@@ -18,6 +18,7 @@ import torch
 from manta import config as configs
 from manta.messages import mailbox
 from manta.train.faults.signals import Asked, Moving, Signals, sigterm
+from manta.train.kept import Kept
 from manta.train.ranks import Rank, agreed
 from manta.train.rollbacks import Diverged
 from manta.train.settings import PretrainConfig
@@ -89,6 +90,7 @@ def lane(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
     desk = _Desk()
     if rank.is_first:
         mailbox(arguments["requests"], desk.take)
+    kept = Kept()
     with sigterm() as told_to_go:
         sources = [told_to_go, lambda: desk.asked]
         signals = Signals(sources, shared=preempted)
@@ -96,7 +98,7 @@ def lane(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
             c = configs.from_dict(PretrainConfig, piece.config or {})
             diverged = None
             try:
-                train_run(c, arguments["datasets"], rank, sources, say, piece.until)
+                train_run(c, arguments["datasets"], rank, sources, say, piece.until, kept)
             except Diverged as e:
                 diverged = str(e)
             clean()
@@ -126,7 +128,8 @@ def _next(desk: _Desk, rank: Rank, signals: Signals, say: Callable[[Any], None])
 
 def clean() -> None:
     """Forgets the run that this process has trained: its memory, and what was compiled for it."""
+    torch.compiler.reset()
     gc.collect()
+    gc.freeze()  # what is old is not looked through again when the next run begins to train
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    torch.compiler.reset()

@@ -43,7 +43,7 @@ def validate(run: Run) -> dict[str, float]:
                 f"stopping early: val loss has not improved on {state.best_val_loss:.4f} for "
                 f"{state.evals_since_best} evaluations (eval.patience)"
             )
-        run.logbook.sync(curve=_title(run))
+        run.logbook.sync(curve=_title(run) if state.step else None)  # (no curve has one point)
     run.report(metrics)
     gc.collect()
     return metrics

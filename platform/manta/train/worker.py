@@ -19,8 +19,8 @@ from manta.cluster import nodes
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.messages import Decided, Hanging, Logged, WentBack, mailbox
-from manta.model.gpt import GPT, LanguageModel, ModelConfig
-from manta.model.init import fit_bigrams, initialise
+from manta.model.gpt import LanguageModel, ModelConfig
+from manta.model.init import initialise
 from manta.monitor.metrics import Metrics
 from manta.text.tokenizer import Tokenizer
 from manta.train import rollbacks
@@ -32,6 +32,7 @@ from manta.train.faults.signals import Asked, Moving, Signals, sigterm
 from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
 from manta.train.inputs import open_data
+from manta.train.kept import Kept
 from manta.train.kinds import objective_of
 from manta.train.loop import train
 from manta.train.peak_memory import PeakMemory
@@ -43,7 +44,7 @@ from manta.train.records.logbook import Logbook
 from manta.train.resume import data_identity, val_sample, with_length, with_sample
 from manta.train.run import Interrupted, Rollback, Run
 from manta.train.settings import PretrainConfig
-from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
+from manta.train.step.device import Device, Probes, available_cpus, make_deterministic
 
 
 def worker(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
@@ -57,7 +58,7 @@ def worker(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
         mailbox(arguments["requests"], requested.append)
     with sigterm() as told_to_go:
         sources = [told_to_go, lambda: max(requested, default=Asked.NOTHING)]
-        train_run(c, arguments["datasets"], rank, sources, say)
+        train_run(c, arguments["datasets"], rank, sources, say, report=_report)
 
 
 def train_run(
@@ -67,15 +68,19 @@ def train_run(
     sources: list[Callable[[], Asked]],
     say: Callable[[Any], None],
     until: int | None = None,
+    kept: Kept | None = None,
+    report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> None:
     """Trains a run from its newest checkpoint to its end, to step `until`, or until one of the
-    `sources` asks to stop; goes back to before each loss spike.
+    `sources` asks to stop; goes back to before each loss spike. `kept`: what this process has kept
+    of the runs before. `report` is called with each evaluation's metrics, on every rank.
 
     Raises:
         Diverged: the run has gone back as often as it may (on all ranks).
         Moving: the run is saved and has to continue in another process.
     """
-    while anomaly := _until_rollback(c, datasets, rank, sources, say, until):
+    kept = kept or Kept()
+    while anomaly := _until_rollback(c, datasets, rank, sources, say, until, kept, report):
         problem = None
         if rank.is_first:
             try:
@@ -111,6 +116,8 @@ def _until_rollback(
     sources: list[Callable[[], Asked]],
     say: Callable[[Any], None],
     until: int | None,
+    kept: Kept,
+    report: Callable[[dict[str, float]], None],
 ) -> Anomaly | None:
     """Trains from the newest checkpoint to the end or to step `until`, or until told to stop, and
     returns None. If the run has to go back, returns the anomaly that was found. Raises Moving if
@@ -123,8 +130,9 @@ def _until_rollback(
         rank,
         signals=Signals(sources, shared=preempted),
         say=say,
+        kept=kept,
         until=until,
-        report=lambda metrics: ray.train.report(dict(metrics)),
+        report=report,
     )
     if rank.is_first:
         say(_beginning(run, path))
@@ -139,6 +147,12 @@ def _until_rollback(
     finally:
         run.close()
     return None
+
+
+def _report(metrics: dict[str, float]) -> None:
+    """Gives an evaluation's metrics to Ray Train. It fetches them every two seconds, and a second
+    report waits until the first is fetched: a lane, whose runs may be as short, reports nothing."""
+    ray.train.report(dict(metrics))
 
 
 def _beginning(run: Run, path: str | None) -> str:
@@ -182,6 +196,7 @@ def setup(
     *,
     signals: Signals,
     say: Callable[[Any], None],
+    kept: Kept,
     until: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> Run:
@@ -190,7 +205,7 @@ def setup(
     tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer, extending=c.init.checkpoint is not None)
     state = checkpoint.load_state(path) if path else TrainState()
-    c, device, compiled = decide(c, model, state, rank)
+    c, device, compiled = decide(c, model, state, rank, kept.probes)
     if rank.is_first:
         say(Decided(c.micro_batch))
         if problem := slow_attention(c, model, device):
@@ -213,7 +228,7 @@ def setup(
     objective = objective_of(c, datasets, tokenizer)
     data = open_data(c, datasets, objective, range(state.step, until or c.total_steps), rank, say)
     memory = PeakMemory(device.torch_device)
-    engine = start_engine(c, model, device, state, path, tokenizer, data.reader, say)
+    engine = start_engine(c, model, device, state, path, tokenizer, data.reader, say, kept)
     state = with_length(c, state, engine.set_lr(1.0), speak)
     ledger: Ledger
 
@@ -229,7 +244,7 @@ def setup(
         model=model,
         objective=objective,
         tokenizer=tokenizer,
-        device=device.probed_again(),
+        device=kept.probes.again(device),
         engine=engine,
         saver=Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat, c.lora),
         state=state,
@@ -262,7 +277,7 @@ def open_logbook(
 
 
 def decide(
-    c: PretrainConfig, model: ModelConfig, state: TrainState, rank: Rank
+    c: PretrainConfig, model: ModelConfig, state: TrainState, rank: Rank, probes: Probes
 ) -> tuple[PretrainConfig, Device, bool]:
     """Decides what depends on the machines, the same on all ranks. Returns the config with the
     number of workers and the size of a micro batch, this rank's device, and whether the blocks are
@@ -273,10 +288,10 @@ def decide(
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
     threads = c.threads_per_worker or max(1, available_cpus() // rank.local_world_size)
-    device = find_device(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
+    device = probes.find(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
     dtype = agreed(device.dtype)
     if dtype != device.dtype:
-        device = find_device(dtype, bool(c.gpus_per_worker), threads)
+        device = probes.find(dtype, bool(c.gpus_per_worker), threads)
     compiled = state.compiled
     if compiled is None or c.compile != "auto":
         compiled = agreed(compiles(c, model, device))
@@ -302,6 +317,7 @@ def start_engine(
     tokenizer: Tokenizer,
     reader: stream.Reader,
     say: Callable[[str], None],
+    kept: Kept,
 ) -> Any:
     """Builds an engine with the weights and the optimizer's state of the checkpoint at `path`. If
     that is None, the run starts from the weights of `init.checkpoint`, or from new ones."""
@@ -311,7 +327,8 @@ def start_engine(
     elif c.init.checkpoint is not None:
         start = functools.partial(checkpoint.load_weights_for, c.init.checkpoint, tokenizer)
     else:
-        fit = functools.partial(_fit_bigrams, c, reader, say)
+        threads = torch.get_num_threads()
+        fit = functools.partial(kept.fit, c=c.init, reader=reader, threads=threads, say=say)
         start = functools.partial(initialise, c=c.init, fit=fit)
     engine = build(
         c,
@@ -325,25 +342,6 @@ def start_engine(
     if path is not None:
         checkpoint.load_optimizer(path, engine)
     return engine
-
-
-def _fit_bigrams(
-    c: PretrainConfig, reader: stream.Reader, say: Callable[[str], None], model: GPT
-) -> None:
-    """Fits embeddings and head to the counts of token pairs in the data."""
-    if not c.init.bigram_steps:
-        return
-    started = time.perf_counter()
-    assert model.config.vocab_size is not None
-    counts = torch.from_numpy(reader.count_pairs(model.config.vocab_size))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(available_cpus())  # this machine's other workers wait meanwhile
-    loss = fit_bigrams(model, counts, c.init)
-    torch.set_num_threads(threads)
-    say(
-        f"embeddings and head fitted to {counts.sum() / 1e6:.1f}M pairs of tokens: loss "
-        f"{loss:.4f} as a bigram model, {time.perf_counter() - started:.1f} s"
-    )
 
 
 def _keep_stacks(c: PretrainConfig, rank: int, say: Callable[[Any], None], stacks: str) -> None:

@@ -92,6 +92,34 @@ class Device:
         return dataclasses.replace(self, measured=max(self.measured, measured))
 
 
+class Probes:
+    """The devices that this process has measured. A lane trains one run after the other, and to
+    measure for each takes two seconds."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, bool, int], Device] = {}
+        self._settled: set[Device] = set()
+
+    def find(self, dtype: str, use_gpu: bool, threads: int) -> Device:
+        """Sets up this process as `find_device` does, which measures the first time only."""
+        key = dtype, use_gpu, threads
+        if key in self._found:
+            torch.set_num_threads(threads)
+        else:
+            found = find_device(dtype, use_gpu, threads)
+            self._found |= {key: found, (found.dtype, use_gpu, threads): found}
+        return self._found[key]
+
+    def again(self, device: Device) -> Device:
+        """Measures a device that was found here once more (see `probed_again`)."""
+        if device in self._settled:
+            return device
+        better = device.probed_again()
+        self._found = {key: better if d == device else d for key, d in self._found.items()}
+        self._settled.add(better)
+        return better
+
+
 def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device that the key `device=` names; auto is the GPU if torch can use one, else the CPU.
 
