@@ -19,7 +19,8 @@ from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
 from manta.errors import ClusterError
 
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
-# Without it, the API of Ray's dashboard has nothing about runs (/api/train/v2/runs/v1).
+# Without it, the API of Ray's dashboard has nothing about runs (/api/train/v2/runs/v1). It takes
+# a process, of which a Ray that is started for one job has no use, as it has no dashboard.
 TRAIN_RECORDS = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
 # Ray's own words for it: the cluster's versions, then this process's.
 OTHER_VERSIONS = re.compile(
@@ -51,14 +52,13 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     # A node may die while workers start: an elastic run asks for fewer workers after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault(*TRAIN_RECORDS)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
         return
-    package = Path(manta.__file__).parent
+    package, has_logs = Path(manta.__file__).parent, os.environ.get("MANTA_WORKER_LOGS") == "1"
     common: dict[str, Any] = {
         "runtime_env": {"py_modules": [str(package)]},
-        "log_to_driver": os.environ.get("MANTA_WORKER_LOGS") == "1",
+        "log_to_driver": has_logs,
         "logging_level": logging.WARNING,
         "configure_logging": True,
         "job_config": dashboard.job_config(name),
@@ -66,6 +66,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     named = os.environ.get("RAY_ADDRESS")
     found = own_address() if named in (None, "", "auto") else named
     if not own and found not in (None, "local"):
+        os.environ.setdefault(*TRAIN_RECORDS)
         _join(found, common)
         ending.obey()
         dashboard.name_submitted(name)
@@ -77,7 +78,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
         os.environ.setdefault(setting, "0")
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     stay_on_loopback()
-    with _apart_from_this_group():
+    with _apart_from_this_group(), starting.without_spare_processes(has_logs):
         starting.start(functools.partial(_init_local, {**common, **store, **local}))
     ending.obey()
     protect_token()  # Ray may have just made it

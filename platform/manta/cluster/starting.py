@@ -4,8 +4,9 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from manta.errors import ClusterError
 
@@ -53,6 +54,29 @@ def start(begin: Callable[[], None]) -> None:
     raise ClusterError(
         f"Ray did not start on this machine{tries} ({failed[-1]}); {remedy.format(logs())}"
     )
+
+
+@contextlib.contextmanager
+def without_spare_processes(keep_logs: bool) -> Iterator[None]:
+    """Keeps Ray from starting, in this block, what a Ray for one job on one machine has no use for:
+    the autoscaler, the server of a dashboard that is not shown, and, unless `keep_logs`, what
+    passes the workers' output on. Each is a process that imports Ray: together some three seconds
+    of computing, and 300 MB.
+    """
+    from ray._private.node import Node
+
+    def nothing(_node: Any, **_arguments: Any) -> None:
+        pass
+
+    spare = ["start_monitor", "start_api_server", *([] if keep_logs else ["start_log_monitor"])]
+    before = {name: getattr(Node, name) for name in spare}
+    for name in spare:
+        setattr(Node, name, nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 def logs() -> Path:

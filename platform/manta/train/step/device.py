@@ -18,6 +18,9 @@ KEPT_BLOCK = (1 << 31) - 1
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROBE_SECONDS = 0.3
+# How often a process measures what it computes with: one measurement may be too low, and the next
+# run in this process has the same device.
+PROBES = 2
 # Sides of the matrices that the probe multiplies: small ones fit into a moment in which no other
 # process works, large ones occupy many threads. bf16 is compared with fp32 on the smallest only:
 # where bf16 is emulated, large ones take seconds.
@@ -170,10 +173,18 @@ def gpu_peak(name: str) -> float | None:
     return GPU_PEAKS.get(name.removeprefix("NVIDIA "))
 
 
+_probes: dict[tuple[str, str, int], list[float]] = {}
+"""FLOP/s that `measured_flops` has measured, by device, dtype and number of threads."""
+
+
 def measured_flops(device: torch.device, dtype: str) -> float:
-    """FLOP/s that dense matrix products reach on this device, measured."""
+    """FLOP/s that dense matrix products reach on this device with this number of threads: the best
+    of the first PROBES measurements of this process."""
     sizes = CPU_SIZES if device.type == "cpu" else (GPU_SIZE,)
-    return max(matmul_flops(dtype, device, size) for size in sizes)
+    found = _probes.setdefault((str(device), dtype, torch.get_num_threads()), [])
+    if len(found) < PROBES:
+        found.append(max(matmul_flops(dtype, device, size) for size in sizes))
+    return max(found)
 
 
 def matmul_flops(dtype: str, device: torch.device, size: int) -> float:
