@@ -27,7 +27,12 @@ settings.load_profile("manta")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda *_: None)
 
-SLOWEST = ("test_training.py", "test_jobs.py", "test_finetune.py", "test_engine.py")
+SLOWEST = (
+    "test_training.py", "test_jobs.py", "test_watch.py", "test_engine.py", "test_workers.py",
+    "test_finetune.py", "test_classifier.py", "test_preference_tuning.py", "test_parity.py",
+    "test_before.py", "test_val_agrees.py", "test_ladder_trained.py", "test_head.py",
+    "test_evaluate_inputs.py", "test_starting.py", "test_platforms.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

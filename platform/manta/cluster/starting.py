@@ -1,8 +1,11 @@
 """Starts Ray's processes on this machine; tries again where they do not come up in time."""
 
+import atexit
 import contextlib
 import os
 import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +80,28 @@ def without_spare_processes(keep_logs: bool) -> Iterator[None]:
     finally:
         for name, method in before.items():
             setattr(Node, name, method)
+
+
+@contextlib.contextmanager
+def importing(package: Path) -> Iterator[None]:
+    """Has the processes that Ray starts in this block import a copy of this package, which stays as
+    it is if somebody edits the code while a job runs. The copy is deleted when this process ends.
+
+    Ray's own way, `py_modules`, is for clusters: with it each worker is started twice, and imports
+    Ray the first time only to find out what the second one needs.
+    """
+    copy = tempfile.mkdtemp(prefix="manta-code-")
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    shutil.copytree(package, Path(copy) / package.name)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([copy, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def logs() -> Path:
