@@ -157,23 +157,34 @@ def test_generate(
     assert texts[0] == texts[1]
 
 
-def test_a_model_is_exported_imported_evaluated_and_trained_further(
+@pytest.fixture(scope="module")
+def exported(
     load_job: Callable[[str], Any],
     trained: tuple[Path, str],
-    corpus: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    home, out = trained[0], tmp_path / "model"
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str]:
+    """The folder of the exported model, which is imported again as `back`, and the output of both
+    jobs."""
+    home, out = trained[0], tmp_path_factory.mktemp("exported") / "model"
     keys = [f"home={home}", "checkpoint=first/pulse", f"out={out}"]
-    load_job("export").main(load(ExportConfig, keys))
-    assert f"written to {out}" in capsys.readouterr().out
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        load_job("export").main(load(ExportConfig, keys))
+        keys = [f"home={home}", "from=hf", f"path={out}", "name=back"]
+        load_job("import_model").main(load(ImportConfig, keys))
+    return out, said.getvalue()
+
+
+def test_a_model_is_exported_imported_and_evaluated(
+    load_job: Callable[[str], Any],
+    trained: tuple[Path, str],
+    exported: tuple[Path, str],
+    corpus: Path,
+) -> None:
+    home, (out, said) = trained[0], exported
+    assert f"written to {out}" in said and "init.checkpoint=back" in said
     card = (out / "README.md").read_text()
     assert "animals-bpe300" in card and "1,024 tokens" in card and str(home) not in card
     assert (out / "loss.png").exists()
-    keys = [f"home={home}", "from=hf", f"path={out}", "name=back"]
-    load_job("import_model").main(load(ImportConfig, keys))
-    assert "init.checkpoint=back" in capsys.readouterr().out
     results = []
     for name in ("first/pulse", "back"):
         keys = [f"home={home}", f"checkpoint={name}", f"evals.text_path={corpus}", "limit=1"]
@@ -184,9 +195,15 @@ def test_a_model_is_exported_imported_evaluated_and_trained_further(
     assert results[0] == pytest.approx(results[1], rel=1e-6)
     with pytest.raises(DataError, match=r"was imported.*evals\.text_path=FILE"):
         load_job("evaluate").main(load(EvaluateConfig, [f"home={home}", "checkpoint=back"]))
-    more = pretrain(
-        tiny(home, corpus, "name=more", "init.checkpoint=back", "model.n_layer=1"), print
-    )
+
+
+@pytest.mark.long
+def test_an_imported_model_is_trained_further(
+    trained: tuple[Path, str], exported: tuple[Path, str], corpus: Path
+) -> None:
+    home = trained[0]
+    keys = ["name=more", "init.checkpoint=back", "model.n_layer=1"]
+    more = pretrain(tiny(home, corpus, *keys), print)
     before = [r for r in read_metrics(f"{home}/runs/first/pulse/metrics.jsonl") if "val_loss" in r]
     assert more.metrics[0]["val_loss"] == pytest.approx(before[-1]["val_loss"], rel=1e-6)
     assert checkpoint.load_model_config(more.checkpoint).n_layer == 2
