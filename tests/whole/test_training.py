@@ -93,9 +93,8 @@ def resumed_arguments(dtype: str) -> list[str]:
     return [*RESUMED, "num_workers=2", "zero_stage=2", f"dtype={dtype}"]
 
 
-# The cases for which the order is tested, 60 steps of 12 sequences each. Together they take minutes,
-# so only the first is always trained; the others are if their tests are selected, on three workers
-# too.
+# The cases for which the order is tested, 60 steps of 12 sequences each. All of them take minutes:
+# only the first is always trained; the others, also on three workers, if their tests are selected.
 STREAMS = {
     "pulse": ["data.mix={animals-bpe300: 0.7, verses: 0.3}", "document_mask=true"],
     "mix-masked": ["data.mix={animals-bpe300: 0.7, verses: 0.3}", "document_mask=true"],
@@ -316,8 +315,8 @@ def test_any_workers_read_the_same_batches_also_across_resumes(
     stream: str,
     request: pytest.FixtureRequest,
 ) -> None:
-    """60 steps on 1 and 2 workers; and on 2 until a death in step 23, then on 1 to the end. The
-    long ones also on 3, and on 1 until a death in step 41, then on 3. Each at another ZeRO stage."""
+    """60 steps on 1 and 2 workers; and on 2 until a death in step 23, then on 1. The long ones are
+    also on 3, and on 1 until a death in step 41, then on 3. Each is at another ZeRO stage."""
     whole = one_worker[f"on-1-{stream}"]
     found = [two_workers[f"on-2-{stream}"], one_worker[f"cut-{stream}"]]
     if stream != FIRST:
