@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from manta import storage
 from manta.errors import ClusterError
 
 # How long each try waits for Ray's control server, in seconds. (Ray waits for its raylet for 30 s,
@@ -90,9 +91,10 @@ def importing(package: Path) -> Iterator[None]:
     Ray's own way, `py_modules`, is for clusters: with it each worker is started twice, and imports
     Ray the first time only to find out what the second one needs.
     """
-    copy = tempfile.mkdtemp(prefix="manta-code-")
-    atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    shutil.copytree(package, Path(copy) / package.name)
+    with storage.writing(tempfile.gettempdir(), "free disk space, or set TMPDIR to another folder"):
+        copy = tempfile.mkdtemp(prefix="manta-code-")
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        shutil.copytree(package, Path(copy) / package.name)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([copy, *([before] if before else [])])
     try:
