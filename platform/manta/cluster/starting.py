@@ -1,6 +1,7 @@
 """Starts Ray's processes on this machine; tries again where they do not come up in time."""
 
 import atexit
+import compileall
 import contextlib
 import os
 import re
@@ -64,9 +65,7 @@ def start(begin: Callable[[], None]) -> None:
 def without_spare_processes(keep_logs: bool) -> Iterator[None]:
     """Keeps Ray from starting, in this block, what a Ray for one job on one machine has no use for:
     the autoscaler, the server of a dashboard that is not shown, and, unless `keep_logs`, what
-    passes the workers' output on. Each is a process that imports Ray: together some three seconds
-    of computing, and 300 MB.
-    """
+    passes the workers' output on. Each is a process that imports Ray."""
     from ray._private.node import Node
 
     def nothing(_node: Any, **_arguments: Any) -> None:
@@ -95,6 +94,7 @@ def importing(package: Path) -> Iterator[None]:
         copy = tempfile.mkdtemp(prefix="manta-code-")
         atexit.register(shutil.rmtree, copy, ignore_errors=True)
         shutil.copytree(package, Path(copy) / package.name)
+        compileall.compile_dir(copy, quiet=2)  # once, where it is not compiled, for all workers
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([copy, *([before] if before else [])])
     try:
