@@ -238,6 +238,14 @@ def address() -> str:
     return found
 
 
+def is_local() -> bool:
+    """Whether this process is connected to a Ray that it has started itself."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return node is not None and node.is_head()
+
+
 def disconnect() -> None:
     """Leaves the cluster, if this process is in one."""
     if "ray" in sys.modules:
