@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from helpers.common import ROOT, SECRET, TEXT, tiny
 
@@ -16,7 +18,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", metavar="FILE", help="where the table of faults goes")
 
 
-SLOWEST = ("test_training.py", "test_jobs.py", "test_finetune.py", "test_engine.py")
+# No test asserts how long something takes, and so no example does.
+settings.register_profile("manta", deadline=None)
+settings.load_profile("manta")
+
+# A shell that runs `make test &` has its children ignore Ctrl-C, and they theirs. A handler is not
+# inherited: the programs that tests start have the default again, and this process goes on as told.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda *_: None)
+
+SLOWEST = (
+    "test_training.py", "test_jobs.py", "test_watch.py", "test_engine.py", "test_workers.py",
+    "test_finetune.py", "test_classifier.py", "test_preference_tuning.py", "test_parity.py",
+    "test_before.py", "test_val_agrees.py", "test_ladder_trained.py", "test_head.py",
+    "test_evaluate_inputs.py", "test_starting.py", "test_platforms.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,10 +37,12 @@ def lock(path: str, what: str, say: Say = _print) -> Iterator[None]:
     object store, or on a filesystem without such locks, it is a lease that is renewed while the
     block runs, and that lasts for LEASE_SECONDS after its owner has died. The owner's clock may be
     wrong, so a lease that looks old is also watched for WATCH_SECONDS before it is taken; `say`
-    gets a line about that when it begins.
+    gets a line about that when it begins, and one if another process takes the lease of this one,
+    which could not renew it for a while (a laptop that slept, a network that was away).
 
     Raises:
-        DataError: another process holds it (`what` says what is locked), or it cannot be locked.
+        DataError: another process holds it (`what` says what is locked), it cannot be locked, or
+            another process took the lease while the block ran.
     """
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
     with (_local if storage.is_local(path) else _lease)(path, what, owner, say):
@@ -84,19 +86,22 @@ def _opened(file: Path) -> int:
 
 @contextlib.contextmanager
 def _lease(path: str, what: str, owner: dict[str, object], say: Say) -> Iterator[None]:
-    if text := _holder(path, what, say):
+    if (text := _holder(path, what, say)) is not None:
         raise _held(what, text)
     _renew(path, owner)
     # If several processes found it free, the last one to write has it.
     time.sleep(SETTLE_SECONDS)
-    text = _read(path)
-    if f'"{owner["id"]}"' not in text:
+    if not _names(text := _read(path) or "", owner):
         raise _held(what, text)
-    stop = threading.Event()
+    stop, lost = threading.Event(), list[str]()
 
     def renew() -> None:
         while not stop.wait(LEASE_SECONDS / 6):
             with contextlib.suppress(OSError):  # a network failure; the next renewal is in time
+                if other := _other(path, owner):
+                    lost.append(f"{_who(other)} has taken the lock, as this one was not renewed")
+                    say(f"{what}: {lost[0]}; both may be writing the same files")
+                    return
                 _renew(path, owner)
 
     thread = threading.Thread(target=renew, daemon=True)
@@ -106,33 +111,51 @@ def _lease(path: str, what: str, owner: dict[str, object], say: Say) -> Iterator
     finally:
         stop.set()
         thread.join()
-        storage.delete_file(path)
+        if not lost and not _other(path, owner):
+            storage.delete_file(path)
+    if lost:
+        raise DataError(f"{what}: {lost[0]}: check what both have written, or write it again")
 
 
-def _holder(path: str, what: str, say: Say) -> str:
-    """The content of a lease that a living process holds; empty if there is none."""
+def _holder(path: str, what: str, say: Say) -> str | None:
+    """The content of a lease that a living process holds; None if there is none."""
     first = _read(path)
-    if not first or abs(time.time() - _renewed(first)) < LEASE_SECONDS:
+    if first is None or abs(time.time() - _renewed(first)) < LEASE_SECONDS:
         return first
-    # The owner is dead, or its clock differs from ours: then it renews the lease meanwhile.
+    # The owner is dead, or its clock differs from ours: then it renews the lease meanwhile. A lease
+    # that is empty or torn may be one that is just being written: unlike a store, some file systems
+    # show that.
     say(
         f"{what}: {_who(first)} had the lock and seems to be gone; waiting {WATCH_SECONDS:g} s for "
         "a sign that it lives"
     )
     for _ in range(50):
         time.sleep(WATCH_SECONDS / 50)
-        if (text := _read(path)) != first:
+        if (text := _read(path)) is None:
+            return None
+        if text != first and _renewed(text):
             return text
-    return ""
+    return None
 
 
-def _read(path: str) -> str:
-    """The content of a lease; empty if there is none, as it is deleted when its owner ends."""
+def _read(path: str) -> str | None:
+    """The content of a lease; None if there is none, as it is deleted when its owner ends."""
     if not storage.exists(path):
-        return ""
+        return None
     with contextlib.suppress(DataError):  # deleted since
         return storage.read_bytes(path).decode(errors="replace")
-    return ""
+    return None
+
+
+def _names(text: str, owner: dict[str, object]) -> bool:
+    """Whether the content of a lease is this owner's."""
+    return f'"{owner["id"]}"' in text
+
+
+def _other(path: str, owner: dict[str, object]) -> str | None:
+    """The content of the lease if it is whole and another owner's, else None."""
+    text = _read(path)
+    return text if text and _renewed(text) and not _names(text, owner) else None
 
 
 def _renew(path: str, owner: dict[str, object]) -> None:

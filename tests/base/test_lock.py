@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -190,7 +191,7 @@ def test_a_lease_that_ends_while_it_is_watched_is_free(
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", meanwhile)
-        assert lock._holder(uri(lease), "x", lambda line: None) == ""
+        assert lock._holder(uri(lease), "x", lambda line: None) is None
 
 
 def test_a_line_says_that_an_old_lease_is_watched_before_it_is(
@@ -217,6 +218,45 @@ def test_a_line_says_that_an_old_lease_is_watched_before_it_is(
     left(lease, lock.LEASE_SECONDS + 1)
     free(uri(lease))
     assert capsys.readouterr().out.startswith(f"preparing x: {who} had the lock")
+
+
+@pytest.mark.parametrize("text", ["", '{"host": "h", "pi', "0123"])
+def test_a_lease_that_is_just_being_written_is_not_free(
+    text: str, lease: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease.write_text(text)
+    contents = iter(["", text[:1], None])
+    wait = time.sleep
+
+    def meanwhile(seconds: float) -> None:
+        torn = next(contents, None)
+        left(lease, -3600) if torn is None else lease.write_text(torn)
+        wait(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", meanwhile)
+        refused(uri(lease), 12345)
+    assert read(lease)["pid"] == 12345
+
+
+def test_a_lease_that_another_process_took_meanwhile_is_its_own(
+    lease: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that slept for longer than its lease learns of it, and leaves the lease as it is:
+    a third process would find it free otherwise."""
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.3)
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    words = f"preparing x: process 12345 on {socket.gethostname()} has taken the lock"
+    with pytest.raises(DataError, match=words), lock.lock(uri(lease), "preparing x", said.put):
+        left(lease, 0)
+        assert said.get(timeout=30).startswith(words)
+    assert read(lease)["pid"] == 12345
+    lease.unlink()
+    with pytest.raises(ZeroDivisionError), lock.lock(uri(lease), "preparing x", said.put):
+        left(lease, 0)
+        said.get(timeout=30)
+        _ = 1 / 0
+    assert read(lease)["pid"] == 12345
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', '{"time": "soon"}', "\udcff"])

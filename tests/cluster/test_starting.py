@@ -1,5 +1,7 @@
-"""A Ray that does not come up in time is started again, and nothing of the first try is left."""
+"""A Ray that does not come up in time is started again, and nothing of the first try is left. What
+a Ray for one job consists of."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 
 from helpers.common import ROOT
 from manta.cluster import starting
+from manta.cluster.connection import PACKAGE
 from manta.errors import ClusterError
 
 # The first tries wait for no time at all for Ray's control server, which so is never up in time.
@@ -87,3 +90,26 @@ def test_what_more_time_does_not_mend_is_tried_once() -> None:
         starting.start(begin)
     assert len(tries) == 1
     assert "(AF_UNIX path length cannot exceed 107 bytes); see Ray's logs" in str(caught.value)
+
+
+def test_a_ray_for_one_job_has_no_spare_processes_and_a_copy_of_this_code(
+    ray_session: None,
+) -> None:
+    import ray
+
+    def where() -> str:
+        import manta
+
+        return manta.__file__
+
+    copy = Path(ray.get(ray.remote(num_cpus=0)(where).remote())).parent
+    assert copy != PACKAGE
+    files = {file.relative_to(PACKAGE): file.read_bytes() for file in PACKAGE.rglob("*.py")}
+    assert {file: (copy / file).read_bytes() for file in files} == files
+    lines = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            lines.append(" ".join(process.cmdline()))
+    assert any("gcs_server" in line for line in lines)
+    for spare in ("monitor.py", "dashboard.py"):  # also log_monitor.py
+        assert not any(spare in line for line in lines)

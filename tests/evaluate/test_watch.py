@@ -1,6 +1,8 @@
 """Watching a run: each checkpoint is evaluated once, as it lands; and workers that die."""
 
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,6 @@ from manta.evaluate.compare import CompareConfig
 from manta.evaluate.rows import Pair, batches_of, rows_of
 from manta.evaluate.settings import EvaluateConfig
 from manta.evaluate.watch import watch
-from manta.train.pretrain import pretrain
 from manta.train.settings import PretrainConfig
 
 KEEP = ["num_workers=1", "cpus_per_worker=0.5", "checkpoint.keep=9", "total_tokens=2048"]
@@ -31,25 +32,45 @@ def scored(run: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def trained(prepared: Path, corpus: Path) -> Path:
-    """A run of eight steps that has ended, with four checkpoints."""
-    config = tiny(prepared, corpus, "name=watched", *KEEP)
-    return Path(pretrain(config, say=lambda line: None).folder)
-
-
-def test_training_is_followed_by_a_process_of_its_own(
+def beside(
     load_job: Callable[[str], Any],
     prepared: Path,
     corpus: Path,
-    capfd: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str]:
+    """The run `beside`, of eight steps, and what was printed by its job and by the process that
+    evaluated its checkpoints."""
+    suites = ["eval.suites=[perplexity,quick]", f"eval.arguments=[{','.join(EVAL)}]"]
+    config = tiny(prepared, corpus, "name=beside", *KEEP, "checkpoint.every=null", *suites)
+    said, before = tmp_path_factory.mktemp("said") / "lines", os.dup(1)
+    with said.open("w") as file, contextlib.redirect_stdout(file):
+        os.dup2(file.fileno(), 1)
+        try:
+            load_job("pretrain").main(config)
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+    return prepared / "runs" / "beside", said.read_text()
+
+
+@pytest.fixture(scope="module")
+def trained(beside: tuple[Path, str]) -> Path:
+    """The run `watched`, which has ended, with four checkpoints: a copy of `beside` without the
+    scores."""
+    run = beside[0].with_name("watched")
+    shutil.copytree(beside[0], run, ignore=shutil.ignore_patterns("evals"))
+    config = (run / "config.yaml").read_text()
+    assert "\nname: beside\n" in config
+    (run / "config.yaml").write_text(config.replace("\nname: beside\n", "\nname: watched\n"))
+    return run
+
+
+def test_training_is_followed_by_a_process_of_its_own(
+    load_job: Callable[[str], Any], prepared: Path, beside: tuple[Path, str]
 ) -> None:
     """`eval.suites` saves a checkpoint at each eval.every and evaluates it as it lands; the scores
     are those of the checkpoint evaluated by itself."""
-    suites = ["eval.suites=[perplexity,quick]", f"eval.arguments=[{','.join(EVAL)}]"]
-    keys = [*KEEP, "checkpoint.every=null", *suites]
-    load_job("pretrain").main(tiny(prepared, corpus, "name=beside", *keys))
-    out = capfd.readouterr().out
-    run = prepared / "runs" / "beside"
+    run, out = beside
     found = scored(run)
     assert list(found) == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
     assert [scores["tokens"] for scores in found.values()] == [512, 1024, 1536, 2048]

@@ -1,6 +1,6 @@
 """Faults inside workers: the run survives each without a person, and loses nothing.
 
-`make test` runs the quick ones; `make faults` runs all of them and prints the table.
+`make test` kills one worker; `make faults` runs all faults and prints the table.
 """
 
 import dataclasses
@@ -32,14 +32,13 @@ class Case:
     """The final weights, compared with those of the run without a fault."""
     says: str = ""
     happened: str = ""
-    quick: bool = False
 
 
 SAVED = STEP // EVERY * EVERY
 LOST = STEP - SAVED
 SKIPPED = "without that step"
 CASES = [
-    Case("kill:1", "SIGKILL of a worker", LOST, quick=True, says="process is gone"),
+    Case("kill:1", "SIGKILL of a worker", LOST, says="process is gone"),
     Case("kill:0", "SIGKILL of the worker of rank 0", LOST),
     Case("kill-twice:1", "SIGKILL, and another one in the first step after it", LOST + 1),
     Case("controller:0", "SIGKILL of Ray Train's controller", LOST),
@@ -96,11 +95,18 @@ def whole(prepared: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
     return told
 
 
-@pytest.mark.parametrize(
-    "case",
-    [c if c.quick else pytest.param(c, marks=pytest.mark.faults) for c in CASES],
-    ids=lambda c: c.fault,
-)
+def test_a_killed_worker_is_started_again(prepared: Path, corpus: Path, tmp_path: Path) -> None:
+    """The pulse of what follows: all steps are taken, each once in the end. (That a resumed run has
+    the weights of a whole one is shown in tests/whole/test_training.py.)"""
+    told = story(prepared, corpus, tmp_path, "killed", "kill:1")
+    said = "\n".join(line for _, line in told.lines)
+    assert told.error is None and told.said("process is gone"), said
+    assert [r["step"] for r in told.steps] == list(range(1, STEPS + 1))
+    assert len({r["fingerprint"] for r in told.steps}) == STEPS and told.lost == LOST, said
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.fault)
 def test_a_fault_in_a_worker_is_survived(
     case: Case,
     whole: Story,

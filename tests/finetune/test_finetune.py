@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from faults.kills import kill_all, start
+from helpers.checkpoints import save_untrained
 from helpers.common import tiny
 from manta import storage
 from manta.config import load
@@ -31,7 +32,7 @@ from manta.text.templates import Template
 from manta.train.checkpoints import checkpoint, fragments
 from manta.train.kinds import check_kind
 from manta.train.objectives.answers import Answers
-from manta.train.pretrain import Outcome, pretrain
+from manta.train.pretrain import Outcome
 from manta.train.settings import PretrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -51,12 +52,13 @@ def fingerprints(run: PretrainConfig) -> dict[int, str]:
 
 @pytest.fixture(scope="module")
 def base(prepared: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of a base run, `base`, and a file of conversations, `chats.jsonl`."""
+    """The home of an untrained run, `base`, and a file of conversations, `chats.jsonl`."""
     home = tmp_path_factory.mktemp("finetune")
-    storage.make_folder(str(home / "data"))
-    (home / "data" / "animals-bpe300").symlink_to(prepared / "data" / "animals-bpe300")
+    data = home / "data" / "animals-bpe300"
+    storage.make_folder(str(data.parent))
+    data.symlink_to(prepared / "data" / "animals-bpe300")
     c = tiny(home, corpus, "name=base", f"model.context_length={ROWS}", "tokens_per_batch=768")
-    pretrain(dataclasses.replace(c, sample=dataclasses.replace(c.sample, prompts=())), silent)
+    save_untrained(c, manifests.load(str(data)).load_tokenizer())
     rng, animals = random.Random(5), ("cat", "dog", "ray", "bird")
     rows = []
     for number in range(300):
@@ -256,7 +258,7 @@ def test_adapters_learn_and_the_run_goes_on_and_opens_like_any_other(
     job.main(load(GenerateConfig, [f"home={base}", "checkpoint=adapted", "prompt=Who is 7?"]))
 
 
-def test_a_run_goes_on_without_its_base_and_is_no_other_fine_tuning(
+def test_a_run_is_found_without_its_base_and_is_no_other_fine_tuning(
     base: Path, tuned: tuple[PretrainConfig, Outcome]
 ) -> None:
     run, _ = tuned
@@ -271,7 +273,18 @@ def test_a_run_goes_on_without_its_base_and_is_no_other_fine_tuning(
     folder = base / "runs" / "base"
     folder.rename(base / "runs" / "elsewhere")
     try:
+        found = config(base, "name=whole", "epochs=2").run()
+    finally:
+        (base / "runs" / "elsewhere").rename(folder)
+    assert (found.init, found.data) == (run.init, run.data)
+
+
+@pytest.mark.long
+def test_a_run_goes_on_without_its_base(base: Path, tuned: tuple[PretrainConfig, Outcome]) -> None:
+    folder = base / "runs" / "base"
+    folder.rename(base / "runs" / "elsewhere")
+    try:
         _, done = finetune(config(base, "name=whole", "epochs=2.2"), silent)
     finally:
         (base / "runs" / "elsewhere").rename(folder)
-    assert done.state.step > run.total_steps
+    assert done.state.step > tuned[0].total_steps

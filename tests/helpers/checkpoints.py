@@ -13,6 +13,8 @@ from manta.model.lora import LoraConfig
 from manta.text.tokenizer import Tokenizer
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
+from manta.train.plan import with_vocabulary
+from manta.train.settings import PretrainConfig, save_run_config
 
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"family": "gpt2"},
@@ -59,3 +61,11 @@ def save(
     }
     storage.write_json(f"{path}/MANIFEST.json", {"files": files})
     return path
+
+
+def save_untrained(c: PretrainConfig, tokenizer: Tokenizer) -> None:
+    """Saves a run that has not learnt anything: its config, and a checkpoint with new weights."""
+    torch.manual_seed(c.seed)
+    model = families.model_of(with_vocabulary(c.model, tokenizer))
+    save(model, tokenizer, Path(c.home_folder), c.name)
+    save_run_config(c)

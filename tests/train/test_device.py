@@ -24,7 +24,6 @@ from manta.train.step import device
 from manta.train.step.device import (
     GPU_PEAKS,
     Device,
-    Probes,
     find_device,
     gpu_memory,
     gpu_peak,
@@ -93,6 +92,12 @@ def test_a_name_that_only_begins_as_a_known_one_is_unknown(name: str, more: str)
     assert gpu_peak(name + more) == GPU_PEAKS.get(name + more)
 
 
+@pytest.fixture(autouse=True)
+def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test is the first in its process to measure."""
+    monkeypatch.setattr(device, "_probes", {})
+
+
 def simulate(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
     """Makes PyTorch report a GPU where there is none."""
     found = SimpleNamespace(major=capability[0], minor=capability[1], name=name)
@@ -139,25 +144,11 @@ def test_a_second_probe_never_lowers_what_was_measured() -> None:
     assert unreachable.probed_again() == unreachable
 
 
-def test_a_lane_measures_a_device_once_for_all_of_its_runs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    measured: list[int] = []
-
-    def count(dtype: str, device: Any, size: int) -> float:
-        measured.append(size)
-        return 1e9 * len(measured)
-
-    monkeypatch.setattr(device, "matmul_flops", count)
-    probes, threads = Probes(), torch.get_num_threads()
-    first = probes.again(probes.find("auto", False, threads))
-    there = len(measured)
-    for wanted in ("auto", first.dtype):  # a run keeps the dtype that it was started with
-        assert probes.again(probes.find(wanted, False, threads)) == first
-    assert len(measured) == there
-    probes.find(first.dtype, False, threads + 1)
-    assert len(measured) > there
-    torch.set_num_threads(threads)
+def test_a_process_measures_twice_and_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([3e9] * 3 + [5e9] * 3)
+    monkeypatch.setattr(device, "matmul_flops", lambda dtype, device, size: next(speeds))
+    found = [find_device("fp32", use_gpu=False, threads=1).measured for _ in range(4)]
+    assert found == [3e9, 5e9, 5e9, 5e9]
 
 
 def test_a_better_second_probe_raises_what_was_measured_and_no_data_sheets_peak(

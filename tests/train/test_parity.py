@@ -2,6 +2,7 @@
 fp32, logits whole, every activation kept, nothing padded, compiled or fused."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -86,11 +87,9 @@ def plain(c: TrainConfig) -> list[float]:
     return found
 
 
-def run_rank(rank: int, world_size: int, folder: str) -> dict[str, list[float]]:
+def run_rank(names: list[str], rank: int, world_size: int, folder: str) -> dict[str, list[float]]:
     losses.CPU_CHUNK = 50  # several chunks in a micro batch, the last one shorter
-    found: dict[str, Any] = {}
-    for name, (keys, _) in RUNS.items():
-        found[name] = trained(config_of(**keys))
+    found: dict[str, Any] = {name: trained(config_of(**RUNS[name][0])) for name in names}
     found["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     return found
 
@@ -121,8 +120,15 @@ def trained(c: TrainConfig) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return on_ranks(run_rank, 1, tmp_path_factory.mktemp("parity"))
+def found(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The losses of the runs whose tests are selected, as compiling is slow."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    wanted = {call.params.get("name") for call in calls if call}
+    names = [name for name in RUNS if name in wanted] or ["compiled"]  # the last test alone
+    run = functools.partial(run_rank, names)
+    return on_ranks(run, 1, tmp_path_factory.mktemp("parity"))
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +140,17 @@ def test_there_is_something_to_learn(expected: list[float]) -> None:
     assert expected[-1] < 0.8 * expected[0]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long) if name == "compiled" else name for name in RUNS],
+)
 def test_fifty_losses_are_those_of_the_plain_loop(
     name: str, found: dict[str, Any], expected: list[float]
 ) -> None:
     assert found[name] == pytest.approx(expected, rel=RUNS[name][1])
 
 
+@pytest.mark.long
 def test_blocks_share_their_compilations(found: dict[str, Any]) -> None:
     """The first block, which has no sum to finish, has a compilation of its own; all others share
     one. The head's loss has one for each of the two sizes of its chunks here."""

@@ -61,9 +61,11 @@ def test_only_ctrl_c_after_another_signal_ends_at_once(numbers: list[signal.Sign
     assert told.by == numbers[0]
 
 
-def test_rays_own_handler_of_ctrl_c_is_the_one_that_is_replaced() -> None:
-    """Ray Train takes Ctrl-C to abort the run. If Ray names that otherwise, `_Trainer` has to."""
+def test_what_is_replaced_of_rays_trainer_is_there() -> None:
+    """Ray Train takes Ctrl-C to abort the run, and starts processes that a run does not use. If Ray
+    names these methods otherwise, `_Trainer` has to."""
     assert hasattr(TorchTrainer, "_register_sigint_handler")
+    assert hasattr(TorchTrainer, "_create_default_callbacks")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process ignores")

@@ -97,7 +97,7 @@ MISTAKES = [
     ("slurm/pretrain.sbatch", "#SBATCH --requeue\n", "", "--requeue is missing"),
     ("slurm/pretrain.sbatch", "scontrol requeue", "echo", "never runs `scontrol requeue`"),
     ("slurm/pretrain.sbatch", "trap 'save USR1' USR1", "", "no `trap ... USR1`"),
-    ("slurm/pretrain.sbatch", "while true; do", "while true", "syntax error"),
+    ("slurm/pretrain.sbatch", "step() {", "step( {", "syntax error"),
     ("skypilot.yaml", "use_spot", "use_spots", "did you mean use_spot?"),
     ("skypilot.yaml", "sh clusters/stop-ray.sh /tmp/manta-ray/ray\n  if", "ray stop\n  if",
      "end SkyPilot's own Ray"),

@@ -74,13 +74,29 @@ def test_pretrain(trained: tuple[Path, str]) -> None:
     assert not [file for file in files if SECRET.encode() in file.read_bytes()]
 
 
-@pytest.mark.parametrize("suite", ["perplexity", "hellaswag", "wikitext"])
+def test_a_run_leaves_what_a_person_looks_at(trained: tuple[Path, str]) -> None:
+    home, out = trained
+    folder = home / "runs" / "first" / "pulse"
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "loss.png"):
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "tensorboard").iterdir())
+    assert not list(folder.glob(".ray*")) and not (home / "ray").exists()  # Ray's own
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [(s["step"], s["prompt"]) for s in samples] == [(0, "The cat"), (4, "The cat")]
+    records = read_metrics(f"{folder}/metrics.jsonl")
+    assert [r["step"] for r in records if "val_loss" in r] == [0, 2, 4]
+    lines = out.splitlines()
+    assert any("tok/s" in line and "data wait" in line and "ETA" in line for line in lines)
+    # On a CPU, MFU is a share of the measured peak.
+    steps = [r for r in records if "loss" in r]
+    assert all(r["mfu"] == r["mfu_of_measured"] and "memory_peak" not in r for r in steps)
+
+
 def test_evaluate(
     load_job: Callable[[str], Any],
     trained: tuple[Path, str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    suite: str,
 ) -> None:
     rows = [
         {
@@ -96,22 +112,18 @@ def test_evaluate(
     hellaswag.write_text("".join(json.dumps(row) + "\n" for row in rows))
     wikitext = tmp_path / "wikitext.txt"
     wikitext.write_text(" \n = Ray = \n \n A ray is a fish . \n = Cat = \n \n A cat is not . \n")
-    local = {
-        "perplexity": [],
-        "hellaswag": [f"evals.hellaswag_path={hellaswag}"],
-        "wikitext": [f"evals.wikitext_path={wikitext}"],
-    }
-    arguments = [f"home={trained[0]}", "checkpoint=first/pulse", f"suite={suite}", "threads=1"]
-    load_job("evaluate").main(load(EvaluateConfig, [*arguments, *local[suite]]))
+    local = [f"evals.hellaswag_path={hellaswag}", f"evals.wikitext_path={wikitext}"]
+    suites = {"perplexity": "bits_per_byte", "hellaswag": "acc", "wikitext": "word_perplexity"}
+    keys = [f"home={trained[0]}", "checkpoint=first/pulse", f"suite=[{','.join(suites)}]"]
+    load_job("evaluate").main(load(EvaluateConfig, [*keys, "threads=1", *local]))
     out = capsys.readouterr().out
-    file = trained[0] / "runs" / "first" / "pulse" / "evals" / "step-00000004" / f"{suite}.json"
-    result = json.loads(file.read_text())["results"][suite]
-    documents = {"hellaswag": 8, "wikitext": 2}.get(suite, result["samples"])
-    assert result["samples"] == documents > 0
-    assert {"perplexity": "bits_per_byte", "wikitext": "word_perplexity"}.get(
-        suite, "acc"
-    ) in result
-    assert f"written to {file}" in out
+    for suite, figure in suites.items():
+        file = trained[0] / "runs" / "first" / "pulse" / "evals" / "step-00000004" / f"{suite}.json"
+        result = json.loads(file.read_text())["results"][suite]
+        documents = {"hellaswag": 8, "wikitext": 2}.get(suite, result["samples"])
+        assert result["samples"] == documents > 0
+        assert figure in result
+        assert f"written to {file}" in out
 
 
 def test_any_number_of_workers_gives_the_same_scores(
@@ -122,7 +134,7 @@ def test_any_number_of_workers_gives_the_same_scores(
     keys = [f"home={trained[0]}", "checkpoint=first/pulse", "threads=1", "cpus=0.5"]
     keys += ["suite=[perplexity,quick]"]
     found = []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         config = load(EvaluateConfig, [*keys, f"num_workers={workers}"])
         load_job("evaluate").main(config)
         folder = trained[0] / "runs/first/pulse/evals/step-00000004"
@@ -145,23 +157,34 @@ def test_generate(
     assert texts[0] == texts[1]
 
 
-def test_a_model_is_exported_imported_evaluated_and_trained_further(
+@pytest.fixture(scope="module")
+def exported(
     load_job: Callable[[str], Any],
     trained: tuple[Path, str],
-    corpus: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    home, out = trained[0], tmp_path / "model"
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, str]:
+    """The folder of the exported model, which is imported again as `back`, and the output of both
+    jobs."""
+    home, out = trained[0], tmp_path_factory.mktemp("exported") / "model"
     keys = [f"home={home}", "checkpoint=first/pulse", f"out={out}"]
-    load_job("export").main(load(ExportConfig, keys))
-    assert f"written to {out}" in capsys.readouterr().out
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        load_job("export").main(load(ExportConfig, keys))
+        keys = [f"home={home}", "from=hf", f"path={out}", "name=back"]
+        load_job("import_model").main(load(ImportConfig, keys))
+    return out, said.getvalue()
+
+
+def test_a_model_is_exported_imported_and_evaluated(
+    load_job: Callable[[str], Any],
+    trained: tuple[Path, str],
+    exported: tuple[Path, str],
+    corpus: Path,
+) -> None:
+    home, (out, said) = trained[0], exported
+    assert f"written to {out}" in said and "init.checkpoint=back" in said
     card = (out / "README.md").read_text()
     assert "animals-bpe300" in card and "1,024 tokens" in card and str(home) not in card
     assert (out / "loss.png").exists()
-    keys = [f"home={home}", "from=hf", f"path={out}", "name=back"]
-    load_job("import_model").main(load(ImportConfig, keys))
-    assert "init.checkpoint=back" in capsys.readouterr().out
     results = []
     for name in ("first/pulse", "back"):
         keys = [f"home={home}", f"checkpoint={name}", f"evals.text_path={corpus}", "limit=1"]
@@ -172,9 +195,15 @@ def test_a_model_is_exported_imported_evaluated_and_trained_further(
     assert results[0] == pytest.approx(results[1], rel=1e-6)
     with pytest.raises(DataError, match=r"was imported.*evals\.text_path=FILE"):
         load_job("evaluate").main(load(EvaluateConfig, [f"home={home}", "checkpoint=back"]))
-    more = pretrain(
-        tiny(home, corpus, "name=more", "init.checkpoint=back", "model.n_layer=1"), print
-    )
+
+
+@pytest.mark.long
+def test_an_imported_model_is_trained_further(
+    trained: tuple[Path, str], exported: tuple[Path, str], corpus: Path
+) -> None:
+    home = trained[0]
+    keys = ["name=more", "init.checkpoint=back", "model.n_layer=1"]
+    more = pretrain(tiny(home, corpus, *keys), print)
     before = [r for r in read_metrics(f"{home}/runs/first/pulse/metrics.jsonl") if "val_loss" in r]
     assert more.metrics[0]["val_loss"] == pytest.approx(before[-1]["val_loss"], rel=1e-6)
     assert checkpoint.load_model_config(more.checkpoint).n_layer == 2

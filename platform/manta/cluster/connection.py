@@ -18,9 +18,14 @@ from manta.cluster import dashboard, ending, starting
 from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
 from manta.errors import ClusterError
 
+PACKAGE = Path(manta.__file__).parent
 LOCAL_OBJECT_STORE_BYTES = 512 << 20
-# Without it, the API of Ray's dashboard has nothing about runs (/api/train/v2/runs/v1).
+# Without it, the API of Ray's dashboard has nothing about runs (/api/train/v2/runs/v1). It takes
+# a process, of which a Ray that is started for one job has no use, as it has no dashboard.
 TRAIN_RECORDS = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+# Ray Train watches for nodes that are about to leave in another process, where this is not off, as
+# it is for Ray with any value but "1" and "true".
+NOBODY_LEAVES = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "off: the only node is this machine")
 # Ray's own words for it: the cluster's versions, then this process's.
 OTHER_VERSIONS = re.compile(
     r"Version mismatch.*Ray: (\S+)\s+Python: (\S+)\s.*Ray: (\S+)\s+Python: (\S+)", re.DOTALL
@@ -32,10 +37,10 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     none, starts a local one (RAY_ADDRESS=local always does). Joining sends the user's token, so
     another user's Ray is joined only if RAY_ADDRESS names it.
 
-    The code that runs here is sent to the cluster, so that workers never run another version of it.
-    With `own`, a local cluster is always started. `local` is passed to `ray.init` when one starts.
-    `name` is what Ray's dashboard calls this job. SIGTERM and SIGUSR1 raise SystemExit from here
-    on (ending.py).
+    The code that runs here is sent to the cluster, or copied for a local Ray, so that workers never
+    run another version of it. With `own`, a local cluster is always started. `local` is passed to
+    `ray.init` when one starts. `name` is what Ray's dashboard calls this job. SIGTERM and SIGUSR1
+    raise SystemExit from here on (ending.py).
 
     Raises:
         ClusterError: the cluster refuses the connection, does not answer, or has other versions; or
@@ -51,14 +56,12 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     # A node may die while workers start: an elastic run asks for fewer workers after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault(*TRAIN_RECORDS)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
         return
-    package = Path(manta.__file__).parent
+    has_logs = os.environ.get("MANTA_WORKER_LOGS") == "1"
     common: dict[str, Any] = {
-        "runtime_env": {"py_modules": [str(package)]},
-        "log_to_driver": os.environ.get("MANTA_WORKER_LOGS") == "1",
+        "log_to_driver": has_logs,
         "logging_level": logging.WARNING,
         "configure_logging": True,
         "job_config": dashboard.job_config(name),
@@ -66,18 +69,25 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     named = os.environ.get("RAY_ADDRESS")
     found = own_address() if named in (None, "", "auto") else named
     if not own and found not in (None, "local"):
-        _join(found, common)
+        os.environ.setdefault(*TRAIN_RECORDS)
+        if os.environ.get(NOBODY_LEAVES[0]) == NOBODY_LEAVES[1]:  # from a parent with a local Ray
+            del os.environ[NOBODY_LEAVES[0]]
+        _join(found, {**common, "runtime_env": {"py_modules": [str(PACKAGE)]}})
         ending.obey()
         dashboard.name_submitted(name)
         print(f"joined Ray at {ray.get_runtime_context().gcs_address}", flush=True)
         return
-    # Prestarted workers are useless here, since none of them has this code's environment, and each
-    # one costs an import of Ray.
+    # Each prestarted worker costs an import of Ray, and a job may need fewer.
     for setting in ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver"):
         os.environ.setdefault(setting, "0")
+    os.environ.setdefault(*NOBODY_LEAVES)
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     stay_on_loopback()
-    with _apart_from_this_group():
+    with (
+        _apart_from_this_group(),
+        starting.without_spare_processes(has_logs),
+        starting.importing(PACKAGE),
+    ):
         starting.start(functools.partial(_init_local, {**common, **store, **local}))
     ending.obey()
     protect_token()  # Ray may have just made it
@@ -226,6 +236,14 @@ def address() -> str:
 
     found: str = ray.get_runtime_context().gcs_address
     return found
+
+
+def is_local() -> bool:
+    """Whether this process is connected to a Ray that it has started itself."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return node is not None and node.is_head()
 
 
 def disconnect() -> None:

@@ -1,12 +1,18 @@
 """Starts Ray's processes on this machine; tries again where they do not come up in time."""
 
+import atexit
+import compileall
 import contextlib
 import os
 import re
+import shutil
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from manta import storage
 from manta.errors import ClusterError
 
 # How long each try waits for Ray's control server, in seconds. (Ray waits for its raylet for 30 s,
@@ -53,6 +59,51 @@ def start(begin: Callable[[], None]) -> None:
     raise ClusterError(
         f"Ray did not start on this machine{tries} ({failed[-1]}); {remedy.format(logs())}"
     )
+
+
+@contextlib.contextmanager
+def without_spare_processes(keep_logs: bool) -> Iterator[None]:
+    """Keeps Ray from starting, in this block, what a Ray for one job on one machine has no use for:
+    the autoscaler, the server of a dashboard that is not shown, and, unless `keep_logs`, what
+    passes the workers' output on. Each is a process that imports Ray."""
+    from ray._private.node import Node
+
+    def nothing(_node: Any, **_arguments: Any) -> None:
+        pass
+
+    spare = ["start_monitor", "start_api_server", *([] if keep_logs else ["start_log_monitor"])]
+    before = {name: getattr(Node, name) for name in spare}
+    for name in spare:
+        setattr(Node, name, nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+@contextlib.contextmanager
+def importing(package: Path) -> Iterator[None]:
+    """Has the processes that Ray starts in this block import a copy of this package, which stays as
+    it is if somebody edits the code while a job runs. The copy is deleted when this process ends.
+
+    Ray's own way, `py_modules`, is for clusters: with it each worker is started twice, and imports
+    Ray the first time only to find out what the second one needs.
+    """
+    with storage.writing(tempfile.gettempdir(), "free disk space, or set TMPDIR to another folder"):
+        copy = tempfile.mkdtemp(prefix="manta-code-")
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        shutil.copytree(package, Path(copy) / package.name)
+        compileall.compile_dir(copy, quiet=2)  # once, where it is not compiled, for all workers
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([copy, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def logs() -> Path:

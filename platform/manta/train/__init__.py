@@ -22,7 +22,7 @@ Its sub-rooms and files, in reading order:
     rollbacks       goes back to before a loss spike and skips the tokens that caused it
     ranks           a worker's place among the workers, and what they agree on
     inputs          the micro batches and val tokens that a rank reads
-    kept            what a worker keeps of one run for the next: its speed, fitted embeddings
+    kept            what a worker keeps of one run for the next: embeddings fitted to the data
     worker          one rank: sets up the loop and runs it in Ray Train's process
     lane            one rank of a lane, which trains several runs, one after the other
     patience        decides whether failed workers are started again, and counts failures

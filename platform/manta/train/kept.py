@@ -1,4 +1,4 @@
-"""What a worker keeps of one run for the next: its device's speed, and embeddings fitted to data.
+"""What a worker keeps of one run for the next: embeddings and head that were fitted to the data.
 
 A lane trains many runs, most of which begin alike. What is kept changes no bit of them.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from manta.data.stream import Reader
 from manta.model.gpt import GPT
 from manta.model.init import InitConfig, fit_bigrams
-from manta.train.step.device import Probes, available_cpus
+from manta.train.step.device import available_cpus
 
 MOST_FITS = 4  # trials of a few batch sizes take turns, each of which reads in another order
 
@@ -30,8 +30,9 @@ class _Fitted:
 
 
 class Kept:
+    """The fits of the runs that this process has trained."""
+
     def __init__(self) -> None:
-        self.probes = Probes()
         self._fits: dict[Hashable, _Fitted] = {}
 
     def fit(

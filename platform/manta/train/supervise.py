@@ -10,6 +10,8 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from manta import config as configs
 from manta import failures, layout, messages, ownership, storage
@@ -260,8 +262,10 @@ def fit(
 
 
 class _Trainer(TorchTrainer):
-    """Ray Train's trainer with two changes. An elastic run has one of `counts` workers. There is no
-    handler for Ctrl-C, as Ray's aborts the run unsaved."""
+    """Ray Train's trainer with three changes. An elastic run has one of `counts` workers. There is
+    no handler for Ctrl-C, as Ray's aborts the run unsaved. And there is no process that hands out
+    datasets, as each worker opens its own (`data.stream`); nor, on a local Ray, one that asks a
+    dashboard, which that Ray has not, whether the controller lives."""
 
     def __init__(self, *arguments: Any, counts: list[int], **keys: Any):
         super().__init__(*arguments, **keys)
@@ -272,6 +276,13 @@ class _Trainer(TorchTrainer):
         if scaling.elasticity_enabled:
             keys["scaling_policy"] = Whole(scaling, self._counts)
         return super()._initialize_and_run_controller(**keys)  # type: ignore[misc]
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused: tuple[type, ...] = (DatasetsCallback,)
+        if connection.is_local():
+            unused += (PlacementGroupCleanerCallback,)
+        made = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in made if not isinstance(callback, unused)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass  # `told_to_stop` handles it

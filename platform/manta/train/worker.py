@@ -44,7 +44,7 @@ from manta.train.records.logbook import Logbook
 from manta.train.resume import data_identity, val_sample, with_length, with_sample
 from manta.train.run import Interrupted, Rollback, Run
 from manta.train.settings import PretrainConfig
-from manta.train.step.device import Device, Probes, available_cpus, make_deterministic
+from manta.train.step.device import Device, available_cpus, find_device, make_deterministic
 
 
 def worker(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
@@ -205,7 +205,7 @@ def setup(
     tokenizer = datasets[0].load_tokenizer()
     model = with_vocabulary(c.model, tokenizer, extending=c.init.checkpoint is not None)
     state = checkpoint.load_state(path) if path else TrainState()
-    c, device, compiled = decide(c, model, state, rank, kept.probes)
+    c, device, compiled = decide(c, model, state, rank)
     if rank.is_first:
         say(Decided(c.micro_batch))
         if problem := slow_attention(c, model, device):
@@ -244,7 +244,7 @@ def setup(
         model=model,
         objective=objective,
         tokenizer=tokenizer,
-        device=kept.probes.again(device),
+        device=device.probed_again(),
         engine=engine,
         saver=Saver(c.run_folder, c.checkpoint, model, tokenizer, say, watchdog.beat, c.lora),
         state=state,
@@ -277,7 +277,7 @@ def open_logbook(
 
 
 def decide(
-    c: PretrainConfig, model: ModelConfig, state: TrainState, rank: Rank, probes: Probes
+    c: PretrainConfig, model: ModelConfig, state: TrainState, rank: Rank
 ) -> tuple[PretrainConfig, Device, bool]:
     """Decides what depends on the machines, the same on all ranks. Returns the config with the
     number of workers and the size of a micro batch, this rank's device, and whether the blocks are
@@ -288,10 +288,10 @@ def decide(
     if c.gpus_per_worker:
         torch.cuda.set_device(ray.train.torch.get_device())
     threads = c.threads_per_worker or max(1, available_cpus() // rank.local_world_size)
-    device = probes.find(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
+    device = find_device(state.dtype or c.dtype, bool(c.gpus_per_worker), threads)
     dtype = agreed(device.dtype)
     if dtype != device.dtype:
-        device = probes.find(dtype, bool(c.gpus_per_worker), threads)
+        device = find_device(dtype, bool(c.gpus_per_worker), threads)
     compiled = state.compiled
     if compiled is None or c.compile != "auto":
         compiled = agreed(compiles(c, model, device))

@@ -18,6 +18,9 @@ KEPT_BLOCK = (1 << 31) - 1
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROBE_SECONDS = 0.3
+# How often a process measures what it computes with: one measurement may be too low, and the next
+# run in this process has the same device.
+PROBES = 2
 # Sides of the matrices that the probe multiplies: small ones fit into a moment in which no other
 # process works, large ones occupy many threads. bf16 is compared with fp32 on the smallest only:
 # where bf16 is emulated, large ones take seconds.
@@ -90,34 +93,6 @@ class Device:
         may be too low, as other workers start on the same machine at the same time."""
         measured = measured_flops(self.torch_device, self.dtype)
         return dataclasses.replace(self, measured=max(self.measured, measured))
-
-
-class Probes:
-    """The devices that this process has measured. A lane trains one run after the other, and to
-    measure for each takes two seconds."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, bool, int], Device] = {}
-        self._settled: set[Device] = set()
-
-    def find(self, dtype: str, use_gpu: bool, threads: int) -> Device:
-        """Sets up this process as `find_device` does, which measures the first time only."""
-        key = dtype, use_gpu, threads
-        if key in self._found:
-            torch.set_num_threads(threads)
-        else:
-            found = find_device(dtype, use_gpu, threads)
-            self._found |= {key: found, (found.dtype, use_gpu, threads): found}
-        return self._found[key]
-
-    def again(self, device: Device) -> Device:
-        """Measures a device that was found here once more (see `probed_again`)."""
-        if device in self._settled:
-            return device
-        better = device.probed_again()
-        self._found = {key: better if d == device else d for key, d in self._found.items()}
-        self._settled.add(better)
-        return better
 
 
 def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -198,10 +173,18 @@ def gpu_peak(name: str) -> float | None:
     return GPU_PEAKS.get(name.removeprefix("NVIDIA "))
 
 
+_probes: dict[tuple[str, str, int], list[float]] = {}
+"""FLOP/s that `measured_flops` has measured, by device, dtype and number of threads."""
+
+
 def measured_flops(device: torch.device, dtype: str) -> float:
-    """FLOP/s that dense matrix products reach on this device, measured."""
+    """FLOP/s that dense matrix products reach on this device with this number of threads: the best
+    of the first PROBES measurements of this process."""
     sizes = CPU_SIZES if device.type == "cpu" else (GPU_SIZE,)
-    return max(matmul_flops(dtype, device, size) for size in sizes)
+    found = _probes.setdefault((str(device), dtype, torch.get_num_threads()), [])
+    if len(found) < PROBES:
+        found.append(max(matmul_flops(dtype, device, size) for size in sizes))
+    return max(found)
 
 
 def matmul_flops(dtype: str, device: torch.device, size: int) -> float:
