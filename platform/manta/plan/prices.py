@@ -6,7 +6,7 @@ from pathlib import Path
 
 from manta.cluster.check import documents
 from manta.config import PositiveFloat
-from manta.errors import ConfigError
+from manta.errors import ClusterError, ConfigError
 from manta.foreign import Whole, check, exact
 
 PRICES = Path(__file__).resolve().parents[3] / "clusters" / "prices.yaml"
@@ -43,6 +43,8 @@ def load(given: str | None) -> dict[str, Listed]:
     file = Path(given) if given is not None else PRICES
     try:
         return check(documents.mapping(file), dict[str, Listed])
+    except ClusterError as e:  # which names the file
+        raise ConfigError(f"prices={e}; {PRICES} shows how it is written") from None
     except ValueError as e:
         raise ConfigError(f"prices={file}: {e}; {PRICES} shows how it is written") from None
 
