@@ -143,7 +143,7 @@ def test_the_next_size_divides_the_batch_of_any_number_of_workers(
 @pytest.mark.parametrize(
     ("keys", "ran", "words"),
     [
-        ({"gpus_per_worker": 1}, 1, "first: activation_checkpointing=full"),
+        ({"gpus_per_worker": 1}, 1, "first: num_workers=4 zero_stage="),
         (
             {"out_of_memory": "stop"},
             16,

@@ -125,8 +125,9 @@ def _work(cases: tuple[Case, ...]) -> list[list[int]]:
     warm: set[Case] = set()
     for case in cases:
         found.append([])
+        _train(case, 0)  # makes the kernels of these shapes, which stay
         for stage in STAGES:
-            # What is loaded at its first use is loaded by a small model.
+            # What else is loaded at its first use is loaded by a small model.
             small = dataclasses.replace(
                 WARM_UP, name=f"stage {stage}", dtype=case.dtype, family=case.family,
                 recompute=case.recompute,

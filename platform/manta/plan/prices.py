@@ -54,7 +54,8 @@ def of(
 ) -> tuple[float | None, str]:
     """Dollars an hour of so many machines, and where the price comes from. None: it is not known,
     and the text says which."""
-    what = f"{instance} in {region}, {'spot' if spot else 'on demand'}"
+    where = region or "a region that the cluster's file does not say"
+    what = f"{instance} in {where}, {'spot' if spot else 'on demand'}"
     rates = listed.regions.get(region or "") if listed else None
     rate = None if rates is None else rates.spot if spot else rates.on_demand
     if listed is None or rate is None:
