@@ -20,10 +20,10 @@ gradient. Mostly this is the embedding, which is alone in its group of parameter
 So stages 1 and 2 cost a single worker more than stage 0 does, and stage 1 costs two workers no less
 than stage 0.
 
-The peak of a step is at one of four moments: the loss, when the activations are all there with the
-logits of a chunk; the first block's backward pass, when they are still there; the last gradient,
-when they are gone and gradients are being reduced; the optimizer's step. `_at_stage_0` to
-`_at_stage_3` say what each stage has at each of them.
+The peak of a step is at one of these moments: the loss, when the activations are all there with the
+logits of a chunk (at stage 3, also just before); the first block's backward pass, when they are
+still there; the last gradient, when they are gone and gradients are being reduced; the optimizer's
+step. `_at_stage_0` to `_at_stage_3` say what each stage has at each of them.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from manta.model.groups import GROUPS
 from manta.model.lora import LoraConfig
 from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
-from manta.model.trainable import Trainable
+from manta.model.trainable import Trainable, blocks_trained
 
 GIB = 1 << 30
 # Share of its card that a worker may use. CUDA's context, and pieces that CUDA's allocator cannot
@@ -267,12 +267,10 @@ class _Step:
     def flattened(self) -> int:
         """Bytes of the first worker's largest group of gradients, end to end, for the optimizer. A
         tensor that is a group by itself stays where it is."""
-        sizes = [0]
-        for group in GROUPS:
-            ours = [w for w in self.learnt if w.group == group]
-            if sum(w.count for w in ours) > 1:
-                sizes.append(FP32 * sum(w.total for w in ours) // self.setup.num_workers)
-        return max(sizes)
+        groups = [[w for w in self.learnt if w.group == group] for group in GROUPS]
+        several = [those for those in groups if sum(w.count for w in those) > 1]
+        sizes = [FP32 * sum(w.total for w in those) for those in several]
+        return max(sizes, default=0) // self.setup.num_workers
 
     def slices(self, size: int) -> int:
         """Bytes of the copy that DeepSpeed makes of a bucket, or of a gradient larger than one, to
@@ -333,20 +331,34 @@ def _at_stage_2(x: _Step) -> dict[str, int]:
 
 
 def _at_stage_3(x: _Step) -> dict[str, int]:
-    """The forward pass gathers the weights, which stay if they are few (max_live_parameters); the
-    rest is gathered again, ahead of its use. The largest, with its gradient, is whole twice while
-    the workers' parts of it are joined or summed. A single worker's share is already the whole."""
-    held, working = x.acts.held, 0
-    reducing = min(x.bucket, x.G)
-    if x.setup.num_workers > 1:
-        live = min(x.P, FP32 * LIVE)
-        largest = FP32 * max(w.numel for w in x.tensors)
-        working = live + min(x.P - live, FP32 * PREFETCH) + 2 * largest
+    """The forward pass gathers the weights ahead of their use, many of them end to end in a buffer,
+    which stays until the last of them is used, and from there into tensors of their own. These stay
+    for the backward pass, if they are few (max_live_parameters). A single worker's share is already
+    the whole.
+
+    DeepSpeed's linear layer (zero/linear.py) keeps its input as it comes, in fp32 from a norm, and
+    casts the weight again in the backward pass."""
+    s, acts = x.setup, x.acts
+    held, at_loss, live, ahead, again = acts.held, acts.at_loss, 0, 0, 0
+    if s.dtype == "bf16" and not s.model.is_recurrent:
+        if acts.recomputed:
+            at_loss = acts.loss_work
+        else:
+            held -= acts.autocast
+        if s.activation_checkpointing == "none":
+            norms = 2 if s.model.family == "gpt2" else 1  # gate and up have one input, not two
+            tokens = s.micro_batch_size * s.seq_len
+            blocks = blocks_trained(s.trainable, s.model.n_layer)
+            held += (FP32 - BF16) * norms * tokens * s.model.n_embd * blocks
+    if s.num_workers > 1:
+        live, ahead = min(x.P, FP32 * LIVE), min(x.P, FP32 * PREFETCH)
+        again = min(x.P - live, FP32 * PREFETCH)
     return {
-        "the loss": held + x.acts.at_loss + working,
-        "the backward pass": held + x.acts.in_backward + working + reducing,
-        "the last gradient": 0,
-        "the optimizer's step": max(-(-x.G // x.setup.num_workers), x.norm),
+        "the end of the forward pass": held - acts.loss + live + ahead,
+        "the loss": held + at_loss + live + again,
+        "the backward pass": held + acts.in_backward + live + again + min(x.bucket, x.G),
+        "the last gradient": x.at_last + 2 * x.last,  # with its weight, and as it is scattered
+        "the optimizer's step": max(-(-x.G // s.num_workers), x.norm),
     }
 
 
