@@ -24,14 +24,15 @@ def test_the_cases_of_peaks_are_twelve_configs_that_load() -> None:
 
 def test_the_table_of_peaks_has_each_stage() -> None:
     rows = [{"name": "a", "stage": n, "predicted": 1.1e8, "measured": 1e8} for n in STAGES]
-    shown = peaks.table({"workers": 2, "rows": rows, "median_error": 0.1, "worst_error": 0.1})
-    assert shown.count("110 / 100 (1.100)") == 4
+    errors = {"median_error": 0.1, "worst_error": 0.1, "close": 0}
+    shown = peaks.table({"workers": 2, "rows": rows, **errors})
+    assert shown.count("110 / 100 (1.100)") == 4 and shown.endswith("within 5%: 0 of 4")
 
 
 @pytest.mark.long
 def test_the_peak_of_a_step_is_what_is_predicted() -> None:
     c = from_dict(BenchConfig, {"what": "peaks", "parts": "modern"})
-    assert peaks.peaks(c)["worst_error"] < 0.1
+    assert peaks.peaks(c)["worst_error"] < 0.08
 
 
 def test_parts_are_for_two_benches() -> None:

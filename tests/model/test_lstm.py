@@ -20,7 +20,6 @@ from manta.model.families import model_of, num_parameters
 from manta.model.generate import Sampling, generate
 from manta.model.init import InitConfig, initialise
 from manta.model.lstm import LSTM
-from manta.model.memory import Setup, remedies
 from manta.model.reader import Reader
 from manta.model.shape import ModelConfig
 from manta.train.settings import PretrainConfig
@@ -204,12 +203,6 @@ def test_what_autograd_saves_is_what_is_predicted(shape: tuple[int, ...], dtype:
     predicted = activations(c, batch, length, dtype, device="cpu")
     assert found == pytest.approx(predicted.held - predicted.loss, rel=0.03)
     del loss
-
-
-def test_no_remedy_recomputes_blocks_that_are_not_there() -> None:
-    c = lstm_of(n_layer=8, n_embd=1024, vocab_size=50000)
-    ways = [way for size in (1 << 29, 1 << 31) for way in remedies(Setup(c, 1024), size)]
-    assert ways and not any("activation_checkpointing" in way for way in ways)
 
 
 # Keys

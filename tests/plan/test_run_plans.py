@@ -112,6 +112,43 @@ def test_all_reasons_why_a_run_cannot_work_are_said_with_what_would(tmp_path: Pa
     room, memory = made.tree["problems"]
     assert "num_workers=16" in room and "set num_workers=8" in room
     assert "would fit, the cheapest first: micro_batch_size=" in memory
+    assert made.tree["machine"]["workers"] == 8  # the rest is planned for those that have room
+
+
+def test_a_run_of_fewest_and_most_workers_is_planned_for_those_that_have_room(
+    tmp_path: Path,
+) -> None:
+    made = planned_for(tmp_path, GPT2, A100, "num_workers=[2,16]")
+    assert made.can_run and made.tree["machine"]["workers"] == 8
+    assert made.tree["config"]["num_workers"] == [2, 16]  # as the run has it
+    few = planned_for(tmp_path, GPT2, A100, "num_workers=12", "tokens_per_batch=786432")
+    assert "set num_workers=8, which is planned here" in few.tree["problems"][0]
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_calibration_that_cannot_be_used_is_said_and_the_rest_is_planned(
+    tmp_path: Path, content: str | None
+) -> None:
+    entry = calibration.Layout(
+        1, "CPU, 1 threads", "fp32", calibration.now(), {"steps": 1.0}, {}, 0.1, 0.2, 1.0
+    )
+    path = Path(calibration.keep(str(tmp_path), entry, 1e9))
+    tree = json.loads(path.read_text())
+    tree["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(tree) if content is None else content)
+    made = planned_for(tmp_path, *TINY)
+    why = "measured on another machine" if content is None else "not valid JSON"
+    assert why in text_of(made) and "jobs/bench.py what=calibrate" in text_of(made)
+    assert made.tree["hours"] is None and made.tree["memory"]["fits"] is True
+    if content is None:
+        assert planned_for(tmp_path, *TINY, "mfu=0.3").tree["time"]["source"] == "mfu"
+
+
+def test_a_gpu_whose_peak_is_not_known_is_said_with_those_that_are(tmp_path: Path) -> None:
+    made = planned_for(tmp_path, GPT2, "gpu=H1", "memory_per_device=80", "mfu=0.4")
+    assert made.tree["hours"] is None
+    assert "no peak of H1 in bf16 is known" in text_of(made)
+    assert "give gpu=NAME, one of A10, A100" in text_of(made)
 
 
 def test_a_machine_without_a_calibration_says_how_to_get_one(tmp_path: Path) -> None:
@@ -186,8 +223,9 @@ def test_prices_are_dated_and_have_a_source() -> None:
 def test_a_file_of_prices_that_is_none_is_said(tmp_path: Path) -> None:
     file = tmp_path / "prices.yaml"
     file.write_text("p4d.24xlarge: {regions: {us-west-2: {on_demand: much}}}")
-    with pytest.raises(MantaError, match="prices="):
-        planned_for(tmp_path, GPT2, A100, f"prices={file}")
+    for name in (file, tmp_path / "none.yaml"):
+        with pytest.raises(MantaError, match=r"prices=.*prices.yaml shows how it is written"):
+            planned_for(tmp_path, GPT2, A100, f"prices={name}")
 
 
 # Goodput

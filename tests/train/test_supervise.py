@@ -143,17 +143,22 @@ def test_the_next_size_divides_the_batch_of_any_number_of_workers(
 @pytest.mark.parametrize(
     ("keys", "ran", "words"),
     [
-        ({}, 1, "GiB with micro_batch_size=1; lower that"),
-        ({"out_of_memory": "stop"}, 16, "GiB with micro_batch_size=16, "),
-        ({"out_of_memory": "stop"}, 16, "GiB with micro_batch_size=8; lower that"),
+        ({"gpus_per_worker": 1}, 1, "first: num_workers=4 zero_stage="),
+        (
+            {"out_of_memory": "stop"},
+            16,
+            "clearly less, the cheapest first: micro_batch_size=",
+        ),
+        ({"out_of_memory": "stop"}, 16, "; or set out_of_memory=halve"),
     ],
 )
-def test_where_nothing_smaller_may_run_it_is_said_what_would_fit(
+def test_where_nothing_smaller_may_run_it_is_said_what_needs_less(
     keys: dict[str, Any], ran: int, words: str
 ) -> None:
     with pytest.raises(TrainingError) as caught:
         less_memory(gpt2(**keys), ran, "CUDA out of memory")
     assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert f"by the cost model micro_batch_size={ran} needs" in str(caught.value)
 
 
 # How often

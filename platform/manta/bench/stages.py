@@ -102,7 +102,7 @@ def _predicted(
             optimizer_kind=optimizer.kind,
             lora=lora,
             reduce_bucket=BUCKET_MB * 10**6 // 4,
-            device="cpu",
+            device="cuda",  # where memory counts when it is asked for, as that of tensors does here
         )
     )
     at_first = found.weights + found.master_weights
@@ -202,10 +202,15 @@ def _tensor_bytes() -> int:
     return sum(sizes.values())
 
 
+def trim() -> None:
+    """Gives back to the system what is freed already, if the C library is glibc."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def _process_bytes() -> int:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc
-        trim(0)
+    trim()
     return psutil.Process().memory_full_info().uss
 
 

@@ -171,13 +171,14 @@ class _MeanLoss(torch.autograd.Function):
                 total += nats
                 d_x[part] = gradient @ weight
                 if not learns:
-                    continue
-                if d_weight is None:
+                    pass
+                elif d_weight is None:
                     d_weight = (gradient.T @ rows).float()
                 elif compute == torch.float32:
                     d_weight.addmm_(gradient.T, rows)
                 else:
                     d_weight += gradient.T @ rows
+                del gradient  # before the next chunk's logits are made
         count = _count(targets)
         ctx.count, ctx.gradients = count, (d_x, d_weight)
         return total / count

@@ -3,37 +3,41 @@ arithmetic; nothing is allocated.
 
 Manta trains with fp32 weights, fp32 gradients and fp32 optimizer state; bf16 is torch's autocast.
 What DeepSpeed (0.19.8) holds on top comes from its source (runtime/engine.py,
-zero/stage_1_and_2.py, zero/stage3.py) and from measurement: manta/bench/stages.py compares, and
-tests/model/test_cost.py checks each stage. With P parameters and W workers, in values of 4 bytes,
-if all weights learn (the weights that do not count in the first column alone):
+zero/stage_1_and_2.py, zero/stage3.py) and from measurement: manta/bench/stages.py and peaks.py
+compare, and tests/model/test_cost.py checks each stage. With P parameters and W workers, in values
+of 4 bytes, if all weights learn (the weights that do not count in the first column alone), a worker
+holds from step to step:
 
-    stage   weights    master copy   gradients   AdamW    at once, to reduce the gradients
-    0       P          -             P           2P       P: flat copies, with several workers
-    1       P          P/W           P           2P/W     P/W, and twice the bucket
-    2       P          P/W           P/W *       2P/W     P/W *, and twice the bucket
-    3       P/W        P/W           P/W         2P/W     P (all weights, gathered), the bucket, and
-                                                          twice the largest weight
+    stage   weights    master copy   gradients   AdamW
+    0       P          -             P           2P
+    1       P          P/W           P           2P/W
+    2       P          P/W           P/W *       2P/W
+    3       P/W        P/W           P/W         2P/W
 
 * Whole tensors: if a tensor lies in several workers' shares, each of these workers holds its whole
 gradient. Mostly this is the embedding, which is alone in its group of parameters.
 
 So stages 1 and 2 cost a single worker more than stage 0 does, and stage 1 costs two workers no less
 than stage 0.
+
+The peak of a step is at one of these moments: the loss, when the activations are all there with the
+logits of a chunk (at stage 3, also just before); the first block's backward pass, when they are
+still there; the last gradient, when they are gone and gradients are being reduced; the optimizer's
+step. `_at_stage_0` to `_at_stage_3` say what each stage has at each of them.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Literal
 
-from manta.errors import ConfigError
 from manta.model.activations import BF16, FP32, Activations, DeviceType, Dtype, activations
 from manta.model.cost import NO_ADAPTERS, Weight, adapters, learning, weights
 from manta.model.groups import GROUPS
 from manta.model.lora import LoraConfig
 from manta.model.recomputation import Recompute
 from manta.model.shape import ModelConfig
-from manta.model.trainable import Trainable
+from manta.model.trainable import Trainable, blocks_trained
 
 GIB = 1 << 30
 # Share of its card that a worker may use. CUDA's context, and pieces that CUDA's allocator cannot
@@ -96,12 +100,8 @@ class Costs:
     host: int
     """Offloaded bytes, in the host's memory."""
     activations: Activations
-    working: int
-    """DeepSpeed's temporary memory from the end of the forward pass on: the weights of stage 3."""
-    reducing: int
-    """The same in the backward pass alone, while activations are held: reducing gradients."""
-    stepping: int
-    """Peak after the activations are gone: reducing the last gradients, the optimizer's step."""
+    moments: dict[str, int]
+    """Bytes beyond `states` at the moments of a step that may be its peak."""
 
     @property
     def states(self) -> int:
@@ -120,12 +120,14 @@ class Costs:
         return self.states + self.activations.held
 
     @property
+    def fullest(self) -> str:
+        """The moment of the peak."""
+        return max(self.moments, key=lambda name: self.moments[name])
+
+    @property
     def temporary(self) -> int:
         """The peak beyond `total`."""
-        at_loss = self.activations.at_loss
-        in_backward = self.activations.in_backward + self.reducing
-        in_pass = max(at_loss, in_backward) + self.working
-        return max(in_pass, self.stepping - self.activations.held)
+        return max(self.moments.values()) - self.activations.held
 
     @property
     def peak(self) -> int:
@@ -157,45 +159,43 @@ def costs(s: Setup) -> Costs:
     tensors = weights(c) + adapters(c, s.lora)
     learnt = learning(c, s.trainable, s.lora)
     P, G = (FP32 * sum(w.total for w in those) for those in (tensors, learnt))
-    largest = FP32 * max(w.numel for w in tensors)
     share = G if stage == 0 else -(-G // W)
     matrices = FP32 * sum(w.total for w in learnt if w.group == "matrices") * share // G
     state = 2 * share - (matrices if s.optimizer_kind == "muon" else 0)
     bucket = FP32 * s.reduce_bucket
-    flat = min(bucket, G)  # a bucket's content, copied end to end to be reduced
-    offload = s.offload_optimizer and stage > 0
-
-    held_weights, master, host, buffers, working, reducing = P, share, 0, 0, 0, 0
+    if s.device == "cpu":  # which gives memory when it is written to, and not when it is asked for
+        bucket = min(bucket, G)
+    touched = FP32 * _touched(learnt, W)
+    held_weights, master, gradients, buffers, host = P, share, G, 0, 0
     if stage == 0:
-        master, gradients = 0, G
-        stepping = G if W > 1 else 0  # buckets being reduced (train/step/reducer.py)
-        if s.optimizer_kind == "muon":  # two fp32 directions, all ranks' updates, this rank's
-            stepping = max(stepping, 2 * matrices + matrices + matrices // W)
+        master = 0
     elif stage == 1:
-        gradients = G
-        buffers = bucket * (2 if s.overlap_comm else 1)
-        stepping = flat + FP32 * _touched(learnt, W)
+        buffers = 0 if s.device == "cpu" else bucket * (2 if s.overlap_comm else 1)
     elif stage == 2:
-        gradients = FP32 * _touched(learnt, W)
-        # The first gradients are reduced while nearly all activations are held, the last ones when
-        # they are gone.
-        reducing = bucket * (2 if s.overlap_comm else 1) + flat
-        stepping = reducing + gradients
+        gradients = touched
     else:
         small = FP32 * sum(w.total for w in tensors if w.numel < PERSISTENT)
         held_weights = -(-P // W) + (small if W > 1 else 0)
         gradients, buffers = share, bucket
-        reducing = flat
-        if W > 1:  # a single worker's share is already the whole
-            # When backward begins, the forward pass has gathered all weights, as far as they stay.
-            # The rest is gathered again, ahead of its use. The largest, with its gradient, is
-            # whole twice while the workers' parts of it are joined or summed.
-            live = min(P, FP32 * LIVE)
-            working = live + min(P - live, FP32 * PREFETCH) + 2 * largest
-        stepping = share
-    if s.optimizer_kind == "muon" and stage:
-        stepping = max(stepping, 4 * matrices)
-    if offload:
+    acts = activations(
+        c,
+        s.micro_batch_size,
+        s.seq_len,
+        s.dtype,
+        s.activation_checkpointing,
+        s.device,
+        compiled_loss=s.compiled,
+        trainable=s.trainable,
+        lora=s.lora,
+    )
+    moved = s.offload_optimizer and stage > 0
+    kept = 0 if moved else touched
+    moments = _MOMENTS[stage](_Step(s, tensors, learnt, acts, P, G, kept, bucket))
+    if s.optimizer_kind == "muon":
+        # Two fp32 directions, all ranks' updates, this rank's; of whole matrices.
+        own = 3 * matrices + matrices // W if stage == 0 else 4 * matrices
+        moments["the optimizer's step"] = max(moments["the optimizer's step"], own)
+    if moved:
         host = master + state + share  # the gradients that the optimizer reads
         if stage == 3:
             host += share  # the summed gradients
@@ -207,32 +207,164 @@ def costs(s: Setup) -> Costs:
                 host += share  # the summed gradients
         master = state = 0
         gradients = gradients if stage == 1 else 0
-        stepping = flat if stage < 3 else 0
+        moments["the optimizer's step"] = 0
     if s.offload_parameters and stage == 3:
         host += -(-P // W)
         held_weights -= -(-P // W)
-    return Costs(
-        weights=held_weights,
-        master_weights=master,
-        gradients=gradients,
-        optimizer_state=state,
-        buffers=buffers,
-        host=host,
-        activations=activations(
-            c,
-            s.micro_batch_size,
-            s.seq_len,
-            s.dtype,
-            s.activation_checkpointing,
-            s.device,
-            compiled_loss=s.compiled,
-            trainable=s.trainable,
-            lora=s.lora,
+    return Costs(held_weights, master, gradients, state, buffers, host, acts, moments)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What decides the moments of a step."""
+
+    setup: Setup
+    tensors: list[Weight]
+    learnt: list[Weight]
+    acts: Activations
+    P: int
+    """Bytes of all weights."""
+    G: int
+    """Bytes of the gradients of those that learn."""
+    touched: int
+    """Bytes of the gradients that have a part in the first worker's share; 0 where they go to the
+    host."""
+    bucket: int
+
+    @property
+    def written_only(self) -> bool:
+        """Whether memory counts when it is written to, as on CPUs, and not when it is asked for."""
+        return self.setup.device == "cpu"
+
+    @property
+    def last(self) -> int:
+        """Bytes of the gradient that the backward pass makes last: the embedding's."""
+        return FP32 * max((w.numel for w in self.learnt if w.kind == "embedding"), default=0)
+
+    @property
+    def at_last(self) -> int:
+        """Bytes while that gradient is made: with a tied head there are two of them, that of the
+        head since the loss (autograd adds them up before it hands them on). There are the gradient
+        that flows into the embedding and, as Engine.casting_once keeps them, the bf16 weights."""
+        sums = 2 if self.setup.model.tie_embeddings else 1
+        return sums * self.last + self.around
+
+    @property
+    def around(self) -> int:
+        """Bytes of what is there with the last gradient."""
+        s = self.setup
+        kept = 0 if self.acts.recomputed or s.zero_stage == 3 else self.acts.autocast
+        return kept + FP32 * s.micro_batch_size * s.seq_len * s.model.n_embd
+
+    @property
+    def norm(self) -> int:
+        """Bytes of the fp64 copy of the largest gradient of a share, whose norm is taken in fp64
+        (get_grad_norm_direct)."""
+        largest = max((w.numel for w in self.learnt), default=0)
+        return 2 * FP32 * -(-largest // self.setup.num_workers)
+
+    @property
+    def flattened(self) -> int:
+        """Bytes of the first worker's largest group of gradients, end to end, for the optimizer. A
+        tensor that is a group by itself stays where it is."""
+        groups = [[w for w in self.learnt if w.group == group] for group in GROUPS]
+        several = [those for those in groups if sum(w.count for w in those) > 1]
+        sizes = [FP32 * sum(w.total for w in those) for those in several]
+        return max(sizes, default=0) // self.setup.num_workers
+
+    def slices(self, size: int) -> int:
+        """Bytes of the copy that DeepSpeed makes of a bucket, or of a gradient larger than one, to
+        reduce it: of parts for several workers that fit into a bucket together
+        (allreduce_and_scatter)."""
+        W = self.setup.num_workers
+        return size if W > 1 and size // W <= self.bucket else 0
+
+
+def _at_stage_0(x: _Step) -> dict[str, int]:
+    """Manta's reducer (train/step/reducer.py) keeps the gradients that it has sent, end to end,
+    until all are there; the last one is still in autograd's hands when it is copied."""
+    held, W = x.acts.held, x.setup.num_workers
+    sent = max(x.G - x.last + x.at_last, x.G + x.last + x.around)
+    return {
+        "the loss": held + x.acts.at_loss,
+        "the backward pass": held + x.acts.in_backward,
+        "the last gradient": x.at_last if W == 1 else sent,
+        "the optimizer's step": 0,
+    }
+
+
+def _at_stage_1(x: _Step) -> dict[str, int]:
+    """All gradients are whole until the last micro batch. Then they go through the bucket, and
+    those of the worker's share from there into a buffer of their own. What is in the bucket has
+    left its own memory."""
+    held, buffer, buckets = x.acts.held, x.touched, x.bucket
+    if x.written_only:  # bucket and buffer fill as gradients leave
+        buffer = buckets = 0
+    overlapped = buffer if x.setup.overlap_comm else 0
+    filled = min(buckets, x.G)
+    return {
+        "the loss": held + x.acts.at_loss,
+        "the backward pass": held + x.acts.in_backward + overlapped,
+        "the last gradient": max(
+            x.at_last + overlapped, max(x.slices(min(x.bucket, x.G)), buffer) - filled
         ),
-        working=working,
-        reducing=reducing,
-        stepping=stepping,
-    )
+        "the optimizer's step": x.touched + max(x.norm, x.flattened) - x.G,
+    }
+
+
+def _at_stage_2(x: _Step) -> dict[str, int]:
+    """Each gradient goes through the bucket as soon as it is there, and those of the worker's share
+    into a buffer, which is added to the sums of earlier micro batches."""
+    held, s = x.acts.held, x.setup
+    buckets = x.bucket * (2 if s.overlap_comm else 1)
+    first, before_last = x.touched, x.touched
+    if x.written_only:
+        first = 0
+        before_last -= min(x.last, x.touched)
+    return {
+        "the loss": held + x.acts.at_loss,
+        "the backward pass": held + x.acts.in_backward + buckets + first,
+        "the last gradient": buckets
+        + max(before_last + x.at_last, x.touched + x.last + x.slices(x.last) + x.around),
+        "the optimizer's step": max(x.norm, x.flattened),
+    }
+
+
+def _at_stage_3(x: _Step) -> dict[str, int]:
+    """The forward pass gathers the weights ahead of their use, many of them end to end in a buffer,
+    which stays until the last of them is used, and from there into tensors of their own. These stay
+    for the backward pass, if they are few (max_live_parameters). A single worker's share is already
+    the whole.
+
+    DeepSpeed's linear layer (zero/linear.py) keeps its input as it comes, in fp32 from a norm, and
+    casts the weight again in the backward pass."""
+    s, acts = x.setup, x.acts
+    held, at_loss, live, ahead, again = acts.held, acts.at_loss, 0, 0, 0
+    if s.dtype == "bf16" and not s.model.is_recurrent:
+        if acts.recomputed:
+            at_loss = acts.loss_work
+        else:
+            held -= acts.autocast
+        if s.activation_checkpointing == "none":
+            norms = 2 if s.model.family == "gpt2" else 1  # gate and up have one input, not two
+            tokens = s.micro_batch_size * s.seq_len
+            blocks = blocks_trained(s.trainable, s.model.n_layer)
+            held += (FP32 - BF16) * norms * tokens * s.model.n_embd * blocks
+    if s.num_workers > 1:
+        live, ahead = min(x.P, FP32 * LIVE), min(x.P, FP32 * PREFETCH)
+        again = min(x.P - live, FP32 * PREFETCH)
+    return {
+        "the end of the forward pass": held - acts.loss + live + ahead,
+        "the loss": held + at_loss + live + again,
+        "the backward pass": held + acts.in_backward + live + again + min(x.bucket, x.G),
+        "the last gradient": x.at_last + 2 * x.last,  # with its weight, and as it is scattered
+        "the optimizer's step": max(-(-x.G // s.num_workers), x.norm),
+    }
+
+
+_MOMENTS: dict[int, Callable[[_Step], dict[str, int]]] = {
+    0: _at_stage_0, 1: _at_stage_1, 2: _at_stage_2, 3: _at_stage_3,
+}  # fmt: skip
 
 
 def cache_bytes(c: ModelConfig, tokens: int, dtype: Dtype) -> int:
@@ -261,114 +393,7 @@ def _touched(tensors: list[Weight], num_workers: int) -> int:
     return total
 
 
-def largest_micro_batch(s: Setup, memory_bytes: float, choices: Sequence[int]) -> int:
-    """Returns the largest of `choices` whose peak fits in `memory_bytes`, whatever
-    `s.micro_batch_size` is.
-
-    Raises:
-        ConfigError: not even the smallest of `choices` fits; the message says what it needs and
-            what would make it fit.
-    """
-    fitting = [n for n in choices if _peak(s, micro_batch_size=n) <= memory_bytes]
-    if fitting:
-        return max(fitting)
-    least = min(choices)
-    found = costs(dataclasses.replace(s, micro_batch_size=least))
-    parts = ", ".join(
-        f"{name} {size / GIB:.1f}"
-        for name, size in {
-            "weights": found.weights + found.master_weights,
-            "gradients": found.gradients,
-            "optimizer state": found.optimizer_state,
-            "buffers": found.buffers,
-            "activations": found.activations.held,
-            "temporary": found.temporary + ALLOWANCE,
-        }.items()
-        if size
-    )
-    ways = remedies(dataclasses.replace(s, micro_batch_size=least), memory_bytes)
-    would = (
-        f"would fit: {'; '.join(ways)}" if ways else "no setting makes it fit; use a smaller model"
-    )
-    raise ConfigError(
-        f"micro_batch_size={least} needs {gib(found.peak)} ({parts}), but the device has "
-        f"{gib(memory_bytes)} for it; {would}"
-    )
-
-
-def remedies(s: Setup, memory_bytes: float) -> list[str]:
-    """Lists changes of `s`, with the peak of each, that each alone make the peak fit in
-    `memory_bytes`; if there are none, the mildest of several changes together."""
-    top: Literal[2, 3] = 2 if s.optimizer_kind == "muon" else 3
-    modes: list[Recompute] = ["none", "selective", "full"]
-    tried: list[tuple[str, Setup]] = [
-        (f"activation_checkpointing={mode}", dataclasses.replace(s, activation_checkpointing=mode))
-        for mode in modes[modes.index(s.activation_checkpointing) + 1 :]
-    ]
-    stages: list[Literal[1, 2, 3]] = [1, 2, 3]
-    if s.num_workers > 1:
-        tried += [
-            (f"zero_stage={stage}", dataclasses.replace(s, zero_stage=stage))
-            for stage in stages[s.zero_stage : top]
-        ]
-    more = [
-        (f"zero_stage={top} num_workers={n}", dataclasses.replace(s, zero_stage=top, num_workers=n))
-        for n in (2, 4, 8, 16, 32, 64)
-        if n > s.num_workers
-    ]
-    tried += more
-    if s.device == "cuda" and not s.offload_optimizer:
-        stage = s.zero_stage or 1
-        text = ("" if s.zero_stage else "zero_stage=1 ") + "engine.offload_optimizer=cpu"
-        tried.append((text, dataclasses.replace(s, zero_stage=stage, offload_optimizer=True)))
-    seq_len = s.seq_len // 2
-    while seq_len >= 128:
-        tried.append((f"seq_len={seq_len}", dataclasses.replace(s, seq_len=seq_len)))
-        seq_len //= 2
-    found = _that_fit(tried, memory_bytes)
-    if found:
-        return found
-    together: list[tuple[str, Setup]] = []
-    recompute: Recompute = "none" if s.model.is_recurrent else "full"
-    by_recomputing = "" if s.model.is_recurrent else "activation_checkpointing=full "
-    for n in (s.num_workers, 2, 4, 8, 16, 32, 64):
-        if n >= max(2, s.num_workers):
-            strong = dataclasses.replace(
-                s, activation_checkpointing=recompute, zero_stage=top, num_workers=n
-            )
-            text = f"{by_recomputing}zero_stage={top}"
-            together.append((f"{text} num_workers={n}", strong))
-    if s.device == "cuda":
-        strong = dataclasses.replace(
-            s,
-            activation_checkpointing=recompute,
-            zero_stage=top,
-            offload_optimizer=True,
-            offload_parameters=top == 3,
-        )
-        text = f"{by_recomputing}zero_stage={top} "
-        text += "engine.offload_parameters=cpu " if top == 3 else ""
-        together.append((f"{text}engine.offload_optimizer=cpu", strong))
-    for layers in range(s.model.n_layer - 1, 0, -1):
-        model = dataclasses.replace(s.model, n_layer=layers)
-        together.append((f"model.n_layer={layers}", dataclasses.replace(s, model=model)))
-    return _that_fit(together, memory_bytes)
-
-
-def _that_fit(tried: list[tuple[str, Setup]], memory_bytes: float) -> list[str]:
-    """Lists the first change of each kind that fits. A kind is the text before the last =."""
-    found: dict[str, str] = {}
-    for text, setup in tried:
-        kind = text.rpartition("=")[0]
-        if kind not in found and (peak := _peak(setup)) <= memory_bytes:
-            found[kind] = f"{text} ({gib(peak)})"
-    return list(found.values())
-
-
-def gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
-
-
-def _peak(s: Setup, micro_batch_size: int | None = None) -> int:
-    size = s.micro_batch_size if micro_batch_size is None else micro_batch_size
-    return costs(dataclasses.replace(s, micro_batch_size=size)).peak
+def gib(size: float, *, up: bool = False) -> str:
+    """A size to a hundredth of a GiB; `up`: never less than it is."""
+    hundredths = 100 * size / GIB
+    return f"{(math.ceil(hundredths) if up else hundredths) / 100:.2f} GiB"

@@ -5,7 +5,6 @@ Its files, in reading order:
     settings        the config: that of the run, and what only the plan needs
     prices          prices of machines, from a dated file
     machines        the devices: this machine's, or those of a cluster's file
-    fitting         whether it fits into memory, and what would
     work            the work of a step, as numbers that a calibration turns into seconds
     calibration     how fast a machine does each kind of work, kept in the home
     probe           real steps on this machine

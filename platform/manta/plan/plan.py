@@ -11,19 +11,20 @@ from manta.data import manifest as manifests
 from manta.data.manifest import Manifest
 from manta.errors import ConfigError, MantaError
 from manta.model.cost import flops_per_token, parameters
-from manta.model.memory import ALLOWANCE, Setup, largest_micro_batch
+from manta.model.memory import ALLOWANCE, Setup
 from manta.model.shape import ModelConfig
 from manta.plan import calibration, duration, expected_loss, prices, show, speed
-from manta.plan.fitting import Verdict, verdict
 from manta.plan.machines import Machine, machine_of
 from manta.plan.probe import Probed, probe
 from manta.plan.settings import PlanConfig, run_of
 from manta.train import earlier
 from manta.train.build import WORTH_COMPILING_SECONDS, compiles
+from manta.train.fitting import Verdict, largest_micro_batch, verdict
 from manta.train.plan import from_weights, with_vocabulary
 from manta.train.records import planned
 from manta.train.resume import check_enough_data
 from manta.train.settings import PretrainConfig, memory_setup
+from manta.train.step.device import GPU_PEAKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +43,24 @@ def plan(c: PlanConfig) -> Planned:
         MantaError: a file that the plan needs cannot be used, or nothing can be planned without
             what is missing.
     """
-    run = run_of(c)
+    asked = run_of(c)
+    machine = machine_of(c, asked)
+    run = _with_room(asked, machine)
     home = run.home_folder
     started = from_weights(run, None)
     datasets, doubts = _datasets(run, home)
     model = _model(started, datasets)
-    machine = machine_of(c, run)
-    problems = _problems(run, machine, datasets)
+    problems = _problems(asked, run, machine, datasets)
     setup = _setup(started, model, machine)
     found = verdict(run, setup, machine.usable, machine.most_workers)
     if found.fits is False:
-        problems.append(show.does_not_fit(found))
+        problems.append(f"memory: {found.problem}")
     probed = None
     if c.probe and not problems:
         probed = probe(dataclasses.replace(started, init=run.init), model, c.probe)
     quick, why = _speed(c, run, setup, machine, home, probed)
     tree = {
-        **planned.header(run.name, configs.to_dict(run), calibration.now()),
+        **planned.header(run.name, configs.to_dict(asked), calibration.now()),
         "problems": problems,
         "unknown": [*machine.unknown, *doubts, *([why] if quick is None else [])],
         "model": _of_model(run, model, setup),
@@ -69,12 +71,23 @@ def plan(c: PlanConfig) -> Planned:
     loss = expected_loss.expected(home, c.law, model, run.tokens_before(run.total_steps))
     tree["loss"], tree["law"] = loss.loss, loss.why
     tree["probe"] = probed and dataclasses.asdict(probed)
-    disk = calibration.load(home) if machine.is_here else None
-    kept = duration.saves(run, setup, disk.write_bytes_per_second if disk else None)
+    kept = duration.saves(run, setup, _write_speed(home) if machine.is_here else None)
     tree["checkpoints"] = {**dataclasses.asdict(kept), "kept_bytes": kept.kept_bytes}
     tree["peak_memory_bytes"] = _measurable(machine, found, probed, kept.copied)
     _add_time(tree, c, run, setup, machine, quick, kept, datasets)
     return Planned(tree, show.lines(tree), not problems)
+
+
+def _with_room(run: PretrainConfig, machine: Machine) -> PretrainConfig:
+    """The run with as many workers as there is room for, if that is fewer than it asks for: of
+    num_workers=[fewest, most] it starts with so many. The batch divides by them."""
+    room = machine.most_workers
+    if room is None or run.most_workers <= room:
+        return run
+    fitting = [
+        n for n in range(1, room + 1) if not dataclasses.replace(run, num_workers=n).problems()
+    ]
+    return dataclasses.replace(run, num_workers=max(fitting, default=1))
 
 
 def keep(c: PlanConfig, made: Planned) -> str:
@@ -111,14 +124,17 @@ def _model(c: PretrainConfig, datasets: tuple[Manifest, ...]) -> ModelConfig:
     return with_vocabulary(c.model, tokenizer, extending=c.init.checkpoint is not None)
 
 
-def _problems(run: PretrainConfig, machine: Machine, datasets: tuple[Manifest, ...]) -> list[str]:
-    """Why the run cannot work, apart from its memory, each with what would."""
+def _problems(
+    asked: PretrainConfig, run: PretrainConfig, machine: Machine, datasets: tuple[Manifest, ...]
+) -> list[str]:
+    """Why the run cannot work as `asked`, apart from its memory, each with what would; the rest of
+    the plan is of `run`, for which there is room."""
     found = []
-    if machine.most_workers is not None and run.fewest_workers > machine.most_workers:
+    if run.most_workers < asked.fewest_workers:
         found.append(
-            f"num_workers={run.fewest_workers} with gpus_per_worker={run.gpus_per_worker}: there "
-            f"is room for {machine.most_workers}; set num_workers={machine.most_workers}, or take "
-            "more machines"
+            f"num_workers={asked.fewest_workers} with gpus_per_worker={run.gpus_per_worker}: there "
+            f"is room for {machine.most_workers}; set num_workers={run.most_workers}, which is "
+            "planned here, or take more machines"
         )
     if not machine.is_here and not run.gpus_per_worker:
         found.append("the cluster has GPUs, and gpus_per_worker=0 leaves them idle: set it to 1")
@@ -138,7 +154,7 @@ def _setup(run: PretrainConfig, model: ModelConfig, machine: Machine) -> Setup:
     size = min(run.micro_batches)
     if machine.usable is not None:
         with contextlib.suppress(ConfigError):  # not even one fits, as the verdict will say
-            size = largest_micro_batch(setup, machine.usable, run.micro_batches)
+            size = largest_micro_batch(run, setup, machine.usable)
     return dataclasses.replace(setup, micro_batch_size=size)
 
 
@@ -180,9 +196,18 @@ def _speed(
     if peak is None:
         return None, (
             f"the speed: no peak of {machine.device} in {machine.dtype} is known, of which "
-            f"mfu={c.mfu:g} would be a share"
+            f"mfu={c.mfu:g} would be a share: give gpu=NAME, one of {', '.join(sorted(GPU_PEAKS))}"
         )
     return speed.of_mfu(run, setup, c.mfu, peak), ""
+
+
+def _write_speed(home: str) -> float | None:
+    """Bytes a second that this machine writes to the home's disk; None: nobody measured it here."""
+    try:
+        found = calibration.load(home)
+    except MantaError:  # as the speed says
+        return None
+    return found.write_bytes_per_second if found else None
 
 
 def _of_model(run: PretrainConfig, model: ModelConfig, setup: Setup) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from manta.cluster.check import documents
 from manta.config import PositiveFloat
-from manta.errors import ConfigError
+from manta.errors import ClusterError, ConfigError
 from manta.foreign import Whole, check, exact
 
 PRICES = Path(__file__).resolve().parents[3] / "clusters" / "prices.yaml"
@@ -43,6 +43,8 @@ def load(given: str | None) -> dict[str, Listed]:
     file = Path(given) if given is not None else PRICES
     try:
         return check(documents.mapping(file), dict[str, Listed])
+    except ClusterError as e:  # which names the file
+        raise ConfigError(f"prices={e}; {PRICES} shows how it is written") from None
     except ValueError as e:
         raise ConfigError(f"prices={file}: {e}; {PRICES} shows how it is written") from None
 
@@ -52,7 +54,8 @@ def of(
 ) -> tuple[float | None, str]:
     """Dollars an hour of so many machines, and where the price comes from. None: it is not known,
     and the text says which."""
-    what = f"{instance} in {region}, {'spot' if spot else 'on demand'}"
+    where = region or "a region that the cluster's file does not say"
+    what = f"{instance} in {where}, {'spot' if spot else 'on demand'}"
     rates = listed.regions.get(region or "") if listed else None
     rate = None if rates is None else rates.spot if spot else rates.on_demand
     if listed is None or rate is None:

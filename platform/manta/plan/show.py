@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from manta.plan.fitting import Verdict
+from manta.model.memory import GIB, gib
 from manta.train.records.logbook import duration
-
-GB = 1e9
 
 
 def lines(tree: dict[str, Any]) -> list[str]:
@@ -52,30 +50,19 @@ def _step(it: dict[str, Any], at: dict[str, Any]) -> str:
 
 
 def _memory(it: dict[str, Any]) -> str:
-    need = it["peak_bytes"] / GB
+    need = it["peak_bytes"] / GIB
     measured = ""
     if it["measured_bytes"] is not None:
-        measured = f" (the probe took {it['measured_bytes'] / GB:.2f} GB)"
+        measured = f" (the probe took {gib(it['measured_bytes'])})"
     if it["fits"] is None:
-        return f"needs {need:.2f} GB of a device, whose memory is not known{measured}"
-    usable = it["usable_bytes"] / GB
-    of = f"{it['device_bytes'] / GB:.1f} GB"
-    if usable < it["device_bytes"] / GB:
+        return f"needs {need:.2f} GiB of a device, whose memory is not known{measured}"
+    usable = it["usable_bytes"] / GIB
+    of = f"{it['device_bytes'] / GIB:.1f} GiB"
+    if it["usable_bytes"] < it["device_bytes"]:
         of += f", of which {usable:.1f} are for a worker"
     if it["fits"]:
         return f"fits: {need:.2f} of {of}{measured}"
     return f"does not fit: needs {need:.2f} of {of}"
-
-
-def does_not_fit(found: Verdict) -> str:
-    """The problem that a worker's memory is too small, and what would fit."""
-    assert found.usable is not None
-    need, has = found.costs.peak / GB, found.usable / GB
-    tell = "no setting makes it fit: take a smaller model, or devices with more memory"
-    if found.ways:
-        ways = [f"{way.text} ({way.peak / GB:.2f} GB)" for way in found.ways]
-        tell = f"would fit, the cheapest first: {'; '.join(ways)}"
-    return f"memory: needs {need:.2f} GB, and a worker may use {has:.2f} GB; {tell}"
 
 
 def _speed(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:

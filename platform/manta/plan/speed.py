@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from manta.errors import MantaError
 from manta.model.cost import flops_per_token
 from manta.model.memory import Setup
 from manta.plan import calibration, work
@@ -43,25 +44,25 @@ def of_mfu(c: PretrainConfig, s: Setup, mfu: float, peak: float) -> Speed:
     """The speed of an MFU. An evaluation's pass is reckoned as a third of a training pass."""
     rate = mfu * peak / flops_per_token(s.model, c.sequence_length, c.trainable, c.lora)
     step = c.tokens_per_batch / (rate * c.most_workers)
-    text = f"mfu={mfu:g} of {peak / 1e12:,.0f} TFLOP/s a device"
+    text = f"mfu={mfu:g} of {peak / 1e12:,.3g} TFLOP/s a device"
     return Speed("mfu", text, step, 1 / (3 * rate), None)
 
 
 def of_calibration(
     c: PretrainConfig, s: Setup, machine: Machine, home: str
 ) -> tuple[Speed | None, str]:
-    """The speed by the home's calibration; None, with the reason, if it has none for this run.
-
-    Raises:
-        MantaError: the calibration is damaged, or another machine's.
-    """
+    """The speed by the home's calibration; None, with the reason, if it has none for this run, is
+    damaged, or is another machine's."""
     command = calibration.MEASURE
     command += f" num_workers={c.most_workers}" if c.most_workers > 1 else ""
     command += f" gpus_per_worker={c.gpus_per_worker}" if c.gpus_per_worker else ""
     command += f" threads_per_worker={c.threads_per_worker}" if c.threads_per_worker else ""
     if c.dtype != "auto":
         command += f" dtype={c.dtype}"
-    found = calibration.load(home)
+    try:
+        found = calibration.load(home)
+    except MantaError as e:
+        return None, str(e)
     if found is None:
         return None, f"this machine is not calibrated: {command}"
     if s.model.is_recurrent or c.document_mask:

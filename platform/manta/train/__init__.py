@@ -14,6 +14,7 @@ Its sub-rooms and files, in reading order:
     meter           times steps, logs them, and looks for loss spikes
     validation      val loss and bits per byte while a run trains
     loop            the training loop, without Ray
+    fitting         whether a run fits into a worker's memory, and what would
     plan            what a run starts from: its weights, its model, the order of its data
     build           builds the engine for this machine from a config
     peak_memory     the most memory that a worker takes

@@ -21,8 +21,9 @@ from manta.model.families import model_of
 from manta.model.gpt import LanguageModel, ModelConfig
 from manta.model.init import initialise
 from manta.model.lora import attach
-from manta.model.memory import USABLE, largest_micro_batch
+from manta.model.memory import USABLE
 from manta.model.trainable import freeze
+from manta.train.fitting import largest_micro_batch
 from manta.train.settings import TrainConfig, memory_setup
 from manta.train.step.device import DTYPES, Device
 from manta.train.step.engine import Engine
@@ -112,7 +113,7 @@ def micro_batch(
     memory = memory_of_worker(c, device, local_workers, share)
     kind: Literal["cpu", "cuda"] = "cuda" if device.torch_device.type == "cuda" else "cpu"
     setup = memory_setup(c, model, device.dtype, kind, compiled)
-    return largest_micro_batch(setup, memory, c.micro_batches)
+    return largest_micro_batch(c, setup, memory)
 
 
 def memory_of_worker(

@@ -19,12 +19,12 @@ from manta.cluster import capacity, connection, ending, nodes
 from manta.data import mixture
 from manta.data.manifest import Manifest
 from manta.errors import TrainingError
-from manta.model.memory import costs
 from manta.monitor.watch import Watch
 from manta.train.checkpoints import checkpoint
 from manta.train.elastic import Whole
 from manta.train.faults.signals import Moving
 from manta.train.faults.stopping import Told, told_to_stop
+from manta.train.fitting import needs_less
 from manta.train.patience import (
     GivenUp,
     Patience,
@@ -174,7 +174,7 @@ def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
 
     Raises:
         TrainingError: no smaller size is allowed; the message says what a worker needs by the cost
-            model, and what would need less.
+            model, and what would need clearly less.
     """
     fixed = dataclasses.replace(c, memory_per_worker=None)  # as that key is for an automatic size
     with_size = [dataclasses.replace(fixed, micro_batch_size=n) for n in c.micro_batches]
@@ -188,16 +188,10 @@ def less_memory(c: PretrainConfig, size: int, why: str) -> PretrainConfig:
     if c.out_of_memory == "halve" and smaller:
         return smaller[-1]
     kind: Literal["cpu", "cuda"] = "cuda" if c.gpus_per_worker else "cpu"
-    setup = memory_setup(c, c.expected_model, "bf16" if c.dtype == "bf16" else "fp32", kind)
-    needs = [
-        f"{costs(dataclasses.replace(setup, micro_batch_size=n)).total / 2**30:.2f} GiB with "
-        f"micro_batch_size={n}"
-        for n in (size, *(d.micro_batch for d in smaller[-1:]))
-    ]
-    raise TrainingError(
-        f"out of memory ({why}): by the cost model a worker needs {', '.join(needs)}; lower that, "
-        "or set activation_checkpointing=full, a higher zero_stage, or out_of_memory=halve"
-    )
+    setup = memory_setup(c, c.expected_model, "fp32" if c.dtype == "fp32" else "bf16", kind)
+    found = needs_less(c, dataclasses.replace(setup, micro_batch_size=size))
+    halving = "" if c.out_of_memory == "halve" else "; or set out_of_memory=halve"
+    raise TrainingError(f"out of memory ({why}): {found}{halving}")
 
 
 def fit(
