@@ -121,7 +121,7 @@ def _work(cases: tuple[Case, ...]) -> list[list[int]]:
     os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return_freed_memory()
     torch.set_num_threads(1)
-    found = []
+    found: list[list[int]] = []
     warm: set[Case] = set()
     for case in cases:
         found.append([])
