@@ -1,7 +1,7 @@
-"""A driver on a cluster of several nodes on this machine, one of which leaves while it trains; or
-on one node, with another that joins.
+"""A driver on a cluster of several nodes on this machine, one of which leaves while it trains, or
+is warned that it may; or on one node, with another that joins.
 
-    python tests/faults/nodes.py name=... [key=value ...] event=kill|term|drain|come
+    python tests/faults/nodes.py name=... [key=value ...] event=kill|term|drain|warn|come
 
 test_nodes.py runs it in a process of its own, because it has a Ray of its own.
 """
@@ -20,9 +20,10 @@ sys.path[:0] = [str(HERE.parents[2] / "platform")]
 def main(arguments: list[str]) -> int:
     import ray
     from ray.cluster_utils import Cluster
+    from ray.experimental import internal_kv
 
     from manta import config
-    from manta.cluster import connection
+    from manta.cluster import connection, spot
     from manta.train.pretrain import pretrain
     from manta.train.settings import PretrainConfig
 
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
         threading.Event().wait()  # (a node ends with the thread that started it)
 
     def go() -> None:
-        """Makes the worker's node leave, in the way that `event` names."""
+        """Makes the worker's node leave, in the way that `event` names, or warns it."""
         busy = {
             node["NodeID"]
             for node in ray.nodes()
@@ -61,6 +62,10 @@ def main(arguments: list[str]) -> int:
         }
         node = next(n for n in nodes if n.node_id in busy)
         print(f"{event}: the node of the worker", flush=True)
+        if event == "warn":
+            at = {"namespace": spot.WARNINGS}
+            internal_kv._internal_kv_put(node.node_id, "a recommendation to rebalance", **at)
+            return
         if event == "drain":
             command = [
                 str(Path(sys.executable).parent / "ray"), "drain-node", "--address", made.address,
