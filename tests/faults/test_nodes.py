@@ -12,7 +12,7 @@ from manta.train.checkpoints import checkpoint
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("gone", ["kill", "term", "drain"])
+@pytest.mark.parametrize("gone", ["kill", "term", "drain", "stop"])
 def test_a_run_goes_on_on_another_node(
     arguments: list[str],
     weights: bytes,
@@ -30,15 +30,17 @@ def test_a_run_goes_on_on_another_node(
     at = it.lines.index(f"{gone}: the node of the worker")
     resumed, moment = it.resumed(at)
     lost = last_step(it.lines[: it.first("resuming at step ", at)]) - resumed
-    assert lost == 0 if gone == "drain" else lost <= 50
+    announced = gone in ("drain", "stop")
+    assert lost == 0 if announced else lost <= 50
     assert final(prepared, f"node-{gone}") == weights
     assert last_step(it.lines) == 400
     what = {
         "kill": "SIGKILL of the worker's node, of two on one machine",
         "term": "SIGTERM of the worker's node",
         "drain": "Ray's notice that the worker's node is to go",
+        "stop": "SIGTERM of `ray start --block` on the worker's node, as Kubernetes sends it",
     }
-    happened = f"{'saved, and ' if gone == 'drain' else ''}started again on the other"
+    happened = f"{'saved, and ' if announced else ''}started again on the other"
     note(what[gone], happened, lost, moment - it.times[at], "identical")
 
 
