@@ -239,7 +239,8 @@ def _leave(address: str, what: str) -> None:
     from ray.experimental import internal_kv
 
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    internal_kv._internal_kv_put(_node(), what, namespace=WARNINGS)
+    text = f"{what} ({ray.util.get_node_ip_address()})"
+    internal_kv._internal_kv_put(_node(), text, namespace=WARNINGS)
     ray.shutdown()
 
 
