@@ -36,11 +36,13 @@ def main(arguments: list[str]) -> int:
     names = ["one"] if event == "come" else ["one", "two"]
     # As Kubernetes starts a node, and ends it.
     block = [RAY, "start", "--address", made.address, "--num-cpus=1", "--block", "--node-name"]
-    blocking = {n: subprocess.Popen([*block, n]) for n in names if event == "stop"}
+    blocking: dict[str, subprocess.Popen[bytes]] = {}
     nodes = [made.add_node(num_cpus=1, node_name=n) for n in names if event != "stop"]
     os.environ["RAY_ADDRESS"] = made.address
     connection.connect()
-    capacity.require(len(names), 1, 0, 60, print)
+    for n in names if event == "stop" else []:
+        blocking[n] = subprocess.Popen([*block, n], stdout=subprocess.DEVNULL)
+        capacity.require(len(blocking), 1, 0, 90, print)
 
     begun = threading.Event()
 
