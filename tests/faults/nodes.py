@@ -1,7 +1,7 @@
-"""A driver on a cluster of several nodes on this machine, one of which leaves while it trains; or
-on one node, with another that joins.
+"""A driver on a cluster of several nodes on this machine, one of which leaves while it trains, or
+is warned that it may; or on one node, with another that joins.
 
-    python tests/faults/nodes.py name=... [key=value ...] event=kill|term|drain|come
+    python tests/faults/nodes.py name=... [key=value ...] event=kill|term|drain|stop|warn|come
 
 test_nodes.py runs it in a process of its own, because it has a Ray of its own.
 """
@@ -14,15 +14,17 @@ import threading
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
+RAY = str(Path(sys.executable).with_name("ray"))
 sys.path[:0] = [str(HERE.parents[2] / "platform")]
 
 
 def main(arguments: list[str]) -> int:
     import ray
     from ray.cluster_utils import Cluster
+    from ray.experimental import internal_kv
 
     from manta import config
-    from manta.cluster import connection
+    from manta.cluster import capacity, connection, spot
     from manta.train.pretrain import pretrain
     from manta.train.settings import PretrainConfig
 
@@ -31,9 +33,16 @@ def main(arguments: list[str]) -> int:
     given = [a for a in arguments if not a.startswith("event=")]
     c = config.load(PretrainConfig, [recipe, *given])
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [made.add_node(num_cpus=1) for _ in range(1 if event == "come" else 2)]
+    names = ["one"] if event == "come" else ["one", "two"]
+    # As Kubernetes starts a node, and ends it.
+    block = [RAY, "start", "--address", made.address, "--num-cpus=1", "--block", "--node-name"]
+    blocking: dict[str, subprocess.Popen[bytes]] = {}
+    nodes = [made.add_node(num_cpus=1, node_name=n) for n in names if event != "stop"]
     os.environ["RAY_ADDRESS"] = made.address
     connection.connect()
+    for n in names if event == "stop" else []:
+        blocking[n] = subprocess.Popen([*block, n], stdout=subprocess.DEVNULL)
+        capacity.require(len(blocking), 1, 0, 90, print)
 
     begun = threading.Event()
 
@@ -51,25 +60,33 @@ def main(arguments: list[str]) -> int:
         threading.Event().wait()  # (a node ends with the thread that started it)
 
     def go() -> None:
-        """Makes the worker's node leave, in the way that `event` names."""
+        """Makes the worker's node leave, in the way that `event` names, or warns it."""
         busy = {
-            node["NodeID"]
+            node["NodeID"]: node["NodeName"]
             for node in ray.nodes()
             if node["Alive"]
             and node["Resources"].get("CPU")
             and not ray._private.state.available_resources_per_node()[node["NodeID"]].get("CPU")
         }
-        node = next(n for n in nodes if n.node_id in busy)
+        node_id, name = next(iter(busy.items()))
         print(f"{event}: the node of the worker", flush=True)
+        if event == "stop":
+            blocking[name].terminate()
+            return
+        if event == "warn":
+            at = {"namespace": spot.WARNINGS}
+            internal_kv._internal_kv_put(node_id, "a recommendation to rebalance", **at)
+            return
         if event == "drain":
             command = [
-                str(Path(sys.executable).parent / "ray"), "drain-node", "--address", made.address,
-                "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+                RAY, "drain-node", "--address", made.address,
+                "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
                 "--reason-message", "a spot machine is wanted back",
                 "--deadline-remaining-seconds", "30",
             ]  # fmt: skip
             subprocess.run(command, check=True)
             return
+        node = next(n for n in nodes if n.node_id == node_id)
         raylet = node.all_processes["raylet"][0].process
         os.kill(raylet.pid, signal.SIGKILL if event == "kill" else signal.SIGTERM)
 
@@ -79,6 +96,8 @@ def main(arguments: list[str]) -> int:
     finally:
         ray.shutdown()
         made.shutdown()
+        for process in blocking.values():
+            process.kill()
     return 0
 
 

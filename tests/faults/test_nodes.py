@@ -1,4 +1,5 @@
-"""Nodes that leave while a run trains on them: killed, ended, or called back with notice."""
+"""Nodes that leave while a run trains on them: killed, ended, or called back with notice; and one
+that its cloud warns of."""
 
 import signal
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from manta.train.checkpoints import checkpoint
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("gone", ["kill", "term", "drain"])
+@pytest.mark.parametrize("gone", ["kill", "term", "drain", "stop"])
 def test_a_run_goes_on_on_another_node(
     arguments: list[str],
     weights: bytes,
@@ -29,16 +30,44 @@ def test_a_run_goes_on_on_another_node(
     at = it.lines.index(f"{gone}: the node of the worker")
     resumed, moment = it.resumed(at)
     lost = last_step(it.lines[: it.first("resuming at step ", at)]) - resumed
-    assert lost == 0 if gone == "drain" else lost <= 50
+    announced = gone in ("drain", "stop")
+    assert lost == 0 if announced else lost <= 50
     assert final(prepared, f"node-{gone}") == weights
     assert last_step(it.lines) == 400
     what = {
         "kill": "SIGKILL of the worker's node, of two on one machine",
         "term": "SIGTERM of the worker's node",
         "drain": "Ray's notice that the worker's node is to go",
+        "stop": "SIGTERM of `ray start --block` on the worker's node, as Kubernetes sends it",
     }
-    happened = f"{'saved, and ' if gone == 'drain' else ''}started again on the other"
+    happened = f"{'saved, and ' if announced else ''}started again on the other"
     note(what[gone], happened, lost, moment - it.times[at], "identical")
+
+
+@pytest.mark.faults
+def test_a_run_saves_once_at_a_warning_and_stays(
+    arguments: list[str],
+    weights: bytes,
+    prepared: Path,
+    note: Callable[..., None],
+) -> None:
+    script = Path(__file__).with_name("nodes.py")
+    keys = ["checkpoint.every=1000", "event=warn"]
+    it = Job("node-warned", [*arguments, *keys], script)
+    try:
+        assert it.end(300) == 0, "\n".join(it.lines)
+    finally:
+        if it.process.poll() is None:
+            it.process.kill()
+    said = "a recommendation to rebalance: saving a checkpoint, as this machine may go"
+    assert it.lines.count(said) == 1
+    assert not any(line.startswith("resuming at step ") for line in it.lines)
+    paths = checkpoint.find(f"{prepared}/runs/node-warned")
+    early, last = (checkpoint.load_state(path).step for path in paths)
+    assert 400 == last > early >= last_step(it.lines[: it.lines.index(said)]) >= 60
+    assert final(prepared, "node-warned") == weights
+    what = "a cloud's warning that the worker's node may go"
+    note(what, "saved, and trained on", 0, None, "identical")
 
 
 @pytest.mark.faults

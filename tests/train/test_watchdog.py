@@ -1,11 +1,13 @@
-"""Signals and hangs, in processes of their own."""
+"""Signals and hangs, in processes of their own; warnings."""
 
+import queue
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from manta.train.faults.signals import Asked, warned
 from manta.train.faults.watchdog import EXIT_CODE
 
 PLATFORM = Path(__file__).resolve().parents[2] / "platform"
@@ -76,3 +78,33 @@ def test_sigterm_is_a_request_while_a_thread_trains_and_ends_the_process_after(
     rest = process.stdout.read()
     assert process.wait(timeout=30) == -signal.SIGTERM
     assert rest == "asked to move\non\n"
+
+
+def test_each_warning_asks_to_save_once() -> None:
+    """The one that is there at the start asks for nothing; one that cannot be asked for comes
+    later."""
+    warnings: list[str | None] = ["before the start"]
+    looks: queue.SimpleQueue[None] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def look() -> str | None:
+        looks.put(None)
+        if warnings[-1] == "away":
+            raise ConnectionError
+        return warnings[-1]
+
+    def seen() -> None:
+        for _ in range(looks.qsize() + 2):
+            looks.get(timeout=30)
+
+    with warned(look, lines.put, pause=0.01) as asked:
+        seen()
+        assert asked() is Asked.NOTHING
+        for warning in ("the first", "the second"):
+            warnings += ["away"]
+            seen()
+            warnings += [warning]
+            assert lines.get(timeout=30).startswith(f"{warning}: saving")
+            assert asked() is Asked.SAVE and asked() is Asked.NOTHING
+            seen()
+        assert asked() is Asked.NOTHING and lines.empty()

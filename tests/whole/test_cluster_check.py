@@ -99,10 +99,11 @@ MISTAKES = [
     ("slurm/pretrain.sbatch", "trap 'save USR1' USR1", "", "no `trap ... USR1`"),
     ("slurm/pretrain.sbatch", "step() {", "step( {", "syntax error"),
     ("skypilot.yaml", "use_spot", "use_spots", "did you mean use_spot?"),
-    ("skypilot.yaml", "sh clusters/stop-ray.sh /tmp/manta-ray/ray\n  if", "ray stop\n  if",
+    ("skypilot.yaml", "sh clusters/stop-ray.sh /tmp/manta-ray/ray\n  py", "ray stop\n  py",
      "end SkyPilot's own Ray"),
     ("skypilot.yaml", "--port=6379", "--port=6380", "SkyPilot's own Ray's"),
     ("skypilot.yaml", "  cpus: 32+", "  cpus: 32+\n  ports: 8265", "opens ports to every network"),
+    ("image/Dockerfile", "ray:2.60.0-py311-gpu", "ray", "rayproject/ray has no tag"),
     ("image/Dockerfile", "USER 1000", "", "ends as root"),
     ("image/Dockerfile", "WORKDIR /tmp", "WORKDIRS /tmp", "did you mean WORKDIR?"),
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private import ray_constants
 
 from helpers.common import ROOT
 from manta.cluster.check import pins
@@ -198,3 +199,15 @@ def test_the_report_has_a_line_for_each_problem_in_the_files_order() -> None:
     assert numbers == sorted(numbers)
     text = (CLUSTERS / "local.yaml").read_text().splitlines()
     assert all(re.search(r"FILL.IN|192\.0\.2\.", text[n - 1]) for n in numbers)
+
+
+@pytest.mark.parametrize("name", ["cluster", "job"])
+def test_a_pod_that_is_to_go_gives_a_run_time_to_save(name: str) -> None:
+    """Ray leaves by itself before Kubernetes kills it; by default it gives a run 30 s."""
+    spec = load(f"kuberay/{name}.yaml")["spec"]
+    for group in spec.get("rayClusterSpec", spec)["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        env = {it["name"]: it["value"] for it in pod["containers"][0]["env"]}
+        drain = float(env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert drain < pod["terminationGracePeriodSeconds"] - 10
+        assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S == 30

@@ -9,7 +9,7 @@ Its files, in reading order:
     connection      joins a cluster, or starts one for this job alone
     capacity        whether the workers that a job asks for fit
     nodes           whether all nodes see the same files, and have what they promise
-    spot            EC2's notice to a spot machine, for Ray; a script by itself
+    spot            a cloud's notice that a machine goes, for Ray; a script by itself
     head            Ray's head node on this machine
     check           cluster files, checked before anything costs money
 """

@@ -55,6 +55,8 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # A node may die while workers start: an elastic run asks for fewer workers after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    # How soon it hears that a node is to leave, which a cloud may say 30 s ahead; else up to 5 s.
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():

@@ -17,12 +17,12 @@ import torch
 
 from manta import config as configs
 from manta.messages import mailbox
-from manta.train.faults.signals import Asked, Moving, Signals, sigterm
+from manta.train.faults.signals import Asked, Moving, Signals
 from manta.train.kept import Kept
 from manta.train.ranks import Rank, agreed
 from manta.train.rollbacks import Diverged
 from manta.train.settings import PretrainConfig
-from manta.train.worker import preempted, require_shared, train_run
+from manta.train.worker import from_outside, preempted, require_shared, train_run
 
 SECONDS_BETWEEN_QUESTIONS = 5.0  # the worker that an answer was for may have died
 SECONDS_OF_WAITING = 1.0  # after which the ranks look for signals
@@ -91,8 +91,8 @@ def lane(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
     if rank.is_first:
         mailbox(arguments["requests"], desk.take)
     kept = Kept()
-    with sigterm() as told_to_go:
-        sources = [told_to_go, lambda: desk.asked]
+    with from_outside(rank, say) as sources:
+        sources.append(lambda: desk.asked)
         signals = Signals(sources, shared=preempted)
         while (piece := _next(desk, rank, signals, say)) is not None:
             c = configs.from_dict(PretrainConfig, piece.config or {})

@@ -15,6 +15,8 @@ class Rank:
     world_size: int
     local_world_size: int
     """Workers on the same machine."""
+    local_rank: int = 0
+    """The place among those."""
 
     @classmethod
     def here(cls) -> "Rank":
@@ -24,6 +26,7 @@ class Rank:
             rank=context.get_world_rank(),
             world_size=context.get_world_size(),
             local_world_size=context.get_local_world_size(),
+            local_rank=context.get_local_rank(),
         )
 
     @property

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray.train
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from manta import config as configs
 from manta import layout, storage
-from manta.cluster import nodes
+from manta.cluster import nodes, spot
 from manta.data import stream
 from manta.data.manifest import Manifest
 from manta.messages import Decided, Hanging, Logged, WentBack, mailbox
@@ -28,7 +28,7 @@ from manta.train.build import build, compiles, micro_batch, slow_attention
 from manta.train.checkpoints import checkpoint
 from manta.train.checkpoints.checkpoint import TrainState
 from manta.train.checkpoints.saver import Saver
-from manta.train.faults.signals import Asked, Moving, Signals, sigterm
+from manta.train.faults.signals import Asked, Moving, Signals, sigterm, warned
 from manta.train.faults.spikes import Anomaly, Detector
 from manta.train.faults.watchdog import Watchdog
 from manta.train.inputs import open_data
@@ -56,9 +56,20 @@ def worker(arguments: dict[str, Any], say: Callable[[Any], None]) -> None:
     requested: list[Asked] = []
     if rank.is_first and arguments["requests"] is not None:
         mailbox(arguments["requests"], requested.append)
-    with sigterm() as told_to_go:
-        sources = [told_to_go, lambda: max(requested, default=Asked.NOTHING)]
+    with from_outside(rank, say) as sources:
+        sources.append(lambda: max(requested, default=Asked.NOTHING))
         train_run(c, arguments["datasets"], rank, sources, say, report=_report)
+
+
+@contextlib.contextmanager
+def from_outside(rank: Rank, say: Callable[[str], None]) -> Iterator[list[Callable[[], Asked]]]:
+    """What asks this rank to save or to move, from outside of Manta: SIGTERM, and a warning of the
+    cloud, which one rank of each machine hears."""
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(sigterm())]
+        if rank.local_rank == 0:
+            sources.append(stack.enter_context(warned(spot.warning, say)))
+        yield sources
 
 
 def train_run(

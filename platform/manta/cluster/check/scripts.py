@@ -125,14 +125,19 @@ def skypilot(document: Document) -> Iterator[Problem]:
 def dockerfile(text: str) -> Iterator[Problem]:
     """What is wrong in a Dockerfile: an image that floats, the user root, an unknown word."""
     user, continued = "root", False
+    arguments: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         is_comment = line.lstrip().startswith("#")
         if not continued and line.strip() and not is_comment:
             word, _, rest = line.strip().partition(" ")
             if word not in DOCKERFILE:
                 yield Problem(number, unknown(word, DOCKERFILE, "the Dockerfile"))
-            if word == "FROM" and not re.search(r"[:@][\w.\-:$]+", rest):
-                yield Problem(number, f"{rest} has no tag, so it changes from day to day")
+            if word == "ARG":
+                name, _, value = rest.partition("=")
+                arguments[name.strip()] = value
+            image = re.sub(r"\$\{?(\w+)\}?", lambda it: arguments.get(it[1], it[0]), rest)
+            if word == "FROM" and not re.search(r"[:@][\w.\-:$]+", image):
+                yield Problem(number, f"{image} has no tag, so it changes from day to day")
             user = rest.strip() if word == "USER" else user
             if word == "EXPOSE":
                 yield Problem(number, "EXPOSE opens a port; the cluster's own rules say which are")

@@ -1,5 +1,6 @@
 """Signals that reach one rank from outside and concern all; the ranks agree after each step."""
 
+import contextlib
 import enum
 import faulthandler
 import os
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from manta.errors import MantaError
 
 SECONDS_BETWEEN = 3.0  # two calls of `shared`, which all ranks make at once
+SECONDS_BETWEEN_LOOKS = 5.0  # at warnings
 
 
 class Asked(enum.IntFlag):
@@ -103,4 +105,47 @@ def sigterm() -> Iterator[Callable[[], Asked]]:
         faulthandler.unregister(signal.SIGTERM)
         closing.append(True)
         os.close(writer)
+        thread.join(timeout=5)
+
+
+@contextmanager
+def warned(
+    look: Callable[[], str | None],
+    say: Callable[[str], None],
+    pause: float = SECONDS_BETWEEN_LOOKS,
+) -> Iterator[Callable[[], Asked]]:
+    """Makes each warning that this machine may be taken back ask to SAVE, once, as long as the
+    context lasts.
+
+    Args:
+        look: returns the last warning, or None. A thread calls it, as the answer comes from another
+            machine. A warning that is there at the start asks for nothing: nothing is lost yet.
+        say: gets a line about each warning.
+        pause: seconds between two looks.
+    """
+    arrived, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        known, is_first = None, True
+        while not over.is_set():
+            with contextlib.suppress(Exception):  # Ray's head may be away
+                found = look()
+                if found not in (None, known) and not is_first:
+                    arrived.set()
+                    say(f"{found}: saving a checkpoint, as this machine may go")
+                known, is_first = found, False
+            over.wait(pause)
+
+    def asked() -> Asked:
+        if not arrived.is_set():
+            return Asked.NOTHING
+        arrived.clear()
+        return Asked.SAVE
+
+    thread = threading.Thread(target=watch, name="manta-warned", daemon=True)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        over.set()
         thread.join(timeout=5)
