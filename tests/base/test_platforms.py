@@ -76,6 +76,7 @@ def test_deepspeed_is_not_imported_before_the_engine_says_for_which_device() -> 
 def test_off_linux_ray_ends_its_processes_by_their_group_and_manta_leaves_it_that() -> None:
     code = """
 import os, sys
+import manta.storage  # whose libraries ask for the platform, too
 calls = []
 os.register_at_fork = lambda **hooks: calls.extend(hook.__module__ for hook in hooks.values())
 sys.platform = "{}"

@@ -140,7 +140,7 @@ def test_any_number_of_workers_gives_the_same_scores(
         folder = trained[0] / "runs/first/pulse/evals/step-00000004"
         files = [folder / "perplexity.json", folder / "quick.json"]
         found.append([json.loads(file.read_text())["results"] for file in files])
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_generate(
