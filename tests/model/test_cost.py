@@ -261,7 +261,9 @@ def test_totals_are_the_sums_of_their_parts(s: Setup) -> None:
     assert all(part >= 0 for part in parts)
     assert found.total - found.activations.held == found.states
     assert found.peak == found.total + found.temporary + ALLOWANCE
-    assert found.temporary >= max(found.activations.temporary, 0)
+    # At stage 3, DeepSpeed's linear layer keeps no bf16 copies of weights.
+    spared = found.activations.autocast if s.zero_stage == 3 else 0
+    assert found.temporary >= max(found.activations.temporary - spared, 0)
     assert found.moments[found.fullest] == found.peak - found.states - ALLOWANCE
     assert (found.host > 0) == (s.offload_optimizer or s.offload_parameters)
     assert found.lines()[-1 - bool(found.host)].startswith("peak of a step")

@@ -162,12 +162,16 @@ def activations(
     chunk = min(N, loss_chunk(device, compiled_loss))
     # The plain loss holds logits and probabilities, the compiled one logits and their gradient. In
     # bf16, softmax first makes fp32 logits, and there are also a bf16 copy of the head's weight and
-    # the product that is added to the weight's gradient, if it learns.
-    at_loss = chunk * V * 2 * FP32
+    # the product that is added to the weight's gradient, if it learns. That gradient is counted with
+    # what is held after the loss; while the logits of the first chunk are there, it is not yet.
+    later = FP32 * V * C if head_learns and chunk == N else 0
+    logits = chunk * V * FP32
+    at_loss = max(2 * logits - later, logits)
     if dtype == "bf16":
         at_once = 2 * BF16 if compiled_loss else BF16 + 2 * FP32
         copy = BF16 * V * C
-        at_loss = copy + max(chunk * V * at_once, chunk * V * BF16 + (copy if head_learns else 0))
+        made = chunk * V * BF16 + (copy if head_learns else 0)
+        at_loss = copy + max(chunk * V * at_once - later, made)
     linear = [w for w in learnt if w.is_linear]
     autocast = BF16 * sum(w.total for w in linear) if dtype == "bf16" else 0
     if not is_whole and dtype == "bf16" and checkpointing == "none":
