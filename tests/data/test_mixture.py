@@ -150,7 +150,9 @@ MIXES = st.dictionaries(NAMES, st.integers(0, 9).map(float) | st.floats(0.5, 9),
 TREES = st.fixed_dictionaries(
     {"mix": MIXES}, optional={"mix_switches": st.dictionaries(st.integers(1, 2**60), MIXES)}
 )
-RAMPS = st.dictionaries(st.integers(1, 9).map(lambda n: n * 256), st.integers(1, 2**50))
+RAMPS = st.dictionaries(st.integers(1, 9).map(lambda n: n * 256), st.integers(1, 2**50)).filter(
+    lambda ramp: len({*ramp.values()}) == len(ramp)
+)
 
 
 @few

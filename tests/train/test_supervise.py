@@ -196,7 +196,7 @@ def test_halving_is_no_failure_that_counts_and_ends_with_single_sequences(
     c = tiny(prepared, corpus, *keys)
     failing = [lambda: (16, WorkersFailed(CUDA_TEXT))] * 5
     sizes, lines, end = supervised(c, monkeypatch, failing)
-    assert sizes == ["auto", 8, 4, 2, 1] and "micro_batch_size=1; lower that" in end
+    assert sizes == ["auto", 8, 4, 2, 1] and "model micro_batch_size=1 needs" in end
     said = "with micro batches of 16 sequences: continuing with 8, more of them per step"
     assert any(said in line for line in lines)
     assert lines.count("starting") == 5 and all(isinstance(line, str) for line in lines)
