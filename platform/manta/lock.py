@@ -53,7 +53,8 @@ def lock(path: str, what: str, say: Say = _print) -> Iterator[None]:
 def _local(path: str, what: str, owner: dict[str, object], say: Say) -> Iterator[None]:
     file = Path(storage.filesystem(path)[1])
     file.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(_opened(file), "a+") as f:
+    descriptor, is_new = _opened(file)
+    with os.fdopen(descriptor, "a+") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -65,6 +66,8 @@ def _local(path: str, what: str, owner: dict[str, object], say: Say) -> Iterator
                     f"{what}: {file} cannot be locked ({e.strerror}); fix the filesystem's locks, "
                     "or set home= to a folder on another one"
                 ) from None
+            if is_new:  # else it would look like a lease that is just being written
+                file.unlink(missing_ok=True)
             with _lease(path, what, owner, say):
                 yield
             return
@@ -74,10 +77,14 @@ def _local(path: str, what: str, owner: dict[str, object], say: Say) -> Iterator
         yield
 
 
-def _opened(file: Path) -> int:
-    """Opens a lock, which is truncated once it is held: never another file, through a link."""
+def _opened(file: Path) -> tuple[int, bool]:
+    """Opens a lock, which is truncated once it is held: never another file, through a link. Returns
+    its descriptor, and whether it was made here."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     try:
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        with contextlib.suppress(FileExistsError):
+            return os.open(file, flags | os.O_EXCL, 0o666), True
+        return os.open(file, flags, 0o666), False
     except OSError as e:
         if e.errno != errno.ELOOP:
             raise

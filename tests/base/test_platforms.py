@@ -144,7 +144,9 @@ def test_a_filesystem_without_locks_has_leases(
     refuse(monkeypatch, reason)
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.01)
     path = tmp_path / "folder" / "x.lock"
-    with lock.lock(str(path), "preparing x"):
+    said: list[str] = []
+    with lock.lock(str(path), "preparing x", said.append):
+        assert said == []  # its own new file is no lease of somebody else
         assert json.loads(path.read_text())["pid"] == os.getpid()
         with (
             pytest.raises(DataError, match=f"process {os.getpid()} on .* is using it"),

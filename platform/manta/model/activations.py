@@ -162,8 +162,8 @@ def activations(
     chunk = min(N, loss_chunk(device, compiled_loss))
     # The plain loss holds logits and probabilities, the compiled one logits and their gradient. In
     # bf16, softmax first makes fp32 logits, and there are also a bf16 copy of the head's weight and
-    # the product that is added to the weight's gradient, if it learns. That gradient is counted with
-    # what is held after the loss; while the logits of the first chunk are there, it is not yet.
+    # the product that is added to the weight's gradient, if it learns. That gradient counts as held
+    # after the loss; while the logits of the first chunk are there, it is not there yet.
     later = FP32 * V * C if head_learns and chunk == N else 0
     logits = chunk * V * FP32
     at_loss = max(2 * logits - later, logits)
