@@ -1,4 +1,4 @@
-"""The bench of lanes: what a trial costs besides its steps."""
+"""The bench of lanes: what a trial costs apart from its steps."""
 
 import pytest
 

@@ -19,7 +19,7 @@ class Backtest:
     """How the law of the other runs predicts the runs of most compute."""
 
     errors: dict[str, float]
-    """By run: the predicted loss over the measured one, less 1."""
+    """The predicted loss over the measured one, less 1, by run."""
     inside: int
     """How many of the losses are in the interval of their prediction."""
     reach: float

@@ -91,8 +91,8 @@ def start_seconds(home: str) -> tuple[float | None, int]:
 
 
 def _speeds(home: str, wanted: dict[Kind, PretrainConfig]) -> dict[Kind, tuple[str, float]]:
-    """For each kind of run, the newest one in the home that was trained on a machine like this one:
-    its name, and the tokens per second of `wanted`. Those of which there is none are left out."""
+    """The newest run of each kind in the home that was trained on a machine like this one: its
+    name, and the tokens per second of `wanted`. Kinds of which there is none are left out."""
     ages = {}
     for name in names_of_runs(home):
         info = storage.info(storage.join(layout.run_folder(home, name), layout.METRICS))
