@@ -16,10 +16,11 @@ from manta.train.checkpoints import checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SHORT = ["total_tokens=2048", "eval.every=1000", "sample.prompts=[]", "cpus_per_worker=1"]
+# ASHA decides by the results that are there, so with several lanes by which trial ends first.
 SEARCHES = {
     "asha": [
         "sweep.scheduler=asha", "sweep.rungs=2", "sweep.lr=[1e-7,1e-6,2e-3,4e-3]",
-        "sweep.tokens_per_batch=[256]",
+        "sweep.tokens_per_batch=[256]", "sweep.max_concurrent=1",
     ],
     "pbt": [
         "sweep.scheduler=pbt", "sweep.exchanges=2", "sweep.lr=[1e-6,1e-3,2e-3,4e-3]",
