@@ -129,6 +129,34 @@ def test_edit_regenerate_and_branches(tab: Seen) -> None:
     tab.answered(1)
 
 
+# The conversation as it is after the next answer reaches the page when `release` is called.
+HOLDS = r"""() => {
+  const real = window.fetch;
+  let count = 0;
+  window.fetch = async (path, options) => {
+    const answer = await real(path, options);
+    const isConversation = options?.method === "GET" && /conversations\/\w+$/.test(path);
+    if (isConversation && ++count === 2) await new Promise((done) => { window.release = done; });
+    return answer;
+  };
+}"""
+
+
+def test_a_branch_that_is_chosen_while_the_page_looks_again_stays(tab: Seen) -> None:
+    tab.send("why?")
+    tab.answered(1)
+    tab.page.evaluate(HOLDS)
+    tab.page.locator(".assistant .about button", has_text="Again").click()
+    tab.page.wait_for_function("() => window.release")
+    tab.page.locator(".assistant .about button", has_text="‹").click()
+    tab.page.locator(".assistant .branch", has_text="1/2").wait_for()
+    with tab.page.expect_response(lambda it: "search=" in it.url):  # of the list, by the choice
+        tab.page.evaluate("() => window.release()")
+    tab.answered(1)
+    tab.page.wait_for_timeout(300)
+    assert tab.page.locator(".branch").all_inner_texts() == ["1/2"]
+
+
 def test_stop_keeps_what_came(tab: Seen, server: Running) -> None:
     tab.page.click("#open-settings")
     tab.page.fill("#number-max_tokens", "100")

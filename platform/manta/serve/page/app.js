@@ -187,8 +187,13 @@ function later() {
 async function again(conversation, pair) {
   try {
     const errors = [...$("log").querySelectorAll("[role=alert]")].map((each) => each.parentNode);
+    const { leaf } = state.conversation;
     await refreshList();
-    state.conversation = await api.open(conversation);
+    const found = await api.open(conversation);
+    if (state.conversation?.id !== conversation) return; // another one was opened meanwhile
+    // A branch that was chosen meanwhile stays: the server may not know of it yet.
+    if (state.conversation.leaf !== leaf) found.leaf = state.conversation.leaf;
+    state.conversation = found;
     if (pair) {
       const both = state.conversation.turns.filter((turn) => turn.settings.pair === pair);
       const first = both.find((turn) => turn.settings.place === 0) ?? both[0];
