@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     c = config.load(PretrainConfig, [recipe, *given])
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     names = ["one"] if event == "come" else ["one", "two"]
-    # As Kubernetes starts a node, and ends it.
+    # Kubernetes starts a node with this command, and ends it by its SIGTERM.
     block = [RAY, "start", "--address", made.address, "--num-cpus=1", "--block", "--node-name"]
     blocking: dict[str, subprocess.Popen[bytes]] = {}
     nodes = [made.add_node(num_cpus=1, node_name=n) for n in names if event != "stop"]

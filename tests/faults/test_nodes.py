@@ -10,6 +10,19 @@ import pytest
 from faults.jobs import Job, final, is_step, last_step, records
 from manta.train.checkpoints import checkpoint
 
+NODES = Path(__file__).with_name("nodes.py")
+
+
+def ended(name: str, arguments: list[str]) -> Job:
+    """A run on nodes of its own, which has ended well."""
+    it = Job(name, arguments, NODES)
+    try:
+        assert it.end(300) == 0, "\n".join(it.lines)
+    finally:
+        if it.process.poll() is None:
+            it.process.kill()
+    return it
+
 
 @pytest.mark.faults
 @pytest.mark.parametrize("gone", ["kill", "term", "drain", "stop"])
@@ -20,13 +33,7 @@ def test_a_run_goes_on_on_another_node(
     note: Callable[..., None],
     gone: str,
 ) -> None:
-    script = Path(__file__).with_name("nodes.py")
-    it = Job(f"node-{gone}", [*arguments, f"event={gone}"], script)
-    try:
-        assert it.end(300) == 0, "\n".join(it.lines)
-    finally:
-        if it.process.poll() is None:
-            it.process.kill()
+    it = ended(f"node-{gone}", [*arguments, f"event={gone}"])
     at = it.lines.index(f"{gone}: the node of the worker")
     resumed, moment = it.resumed(at)
     lost = last_step(it.lines[: it.first("resuming at step ", at)]) - resumed
@@ -51,14 +58,8 @@ def test_a_run_saves_once_at_a_warning_and_stays(
     prepared: Path,
     note: Callable[..., None],
 ) -> None:
-    script = Path(__file__).with_name("nodes.py")
     keys = ["checkpoint.every=1000", "event=warn"]
-    it = Job("node-warned", [*arguments, *keys], script)
-    try:
-        assert it.end(300) == 0, "\n".join(it.lines)
-    finally:
-        if it.process.poll() is None:
-            it.process.kill()
+    it = ended("node-warned", [*arguments, *keys])
     said = "a recommendation to rebalance: saving a checkpoint, as this machine may go"
     assert it.lines.count(said) == 1
     assert not any(line.startswith("resuming at step ") for line in it.lines)
@@ -78,14 +79,8 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
     note: Callable[..., None],
 ) -> None:
     """The run goes from two workers to one, with the same batches."""
-    script = Path(__file__).with_name("nodes.py")
     keys = ["num_workers=[1,2]", "zero_stage=2", "event=kill"]
-    it = Job("node-elastic", [*arguments, *keys], script)
-    try:
-        assert it.end(300) == 0, "\n".join(it.lines)
-    finally:
-        if it.process.poll() is None:
-            it.process.kill()
+    it = ended("node-elastic", [*arguments, *keys])
     counts = [
         checkpoint.load_state(path).world_size
         for path in checkpoint.find(f"{prepared}/runs/node-elastic")
@@ -110,7 +105,7 @@ def test_an_elastic_run_takes_in_a_node_that_comes(
     """Ray looks for room once a minute, and then the workers are started again."""
     keys = ["num_workers=[1,2]", "zero_stage=2", "event=come", "log_every=10"]
     longer = ["total_tokens=40960000", "checkpoint.every=200", "eval.every=100000"]
-    it = Job("node-come", [*arguments, *keys, *longer], Path(__file__).with_name("nodes.py"))
+    it = Job("node-come", [*arguments, *keys, *longer], NODES)
     try:
         it.wait_for("come: another node")
         at = it.lines.index("come: another node")
