@@ -129,14 +129,19 @@ def test_edit_regenerate_and_branches(tab: Seen) -> None:
     tab.answered(1)
 
 
-# The conversation as it is after the next answer reaches the page when `release` is called.
+# Once an answer is asked for, the conversation reaches the page again when `release` is called.
 HOLDS = r"""() => {
   const real = window.fetch;
-  let count = 0;
+  const held = new Promise((done) => { window.release = done; });
   window.fetch = async (path, options) => {
-    const answer = await real(path, options);
+    if (options?.method === "POST" && /answers$/.test(path)) window.asked = true;
     const isConversation = options?.method === "GET" && /conversations\/\w+$/.test(path);
-    if (isConversation && ++count === 2) await new Promise((done) => { window.release = done; });
+    const isHeld = isConversation && window.asked;
+    const answer = await real(path, options);
+    if (isHeld) {
+      window.holding = true;
+      await held;
+    }
     return answer;
   };
 }"""
@@ -147,7 +152,7 @@ def test_a_branch_that_is_chosen_while_the_page_looks_again_stays(tab: Seen) -> 
     tab.answered(1)
     tab.page.evaluate(HOLDS)
     tab.page.locator(".assistant .about button", has_text="Again").click()
-    tab.page.wait_for_function("() => window.release")
+    tab.page.wait_for_function("() => window.holding")
     tab.page.locator(".assistant .about button", has_text="‹").click()
     tab.page.locator(".assistant .branch", has_text="1/2").wait_for()
     with tab.page.expect_response(lambda it: "search=" in it.url):  # of the list, by the choice

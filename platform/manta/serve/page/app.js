@@ -181,19 +181,26 @@ function later() {
 }
 
 /**
- * Takes the conversation from the server again, as it is kept there. The list and its stamp come
- * first: what changes after them changes the stamp, and is seen at the next check.
+ * Takes the open conversation from the server, as it is kept there. The list and its stamp come
+ * first: what changes after them changes the stamp, and is seen at the next check. Returns whether
+ * it was taken: not if another conversation was opened meanwhile, or an answer has begun.
  */
+async function take() {
+  const { id, leaf } = state.conversation;
+  await refreshList();
+  const found = await api.open(id);
+  if (state.conversation?.id !== id || state.writing) return false;
+  // A branch that was chosen meanwhile stays: the server may not know of it yet.
+  if (state.conversation.leaf !== leaf) found.leaf = state.conversation.leaf;
+  state.conversation = found;
+  return true;
+}
+
+/** Shows the conversation as the server keeps it, and the first of a pair of answers. */
 async function again(conversation, pair) {
   try {
     const errors = [...$("log").querySelectorAll("[role=alert]")].map((each) => each.parentNode);
-    const { leaf } = state.conversation;
-    await refreshList();
-    const found = await api.open(conversation);
-    if (state.conversation?.id !== conversation) return; // another one was opened meanwhile
-    // A branch that was chosen meanwhile stays: the server may not know of it yet.
-    if (state.conversation.leaf !== leaf) found.leaf = state.conversation.leaf;
-    state.conversation = found;
+    if (!(await take())) return;
     if (pair) {
       const both = state.conversation.turns.filter((turn) => turn.settings.pair === pair);
       const first = both.find((turn) => turn.settings.place === 0) ?? both[0];
@@ -370,11 +377,8 @@ async function check() {
     const wasAway = !$("away").hidden;
     $("away").hidden = true;
     if ((stamp !== state.stamp || wasAway) && !state.writing) {
-      await refreshList();
-      if (state.conversation && state.editing === null) {
-        state.conversation = await api.open(state.conversation.id);
-        show();
-      }
+      if (!state.conversation || state.editing !== null) await refreshList();
+      else if (await take()) show();
     }
   } catch (error) {
     if (error instanceof api.Away) problem(error);
