@@ -69,7 +69,8 @@ class Story:
 def watched(home: Path | str, **more: Any) -> Watched:
     """A run of the name a/run in this home. How full this machine's disk is does not alert."""
     settings: dict[str, Any] = {
-        "alerts": AlertsConfig(disk=0.0), "track": (), "config": {"model": {"n_layer": 2}, "seed": 1},
+        "alerts": AlertsConfig(disk=0.0), "track": (),
+        "config": {"model": {"n_layer": 2}, "seed": 1},
     }  # fmt: skip
     return Watched("a/run", str(home), interval=lambda *_: None, **{**settings, **more})
 

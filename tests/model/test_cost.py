@@ -171,7 +171,6 @@ def loss_of(model: GPT, batch: int, dtype: str) -> torch.Tensor:
         return model(tokens, tokens)
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SHAPES)
@@ -195,7 +194,6 @@ def test_what_autograd_saves_is_what_is_predicted(name: str, dtype: Any, part: A
     del loss
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(

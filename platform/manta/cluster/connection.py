@@ -23,9 +23,11 @@ LOCAL_OBJECT_STORE_BYTES = 512 << 20
 # Without it, the API of Ray's dashboard has nothing about runs (/api/train/v2/runs/v1). It takes
 # a process, of which a Ray that is started for one job has no use, as it has no dashboard.
 TRAIN_RECORDS = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-# Ray Train watches for nodes that are about to leave in another process, where this is not off, as
-# it is for Ray with any value but "1" and "true".
-NOBODY_LEAVES = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "off: the only node is this machine")
+# Ray Train watches, in a process of its own, for nodes that are about to leave. It is off for Ray
+# with any value but "1" and "true". Children inherit the variable, and so do the nodes that they
+# start, so each connection sets it, unless a person has chosen another value.
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+WATCHES, NOBODY_LEAVES = "1", "off: the only node is this machine"
 # Ray's own words for it: the cluster's versions, then this process's.
 OTHER_VERSIONS = re.compile(
     r"Version mismatch.*Ray: (\S+)\s+Python: (\S+)\s.*Ray: (\S+)\s+Python: (\S+)", re.DOTALL
@@ -72,8 +74,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     found = own_address() if named in (None, "", "auto") else named
     if not own and found not in (None, "local"):
         os.environ.setdefault(*TRAIN_RECORDS)
-        if os.environ.get(NOBODY_LEAVES[0]) == NOBODY_LEAVES[1]:  # from a parent with a local Ray
-            del os.environ[NOBODY_LEAVES[0]]
+        _watch_for_leaving_nodes(WATCHES)
         _join(found, {**common, "runtime_env": {"py_modules": [str(PACKAGE)]}})
         ending.obey()
         dashboard.name_submitted(name)
@@ -82,7 +83,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     # Each prestarted worker costs an import of Ray, and a job may need fewer.
     for setting in ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver"):
         os.environ.setdefault(setting, "0")
-    os.environ.setdefault(*NOBODY_LEAVES)
+    _watch_for_leaving_nodes(NOBODY_LEAVES)
     store = {"object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     stay_on_loopback()
     with (
@@ -95,6 +96,11 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     protect_token()  # Ray may have just made it
     why = "; the Ray of another user was not joined" if not own and others_run_ray() else ""
     print(f"started a local Ray for this job{why}", flush=True)
+
+
+def _watch_for_leaving_nodes(value: str) -> None:
+    if os.environ.get(WATCHER) in (None, WATCHES, NOBODY_LEAVES):
+        os.environ[WATCHER] = value
 
 
 _APART = threading.Event()

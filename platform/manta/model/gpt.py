@@ -35,6 +35,14 @@ from manta.model.shape import ModelConfig
 __all__ = ["GPT", "IGNORED", "KVCache", "LanguageModel", "ModelConfig"]
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of heads. Autocast gives them in bf16, and torch has a fused kernel only for an input
+    of the weight's dtype: it would warn, and compute the same in several passes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, c: ModelConfig, layer: int):
         super().__init__()
@@ -45,8 +53,8 @@ class Attention(nn.Module):
         )
         self.out = nn.Linear(c.n_head * c.head_size, c.n_embd, bias=c.has_bias)
         if c.qk_norm:
-            self.q_norm = nn.RMSNorm(c.head_size, eps=c.norm_eps)
-            self.k_norm = nn.RMSNorm(c.head_size, eps=c.norm_eps)
+            self.q_norm = HeadNorm(c.head_size, eps=c.norm_eps)
+            self.k_norm = HeadNorm(c.head_size, eps=c.norm_eps)
 
     def forward(
         self,

@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 import time
-import warnings
 
 from manta import config as configs
 from manta.model.generate import Sampling, generate_batch
@@ -59,7 +58,6 @@ def _work(tree: dict[str, object], steps: int) -> dict[str, object]:
     device = find_device(c.dtype, on_gpu, threads)
     memory = PeakMemory(device.torch_device)
     step = Step(c, device)
-    warnings.filterwarnings("ignore", message="Mismatch dtype")  # torch's RMSNorm under autocast
     times, used, own = [], [], []
     for _ in range(steps):
         started, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()

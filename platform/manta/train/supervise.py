@@ -12,6 +12,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
 
 from manta import config as configs
 from manta import failures, layout, messages, ownership, storage
@@ -258,8 +259,8 @@ def fit(
 class _Trainer(TorchTrainer):
     """Ray Train's trainer with three changes. An elastic run has one of `counts` workers. There is
     no handler for Ctrl-C, as Ray's aborts the run unsaved. And there is no process that hands out
-    datasets, as each worker opens its own (`data.stream`); nor, on a local Ray, one that asks a
-    dashboard, which that Ray has not, whether the controller lives."""
+    datasets, as each worker opens its own (`data.stream`); nor, on a local Ray, those that ask a
+    dashboard, which that Ray has not, whether the controller lives, or keep records for it."""
 
     def __init__(self, *arguments: Any, counts: list[int], **keys: Any):
         super().__init__(*arguments, **keys)
@@ -274,7 +275,7 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         unused: tuple[type, ...] = (DatasetsCallback,)
         if connection.is_local():
-            unused += (PlacementGroupCleanerCallback,)
+            unused += (PlacementGroupCleanerCallback, StateManagerCallback)
         made = super()._create_default_callbacks()  # type: ignore[misc]
         return [callback for callback in made if not isinstance(callback, unused)]
 
