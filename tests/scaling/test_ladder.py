@@ -86,6 +86,25 @@ def test_runs_differ_in_size_and_length_alone() -> None:
 
 
 @few
+@given(st.floats(5e9, 1e12), st.sampled_from(["all", "no_embeddings"]))
+def test_the_runs_of_a_ladder_with_most_flops_are_those_of_at_most_so_many(
+    most: float, count: str
+) -> None:
+    def taken(**keys: Any) -> set[tuple[str, float]]:
+        return {
+            (rung.run.name, 6 * stem.parameters * rung.tokens)
+            for stem in cost(ladder(keys=keys, count=count)).stems
+            for rung in stem.rungs
+        }
+
+    expected = {(name, flops) for name, flops in taken() if flops <= most}
+    try:
+        assert taken(most_flops=most) == expected
+    except ConfigError as e:  # a size without a run, or too few runs for a law
+        assert "leave this size out" in str(e) or "too few runs" in str(e)
+
+
+@few
 @given(st.randoms(use_true_random=False), st.integers(1, 3), st.booleans())
 def test_each_part_is_trained_once_and_copies_before_the_stable_run_goes_on(
     random: Any, lanes: int, fails: bool
@@ -179,6 +198,8 @@ def test_a_ladder_grows_and_never_changes(tmp_path: Path) -> None:
         ({"tokens": []}, {}, "ladder.sizes need budgets"),
         ({"tokens_per_parameter": [20.0]}, {}, "both given"),
         ({"sizes": [32, 64, 64]}, {}, "sizes: 64 is there twice"),
+        ({"most_flops": 1e8}, {}, r"s/w32: .* takes .* FLOPs, more than ladder\.most_flops=1e\+08"),
+        ({"most_flops": 1e12}, {"what": "transfer"}, "most_flops is for what=law"),
         ({"sizes": [32, 64, 40]}, {}, r"s/w40: .* multiples of 16 do"),
         ({"sizes": [32, 64, {"n_layers": 3}]}, {}, "unknown key; did you mean .*n_layer"),
         ({"tokens": [200, 40_960, 81_920]}, {}, r"is 1 step\(s\), .* larger budget"),

@@ -89,6 +89,7 @@ class Cost:
     def shown(self) -> dict[str, Any]:
         """The figures that --dry-run shows."""
         alone = sum(rung.tokens for stem in self.stems for rung in stem.rungs)
+        budgets = {rung.tokens for stem in self.stems for rung in stem.rungs}
         sizes = [
             f"{stem.stable.name.rpartition('/')[2].removesuffix(f'-{STABLE}')} "
             f"({short(stem.parameters)})"
@@ -97,7 +98,7 @@ class Cost:
         return {
             "runs of the ladder": self.runs,
             "its sizes, with their parameters": named(sizes),
-            "its budgets": named([short(r.tokens) for r in self.stems[0].rungs]),
+            "its budgets": named([short(tokens) for tokens in sorted(budgets)]),
             "tokens to train": f"{self.tokens:,} ({alone:,} without common stable runs)",
             "FLOPs to train": f"{self.flops:.3g}",
         }
@@ -198,10 +199,18 @@ def _warming(run: PretrainConfig, steps: int) -> PretrainConfig:
 
 def _budgets(c: "ScalingConfig", run: PretrainConfig) -> list[int]:
     """The budgets of a size in tokens, ascending."""
-    if c.ladder.tokens:
-        return sorted(c.ladder.tokens)
-    n = counted(run.expected_model, c.count)
-    return sorted(math.ceil(times * n) for times in c.ladder.tokens_per_parameter)
+    n, most = counted(run.expected_model, c.count), c.ladder.most_flops
+    multiples = [math.ceil(times * n) for times in c.ladder.tokens_per_parameter]
+    budgets = sorted(c.ladder.tokens or multiples)
+    if most is None:
+        return budgets
+    found = [tokens for tokens in budgets if 6 * n * tokens <= most]
+    if not found:
+        raise ConfigError(
+            f"its smallest budget takes {6 * n * budgets[0]:.3g} FLOPs, more than "
+            f"ladder.most_flops={most:.3g}: raise that, or leave this size out"
+        )
+    return found
 
 
 def _stem(c: "ScalingConfig", size: Size, settings: dict[str, Any]) -> Stem:

@@ -207,6 +207,8 @@ class ScalingConfig(PretrainConfig):
                     found.append(f"ladder.{key}: {what} takes a few steps at one rate; omit it")
             if self.model.family == "lstm":
                 found.append(f"model.family=lstm: {what} looks into the blocks of a GPT")
+        if ladder.most_flops is not None:
+            found.append("ladder.most_flops is for what=law: omit it")
         for key in ("points", "runs", "check", "leave_out_highest", "budget", "predict"):
             if getattr(self, key) != getattr(type(self), key):
                 found.append(f"{key} is for what=law: omit it")
