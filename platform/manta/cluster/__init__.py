@@ -4,6 +4,7 @@ Its files, in reading order:
 
     authentication  the token that a cluster asks for
     starting        starts Ray's processes, again if they were not up in time
+    lifeline        ends a job whose own Ray has died, with a line that says so
     dashboard       the name that Ray's dashboard shows of a job
     ending          signals that end a process, without leaving anything behind
     connection      joins a cluster, or starts one for this job alone

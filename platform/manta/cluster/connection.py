@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import manta
-from manta.cluster import dashboard, ending, starting
+from manta.cluster import dashboard, ending, lifeline, starting
 from manta.cluster.authentication import AUTH_HINT, is_refusal, protect_token
 from manta.errors import ClusterError
 
@@ -60,6 +60,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
     # How soon it hears that a node is to leave, which a cloud may say 30 s ahead; else up to 5 s.
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # what it prints is made visible (terminal.py)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
         return
@@ -92,6 +93,7 @@ def connect(own: bool = False, name: str | None = None, **local: Any) -> None:
         starting.importing(PACKAGE),
     ):
         starting.start(functools.partial(_init_local, {**common, **store, **local}))
+    lifeline.watch()
     ending.obey()
     protect_token()  # Ray may have just made it
     why = "; the Ray of another user was not joined" if not own and others_run_ray() else ""
