@@ -19,7 +19,8 @@ from manta.errors import ConfigError, DataError
 from manta.scaling.climbing import Climb, left, trained_tokens
 from manta.scaling.fit import Law
 from manta.scaling.ladder import cost, nearest, shape
-from manta.scaling.points import counted
+from manta.scaling.points import Point, counted
+from manta.scaling.recommend import _reach
 from manta.scaling.settings import ScalingConfig
 from manta.scaling.study import study
 from manta.scaling.training import require_data
@@ -274,3 +275,17 @@ def test_the_run_of_a_prediction_is_filed_with_its_config(tmp_path: Path) -> Non
     assert run.schedule.kind == "wsd" and warmup_steps(run.total_steps, run.schedule) == 16
     text = "\n".join(lines)
     assert "train it:  python jobs/pretrain.py" in text and "check=large" in text
+    assert "beware" not in text  # it is within the sizes and the tokens of the points
+
+
+def test_a_prediction_beyond_all_sizes_or_tokens_is_said(tmp_path: Path) -> None:
+    law = Law(1.7, 400.0, 2000.0, 0.34, 0.37)
+    points = [
+        Point(f"{n:.0f}-{d:.0f}", n, d, float(law.loss(n, d)))
+        for n, d in itertools.product((1e5, 3e5, 1e6), (1e6, 3e6, 1e7))
+    ]
+    assert not [*_reach(1e6, 1e7, points, "a")]
+    (line,) = _reach(3e6, 1e7, points, "a")
+    assert "a has 3 times the parameters" in line and "ladder.most_flops" in line
+    (line,) = _reach(1e5, 4e7, points, "a")
+    assert "4 times the tokens of the longest" in line

@@ -20,6 +20,7 @@ from manta.sweep.space import BATCH, LR
 from manta.terminal import aligned
 
 Key = Literal["lr", "batch"]
+REACH = 1.5  # times the largest size, or the longest run, beyond which a prediction is a guess
 NAMES: dict[Key, str] = {"lr": "learning rate", "batch": "tokens per batch"}
 
 
@@ -154,6 +155,7 @@ def predict(
         f"{filed.tokens:,.0f}, will have a loss of {filed.loss:.4f} ({filed.level:.0%} interval "
         f"{filed.low:.4f} to {filed.high:.4f})"
     )
+    yield from _reach(n, d, points, filed.run)
     if more := misfit(points, found.residuals).at(n, d):
         yield (
             f"beware: size and tokens together {'lower' if more < 0 else 'raise'} the loss of "
@@ -166,6 +168,18 @@ def predict(
         storage.write_bytes(file, configs.to_yaml(configs.differences(run)).encode())
         yield f"train it:  python jobs/pretrain.py {file}"
         yield f"check it:  python jobs/scaling.py name={c.name} check={filed.run}"
+
+
+def _reach(n: float, d: float, points: Sequence[Point], run: str) -> Iterator[str]:
+    """Says that a run is larger, or longer, than all runs that the law knows."""
+    sizes, lengths = n / max(p.n for p in points), d / max(p.d for p in points)
+    if max(sizes, lengths) > REACH:
+        yield (
+            f"beware: {run} has {sizes:.2g} times the parameters of the largest of these runs, and "
+            f"{lengths:.2g} times the tokens of the longest; there, small ladders have missed by 5%. "
+            "A ladder with a few runs of its size on few tokens and of its tokens with few "
+            "parameters does better: ladder.most_flops keeps what it costs"
+        )
 
 
 def _settings(c: ScalingConfig, flops: float, tried: Tried) -> dict[str, Any]:
