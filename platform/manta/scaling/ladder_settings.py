@@ -27,8 +27,8 @@ class LadderConfig:
     most_flops: PositiveFloat | None = None
     """The most compute of a run, 6 N D FLOPs, with N counted as `count` says: budgets that take a
     size more are left out. So small models learn from many tokens and large ones from few, and
-    the law can predict a large model on many tokens, which costs several times as much. null: each
-    size has all budgets."""
+    the run of the largest size on most tokens, which costs several times as much, can be predicted
+    within the sizes and the tokens that were tried. null: each size has all budgets."""
     lr: tuple[PositiveFloat, ...] = ()
     """Peak learning rates to try with each size, so that the best one is known by compute; empty:
     optimizer.lr alone. With optimizer.reference_width they are those at that width."""

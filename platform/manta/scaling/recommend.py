@@ -176,9 +176,9 @@ def _reach(n: float, d: float, points: Sequence[Point], run: str) -> Iterator[st
     if max(sizes, lengths) > REACH:
         yield (
             f"beware: {run} has {sizes:.2g} times the parameters of the largest of these runs, and "
-            f"{lengths:.2g} times the tokens of the longest; so far, small ladders missed by 5%. "
-            "A ladder with a few runs of its size on few tokens and of its tokens with few "
-            "parameters does better: ladder.most_flops keeps what it costs"
+            f"{lengths:.2g} times the tokens of the longest; small ladders missed such runs by 5% "
+            "to 9%, and by 3% with a few runs of that size on few tokens, and of those tokens with "
+            "few parameters (ladder.most_flops keeps what they cost)"
         )
 
 
