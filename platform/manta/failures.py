@@ -1,8 +1,14 @@
 """Why Ray's workers failed: unwraps the cause from the errors that Ray puts around it."""
 
+import re
 from typing import Any
 
 from manta.errors import ClusterError, MantaError
+
+# How gloo and NCCL say that another worker is gone.
+LOST_CONNECTION = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|remote process exited|ncclRemoteError"
+)
 
 
 class WorkersFailed(RuntimeError):
@@ -33,10 +39,16 @@ def failure_of(failures: dict[int, Any]) -> Exception:
             if isinstance(cause, MantaError) and not isinstance(inner, MantaError):
                 return cause
             cause = inner
-    # A worker that died made the others fail, so it comes first. Ray's own message about all of
-    # them would cut the traceback off.
-    died = [failure for failure in failures.values() if death_of(failure) is not None]
-    return WorkersFailed(str([*died, *failures.values()][0]))
+    # Ray's own message about all of them would cut the traceback off.
+    return WorkersFailed(str(min(failures.values(), key=_place)))
+
+
+def _place(failure: Any) -> int:
+    """The place of a failure among those of all workers: what caused the others comes first. A
+    worker that died made them fail; one that lost its connection to another made none."""
+    if death_of(failure) is not None:
+        return 0
+    return 2 if LOST_CONNECTION.search(str(failure)) else 1
 
 
 def death_of(failure: Any) -> Any:
