@@ -19,6 +19,8 @@ sys.path[:0] = [str(HERE.parents[2] / "platform")]
 
 
 def main(arguments: list[str]) -> int:
+    # A process with a Ray of its own, as pytest's, has children that start no nodes for others.
+    os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
     import ray
     from ray.cluster_utils import Cluster
     from ray.experimental import internal_kv
@@ -35,18 +37,13 @@ def main(arguments: list[str]) -> int:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     names = ["one"] if event == "come" else ["one", "two"]
     # Kubernetes starts a node with this command, and ends it by its SIGTERM.
-    block = [
-        RAY, "start", "--address", made.address, "--node-ip-address=127.0.0.1", "--num-cpus=1",
-        "--block", "--node-name",
-    ]  # fmt: skip
+    block = [RAY, "start", "--address", made.address, "--num-cpus=1", "--block", "--node-name"]
     blocking: dict[str, subprocess.Popen[bytes]] = {}
     nodes = [made.add_node(num_cpus=1, node_name=n) for n in names if event != "stop"]
     os.environ["RAY_ADDRESS"] = made.address
     connection.connect()
     for n in names if event == "stop" else []:
-        # A process with a Ray of its own, as pytest's, has children that start no other nodes.
-        joining = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
-        blocking[n] = subprocess.Popen([*block, n], stdout=subprocess.DEVNULL, env=joining)
+        blocking[n] = subprocess.Popen([*block, n], stdout=subprocess.DEVNULL)
         capacity.require(len(blocking), 1, 0, 90, print)
 
     begun = threading.Event()
