@@ -210,19 +210,18 @@ def _balanced(groups: list[_Group], dropped: dict[str, int]) -> list[_Group]:
 
 
 def _split(groups: list[_Group], val_fraction: float, test_fraction: float) -> None:
-    """Gives each text a split. Of each label the splits have their shares, to the nearest text, and
-    in all exactly; copies of a text are in one split."""
-    before = 0
+    """Gives each text a split. In all, the splits have exactly their shares, and of each label they
+    have these within two texts; copies of a text are in one split."""
+    total = sum(group.copies for group in groups)
+    train = _part(1 - val_fraction - test_fraction, total)
+    # The last split has what rounding leaves.
+    val = _part(val_fraction, total) if test_fraction else total - train
+    spread, before = _spread(train, val, total - train - val), 0
     for label in sorted({group.label for group in groups}):
         ours = [group for group in groups if group.label == label]
         after = before + sum(group.copies for group in ours)
-        train, val = (
-            _part(share, after) - _part(share, before)
-            for share in (1 - val_fraction - test_fraction, val_fraction)
-        )
-        if not test_fraction:  # the last split has what rounding leaves
-            val = after - before - train
-        rooms = {TRAIN: train, VAL: val, TEST: after - before - train - val}
+        counts = np.bincount(spread[before:after], minlength=len(SPLITS))
+        rooms = dict(zip(SPLITS, counts.tolist(), strict=True))
         before = after
         for group in sorted(ours, key=lambda group: group.copies == 1):
             wanted = next((split for split in SPLITS if rooms[split] > 0), TRAIN)
@@ -234,6 +233,20 @@ def _split(groups: list[_Group], val_fraction: float, test_fraction: float) -> N
                     wanted = max(SPLITS, key=lambda split: rooms[split])
             rooms[wanted] -= group.copies
             group.split = wanted
+
+
+def _spread(train: int, val: int, test: int) -> np.ndarray:
+    """The numbers of splits of these sizes, spread evenly: each run of places has its share of
+    every split, within two."""
+    is_train = _even(train, train + val + test)
+    numbers = np.zeros(len(is_train), np.int64)
+    numbers[~is_train] = np.where(_even(val, val + test), 1, 2)
+    return numbers
+
+
+def _even(size: int, total: int) -> np.ndarray:
+    """`size` true values among `total`, evenly; (total,) booleans."""
+    return np.diff(np.arange(total + 1) * size // max(total, 1)) == 1
 
 
 def _part(share: float, count: int) -> int:
