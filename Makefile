@@ -63,7 +63,7 @@ test: $(DEVELOPING)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(DEVELOPING)  ## Run the long tests: 10,000 damaged shards, ten kills of a preparation
-	$(BIN)/python -m pytest -m long
+	MANTA_TEST_NEW=1 $(BIN)/python -m pytest -m long
 
 faults: $(DEVELOPING)  ## Test every fault that a run survives; writes a table (40 minutes)
 	rm -f faults.md
