@@ -1,4 +1,4 @@
-"""Of the failures of all workers, the one that caused the others is told."""
+"""Workers that fail together: a person is told the failure that caused the others."""
 
 import itertools
 
